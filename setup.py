@@ -1,0 +1,4 @@
+"""Metadata lives in pyproject.toml."""
+from setuptools import setup
+
+setup()

@@ -1,0 +1,453 @@
+"""Every setting of every stage: frozen dataclasses, read from strict YAML with `key=value` overrides.
+
+One file describes one pipeline; each stage reads its own section. An unknown key, a wrong type or an impossible value is a
+`UsageError` before anything is computed. All classes are hashable, so they can be static arguments of jitted functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import pathlib
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.grid import Grid
+
+CANDIDATES = ("published", "exhaustive", "branching")
+STRATEGIES = ("zip_rc", "fixed", "reward_threshold", "length_budget", "half_finished")
+ANSWERS = ("value", "vote")
+LABELS = ("correct", "value")
+KL_KINDS = ("forward_topk", "forward", "reverse")
+TRAINABLE = ("all", "zip_rows")
+
+
+def _require(condition: bool, value: str, reason: str, fix: str) -> None:
+    if not condition:
+        raise UsageError(value, reason, fix)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, f"{name}={value!r}", f"it must be one of {', '.join(allowed)}", "choose one of them")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A Llama-like decoder-only transformer. Sizes have no hidden defaults inside the layers: all are stated here.
+
+    Attributes:
+      vocab_size: rows of the embedding, padding included.
+      d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff: the usual widths; `n_heads` is a multiple of `n_kv_heads`.
+      rope_theta: base of the rotary position embedding.
+      rms_eps: epsilon of every RMSNorm.
+      qk_norm: RMSNorm on queries and keys per head (Qwen3).
+      tied: unembedding = embedding.
+      max_positions: longest sequence in tokens, prompt included.
+    """
+
+    vocab_size: int = 384
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    head_dim: int = 32
+    d_ff: int = 384
+    rope_theta: float = 10000.0
+    rms_eps: float = 1e-6
+    qk_norm: bool = True
+    tied: bool = False
+    max_positions: int = 256
+
+    def __post_init__(self) -> None:
+        for field in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_positions"):
+            _require(getattr(self, field) > 0, f"model.{field}={getattr(self, field)}", "sizes are positive", "give a positive number")
+        _require(
+            self.n_heads % self.n_kv_heads == 0,
+            f"model.n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}",
+            "every key/value head serves a whole group of query heads",
+            "make n_heads a multiple of n_kv_heads",
+        )
+        _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim}", "RoPE rotates pairs of channels", "make it even")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn. Filters apply in the order temperature, top_k, top_p, min_p (as in Hugging Face).
+
+    Attributes:
+      temperature: 0 is greedy; logits are divided by it.
+      top_k: keep the k likeliest tokens; 0 keeps all.
+      top_p: keep the smallest set of likeliest tokens with at least this probability; 1 keeps all.
+      min_p: keep tokens with at least this fraction of the likeliest token's probability; 0 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            f"temperature={self.temperature}",
+            "logits are divided by it",
+            "use 0 for greedy or a positive number",
+        )
+        _require(self.top_k >= 0, f"top_k={self.top_k}", "it counts tokens", "use 0 to keep all")
+        _require(0 < self.top_p <= 1, f"top_p={self.top_p}", "it is a probability", "use a number in (0, 1]")
+        _require(0 <= self.min_p <= 1, f"min_p={self.min_p}", "it is a fraction of the largest probability", "use a number in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """The adaptive search and its limits (method: sampling utility, `U = E[max] - beta (alpha E[compute] + (1-alpha) E[latency]) / N`).
+
+    Attributes:
+      alpha: in [0, 1]; 1 prices compute (all tokens), 0 prices latency (serial steps).
+      beta: price of one mean sample's worth of cost, in reward; small buys accuracy (0.1 cheap .. 0.01 dear).
+      n: most prefixes (finished ones included) that one prompt may have.
+      interval: decode steps between decisions, in tokens.
+      window: the joint of a prefix is the mean over its last `window` tokens.
+      candidates: "published" (the authors' keep-sets), "exhaustive" (all subsets, n <= 10), or "branching" (adds
+        multiplicities and new samples from the root).
+      no_harm: after the best keep-set is found, keep every dropped prefix whose return does not lower the utility.
+      strategy: "zip_rc", or a baseline on the same engine: "fixed" (n full samples), "reward_threshold" (drop prefixes whose
+        expected reward is below `reward_threshold`), "length_budget" (drop prefixes longer than `length_budget` tokens),
+        "half_finished" (drop the rest once half have finished).
+      answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the largest sum of values).
+      abstain: allow a prompt to end before any prefix has finished.
+      skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head to select within a prompt.
+      joint_temperature, joint_top_p: sharpening of the joint before the search; 1 leaves it.
+      max_tokens: most tokens generated per prefix.
+      temperature, top_k, top_p, min_p: see `SamplingConfig`.
+      stop_token_ids: ids that end a prefix besides the tokenizer's end-of-sequence ids.
+      rows: rows of the pool, shared by all prompts in flight.
+    """
+
+    alpha: float = 0.1
+    beta: float = 0.01
+    n: int = 8
+    interval: int = 64
+    window: int = 512
+    candidates: str = "published"
+    no_harm: bool = True
+    strategy: str = "zip_rc"
+    reward_threshold: float = 0.4
+    length_budget: int = 0
+    answer: str = "value"
+    abstain: bool = False
+    skill: float = 1.0
+    joint_temperature: float = 1.0
+    joint_top_p: float = 1.0
+    max_tokens: int = 1024
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    rows: int = 64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop_token_ids", tuple(int(i) for i in self.stop_token_ids))
+        _require(0 <= self.alpha <= 1, f"alpha={self.alpha}", "it weighs compute against latency", "use a number in [0, 1]")
+        _require(math.isfinite(self.beta) and self.beta >= 0, f"beta={self.beta}", "it is a price", "use a finite number >= 0")
+        for field in ("n", "interval", "window", "max_tokens", "rows"):
+            _require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+        _one_of("candidates", self.candidates, CANDIDATES)
+        _one_of("strategy", self.strategy, STRATEGIES)
+        _one_of("answer", self.answer, ANSWERS)
+        _require(
+            self.candidates != "exhaustive" or self.n <= 10,
+            f"n={self.n} with candidates='exhaustive'",
+            f"all 2^{self.n} subsets would be scored at every decision",
+            "use n <= 10 or candidates='published'",
+        )
+        _require(
+            self.n + (self.candidates == "branching") <= self.rows,
+            f"n={self.n} with rows={self.rows}",
+            "the samples of one prompt (and, for branching, its root) must fit in the row pool",
+            "raise rows or lower n",
+        )
+        _require(
+            self.strategy != "length_budget" or self.length_budget >= 1,
+            f"length_budget={self.length_budget}",
+            "strategy='length_budget' needs a budget in tokens",
+            "set length_budget to a positive number",
+        )
+        _require(self.skill >= 0, f"skill={self.skill}", "it is an exponent between mean (0) and maximum (1)", "use a number >= 0")
+        _require(self.joint_temperature > 0, f"joint_temperature={self.joint_temperature}", "log-probs are divided by it", "use 1 to leave it")
+        _require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")
+        self.sampling  # noqa: B018  (validates the sampling options)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridConfig:
+    """A grid per label kind. Empty centres or edges mean the authors'."""
+
+    correct_centres: tuple[float, ...] = ()
+    value_centres: tuple[float, ...] = ()
+    length_edges: tuple[int, ...] = ()
+
+    def grid(self, label: str) -> Grid:
+        """The grid for `label` in {"correct", "value"}. Raises `UsageError` for an impossible grid."""
+        _one_of("label", label, LABELS)
+        authors = Grid.authors(label)
+        centres = self.correct_centres if label == "correct" else self.value_centres
+        return Grid(tuple(centres) or authors.reward_centres, tuple(self.length_edges) or authors.length_edges)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Problems of a reasoning-gym task, level by level.
+
+    Attributes:
+      name: reasoning-gym dataset name.
+      levels: one dict of reasoning-gym options per level, easiest first, e.g. `{min_terms: 2, max_terms: 2}`.
+      train_seed, heldout_seed: first seed of each split. reasoning-gym seeds problem `i` with `seed + i`, so the two must lie
+        further apart than the number of problems.
+    """
+
+    name: str = "chain_sum"
+    levels: tuple[dict[str, Any], ...] = ()
+    train_seed: int = 0
+    heldout_seed: int = 1_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """On-policy samples for training.
+
+    Attributes:
+      prompts: number of prompts, spread evenly over the levels.
+      samples: rollouts per prompt.
+      rows: rows decoded together.
+      max_tokens: longest response in tokens; longer ones are stored as truncated (right-censored length).
+      seed: seed of the sampling.
+      temperature, top_k, top_p, min_p: see `SamplingConfig`. Defaults are the authors'.
+    """
+
+    prompts: int = 50_000
+    samples: int = 2
+    rows: int = 256
+    max_tokens: int = 1024
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.1
+
+    def __post_init__(self) -> None:
+        for field in ("prompts", "samples", "rows", "max_tokens"):
+            _require(getattr(self, field) >= 1, f"rollout.{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+        self.sampling  # noqa: B018
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run of the joint head. Defaults are the authors' recipe (method, section 3).
+
+    Attributes:
+      label: "correct" or "value": which field of the rollouts is the reward.
+      trainable: "all", or "zip_rows" for ZIP-RC-Lite (every next-token logit stays bit-identical).
+      steps: optimizer steps; the cosine schedule ends exactly there.
+      batch_rows, row_tokens: a step sees `batch_rows` packed rows of `row_tokens` tokens.
+      learning_rate: peak; linear warm-up over `warmup` of the steps, then cosine to 0.
+      kl_weight: weight of the KL to the frozen starting policy; 0 switches the teacher off.
+      kl_kind: "forward_topk" (authors: KL(teacher || student), teacher cut to its `kl_top_k` likeliest ids and renormalised),
+        "forward" (full vocabulary), or "reverse" (paper: KL(student || teacher)).
+      lm_weight: weight of the next-token cross-entropy on the responses (used to pretrain the demo policy).
+      joint_weight: weight of the joint cross-entropy.
+      zip_lr_multiplier: the reserved rows learn this many times faster than the body.
+      save_seconds: a checkpoint at least this often; also at the end and on SIGINT / SIGTERM.
+      log_every: steps between metric records.
+      eval_rollouts: held-back rollouts for the validation metrics (within-prompt AUC among them).
+    """
+
+    label: str = "correct"
+    trainable: str = "all"
+    steps: int = 1000
+    batch_rows: int = 16
+    row_tokens: int = 32768
+    learning_rate: float = 3e-5
+    warmup: float = 0.05
+    adam_b1: float = 0.9
+    adam_b2: float = 0.95
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    kl_weight: float = 0.0
+    kl_kind: str = "forward_topk"
+    kl_top_k: int = 32
+    lm_weight: float = 0.0
+    joint_weight: float = 1.0
+    zip_lr_multiplier: float = 1.0
+    loss_chunk: int = 2048
+    seed: int = 0
+    save_seconds: float = 60.0
+    log_every: int = 50
+    eval_rollouts: int = 2048
+
+    def __post_init__(self) -> None:
+        _one_of("label", self.label, LABELS)
+        _one_of("trainable", self.trainable, TRAINABLE)
+        _one_of("kl_kind", self.kl_kind, KL_KINDS)
+        for field in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every"):
+            _require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+        for field in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds"):
+            _require(getattr(self, field) > 0, f"{field}={getattr(self, field)}", "it must be positive", "use a positive number")
+        for field in ("kl_weight", "lm_weight", "joint_weight", "weight_decay"):
+            _require(getattr(self, field) >= 0, f"{field}={getattr(self, field)}", "it is a weight", "use a number >= 0")
+        _require(0 <= self.warmup < 1, f"warmup={self.warmup}", "it is the fraction of steps spent warming up", "use a number in [0, 1)")
+        _require(
+            not (self.trainable == "zip_rows" and (self.kl_weight or self.lm_weight)),
+            f"trainable='zip_rows' with kl_weight={self.kl_weight}, lm_weight={self.lm_weight}",
+            "the next-token logits do not depend on the reserved rows, so these losses have no gradient",
+            "set both to 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """How the embedded policy is made, and where it lies.
+
+    Attributes:
+      path: checkpoint of the starting policy.
+      slip: probability of a wrong result in a written step.
+      notice_slip, notice_fine: probability of "wait" and a redo after a wrong step, and after a right one.
+      check_slip, check_fine: probability of a checking pass when the first pass went wrong, and when it did not.
+      examples: distinct training solutions.
+      train: optimizer settings of the pretraining (next-token loss only).
+    """
+
+    path: str = ""
+    slip: float = 0.08
+    notice_slip: float = 0.3
+    notice_fine: float = 0.02
+    check_slip: float = 0.6
+    check_fine: float = 0.6
+    examples: int = 2_000_000
+    train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig:
+    """Value labelling: `value` = mean expected reward of the critic over the last `last` labelled positions."""
+
+    last: int = 512
+    batch_rows: int = 64
+
+    def __post_init__(self) -> None:
+        _require(self.last >= 1, f"label.last={self.last}", "it counts positions", "use a positive number")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out comparison of the adaptive search with its baselines under one cost meter.
+
+    Attributes:
+      prompts: held-out problems, spread evenly over the levels.
+      samples: samples per problem of the fixed run (the baselines' pool, and the mean length that normalises cost).
+      alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
+      headline_beta: one beta per alpha, fixed beforehand, whose row is the headline.
+      bootstrap: resamples of the paired bootstrap over prompts.
+      seed: seed of the decoding.
+    """
+
+    prompts: int = 400
+    samples: int = 8
+    alphas: tuple[float, ...] = (0.1, 1.0)
+    betas: tuple[float, ...] = (0.1, 0.05, 0.02, 0.01)
+    candidates: tuple[str, ...] = ("published",)
+    headline_beta: tuple[float, ...] = (0.05, 0.05)
+    bootstrap: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("alphas", "betas", "candidates", "headline_beta"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for name in self.candidates:
+            _one_of("evaluate.candidates", name, CANDIDATES)
+        _require(self.prompts >= 1, f"evaluate.prompts={self.prompts}", "it counts problems", "use a positive number")
+        _require(
+            len(self.headline_beta) == len(self.alphas),
+            f"headline_beta={self.headline_beta}, alphas={self.alphas}",
+            "every alpha has its own headline beta",
+            "give one per alpha",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """The whole pipeline: one section per stage, one run directory."""
+
+    run_dir: str = ""
+    task: TaskConfig = TaskConfig()
+    model: ModelConfig = ModelConfig()
+    grid: GridConfig = GridConfig()
+    policy: PolicyConfig = PolicyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    critic: TrainConfig = TrainConfig(learning_rate=1e-4)
+    label: LabelConfig = LabelConfig()
+    final: TrainConfig = TrainConfig(label="value", kl_weight=10.0)
+    lite: TrainConfig = TrainConfig(label="value", trainable="zip_rows", learning_rate=1e-3)
+    decode: DecodeConfig = DecodeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load_config(path: str | pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
+    """Reads a YAML file, applies `section.key=value` overrides and validates everything.
+
+    Raises:
+      UsageError: the file is missing or not YAML, a key is unknown (the message names the nearest known key), or a value is
+        impossible.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UsageError(f"config {path}", "there is no such file", "pass one of the files in configs/")
+    for item in overrides:
+        if "=" not in item:
+            raise UsageError(f"override {item!r}", "overrides have the form section.key=value", "write for example decode.beta=0.02")
+    schema = OmegaConf.structured(PipelineConfig)
+    try:
+        merged = OmegaConf.merge(schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        raise UsageError(f"config key {error.full_key!r} in {path}", "no stage reads this key", _nearest(error)) from None
+    except UsageError:
+        raise
+    except (OmegaConfBaseException, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"config {path}", first, "correct the value") from None
+    assert isinstance(config, PipelineConfig)
+    config.grid.grid("correct"), config.grid.grid("value")
+    return config
+
+
+def _nearest(error: ConfigKeyError) -> str:
+    known = [f.name for f in dataclasses.fields(error.object_type)] if dataclasses.is_dataclass(error.object_type) else []
+    close = difflib.get_close_matches(str(error.key), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys here are {', '.join(known)}"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain nested dicts and lists (for JSON next to outputs and inside checkpoints)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(dataclasses.asdict(config))

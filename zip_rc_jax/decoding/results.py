@@ -1,0 +1,108 @@
+"""What a decode returns: the answer, every prefix of the tree, every decision, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+PREFIX_STATES = ("finished", "paused", "live")
+FINISH_REASONS = ("stop", "length", "paused", "abstain", "error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """One branch of the tree of one prompt.
+
+    Attributes:
+      id: number within the prompt; samples of the root come first, forks later.
+      parent: id of the prefix it was forked from; -1 is the root (the prompt).
+      fork_position: generated tokens shared with the parent.
+      token_ids: all generated tokens, shared ones included, end-of-sequence token included.
+      text: decoded without special tokens.
+      state: "finished", "paused" or "live" (only while streaming).
+      finish_reason: "stop" (end token), "length" (max_tokens), "paused".
+      expected_reward: mean over the last `window` tokens of the joint's expected reward.
+      expected_remaining: same for remaining tokens.
+    """
+
+    id: int
+    parent: int
+    fork_position: int
+    token_ids: tuple[int, ...]
+    text: str
+    state: str
+    finish_reason: str
+    expected_reward: float
+    expected_remaining: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """One meta-action. Tuples have one entry per prefix in `prefix_ids`.
+
+    Attributes:
+      step: serial decode steps of this prompt so far.
+      prefix_ids: all prefixes at this moment; -1 is the root.
+      multiplicity: 0 = pause (or, for a finished prefix, drop), 1 = continue (or keep), 2+ = branch.
+      future_bin: planned pause bin, -1 for none.
+      utility: of the chosen action (NaN for strategies that have none).
+      expected_reward, expected_remaining, tokens: of each prefix, before the action.
+      finished: whether each prefix has ended.
+    """
+
+    step: int
+    prefix_ids: tuple[int, ...]
+    multiplicity: tuple[int, ...]
+    future_bin: int
+    utility: float
+    expected_reward: tuple[float, ...]
+    expected_remaining: tuple[float, ...]
+    tokens: tuple[int, ...]
+    finished: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Cost of one prompt.
+
+    Attributes:
+      prompt_tokens: tokens of the prompt.
+      tokens: generated tokens of all prefixes; a shared prefix counts once.
+      serial_steps: decode steps in which at least one prefix of the prompt was live.
+      seconds: wall-clock from admission to the end of the prompt (other prompts share the machine meanwhile).
+    """
+
+    prompt_tokens: int
+    tokens: int
+    serial_steps: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The outcome of one prompt.
+
+    Attributes:
+      prompt: as given.
+      text: the answer prefix's text ("" after abstention).
+      prefix_id: id of the answer prefix, -1 after abstention.
+      finish_reason: of the answer prefix, or "abstain".
+      expected_reward, expected_remaining: of the answer prefix (of the root after abstention).
+      vote_text: text of the most valuable prefix of the answer group with the largest sum of values.
+      prefixes, trace, usage: see the classes.
+    """
+
+    prompt: str
+    text: str
+    prefix_id: int
+    finish_reason: str
+    expected_reward: float
+    expected_remaining: float
+    vote_text: str
+    prefixes: tuple[Prefix, ...]
+    trace: tuple[Decision, ...]
+    usage: Usage
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars, ready for JSON."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,126 @@
+"""The reward x length grid: the only place that knows units.
+
+A prefix has two random variables: its final reward `V` in [0, 1] and its remaining length `L` in tokens still to generate,
+end-of-sequence token included. A `Grid` discretises the pair; cell `(b, l)` is reward bin `b` (centre `v_b`) and length bin `l`
+(half-open `[t_l, t_{l+1})`, midpoint `m_l`). Cells are numbered reward-major: `b * n_length + l` (paper, section 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from zip_rc_jax.errors import UsageError
+
+AUTHORS_LENGTH_EDGES = (0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+AUTHORS_CENTRES = {"correct": (0.0, 1.0), "value": tuple(i / 6 for i in range(7))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Reward centres and length edges. Hashable, so it can be a static argument of a jitted function.
+
+    Attributes:
+      reward_centres: `B_V` ascending rewards in [0, 1].
+      length_edges: `B_T + 1` ascending token counts, the first 0. A length at or past the last edge falls into the last bin.
+
+    Raises:
+      UsageError: fewer than two centres or edges, not strictly ascending, or out of range.
+    """
+
+    reward_centres: tuple[float, ...]
+    length_edges: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        centres = tuple(float(v) for v in self.reward_centres)
+        edges = tuple(int(t) for t in self.length_edges)
+        if any(t != e for t, e in zip(edges, self.length_edges, strict=True)):
+            raise UsageError(f"length_edges={list(self.length_edges)}", "edges count tokens, so they are whole numbers", "round them")
+        object.__setattr__(self, "reward_centres", centres)
+        object.__setattr__(self, "length_edges", edges)
+        if len(centres) < 2:
+            raise UsageError(f"reward_centres={list(centres)}", "a grid needs at least two reward bins", "give for example [0, 1]")
+        if not all(a < b for a, b in itertools.pairwise(centres)) or centres[0] < 0 or centres[-1] > 1:
+            raise UsageError(
+                f"reward_centres={list(centres)}", "centres must ascend strictly within [0, 1]", "sort them and rescale rewards to [0, 1]"
+            )
+        if len(edges) < 2:
+            raise UsageError(f"length_edges={list(edges)}", "a grid needs at least one length bin, so two edges", "give for example [0, 64]")
+        if not all(a < b for a, b in itertools.pairwise(edges)) or edges[0] != 0:
+            raise UsageError(
+                f"length_edges={list(edges)}", "edges must start at 0 and ascend strictly, so every length has one bin", "sort them and start at 0"
+            )
+
+    @classmethod
+    def authors(cls, label: str) -> Grid:
+        """The authors' published grid for `label` "correct" (2 x 8) or "value" (7 x 8)."""
+        if label not in AUTHORS_CENTRES:
+            raise UsageError(f"label={label!r}", f"known label kinds are {sorted(AUTHORS_CENTRES)}", "use one of them")
+        return cls(AUTHORS_CENTRES[label], AUTHORS_LENGTH_EDGES)
+
+    @property
+    def n_reward(self) -> int:
+        return len(self.reward_centres)
+
+    @property
+    def n_length(self) -> int:
+        return len(self.length_edges) - 1
+
+    @property
+    def n_cells(self) -> int:
+        return self.n_reward * self.n_length
+
+    @property
+    def reward_edges(self) -> tuple[float, ...]:
+        """The `B_V - 1` inner reward edges: midpoints between centres (bins are half-open, the upper bin takes the edge)."""
+        return tuple((a + b) / 2 for a, b in itertools.pairwise(self.reward_centres))
+
+    @property
+    def length_midpoints(self) -> tuple[float, ...]:
+        """`m_l = (t_l + t_{l+1}) / 2` in tokens, one per length bin."""
+        return tuple((a + b) / 2 for a, b in itertools.pairwise(self.length_edges))
+
+    def reward_bin(self, reward: Any) -> np.ndarray:
+        """Bin index of each reward in [0, 1] (any shape).
+
+        Raises:
+          ValueError: a reward outside [0, 1] or NaN.
+        """
+        reward = np.asarray(reward, np.float64)
+        if not np.all((reward >= 0) & (reward <= 1)):
+            raise ValueError(f"rewards must lie in [0, 1]; got {reward[~((reward >= 0) & (reward <= 1))][:5]}")
+        return np.searchsorted(np.asarray(self.reward_edges), reward, side="right").astype(np.int32)
+
+    def length_bin(self, remaining: Any) -> np.ndarray:
+        """Bin index of each remaining length in tokens (any shape). Lengths past the last edge go to the last bin.
+
+        Raises:
+          ValueError: a negative length.
+        """
+        remaining = np.asarray(remaining)
+        if np.any(remaining < 0):
+            raise ValueError(f"remaining lengths must be >= 0; got {remaining[remaining < 0][:5]}")
+        return np.searchsorted(np.asarray(self.length_edges[1:-1]), remaining, side="right").astype(np.int32)
+
+    def cell(self, reward: Any, remaining: Any) -> np.ndarray:
+        """Cell index `b * n_length + l` (reward-major) of each (reward, remaining tokens) pair."""
+        return self.reward_bin(reward) * self.n_length + self.length_bin(remaining)
+
+    def expected_reward(self, joint: Any) -> Any:
+        """`E[V]` of joints `[..., B_V, B_T]` -> `[...]`, in the joint's dtype."""
+        return jnp.einsum("...bl,b->...", joint, jnp.asarray(self.reward_centres, joint.dtype))
+
+    def expected_length(self, joint: Any) -> Any:
+        """`E[L]` in tokens of joints `[..., B_V, B_T]` -> `[...]`, in the joint's dtype."""
+        return jnp.einsum("...bl,l->...", joint, jnp.asarray(self.length_midpoints, joint.dtype))
+
+    def to_dict(self) -> dict[str, list]:
+        return {"reward_centres": list(self.reward_centres), "length_edges": list(self.length_edges)}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Grid:
+        return cls(tuple(data["reward_centres"]), tuple(data["length_edges"]))
