@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-PREFIX_STATES = ("finished", "paused", "live")
-FINISH_REASONS = ("stop", "length", "paused", "abstain", "error")
-
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
@@ -19,7 +16,7 @@ class Prefix:
       fork_position: generated tokens shared with the parent.
       token_ids: all generated tokens, shared ones included, end-of-sequence token included.
       text: decoded without special tokens.
-      state: "finished", "paused" or "live" (only while streaming).
+      state: "finished" or "paused".
       finish_reason: "stop" (end token), "length" (max_tokens), "paused".
       expected_reward: mean over the last `window` tokens of the joint's expected reward.
       expected_remaining: same for remaining tokens.
@@ -88,7 +85,8 @@ class Result:
       prefix_id: id of the answer prefix, -1 after abstention.
       finish_reason: of the answer prefix, or "abstain".
       expected_reward, expected_remaining: of the answer prefix (of the root after abstention).
-      vote_text: text of the most valuable prefix of the answer group with the largest sum of values.
+      value_text: text of the finished prefix with the highest value.
+      vote_text: text of the most valuable prefix of the answer group with the largest sum of values. `text` is one of these two.
       prefixes, trace, usage: see the classes.
     """
 
@@ -98,6 +96,7 @@ class Result:
     finish_reason: str
     expected_reward: float
     expected_remaining: float
+    value_text: str
     vote_text: str
     prefixes: tuple[Prefix, ...]
     trace: tuple[Decision, ...]

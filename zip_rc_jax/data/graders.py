@@ -1,0 +1,222 @@
+"""Grading of responses: find the answer, then the task's own exact scorer. No text can crash or hang it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import math
+import pathlib
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from zip_rc_jax.data.tasks import MATH, Problem, create
+from zip_rc_jax.errors import UsageError
+
+# Scorers that only compare bounded strings and decimals run here; every other one runs in the worker process.
+DECIMAL_TASKS = ("chain_sum", "products")
+MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
+MAX_ANSWER_CHARS = 4_000  # beyond it (or four times the reference answer) an answer is wrong without a look
+START_SECONDS = 120.0
+
+_MARKER = re.compile(r"Answer\**\s*:\**")
+_BRACES = re.compile(r"\\boxed\{|\\[{}\\]|[{}]")  # escaped braces are text
+
+
+class Gradable(Protocol):
+    """What grading needs of a `Problem` or a `Rollout`."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+    @property
+    def entry_json(self) -> str: ...
+
+
+def extract_answer(text: str) -> str | None:
+    """The text after the last "Answer:" (emphasis stars allowed), else the contents of the last complete `\\boxed{...}`, else None.
+
+    A box after the marker is unwrapped, and the result is stripped of white space.
+    """
+    text = text[-MAX_RESPONSE_CHARS:]
+    marker_ends = [match.end() for match in _MARKER.finditer(text)]
+    tail = text[marker_ends[-1] :] if marker_ends else text
+    boxed = _last_boxed(tail)
+    if boxed is not None:
+        return boxed.strip()
+    return tail.strip() if marker_ends else None
+
+
+def _last_boxed(text: str) -> str | None:
+    """Contents of the complete box that begins last. One pass, so that no text of nothing but boxes is slow."""
+    opened: list[int | None] = []  # where the contents of each open brace begin; None for braces that are no box
+    best: tuple[int, int] | None = None
+    for brace in _BRACES.finditer(text):
+        if brace.group() == "}":
+            begin = opened.pop() if opened else None
+            if begin is not None and (best is None or begin > best[0]):
+                best = (begin, brace.start())
+        elif brace.group() in ("{", "\\boxed{"):
+            opened.append(brace.end() if brace.group() != "{" else None)
+    return None if best is None else text[best[0] : best[1]]
+
+
+def correct(score: float) -> float:
+    """1.0 for a full score, else 0.0: reasoning-gym gives part of the score for, say, the right number inside a longer text."""
+    return float(score >= 1.0)
+
+
+class Grader:
+    """Scores responses; owns the worker process, which starts when first needed. Usable from any thread; close it or use `with`.
+
+    Attributes:
+      timeout: seconds one answer may take in the worker. After that the worker is killed and the answer is wrong.
+    """
+
+    def __init__(self, timeout: float = 5.0):
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker. The grader may be used again; a new worker then starts."""
+        with self._lock:
+            self._stop()
+
+    def score(self, problem: Gradable, response: str) -> float:
+        """The task's own score of the answer in `response`, in [0, 1]; 0.0 for no answer, or for one that breaks the scorer.
+
+        Raises:
+          UsageError: reasoning-gym has no such task, or its scorer needs the entry, which `entry_json` does not give.
+        """
+        answer = extract_answer(response)
+        if answer is None or not answer or len(answer) > max(MAX_ANSWER_CHARS, 4 * len(problem.answer)):
+            return 0.0
+        if problem.task == MATH:
+            if answer == problem.answer.strip():
+                return 1.0
+            return _bounded(self._ask({"math": {"gold": problem.answer, "answer": answer}}))
+        simple = _simple_scorer(problem.task)
+        if simple is None:
+            if not problem.entry_json:
+                raise UsageError(f"task {problem.task!r}", "its scorer needs the whole entry", "pass the problem's entry_json")
+            request = {"task": problem.task, "question": problem.question, "gold": problem.answer, "answer": answer}
+            score = self._ask({"task": request | json.loads(problem.entry_json)})
+            if score < 0:
+                raise UsageError(
+                    f"task {problem.task!r}, {problem.entry_json}",
+                    "reasoning-gym now generates another problem there",
+                    "use the version (and PYTHONHASHSEED) that made the problems",
+                )
+            return _bounded(score)
+        try:
+            return _bounded(simple(answer, {"answer": problem.answer}))
+        except Exception:  # a scorer that cannot read the answer has not found it right
+            return 0.0
+
+    def grade_many(self, items: Iterable[tuple[Gradable, str]]) -> list[float]:
+        """`score` of each (problem, response), in order."""
+        return [self.score(problem, response) for problem, response in items]
+
+    def _ask(self, request: dict[str, Any]) -> float:
+        with self._lock:
+            for _ in range(2):  # a worker that died may have been killed from outside: the answer gets a second one
+                if self._worker is None:
+                    self._worker = _Worker(self.timeout)
+                try:
+                    return float(self._worker.ask(request, self.timeout)["score"])
+                except queue.Empty:  # too slow
+                    self._stop()
+                    return 0.0
+                except (OSError, ValueError):  # died
+                    self._stop()
+            return 0.0
+
+    def _stop(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker = None
+
+
+def grade(task: str, answer: str, response: str, *, question: str = "", entry_json: str = "") -> float:
+    """`Grader.score` for one response, with a grader that lives as long as the process."""
+    return _shared_grader().score(Problem(0, 0, 0, question, answer, task, entry_json), response)
+
+
+@functools.cache
+def _shared_grader() -> Grader:
+    grader = Grader()
+    atexit.register(grader.close)
+    return grader
+
+
+@functools.cache
+def _simple_scorer(task: str) -> Callable[[str, dict[str, Any]], float] | None:
+    """`score_answer` of a task whose scorer needs only the reference answer and cannot hang, else None."""
+    from reasoning_gym.dataset import ProceduralDataset
+    from reasoning_gym.factory import DATASETS
+
+    if task not in DATASETS:
+        create(task, {}, seed=0, size=1)  # raises, with the nearest names
+    scorer = DATASETS[task][0].score_answer
+    if task in DECIMAL_TASKS or scorer is ProceduralDataset.score_answer:
+        return functools.partial(scorer, None)  # these two kinds read nothing of their dataset
+    return None
+
+
+def _bounded(score: float) -> float:
+    return 0.0 if math.isnan(score) else min(max(float(score), 0.0), 1.0)
+
+
+class _Worker:
+    """`grader_worker.py` in its own process. A thread reads its replies, so that waiting for one can time out on every platform."""
+
+    def __init__(self, timeout: float):
+        script = pathlib.Path(__file__).with_name("grader_worker.py")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(script), str(max(1, math.ceil(timeout)))],  # -P: our modules must not shadow the library's
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C ends the run, but must not make the answer in hand wrong
+        )
+        self._replies: queue.Queue[bytes] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        try:
+            json.loads(self._replies.get(timeout=START_SECONDS))
+        except (queue.Empty, ValueError):
+            self.kill()
+            raise RuntimeError("the grading process did not start; `python -c 'import math_verify'` may say why") from None
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._replies.put(line)
+        self._replies.put(b"")  # the process ended: not JSON, so whoever waits fails at once
+
+    def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        return json.loads(self._replies.get(timeout=timeout))
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # type: ignore[union-attr]

@@ -1,0 +1,166 @@
+"""Problems with exact answers: procedural ones from reasoning-gym, level by level, and maths problems from JSONL files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+from zip_rc_jax.config import TaskConfig
+from zip_rc_jax.errors import UsageError
+
+MATH = "math"
+SPLITS = ("train", "heldout")
+# reasoning-gym 0.1.25 iterates over sets of strings here, so the same seed gives other problems in every process.
+HASH_DEPENDENT = ("isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One problem with its reference answer.
+
+    Attributes:
+      index: number within its split; problem `i` has level `i % n_levels`.
+      level: index into `TaskConfig.levels`, easiest first.
+      seed: the seed that made it (0 for problems from a file).
+      question: as shown to the model, before the chat template.
+      answer: reference answer.
+      task: reasoning-gym dataset name, or "math".
+      entry_json: `{"options", "seed", "index"}` that make the full reasoning-gym entry again, for scorers that need its metadata;
+        "" for maths.
+    """
+
+    index: int
+    level: int
+    seed: int
+    question: str
+    answer: str
+    task: str
+    entry_json: str = ""
+
+
+def problems(task: TaskConfig, split: str, count: int) -> list[Problem]:
+    """The first `count` problems of a split, round-robin over the levels.
+
+    Every (split, level) owns a range of seeds that no other shares: the distance between the two first seeds, divided by the number
+    of levels. So problem `i` does not depend on `count`, and no problem of one split can be generated in the other. (Two seeds can
+    still produce the same question where a level has few distinct ones.)
+
+    Raises:
+      UsageError: unknown split, dataset or option; an option value that the dataset refuses; negative seeds; more problems than fit
+        between the two first seeds; or a dataset in `HASH_DEPENDENT` without PYTHONHASHSEED.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"split={split!r}", f"the splits are {' and '.join(SPLITS)}", "use one of them")
+    if count < 0:
+        raise UsageError(f"count={count}", "it counts problems", "use a number >= 0")
+    levels = task.levels or ({},)
+    if min(task.train_seed, task.heldout_seed) < 0:
+        raise UsageError(
+            f"train_seed={task.train_seed}, heldout_seed={task.heldout_seed}",
+            "Python's random generator ignores the sign of a seed, so negative ranges repeat positive ones",
+            "use seeds >= 0",
+        )
+    per_level = -(-count // len(levels))
+    stride = abs(task.heldout_seed - task.train_seed) // len(levels)
+    if per_level > stride:
+        raise UsageError(
+            f"{count} problems with train_seed={task.train_seed}, heldout_seed={task.heldout_seed}",
+            f"{len(levels)} levels leave {stride} seeds for each before the two splits overlap, and {per_level} are needed",
+            f"set the two seeds at least {per_level * len(levels)} apart",
+        )
+    first = task.train_seed if split == "train" else task.heldout_seed
+    starts = [first + level * stride for level in range(len(levels))]
+    datasets = [create(task.name, dict(options), start, max(per_level, 1)) for options, start in zip(levels, starts, strict=True)]
+    result = []
+    for index in range(count):
+        position, level = divmod(index, len(levels))
+        try:
+            entry = datasets[level][position]
+        except Exception as error:  # some values pass the dataset's own validation and fail only here
+            raise _impossible(task.name, levels[level], error) from error
+        reference = {"options": dict(levels[level]), "seed": starts[level], "index": position}
+        result.append(
+            Problem(index, level, starts[level] + position, entry["question"], str(entry["answer"]), task.name, json.dumps(reference))
+        )
+    return result
+
+
+def create(name: str, options: dict[str, Any], seed: int, size: int) -> Any:
+    """`reasoning_gym.create_dataset` with errors that help. Raises `UsageError` for an unknown name, option or value."""
+    from reasoning_gym.factory import DATASETS, create_dataset  # a second to import, and only this stage needs it
+
+    if name not in DATASETS:
+        raise UsageError(f"task.name={name!r}", "reasoning-gym has no such dataset", _nearest(name, sorted(DATASETS)))
+    if name in HASH_DEPENDENT and not os.environ.get("PYTHONHASHSEED", "random").isdigit():
+        raise UsageError(
+            f"task.name={name!r}", "its problems depend on Python's hash seed, so no run would repeat another", "set PYTHONHASHSEED=0"
+        )
+    known = [field.name for field in dataclasses.fields(DATASETS[name][1]) if field.name not in ("seed", "size")]
+    for key in options:
+        if key in ("seed", "size"):
+            raise UsageError(
+                f"task.levels option {key!r}",
+                "seeds and sizes follow from the split and the number of problems",
+                "remove it from the level",
+            )
+        if key not in known:
+            raise UsageError(f"task.levels option {key!r} of {name}", "the dataset has no such option", _nearest(str(key), known))
+    try:
+        return create_dataset(name, seed=seed, size=size, **options)
+    except Exception as error:  # each dataset validates in its own way: assertions, ValueError, TypeError
+        raise _impossible(name, options, error) from error
+
+
+def _impossible(name: str, options: dict[str, Any], error: Exception) -> UsageError:
+    return UsageError(f"task.levels {options} of {name}", str(error) or type(error).__name__, "correct the value")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(known)}"
+
+
+def problems_from_jsonl(path: str | pathlib.Path) -> list[Problem]:
+    """Maths problems: one JSON object a line, with `question` (or `problem`) and `answer`. Blank lines are skipped.
+
+    A worked solution that ends in `#### 72` (GSM8K) is cut to `72`. An integer `level` or a string such as "Level 3" (MATH) is kept.
+
+    Raises:
+      UsageError: no such file, or a line that is not such an object; the message has its line number.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UsageError(f"problems {path}", "there is no such file", "pass a JSONL file with `question` and `answer` on each line")
+    result: list[Problem] = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    result.append(_parse_line(text, len(result)))
+            except ValueError as error:
+                raise UsageError(
+                    f"{path}, line {number}", str(error), 'write one object a line, such as {"question": "What is 1 + 1?", "answer": "2"}'
+                ) from None
+    if not result:
+        raise UsageError(f"problems {path}", "the file has no problems", "pass a JSONL file with `question` and `answer` on each line")
+    return result
+
+
+def _parse_line(line: str, index: int) -> Problem:
+    data = json.loads(line)
+    if not isinstance(data, dict):
+        raise ValueError(f"it holds a {type(data).__name__}, not an object")
+    question = data.get("question", data.get("problem"))
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("it has no text under `question` or `problem`")
+    answer = data.get("answer")
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
+        raise ValueError("it has no text or number under `answer`")
+    level = re.search(r"[0-9]+", str(data.get("level", "")))
+    return Problem(index, int(level.group()) if level else 0, 0, question, str(answer).rpartition("####")[2].strip(), MATH)

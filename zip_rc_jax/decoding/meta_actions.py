@@ -1,0 +1,274 @@
+"""Which prefixes to extend next: the meta-action with the highest sampling utility (paper, section 4).
+
+All candidates of all prompts under all planned pauses are scored in one jitted call (`utility.candidate_utility`). Three candidate sets:
+
+- `published`, the authors' search: the `k1` prefixes with the smallest expected remaining length united with the `k2` of the highest
+  expected value and all finished ones, for all `k1, k2`; then a no-harm pass in index order.
+- `exhaustive`: every subset of the unfinished prefixes together with all finished ones. The exact maximum over multiplicities 0 and 1.
+- `branching`: multiplicities above 1 and new samples from the root, which is itself a prefix. The product set is far too large to list,
+  so it is climbed: a step sets the multiplicity of one prefix to any value (the cost of latency makes the second copy of a long prefix
+  almost free once the first is paid, so steps of +1 would get stuck) and re-optimises the planned pause; the best such step is taken
+  until none helps. Two starts: the published action, and extending nothing. So it is never worse than `published`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.decoding.utility import PrefixTerms, candidate_utility, future_bins, normaliser, prefix_terms, sharpen
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.grid import Grid
+
+MAX_EXHAUSTIVE = 10
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MetaAction:
+    """One decision per prompt. `P` prompts, `n` prefix slots (the last one is the root when branching).
+
+    Attributes:
+      keep: [P, n] bool, prefixes of the action: extended ones and all finished ones.
+      future_bin: [P] int32, planned pause bin, -1 for none.
+      utility: [P], `U` of the action, in the dtype of the joint.
+      multiplicity: [P, n] int32: 0 = pause, 1 = continue (or finished), 2+ = branch; at the root, how many new samples to start.
+    """
+
+    keep: jax.Array
+    future_bin: jax.Array
+    utility: jax.Array
+    multiplicity: jax.Array
+
+
+def choose_meta_action(
+    joint: Any,
+    unfinished: Any,
+    tokens_so_far: Any,
+    *,
+    grid: Grid,
+    config: DecodeConfig,
+    exists: Any = None,
+    free_rows: Any = None,
+    normaliser: Any = None,
+    must_extend: Any = None,
+) -> MetaAction:
+    """The best meta-action of each prompt, from the candidate set `config.candidates`.
+
+    Args:
+      joint: [P, n, B_V, B_T] float, the joint of each prefix (scaled here to sum to 1). float64 is used where given and enabled, else
+        float32. A slot whose joint is not finite or has no mass is treated as empty: it is neither kept nor counted, and nothing fails.
+      unfinished: [P, n] bool. The others are finished: always kept, they count for reward and cost nothing.
+      tokens_so_far: [P, n], tokens generated so far (0 for the root).
+      grid: of the joints.
+      config: reads alpha, beta, candidates, no_harm, skill, joint_temperature, joint_top_p and (branching) n. New values of alpha and beta
+        do not recompile.
+      exists: [P, n] bool, slots that hold a prefix; default all.
+      free_rows: [P] int, most prefixes that branching may add to the prompt; default as many as `config.n` allows. Added are the copies
+        beyond the first of a live prefix and every sample from the root. The prompt never exceeds `config.n` prefixes, finished and
+        paused ones included, the root not.
+      normaliser: [P], tokens that one unit of cost stands for; default the mean over the group of tokens so far plus expected remaining
+        tokens. When branching the root does not count, unless it is alone.
+      must_extend: [P] bool, prompts that may not choose to extend nothing (where they can extend anything); default none.
+
+    With `candidates="branching"` the last slot is the root, an unfinished prefix of no tokens; 0 there starts no new sample. An action that
+    extends nothing has multiplicity 0 at every unfinished slot.
+
+    Memory: [P, C, B_V - 1, B_T] numbers, with `C` = (n + 1)^2 candidates (published), 2^n (exhaustive) or 2 n (config.n + 1) (branching,
+    per step). 64 prompts of 8 prefixes on the authors' 7 x 8 grid in float32: 1 MB, 3 MB and 2 MB.
+
+    Raises:
+      UsageError: shapes that do not fit together or to the grid, or `exhaustive` with more than 10 slots.
+    """
+    # float64 stays float64 only inside `jax.enable_x64`; canonicalize_dtype knows.
+    double = getattr(joint, "dtype", None) == np.float64
+    joint = jnp.asarray(joint, jax.dtypes.canonicalize_dtype(np.float64) if double else jnp.float32)
+    if joint.ndim != 4 or joint.shape[1] == 0 or joint.shape[2:] != (grid.n_reward, grid.n_length):
+        raise UsageError(
+            f"joint of shape {joint.shape}",
+            f"the grid has {grid.n_reward} reward bins and {grid.n_length} length bins",
+            f"pass joints of shape [prompts, prefixes, {grid.n_reward}, {grid.n_length}]",
+        )
+    prompts, slots = joint.shape[:2]
+    per_slot = {"unfinished": unfinished, "tokens_so_far": tokens_so_far, "exists": exists}
+    per_prompt = {"free_rows": free_rows, "normaliser": normaliser, "must_extend": must_extend}
+    for name, value in (per_slot | per_prompt).items():
+        expected = (prompts, slots) if name in per_slot else (prompts,)
+        if value is not None and np.shape(value) != expected:
+            raise UsageError(
+                f"{name} of shape {np.shape(value)}",
+                f"joint has shape {joint.shape}, {prompts} prompts of {slots} prefixes",
+                f"pass {name} of shape {expected}",
+            )
+    if config.candidates == "exhaustive" and slots > MAX_EXHAUSTIVE:
+        raise UsageError(
+            f"{slots} prefixes with candidates='exhaustive'",
+            f"all 2^{slots} subsets would be scored at every decision",
+            f"use at most {MAX_EXHAUSTIVE} prefixes or candidates='published'",
+        )
+    return _choose(
+        joint,
+        unfinished,
+        tokens_so_far,
+        np.ones((prompts, slots), bool) if exists is None else exists,
+        np.full(prompts, config.n, np.int32) if free_rows is None else free_rows,
+        normaliser,
+        must_extend,
+        config.alpha,
+        config.beta,
+        grid=grid,
+        candidates=config.candidates,
+        n=config.n,
+        no_harm=config.no_harm,
+        skill=config.skill,
+        temperature=config.joint_temperature,
+        top_p=config.joint_top_p,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("candidates", "grid", "n", "no_harm", "skill", "temperature", "top_p"))
+def _choose(
+    joint: jax.Array,
+    unfinished: jax.Array,
+    tokens_so_far: jax.Array,
+    exists: jax.Array,
+    free_rows: jax.Array,
+    scale: jax.Array | None,
+    must_extend: jax.Array | None,
+    alpha: jax.Array,
+    beta: jax.Array,
+    *,
+    grid: Grid,
+    candidates: str,
+    n: int,
+    no_harm: bool,
+    skill: float,
+    temperature: float,
+    top_p: float,
+) -> MetaAction:
+    slots = exists.shape[1]
+    exists = exists & jnp.isfinite(joint).all((-2, -1)) & (joint.sum((-2, -1)) > 0)
+    # Empty slots get any distribution at all, so that nothing in them can turn into a NaN next to a multiplicity of 0.
+    joint = sharpen(jnp.where(exists[..., None, None], joint, 1), temperature, top_p)
+    finished, live = exists & ~unfinished, exists & unfinished
+    root = jnp.arange(slots) == (slots - 1 if candidates == "branching" else -1)
+    samples = exists & ~root
+    if scale is None:
+        alone = ~samples.any(-1, keepdims=True)
+        scale = normaliser(joint, tokens_so_far, jnp.where(alone, exists, samples), grid)
+    scale = scale.astype(joint.dtype)
+    terms = prefix_terms(joint, grid)
+    budget = jnp.clip(jnp.minimum(free_rows, n - samples.sum(-1)), 0)
+    if must_extend is not None:
+        must_extend = must_extend & ((live & ~root).any(-1) | ((live & root).any(-1) & (budget > 0)))
+
+    def score(terms: PrefixTerms, multiplicity: jax.Array) -> jax.Array:
+        """Utility [P, C, F] of `multiplicity` [P, C, n]; -inf where a prompt that must extend something would not."""
+        u = candidate_utility(terms, multiplicity, live, alpha, beta, scale, skill, grid)
+        if must_extend is None:
+            return u
+        idle = must_extend[:, None] & ~((multiplicity > 0) & live[:, None]).any(-1)
+        return jnp.where(idle[..., None], -jnp.inf, u)
+
+    if candidates == "exhaustive":
+        subsets = jnp.asarray((np.arange(2**slots)[:, None] >> np.arange(slots)) & 1, bool)
+        keep = (subsets & live[:, None]) | finished[:, None]
+    else:
+        keep = _published_keep_sets(joint, samples, finished, grid)
+    multiplicity, bin_index, utility = _best(score(terms, keep), keep)
+    if candidates == "branching":
+        starts = jnp.stack([multiplicity, finished.astype(jnp.int32)], 1)
+        multiplicity, bin_index, utility = _climb(functools.partial(score, terms), starts, live, root, budget, n)
+    if no_harm and candidates != "exhaustive":  # the exhaustive maximum already prefers the larger set
+        multiplicity, utility = _no_harm(functools.partial(score, terms.at_bin(bin_index)), multiplicity, utility, live & ~root)
+    return MetaAction(multiplicity > 0, jnp.asarray(future_bins(grid))[bin_index], utility, multiplicity)
+
+
+def _published_keep_sets(joint: jax.Array, candidates: jax.Array, finished: jax.Array, grid: Grid) -> jax.Array:
+    """The authors' keep-sets, bool [P, (n + 1)^2, n], ordered by (k1, k2). Orderings take finished prefixes too; empty slots come last."""
+    prompts, slots = candidates.shape
+    counts = np.arange(slots + 1)[:, None]
+    shortest = _rank(jnp.where(candidates, grid.expected_length(joint), jnp.inf))[:, None] < counts  # [P, k1, n]
+    best = _rank(jnp.where(candidates, -grid.expected_reward(joint), jnp.inf))[:, None] < counts  # [P, k2, n]
+    union = (shortest & candidates[:, None])[:, :, None] | ((best & candidates[:, None]) | finished[:, None])[:, None]
+    return union.reshape(prompts, -1, slots)
+
+
+def _rank(key: jax.Array) -> jax.Array:
+    """Position [P, n] of each key [P, n] in ascending order; equal keys keep index order."""
+    mine, other = key[:, :, None], key[:, None, :]
+    index = np.arange(key.shape[-1])
+    return ((other < mine) | ((other == mine) & (index < index[:, None]))).sum(-1)
+
+
+def _tie(dtype: Any) -> float:
+    """Utilities this close are equal: the authors' 1e-12, and in float32 the rounding error of the sums."""
+    return max(1e-12, 4 * float(jnp.finfo(dtype).eps))
+
+
+def _best(utility: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Best of `utility` [P, C, F] with keep-sets [P, C, n]: (multiplicity [P, n], index on the F axis [P], utility [P]).
+
+    Ties prefer the larger keep-set, then the earlier future bin, then the earlier candidate.
+    """
+    prompts, count, bins = utility.shape
+    tied = utility >= utility.max((1, 2), keepdims=True) - _tie(utility.dtype)
+    size = jnp.where(tied, keep.sum(-1, dtype=jnp.int32)[..., None], -1)
+    largest = size == size.max((1, 2), keepdims=True)
+    place = np.arange(bins, dtype=np.int32) * count + np.arange(count, dtype=np.int32)[:, None]
+    first = jnp.where(largest, place, bins * count).min((1, 2))
+    bin_index, candidate = first // count, first % count
+    row = jnp.arange(prompts)
+    return keep[row, candidate].astype(jnp.int32), bin_index, utility[row, candidate, bin_index]
+
+
+def _no_harm(score: Any, multiplicity: jax.Array, utility: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns dropped prefixes among `allowed` [P, n] in index order wherever that does not lower the utility, at the same future bin."""
+
+    def consider(state: tuple[jax.Array, jax.Array], slot: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        multiplicity, utility = state
+        here = jnp.arange(allowed.shape[-1]) == slot
+        trial = jnp.where(here, 1, multiplicity)
+        with_it = score(trial[:, None])[:, 0, 0]
+        better = ((multiplicity == 0) & allowed & here).any(-1) & (with_it >= utility - _tie(utility.dtype))
+        return (jnp.where(better[:, None], trial, multiplicity), jnp.where(better, with_it, utility)), None
+
+    state, _ = jax.lax.scan(consider, (multiplicity, utility), jnp.arange(allowed.shape[-1]))
+    return state
+
+
+def _climb(
+    score: Any, starts: jax.Array, live: jax.Array, root: jax.Array, budget: jax.Array, n: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Coordinate ascent over multiplicities from `starts` [P, A, n]; the best end: (multiplicity [P, n], F index [P], utility [P]).
+
+    A step sets one live prefix (or the root) to any multiplicity 0 .. n that adds at most `budget` [P] prefixes in all.
+    """
+    State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+    prompts, count, slots = starts.shape
+    value = np.tile(np.arange(n + 1, dtype=np.int32), slots)
+    where: np.ndarray = np.repeat(np.eye(slots), n + 1, axis=0).astype(bool)  # [slots * (n + 1), slots]: the slot that each trial sets
+    settable = jnp.any(where & live[:, None], -1)[:, None]  # [P, 1, slots * (n + 1)]
+
+    def step(state: State) -> State:
+        multiplicity, utility, _ = state
+        trial = jnp.where(where, value[:, None], multiplicity[:, :, None])  # [P, A, slots * (n + 1), slots]
+        added = jnp.where(live[:, None, None], jnp.where(root, trial, jnp.maximum(trial - 1, 0)), 0).sum(-1)
+        u = score(trial.reshape(prompts, -1, slots)).max(-1).reshape(prompts, count, -1)
+        u = jnp.where((added <= budget[:, None, None]) & settable, u, -jnp.inf)
+        top = u.max(-1)
+        better = top > utility + _tie(utility.dtype)
+        moved = jnp.take_along_axis(trial, u.argmax(-1)[..., None, None], 2)[:, :, 0]
+        return jnp.where(better[..., None], moved, multiplicity), jnp.where(better, top, utility), better.any()
+
+    multiplicity, utility, _ = jax.lax.while_loop(lambda state: state[-1], step, (starts, score(starts).max(-1), jnp.array(True)))
+    row = jnp.arange(prompts)
+    multiplicity = multiplicity[row, utility.argmax(-1)]
+    by_bin = score(multiplicity[:, None])[:, 0]
+    return multiplicity, by_bin.argmax(-1).astype(jnp.int32), by_bin.max(-1)

@@ -1,0 +1,266 @@
+"""The report of an evaluation: one self-contained HTML page, and the JSON files next to it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import importlib.metadata
+import io
+import json
+import math
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from zip_rc_jax.evaluation import plots
+from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
+from zip_rc_jax.evaluation.compare import HeadlineRow
+from zip_rc_jax.evaluation.cost import OnlineRun
+from zip_rc_jax.evaluation.tables import Table, full_table, headline_table, level_table, metric_table
+
+PACKAGES = ("zip-rc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "math-verify", "reasoning-gym")
+_CSS = """
+:root{color-scheme:light dark;--fg:#1c1c1c;--bg:#fff;--line:#ccc;--soft:#f3f3f3}
+@media(prefers-color-scheme:dark){:root{--fg:#e6e6e6;--bg:#161616;--line:#444;--soft:#222}}
+body{color:var(--fg);background:var(--bg);font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.4rem;border-bottom:1px solid var(--line)}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
+caption{text-align:left;font-weight:600;padding:.3rem 0}th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);white-space:nowrap}
+th{text-align:right;background:var(--soft)}td{text-align:right}.text{text-align:left}
+.note{font-size:.86rem;opacity:.8}img{max-width:100%;background:#fff;border-radius:6px}pre{background:var(--soft);padding:.8rem;overflow-x:auto}
+"""
+
+
+def plain(value: Any) -> Any:
+    """`value` as dicts, lists and scalars that strict JSON can hold: arrays become lists, NaN and infinities null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int)) else str(value)
+
+
+def _write(path: str | pathlib.Path, text: str) -> pathlib.Path:
+    """Through a temporary file in the same folder, so that an interruption leaves the old file whole."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
+    """Writes indented strict JSON (see `plain`). Returns the path."""
+    return _write(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: str | pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
+    """Writes one strict JSON value per line (see `plain`). Returns the path."""
+    return _write(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
+    """Lines of `results.jsonl`: one per run and prompt, everything needed to recompute the tables.
+
+    Args:
+      runs: of P prompts each.
+      pool: gives level and mean length.
+      prompts: P prompt texts, or empty to leave them out.
+    """
+    mean = pool.mean_length
+    for run in runs:
+        for i in range(pool.n_prompts):
+            yield {
+                "run": run.name,
+                "strategy": run.strategy,
+                "candidates": run.candidates,
+                "alpha": run.alpha,
+                "beta": run.beta,
+                "prompt_idx": i,
+                **({"prompt": prompts[i]} if len(prompts) else {}),
+                "level": pool.level[i],
+                "correct/value": run.correct_by_value[i],
+                "correct/vote": run.correct_by_vote[i],
+                "cost/tokens": run.tokens[i],
+                "cost/serial_steps": run.serial_steps[i],
+                "cost/compute": run.tokens[i] / mean[i],
+                "cost/latency": run.serial_steps[i] / mean[i],
+                "prefixes/started": run.n_started[i],
+                "prefixes/finished": run.n_finished[i],
+            }
+
+
+def _git_commit(package: pathlib.Path) -> str | None:
+    """Commit of the checkout of this package, "+changes" if tracked files differ; None when the package is not in its checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        # Installed below somebody else's repository (a virtual environment, say), git would name their commit.
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != package.resolve().parent:
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def run_metadata(config: Mapping[str, Any], argv: Sequence[str] | None = None, started: float | None = None) -> dict[str, Any]:
+    """What is needed to repeat a run.
+
+    Args:
+      config: all settings as plain values (see `config.to_dict`).
+      argv: the command line; `sys.argv` if None.
+      started: `time.time()` at the start of the run; gives `seconds`, else null.
+
+    Returns:
+      `command`, `commit`, `versions`, `python`, `platform`, `devices`, `time` (UTC, ISO 8601), `seconds`, `config`.
+    """
+    import jax  # takes a second, and only this function needs it
+
+    now = time.time()
+    return {
+        "command": shlex.join(sys.argv if argv is None else argv),
+        "commit": _git_commit(pathlib.Path(__file__).resolve().parents[1]),
+        "versions": {package: version for package in PACKAGES if (version := _version(package))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        "seconds": None if started is None else round(now - started, 3),
+        "config": plain(config),
+    }
+
+
+def _html_table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = (' class="text"' if i < table.text_columns else "" for i in range(len(cells)))
+        return "<tr>" + "".join(f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)) + "</tr>"
+
+    body = "".join(row(cells, "td") for cells in table.rows)
+    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
+    caption = f"<caption>{html.escape(table.title)}</caption>"
+    return f'<div class="wide"><table>{caption}<thead>{row(table.columns, "th")}</thead><tbody>{body}</tbody></table></div>{note}'
+
+
+def _image(figure: Figure, title: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img alt="{html.escape(title, quote=True)}" src="data:image/png;base64,{data}">'
+
+
+def _about(metadata: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())
+    lines = {
+        "command": metadata["command"],
+        "commit": metadata["commit"] or "not a git checkout",
+        "versions": f"{versions}; Python {metadata['python']}",
+        "device": f"{', '.join(metadata['devices'])}; {metadata['platform']}",
+        "time": f"{metadata['time']}" + ("" if metadata["seconds"] is None else f", {metadata['seconds']:.1f} seconds"),
+    }
+    rows = "".join(f'<tr><th class="text">{name}</th><td class="text">{html.escape(value)}</td></tr>' for name, value in lines.items())
+    settings = html.escape(json.dumps(plain(metadata["config"]), indent=1, ensure_ascii=False))
+    return f'<div class="wide"><table>{rows}</table></div><details><summary>All settings</summary><pre>{settings}</pre></details>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Everything that a report shows. All runs and curves are of the pool's prompts.
+
+    Attributes:
+      metadata: from `run_metadata`.
+      pool, curves, runs: see `baselines` and `cost`.
+      alphas: panels and cost columns.
+      headline: from `compare.headline`.
+      quality: prediction metrics, slash keys.
+      drift: how far the final policy moved from the starting one (accuracy, KL, ...), slash keys; {} if not measured.
+      joint, calibration, trace: figures from `plots`; None leaves the section out.
+      resamples, seed: of the bootstrap in the level table.
+    """
+
+    metadata: Mapping[str, Any]
+    pool: SamplePool
+    curves: dict[str, tuple[BaselinePoint, ...]]
+    runs: tuple[OnlineRun, ...]
+    alphas: tuple[float, ...]
+    headline: tuple[HeadlineRow, ...]
+    quality: Mapping[str, float]
+    drift: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    joint: Figure | None = None
+    calibration: Figure | None = None
+    trace: Figure | None = None
+    resamples: int = 2000
+    seed: int = 0
+
+
+def write_report(directory: str | pathlib.Path, evaluation: Evaluation, title: str = "ZIP-RC evaluation") -> pathlib.Path:
+    """Writes `report.html` (self-contained: no scripts, no network), `pareto.png`, `pareto_hardest.png` and the given figures.
+
+    Returns:
+      The path of `report.html`.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    e, hardest = evaluation, int(evaluation.pool.level.max())
+    figures = {
+        "pareto": plots.pareto_figure(e.curves, e.runs, e.pool, e.alphas),
+        "pareto_hardest": plots.pareto_figure(e.curves, e.runs, e.pool, e.alphas, level=hardest),
+        "joint": e.joint,
+        "calibration": e.calibration,
+        "trace": e.trace,
+    }
+    images = {name: _image(figure, name.replace("_", " ")) for name, figure in figures.items() if figure is not None}
+    for name in images:
+        plots.save(figures[name], directory / f"{name}.png")  # type: ignore[arg-type]
+    levels = level_table(e.runs, e.curves, e.pool, resamples=e.resamples, seed=e.seed)
+    quality = metric_table(
+        "Prediction quality", e.quality, "The within-prompt AUC decides whether selection can help at all; 0.5 is chance."
+    )
+    drift = metric_table("Policy drift", e.drift, "The trained policy against the starting policy.") if e.drift else None
+    sections = [
+        ("What ran", _about(e.metadata)),
+        ("Headline", _html_table(headline_table(e.headline))),
+        ("Accuracy against cost", images["pareto"]),
+        (f"Hardest level ({hardest})", images["pareto_hardest"]),
+        ("All methods", _html_table(full_table(e.runs, e.curves, e.pool, e.alphas))),
+        ("Levels", _html_table(levels)),
+        ("Prediction quality", _html_table(quality)),
+        ("Policy drift", _html_table(drift) if drift else ""),
+        ("Predicted against empirical joint", images.get("joint", "")),
+        ("Calibration", images.get("calibration", "")),
+        ("One problem, step by step", images.get("trace", "")),
+    ]
+    body = "".join(f"<section><h2>{html.escape(heading)}</h2>{content}</section>\n" for heading, content in sections if content)
+    name = html.escape(title)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title><style>{_CSS}</style>'
+    page = f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{name}</h1>\n{body}</body></html>\n'
+    return _write(directory / "report.html", page)
