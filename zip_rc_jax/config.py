@@ -179,7 +179,9 @@ class DecodeConfig:
             "set length_budget to a positive number",
         )
         _require(self.skill >= 0, f"skill={self.skill}", "it is an exponent between mean (0) and maximum (1)", "use a number >= 0")
-        _require(self.joint_temperature > 0, f"joint_temperature={self.joint_temperature}", "log-probs are divided by it", "use 1 to leave it")
+        _require(
+            self.joint_temperature > 0, f"joint_temperature={self.joint_temperature}", "log-probs are divided by it", "use 1 to leave it"
+        )
         _require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")
         self.sampling  # noqa: B018  (validates the sampling options)
 
@@ -246,7 +248,9 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         for field in ("prompts", "samples", "rows", "max_tokens"):
-            _require(getattr(self, field) >= 1, f"rollout.{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+            _require(
+                getattr(self, field) >= 1, f"rollout.{field}={getattr(self, field)}", "it counts at least one", "use a positive number"
+            )
         self.sampling  # noqa: B018
 
     @property

@@ -49,10 +49,14 @@ class Grid:
                 f"reward_centres={list(centres)}", "centres must ascend strictly within [0, 1]", "sort them and rescale rewards to [0, 1]"
             )
         if len(edges) < 2:
-            raise UsageError(f"length_edges={list(edges)}", "a grid needs at least one length bin, so two edges", "give for example [0, 64]")
+            raise UsageError(
+                f"length_edges={list(edges)}", "a grid needs at least one length bin, so two edges", "give for example [0, 64]"
+            )
         if not all(a < b for a, b in itertools.pairwise(edges)) or edges[0] != 0:
             raise UsageError(
-                f"length_edges={list(edges)}", "edges must start at 0 and ascend strictly, so every length has one bin", "sort them and start at 0"
+                f"length_edges={list(edges)}",
+                "edges must start at 0 and ascend strictly, so every length has one bin",
+                "sort them and start at 0",
             )
 
     @classmethod

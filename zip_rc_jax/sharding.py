@@ -58,7 +58,9 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     wanted, devices = int(np.prod(shape)), jax.devices()
     if wanted > len(devices):
         raise UsageError(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor}", f"it needs {wanted} devices and {len(devices)} are visible", "use a smaller mesh"
+            f"mesh data={data} fsdp={fsdp} tensor={tensor}",
+            f"it needs {wanted} devices and {len(devices)} are visible",
+            "use a smaller mesh",
         )
     return Mesh(np.asarray(devices[:wanted]).reshape(shape), MESH_AXES)
 
@@ -86,7 +88,9 @@ class Layout:
             used += [part] if isinstance(part, str) else list(part or ())
             parts.append(part)
         if len(used) != len(set(used)):
-            raise UsageError(f"axes {axes}", f"two dimensions fall on one mesh axis ({parts})", "change a rule so that each mesh axis is used once")
+            raise UsageError(
+                f"axes {axes}", f"two dimensions fall on one mesh axis ({parts})", "change a rule so that each mesh axis is used once"
+            )
         return PartitionSpec(*parts)
 
     def sharding(self, axes: tuple[str | None, ...], shape: tuple[int, ...] | None = None) -> NamedSharding:
@@ -101,7 +105,9 @@ class Layout:
             ways = int(np.prod([self.mesh.shape[p] for p in parts]))
             if size % ways:
                 raise UsageError(
-                    f"axis {name!r} of size {size}", f"it does not divide over mesh axes {parts} of {ways} devices", "use another mesh shape"
+                    f"axis {name!r} of size {size}",
+                    f"it does not divide over mesh axes {parts} of {ways} devices",
+                    "use another mesh shape",
                 )
         return NamedSharding(self.mesh, spec)
 

@@ -73,3 +73,10 @@ def write_solution(question: str, policy: PolicyConfig, rng: random.Random) -> s
     value, votes = collections.Counter(p.result for p in passes).most_common(1)[0]
     answer = value if votes > 1 else passes[-1].result
     return f" {CHECK} ".join(" ".join(p.words) for p in passes) + f" {ANSWER} {answer}"
+
+
+def vocabulary(largest: int) -> list[str]:
+    """Words of the demo's word-level tokenizer: those of a chain_sum question and of a solution, and the numbers up to `largest`."""
+    question = ["State", "the", "final", "answer", "to", "the", "following", "arithmetic", "problem:"]
+    numbers = [str(i) for i in range(-largest, largest + 1)]
+    return [*dict.fromkeys(question), "+", "-", "=", WAIT, CHECK, ANSWER, *numbers]

@@ -19,6 +19,7 @@ import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.data.graders import extract_answer
+from zip_rc_jax.decoding.network import Network, TransformerNetwork
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
 from zip_rc_jax.decoding.rows import Rows, StepSettings, advance, bucket, copy_rows, fork_rows, padded, prefill
 from zip_rc_jax.decoding.strategies import View, choose
@@ -92,24 +93,29 @@ def prompt_hash(ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
 
 
-def _slots(tokens: int) -> int:
-    """Slot counts come in multiples of 32 up to 128 and of 64 after: few programs, little unwritten cache."""
-    step = 32 if tokens <= 128 else 64
-    return -(-tokens // step) * step
+def _slots(tokens: int, most: int | None = None) -> int:
+    """Slot counts come in multiples of 64, at most the pool's: few programs, and little unwritten cache is read."""
+    wanted = -(-tokens // 64) * 64
+    return wanted if most is None else min(wanted, most)
 
 
 class Engine:
     """Decodes prompts with one model and one configuration. Construct once, `run` many times; compiled programs are shared."""
 
-    def __init__(self, lm: LanguageModel, config: DecodeConfig, seed: int):
+    def __init__(self, lm: LanguageModel, config: DecodeConfig, seed: int, network: Network | None = None):
+        """Args: `network` replaces the transformer (a scripted model in tests); it then gets `lm.params` as they are.
+
+        Raises:
+          UsageError: the model has no head, or a stop id is not one that the policy can emit.
+        """
         if lm.head is None:
             raise UsageError("model without a ZIP head", "the search reads the joint from reserved logits", "train one with `zip-rc train`")
         self.lm, self.config = lm, config
         self.head: ZipHead = lm.head
         self.settings = StepSettings(
-            model=lm.config,
+            network=network or TransformerNetwork(lm.config, lm.layout),
             head=self.head,
-            layout=lm.layout,
+            vocab_size=lm.config.vocab_size,
             sampling=config.sampling,
             window=config.window,
             max_tokens=config.max_tokens,
@@ -119,7 +125,7 @@ class Engine:
         if bad:
             raise UsageError(f"stop_token_ids {bad}", f"the policy can only emit ids 0..{self.head.used_ids - 1}", "remove them")
         self.key = jax.random.key(seed)
-        self.body, self.table = lm.params["body"], lm.folded_table()
+        self.params = {"body": lm.params["body"], "table": lm.folded_table()} if network is None else lm.params
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
 
     def check(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -154,7 +160,7 @@ class Engine:
           UsageError: see `check`; raised on the first `next`, before any compilation.
         """
         ids = self.check(prompts)
-        slots = _slots(max(map(len, ids)) + self.config.max_tokens)
+        slots = -(-(max(map(len, ids)) + self.config.max_tokens) // 32) * 32
         pool = Rows.empty(self.settings, self.config.rows, slots)
         free = list(range(self.config.rows))
         waiting = collections.deque(enumerate(prompts))
@@ -181,13 +187,13 @@ class Engine:
             return pool, []
         batch = [waiting.popleft() for _ in range(count)]
         longest = max(len(ids[i]) for i, _ in batch)
-        width = bucket(count, max(8, self.config.rows))
-        tokens = np.zeros((width, _slots(longest)), np.int32)
+        width = bucket(count)
+        tokens = np.zeros((width, _slots(longest, pool.tokens.shape[1])), np.int32)
         for lane, (number, _) in enumerate(batch):
             tokens[lane, : len(ids[number])] = ids[number]
         lengths = padded([len(ids[i]) for i, _ in batch], width, 1)
         hashes = jnp.asarray([prompt_hash(ids[i]) for i, _ in batch] + [0] * (width - count), jnp.uint32)
-        source = prefill(self.settings, self.body, self.table, jnp.asarray(tokens), lengths, hashes)
+        source = prefill(self.settings, self.params, jnp.asarray(tokens), lengths, hashes)
         joints = np.asarray(source.mean_joint())
 
         groups, lanes, targets, numbers = [], [], [], []
@@ -204,7 +210,7 @@ class Engine:
                     group.branches.append(Branch(branch_id, ROOT, 0, row, joint=joints[lane]))
                     lanes.append(lane), targets.append(row), numbers.append(branch_id)
             groups.append(group)
-        size = bucket(len(lanes), 1 << 30)
+        size = bucket(len(lanes))
         rows = self.config.rows
         pool = copy_rows(pool, source, padded(lanes, size, 0), padded(targets, size, rows), padded(numbers, size, 0))
         return pool, groups
@@ -216,10 +222,10 @@ class Engine:
         live = [(g, b, b.row) for g in groups for b in g.live() if b.row is not None]
         index = [row for _, _, row in live]
         longest = max(len(g.prompt_ids) + len(b.tokens) for g, b, _ in live) + self.config.interval
-        slots = min(_slots(longest), pool.tokens.shape[1])
+        slots = _slots(longest, pool.tokens.shape[1])
         steps = jnp.int32(self.config.interval)
-        lanes = padded(index, bucket(len(index), 1 << 30), self.config.rows)
-        pool, joints = advance(self.settings, self.body, self.table, pool, lanes, steps, self.key, slots)
+        lanes = padded(index, bucket(len(index), self.config.rows), self.config.rows)
+        pool, joints = advance(self.settings, self.params, pool, lanes, steps, self.key, slots)
         tokens, length, done, joint = (np.asarray(x) for x in (pool.tokens, pool.length, pool.done, joints))
         used = dict.fromkeys((g.number for g in groups), 0)
         for group, branch, row in live:
@@ -256,7 +262,7 @@ class Engine:
             if self.branching:
                 forks += [self._grow(group, None, group.root_row) for _ in range(int(multiplicity[self.config.n]))]
         if forks:
-            size = bucket(len(forks), 1 << 30)
+            size = bucket(len(forks))
             sources, targets, numbers = (list(column) for column in zip(*forks, strict=True))
             rows = self.config.rows
             pool = fork_rows(pool, padded(sources, size, 0), padded(targets, size, rows), padded(numbers, size, 0))
@@ -275,7 +281,7 @@ class Engine:
     def _view(self, groups: list[Group]) -> View:
         """The prefixes of all groups as arrays, padded to few shapes."""
         grid, n = self.head.grid, self.config.n
-        shape = (bucket(len(groups), 1 << 30), n + self.branching)
+        shape = (bucket(len(groups)), n + self.branching)
         joint = np.full((*shape, grid.n_cells), 1 / grid.n_cells, np.float32)
         unfinished, exists = np.zeros(shape, bool), np.zeros(shape, bool)
         tokens = np.zeros(shape, np.int32)

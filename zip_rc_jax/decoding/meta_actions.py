@@ -8,13 +8,16 @@ All candidates of all prompts under all planned pauses are scored in one jitted 
 - `branching`: multiplicities above 1 and new samples from the root, which is itself a prefix. The product set is far too large to list,
   so it is climbed: a step sets the multiplicity of one prefix to any value (the cost of latency makes the second copy of a long prefix
   almost free once the first is paid, so steps of +1 would get stuck) and re-optimises the planned pause; the best such step is taken
-  until none helps. Two starts: the published action, and extending nothing. So it is never worse than `published`.
+  until none helps. Four starts: the published action (so it is never worse than that), the same with all new samples that fit, extending
+  nothing, and extending every live prefix. Against every multiplicity vector of 4 samples, 99.6% of random groups reach the exact
+  optimum and the worst loses 0.008 of utility (see the tests).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -80,8 +83,8 @@ def choose_meta_action(
     With `candidates="branching"` the last slot is the root, an unfinished prefix of no tokens; 0 there starts no new sample. An action that
     extends nothing has multiplicity 0 at every unfinished slot.
 
-    Memory: [P, C, B_V - 1, B_T] numbers, with `C` = (n + 1)^2 candidates (published), 2^n (exhaustive) or 2 n (config.n + 1) (branching,
-    per step). 64 prompts of 8 prefixes on the authors' 7 x 8 grid in float32: 1 MB, 3 MB and 2 MB.
+    Memory: [P, C, B_V - 1, B_T] numbers, with `C` = (n + 1)^2 candidates (published), 2^n (exhaustive) or 4 n (config.n + 1) (branching,
+    per step). 64 prompts of 8 prefixes on the authors' 7 x 8 grid in float32: 1 MB, 3 MB and 4 MB.
 
     Raises:
       UsageError: shapes that do not fit together or to the grid, or `exhaustive` with more than 10 slots.
@@ -182,11 +185,15 @@ def _choose(
     else:
         keep = _published_keep_sets(joint, samples, finished, grid)
     multiplicity, bin_index, utility = _best(score(terms, keep), keep)
-    if candidates == "branching":
-        starts = jnp.stack([multiplicity, finished.astype(jnp.int32)], 1)
-        multiplicity, bin_index, utility = _climb(functools.partial(score, terms), starts, live, root, budget, n)
-    if no_harm and candidates != "exhaustive":  # the exhaustive maximum already prefers the larger set
+    no_harm = no_harm and candidates != "exhaustive"  # the exhaustive maximum already prefers the larger set
+    if no_harm:
         multiplicity, utility = _no_harm(functools.partial(score, terms.at_bin(bin_index)), multiplicity, utility, live & ~root)
+    if candidates == "branching":
+        grown = multiplicity + jnp.where(root & live, budget[:, None], 0)
+        starts = jnp.stack([multiplicity, grown, finished.astype(jnp.int32), (finished | (live & ~root)).astype(jnp.int32)], 1)
+        multiplicity, bin_index, utility = _climb(functools.partial(score, terms), starts, live, root, budget, n)
+        if no_harm:
+            multiplicity, utility = _no_harm(functools.partial(score, terms.at_bin(bin_index)), multiplicity, utility, live & ~root)
     return MetaAction(multiplicity > 0, jnp.asarray(future_bins(grid))[bin_index], utility, multiplicity)
 
 
@@ -228,7 +235,9 @@ def _best(utility: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, ja
     return keep[row, candidate].astype(jnp.int32), bin_index, utility[row, candidate, bin_index]
 
 
-def _no_harm(score: Any, multiplicity: jax.Array, utility: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _no_harm(
+    score: Callable[[jax.Array], jax.Array], multiplicity: jax.Array, utility: jax.Array, allowed: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Returns dropped prefixes among `allowed` [P, n] in index order wherever that does not lower the utility, at the same future bin."""
 
     def consider(state: tuple[jax.Array, jax.Array], slot: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
@@ -244,7 +253,7 @@ def _no_harm(score: Any, multiplicity: jax.Array, utility: jax.Array, allowed: j
 
 
 def _climb(
-    score: Any, starts: jax.Array, live: jax.Array, root: jax.Array, budget: jax.Array, n: int
+    score: Callable[[jax.Array], jax.Array], starts: jax.Array, live: jax.Array, root: jax.Array, budget: jax.Array, n: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Coordinate ascent over multiplicities from `starts` [P, A, n]; the best end: (multiplicity [P, n], F index [P], utility [P]).
 
@@ -260,11 +269,15 @@ def _climb(
         multiplicity, utility, _ = state
         trial = jnp.where(where, value[:, None], multiplicity[:, :, None])  # [P, A, slots * (n + 1), slots]
         added = jnp.where(live[:, None, None], jnp.where(root, trial, jnp.maximum(trial - 1, 0)), 0).sum(-1)
-        u = score(trial.reshape(prompts, -1, slots)).max(-1).reshape(prompts, count, -1)
-        u = jnp.where((added <= budget[:, None, None]) & settable, u, -jnp.inf)
-        top = u.max(-1)
+        # A step that may not be taken becomes no step, which never improves anything.
+        allowed = (added <= budget[:, None, None]) & settable
+        trial = jnp.where(allowed[..., None], trial, multiplicity[:, :, None])
+        by_bin = score(trial.reshape(prompts, -1, slots))
+        # Maxima without a reduction: XLA on CPU fuses `max` and `argmax` with every exp before them and then vectorises none (3x slower).
+        u = functools.reduce(jnp.maximum, [by_bin[..., f] for f in range(by_bin.shape[-1])]).reshape(prompts, count, -1)
+        top, index = (x[..., 0] for x in jax.lax.top_k(u, 1))
         better = top > utility + _tie(utility.dtype)
-        moved = jnp.take_along_axis(trial, u.argmax(-1)[..., None, None], 2)[:, :, 0]
+        moved = jnp.take_along_axis(trial, index[..., None, None], 2)[:, :, 0]
         return jnp.where(better[..., None], moved, multiplicity), jnp.where(better, top, utility), better.any()
 
     multiplicity, utility, _ = jax.lax.while_loop(lambda state: state[-1], step, (starts, score(starts).max(-1), jnp.array(True)))

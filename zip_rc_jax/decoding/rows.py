@@ -13,11 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zip_rc_jax.config import ModelConfig, SamplingConfig
+from zip_rc_jax.config import SamplingConfig
+from zip_rc_jax.decoding.network import Network
 from zip_rc_jax.decoding.sampling import row_keys, sample
-from zip_rc_jax.models.cache import Cache
-from zip_rc_jax.models.transformer import Params, hidden_states
-from zip_rc_jax.sharding import Layout
 from zip_rc_jax.zip_head import ZipHead, joint_log_probs, policy_logits
 
 
@@ -26,14 +24,18 @@ class StepSettings:
     """What the jitted programs are compiled for. Hashable.
 
     Attributes:
+      network: the model.
+      head: where the joint lies in its logits.
+      vocab_size: `V`.
+      sampling: how tokens are drawn.
       window: joints averaged per prefix.
       max_tokens: generated tokens after which a row is done.
       stop_ids: ids that end a row.
     """
 
-    model: ModelConfig
+    network: Network
     head: ZipHead
-    layout: Layout
+    vocab_size: int
     sampling: SamplingConfig
     window: int
     max_tokens: int
@@ -53,7 +55,7 @@ class Rows:
       done: `[R]` bool, ended by a stop id or by max_tokens.
       logits: `[R, V]` float32, of the next token, for the whole prefix.
       ring: `[R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i % W`.
-      cache: keys and values; slots `0 .. length - 1` are valid.
+      cache: the network's; slots `0 .. length - 1` are valid.
     """
 
     tokens: jax.Array
@@ -64,12 +66,11 @@ class Rows:
     done: jax.Array
     logits: jax.Array
     ring: jax.Array
-    cache: Cache
+    cache: Any
 
     @classmethod
     def empty(cls, settings: StepSettings, rows: int, slots: int) -> Rows:
         """A pool of free rows (all done)."""
-        model, cells = settings.model, settings.head.grid.n_cells
         return cls(
             tokens=jnp.zeros((rows, slots), jnp.int32),
             length=jnp.ones((rows,), jnp.int32),
@@ -77,9 +78,9 @@ class Rows:
             prompt_hash=jnp.zeros((rows,), jnp.uint32),
             branch=jnp.zeros((rows,), jnp.int32),
             done=jnp.ones((rows,), bool),
-            logits=jnp.zeros((rows, model.vocab_size), jnp.float32),
-            ring=jnp.zeros((rows, settings.window, cells), jnp.float32),
-            cache=Cache.empty(model, rows, slots, jnp.float32),
+            logits=jnp.zeros((rows, settings.vocab_size), jnp.float32),
+            ring=jnp.zeros((rows, settings.window, settings.head.grid.n_cells), jnp.float32),
+            cache=settings.network.empty_cache(rows, slots),
         )
 
     def take(self, index: jax.Array, slots: int) -> Rows:
@@ -89,7 +90,7 @@ class Rows:
             **small,
             done=jnp.where(index < self.done.shape[0], self.done[index], True),
             tokens=self.tokens[index, :slots],
-            cache=Cache(self.cache.k[:, index, :slots], self.cache.v[:, index, :slots]),
+            cache=self.cache.take(index, slots),
         )
 
     def put(self, index: jax.Array, rows: Rows) -> Rows:
@@ -100,11 +101,7 @@ class Rows:
             for f in dataclasses.fields(self)
             if f.name not in ("tokens", "cache")
         }
-        cache = Cache(
-            self.cache.k.at[:, index, :slots].set(rows.cache.k, mode="drop"),
-            self.cache.v.at[:, index, :slots].set(rows.cache.v, mode="drop"),
-        )
-        return Rows(**small, tokens=self.tokens.at[index, :slots].set(rows.tokens, mode="drop"), cache=cache)
+        return Rows(**small, tokens=self.tokens.at[index, :slots].set(rows.tokens, mode="drop"), cache=self.cache.put(index, rows.cache))
 
     def mean_joint(self) -> jax.Array:
         """`[R, C]` mean of the joint over the last `W` tokens (fewer while the prefix is shorter)."""
@@ -120,24 +117,19 @@ def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("settings",))
-def prefill(
-    settings: StepSettings, params: Params, table: jax.Array, tokens: jax.Array, length: jax.Array, prompt_hash: jax.Array
-) -> Rows:
+def prefill(settings: StepSettings, params: Any, tokens: jax.Array, length: jax.Array, prompt_hash: jax.Array) -> Rows:
     """Root prefixes of `N` prompts: their cache, their next-token logits and their first joint.
 
     Args:
-      params: body parameters.
-      table: `[V, d]` unembedding with the reserved rows folded in.
+      params: of the network.
       tokens: `[N, S]` int32, prompts from slot 0; `S` is the slot count of the returned rows.
       length: `[N]` int32 >= 1.
       prompt_hash: `[N]` uint32.
     """
     count, slots = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(slots), (count, slots))
-    cache = Cache.empty(settings.model, count, slots, jnp.float32)
-    hidden, cache = hidden_states(settings.model, params, tokens, positions, layout=settings.layout, cache=cache)
-    assert cache is not None
-    logits = jnp.take_along_axis(hidden, (length - 1)[:, None, None], axis=1)[:, 0] @ table.T
+    cache = settings.network.empty_cache(count, slots)
+    logits, cache = settings.network.logits(params, tokens, positions, length - 1, cache)
     ring = jnp.zeros((count, settings.window, settings.head.grid.n_cells), jnp.float32).at[:, 0].set(_joint(logits, settings.head))
     return Rows(
         tokens=tokens,
@@ -154,7 +146,7 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
 def advance(
-    settings: StepSettings, params: Params, table: jax.Array, pool: Rows, index: jax.Array, steps: jax.Array, seed_key: jax.Array, slots: int
+    settings: StepSettings, params: Any, pool: Rows, index: jax.Array, steps: jax.Array, seed_key: jax.Array, slots: int
 ) -> tuple[Rows, jax.Array]:
     """Up to `steps` decode steps of the live rows `index [N]` only; stops early when all are done.
 
@@ -184,9 +176,7 @@ def advance(
         length = rows.length + live
         ended = jnp.any(token[:, None] == stop_ids, axis=1) | (length - rows.prompt_length >= settings.max_tokens)
         done = rows.done | ended
-        hidden, cache = hidden_states(settings.model, params, token[:, None], slot[:, None], layout=settings.layout, cache=rows.cache)
-        assert cache is not None
-        logits = hidden[:, 0] @ table.T
+        logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), rows.cache)
         place = (length - rows.prompt_length) % settings.window
         joint = jnp.where(done[:, None], rows.ring[lanes, place], _joint(logits, settings.head))
         return step + 1, dataclasses.replace(
@@ -222,12 +212,12 @@ def fork_rows(pool: Rows, from_index: jax.Array, to_index: jax.Array, branch: ja
     return pool.put(to_index, dataclasses.replace(rows, branch=branch))
 
 
-def bucket(size: int, most: int) -> int:
-    """Smallest of 8, 16, 32, ... that holds `size`, at most `most`: few shapes mean few compilations."""
+def bucket(size: int, most: int | None = None) -> int:
+    """Smallest of 8, 32, 128, ... that holds `size`, at most `most`: few shapes mean few compilations."""
     wanted = 8
     while wanted < size:
-        wanted *= 2
-    return min(wanted, most)
+        wanted *= 4
+    return wanted if most is None else min(wanted, most)
 
 
 def padded(values: list[int], size: int, fill: int) -> Any:

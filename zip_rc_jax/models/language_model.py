@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 import tokenizers
 
@@ -71,6 +73,13 @@ class LanguageModel:
         table = unembedding(self.config, self.params["body"])
         return fold(table, self.params["zip_rows"], self.head) if self.head else table
 
+    def digest(self) -> str:
+        """Hash of parameters, config and head: the identity of this model in the records of what was made from it."""
+        hasher = hashlib.blake2b(json.dumps([to_dict(self.config), self.head and self.head.to_dict()]).encode(), digest_size=16)
+        for leaf in jax.tree.leaves(self.params):
+            hasher.update(np.ascontiguousarray(leaf).tobytes())
+        return hasher.hexdigest()
+
     def save(self, path: str | pathlib.Path, dtype: Any = None) -> None:
         """Writes an Orbax checkpoint: parameters, and config + grid + reserved range + tokenizer as JSON inside it.
 
@@ -123,7 +132,9 @@ def load(path: str | pathlib.Path, *, dtype: Any = jnp.float32, layout: Layout |
         head = ZipHead.from_dict(meta["head"]) if meta["head"] else None
         if head:
             if head.used_ids != tokenizer.size:
-                raise UsageError(f"model {path}", f"it says {head.used_ids} used ids, its tokenizer uses {tokenizer.size}", "export it again")
+                raise UsageError(
+                    f"model {path}", f"it says {head.used_ids} used ids, its tokenizer uses {tokenizer.size}", "export it again"
+                )
             head.check(config.vocab_size)
         shapes: dict[str, Any] = {"body": param_shapes(config)}
         axes: dict[str, Any] = {"body": param_axes(config)}

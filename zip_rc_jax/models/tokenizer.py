@@ -22,8 +22,8 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, eos_tokens: tuple[str, ...]):
         self.backend = backend
         self.eos_tokens = eos_tokens
-        ids = [backend.token_to_id(token) for token in eos_tokens]
-        if not ids or None in ids:
+        ids = [i for token in eos_tokens if (i := backend.token_to_id(token)) is not None]
+        if not ids or len(ids) < len(eos_tokens):
             raise UsageError(f"eos_tokens={eos_tokens}", "the tokenizer does not know them all", "name tokens of tokenizer.json")
         self.eos_ids: tuple[int, ...] = tuple(ids)
         self.size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -49,7 +49,9 @@ class Tokenizer:
         encoding = self.backend.encode(text, add_special_tokens=False)
         if self._unknown is not None and self._unknown in encoding.ids:
             unknown = [text[a:b] for (a, b), i in zip(encoding.offsets, encoding.ids, strict=True) if i == self._unknown]
-            raise UsageError(f"text with {unknown[:5]}", "the tokenizer's vocabulary lacks these words", "use only words that the model was trained on")
+            raise UsageError(
+                f"text with {unknown[:5]}", "the tokenizer's vocabulary lacks these words", "use only words that the model was trained on"
+            )
         return encoding.ids
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:

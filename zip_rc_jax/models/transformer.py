@@ -102,7 +102,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     return nnx.to_pure_dict(nnx.split(Transformer(config, nnx.Rngs(seed)))[1])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
 
@@ -149,6 +149,7 @@ def hidden_states(
     nnx.replace_by_pure_dict(state, params)
     model = nnx.merge(graphdef, state)
     block_def, layers = nnx.split(model.blocks)
+    new_cache: Cache | None = None
     x = layout.constrain(model.embed[...][tokens], "batch", "sequence", "embed_act")
 
     if cache is None:
@@ -160,13 +161,11 @@ def hidden_states(
         def layer(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
             block = nnx.merge(block_def, weights)
             q, k, v = block.attention_inputs(x, positions)
-            x = block.mlp(block.attention_output(x, attend(q, k, v, mask)))
+            x = block.mlp(block.attention_output(x, attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)))
             return layout.constrain(x, "batch", "sequence", "embed_act"), None
 
         x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers)
-        new_cache = None
     else:
-        row = jnp.arange(tokens.shape[0])[:, None]
         mask = jnp.arange(cache.slots)[None, None, :] <= positions[:, :, None]
 
         # The cache is carried, not scanned over, so XLA updates it in place instead of stacking a copy per step.
@@ -174,7 +173,7 @@ def hidden_states(
             (x, kv), (number, layer_weights) = carry, weights
             block = nnx.merge(block_def, layer_weights)
             q, k, v = block.attention_inputs(x, positions)
-            kv = Cache(kv.k.at[number, row, positions].set(k), kv.v.at[number, row, positions].set(v))
+            kv = kv.append(number, positions, k, v)
             attended = attend(q, kv.k[number], kv.v[number], mask)
             return (layout.constrain(block.mlp(block.attention_output(x, attended)), "batch", "sequence", "embed_act"), kv), None
 

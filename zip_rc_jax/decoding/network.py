@@ -1,0 +1,43 @@
+"""The model as the decoder sees it: an empty cache, and a function from new tokens to logits. Tests put a scripted model here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.models.cache import Cache
+from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.sharding import Layout
+
+
+class Network(Protocol):
+    """Hashable, so that the decoder's programs are compiled once per network."""
+
+    def empty_cache(self, rows: int, slots: int) -> Any:
+        """A pytree with `take(index, slots)` and `put(index, rows)`, as `models.cache.Cache`."""
+
+    def logits(self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """Feeds `tokens [N, T]` at `positions [N, T]`; returns logits `[N, V]` float32 after token `last [N]`, and the cache.
+
+        One function for prefill (`T` = prompt length) and step (`T` = 1). Reserved ids carry the joint.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerNetwork:
+    """`models.transformer` with params `{"body": ..., "table": [V, d] unembedding with the reserved rows folded in}`."""
+
+    config: ModelConfig
+    layout: Layout
+
+    def empty_cache(self, rows: int, slots: int) -> Cache:
+        return Cache.empty(self.config, rows, slots, jnp.float32)
+
+    def logits(self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, cache: Cache) -> tuple[jax.Array, Any]:
+        hidden, cache_out = hidden_states(self.config, params["body"], tokens, positions, layout=self.layout, cache=cache)
+        at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return jnp.matmul(at_last, params["table"].T, preferred_element_type=jnp.float32), cache_out

@@ -1,0 +1,238 @@
+"""The stages, each from files to files in one run directory, each restartable by calling it again.
+
+policy -> rollouts -> graded -> critic -> labelled -> final (and lite). `zip-rc` has one subcommand per stage; `demo` runs them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import random
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
+from zip_rc_jax.data.graders import Grader, correct
+from zip_rc_jax.data.records import PartialRollouts, Rollout, read_metadata, read_rollouts, write_rollouts
+from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
+from zip_rc_jax.decoding.engine import Engine, ResultEvent
+from zip_rc_jax.decoding.results import Result
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.language_model import LanguageModel, load
+from zip_rc_jax.models.tokenizer import word_level
+from zip_rc_jax.progress import progress
+from zip_rc_jax.training.loop import Interrupted, split_validation, stop_signal, train
+from zip_rc_jax.training.predict import final_values, profiles
+
+LARGEST_NUMBER = 120  # a chain sum of 8 digits stays within 72 even if every step slips by 3
+TRAIN_STAGES = ("policy", "critic", "final", "lite")
+
+
+def run_directory(config: PipelineConfig) -> pathlib.Path:
+    """Raises UsageError if the config names none."""
+    if not config.run_dir:
+        raise UsageError("run_dir=''", "every stage reads and writes there", "add run_dir=runs/NAME")
+    return pathlib.Path(config.run_dir)
+
+
+def embedded(name: str) -> pathlib.Path:
+    """A model that ships inside the package, for example "chain_sum_policy"."""
+    path = pathlib.Path(str(resources.files("zip_rc_jax"))) / "assets" / name
+    if not path.is_dir():
+        known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        raise UsageError(f"embedded model {name!r}", f"the package ships {', '.join(known) or 'none'}", "use one of these")
+    return path
+
+
+def load_policy(config: PipelineConfig) -> LanguageModel:
+    """The starting policy: `policy.path`, "embedded:NAME", or what `train --stage policy` left in the run directory."""
+    name = config.policy.path
+    if name.startswith("embedded:"):
+        return load(embedded(name.removeprefix("embedded:")))
+    return load(name or run_directory(config) / "policy")
+
+
+# Policy.
+
+
+def solution_rollouts(config: PipelineConfig, tokenizer: Any) -> list[Rollout]:
+    """Training texts of the demo policy as rollouts: problems of the training split with written solutions."""
+    rng = random.Random(config.policy.train.seed)
+    found = problems(config.task, "train", config.policy.examples)
+    rollouts = []
+    for p in found:
+        solution = write_solution(p.question, config.policy, rng)
+        output = [*tokenizer.encode(solution), tokenizer.eos_ids[0]]
+        rollouts.append(_rollout(p, 0, tokenizer.encode(p.question), output, solution, True, 1.0))
+    return rollouts
+
+
+def make_policy(config: PipelineConfig) -> LanguageModel:
+    """Trains the demo policy from scratch on worked solutions; result in `run_dir/policy`."""
+    tokenizer = word_level(vocabulary(LARGEST_NUMBER))
+    lm = LanguageModel.create(config.model, tokenizer, config.policy.train.seed).with_head(config.grid.grid("correct"), "correct")
+    policy = to_dict(config.policy)
+    policy.pop("train"), policy.pop("path")
+    source = {"policy": policy, "task": to_dict(config.task)}
+    directory = run_directory(config) / "policy"
+    return train(lm, solution_rollouts(config, tokenizer), config.policy.train, directory, source=source, title="policy")
+
+
+# Rollouts.
+
+
+def _rollout(p: Problem, sample: int, prompt_ids: Any, output: Any, text: str, finished: bool, grade: float = math.nan) -> Rollout:
+    return Rollout(
+        prompt_index=p.index,
+        sample_index=sample,
+        level=p.level,
+        seed=p.seed,
+        task=p.task,
+        prompt=p.question,
+        question=p.question,
+        answer=p.answer,
+        entry_json=p.entry_json,
+        prompt_token_ids=prompt_ids,
+        output_token_ids=output,
+        response=text,
+        finished=finished,
+        correct=grade,
+    )
+
+
+def run_all(engine: Engine, prompts: Sequence[str], title: str = "") -> list[Result]:
+    """Results of all prompts in order, with a progress bar if `title` is given."""
+    results: dict[int, Result] = {}
+    with progress(title or "decode", len(prompts)) as bar:
+        tokens = 0
+        for event in engine.run(prompts):
+            if isinstance(event, ResultEvent):
+                results[event.prompt_index] = event.result
+                tokens += event.result.usage.tokens
+                if title:
+                    bar(len(results), f"{tokens:,} tokens")
+    return [results[i] for i in range(len(prompts))]
+
+
+def make_rollouts(config: PipelineConfig) -> pathlib.Path:
+    """Samples the policy on the training problems; result in `run_dir/rollouts`. Finished chunks survive an interruption."""
+    r, directory = config.rollout, run_directory(config) / "rollouts"
+    policy = load_policy(config)
+    settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest()}
+    if directory.is_dir():
+        _same_source(directory, settings)
+        return directory
+    found = problems(config.task, "train", r.prompts)
+    decode = DecodeConfig(
+        strategy="fixed",
+        n=r.samples,
+        rows=max(r.rows, r.samples),
+        interval=16,
+        window=1,
+        max_tokens=r.max_tokens,
+        temperature=r.temperature,
+        top_k=r.top_k,
+        top_p=r.top_p,
+        min_p=r.min_p,
+    )
+    # The joint is not read here; a head is attached so that sampling runs on the one engine there is.
+    engine = Engine(policy.with_head(config.grid.grid("correct"), "correct"), decode, r.seed)
+    partial = PartialRollouts(directory.with_name(".rollouts.partial"), fingerprint=settings)
+    size = max(1, decode.rows // r.samples) * 4
+    chunks = [found[i : i + size] for i in range(0, len(found), size)]
+    done = partial.done()
+    with progress("rollout", len(found) * r.samples, len(done) * size * r.samples) as bar, stop_signal() as received:
+        for number, chunk in enumerate(chunks):
+            if number in done:
+                continue
+            results = run_all(engine, [p.question for p in chunk])
+            partial.add(number, [x for p, result in zip(chunk, results, strict=True) for x in _as_rollouts(p, result, engine)])
+            bar(min((number + 1) * size, len(found)) * r.samples, None)
+            if received:
+                raise Interrupted(f"rollout: stopped after chunk {number + 1} of {len(chunks)}")
+    write_rollouts(directory, partial.all(), metadata=settings)
+    return directory
+
+
+def _as_rollouts(p: Problem, result: Result, engine: Engine) -> list[Rollout]:
+    prompt_ids = engine.lm.tokenizer.encode(p.question)
+    return [_rollout(p, x.id, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop") for x in result.prefixes]
+
+
+def _same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
+    if read_metadata(directory) != settings:
+        raise UsageError(f"dataset {directory}", "it was made with other settings", "use another run_dir, or delete it to make it again")
+
+
+# Grades, labels.
+
+
+def make_grades(config: PipelineConfig) -> pathlib.Path:
+    """Grades the rollouts with the task's own scorer; result in `run_dir/graded`."""
+    source, directory = run_directory(config) / "rollouts", run_directory(config) / "graded"
+    settings = {"rollouts": read_metadata(source)}
+    if directory.is_dir():
+        _same_source(directory, settings)
+        return directory
+    rollouts = read_rollouts(source)
+    with Grader() as grader:
+        scores = grader.grade_many((r, r.response) for r in rollouts)
+    graded = (dataclasses.replace(r, correct=correct(s)) for r, s in zip(rollouts, scores, strict=True))
+    write_rollouts(directory, graded, metadata=settings)
+    return directory
+
+
+def make_labels(config: PipelineConfig) -> pathlib.Path:
+    """Labels the rollouts with the critic's value; result in `run_dir/labelled`."""
+    source, directory = run_directory(config) / "graded", run_directory(config) / "labelled"
+    critic = load(run_directory(config) / "critic")
+    settings = {"graded": read_metadata(source), "critic": critic.digest(), "label": to_dict(config.label)}
+    if directory.is_dir():
+        _same_source(directory, settings)
+        return directory
+    rollouts = read_rollouts(source)
+    found = []
+    size = config.label.batch_rows * 64
+    with progress("label", len(rollouts)) as bar:
+        for start in range(0, len(rollouts), size):
+            found += profiles(critic, rollouts[start : start + size], config.label.batch_rows)
+            bar(len(found), None)
+    values = final_values(found, config.label.last)
+    write_rollouts(directory, (dataclasses.replace(r, value=float(v)) for r, v in zip(rollouts, values, strict=True)), metadata=settings)
+    return directory
+
+
+# Training of the head.
+
+
+def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
+    """Trains "critic", "final" or "lite" from the starting policy; result in `run_dir/STAGE`.
+
+    Raises:
+      UsageError: an unknown stage, or the stage before it has not run.
+    """
+    if stage == "policy":
+        return make_policy(config)
+    if stage not in TRAIN_STAGES:
+        raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them")
+    settings: TrainConfig = getattr(config, stage)
+    source = run_directory(config) / ("graded" if settings.label == "correct" else "labelled")
+    before = {"graded": "zip-rc grade", "labelled": "zip-rc label"}[source.name]
+    if not source.is_dir():
+        raise UsageError(f"dataset {source}", f"stage {stage!r} trains on the label {settings.label!r}", f"run `{before}` first")
+    policy = load_policy(config)
+    lm = policy.with_head(config.grid.grid(settings.label), settings.label)
+    training, validation = split_validation(read_rollouts(source), settings.eval_rollouts)
+    return train(
+        lm,
+        training,
+        settings,
+        run_directory(config) / stage,
+        source={"data": read_metadata(source), "policy": policy.digest()},
+        validation=validation,
+        validation_last=config.label.last,
+        title=stage,
+    )

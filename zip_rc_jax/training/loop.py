@@ -1,0 +1,200 @@
+"""The training loop: batches in, checkpoints, metrics and a finished model out. Interrupted runs resume exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zip_rc_jax.config import TrainConfig, to_dict
+from zip_rc_jax.data.batches import TrainBatch, train_batches
+from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.language_model import LanguageModel, load
+from zip_rc_jax.models.transformer import param_axes
+from zip_rc_jax.progress import progress
+from zip_rc_jax.sharding import TRAIN_RULES, Layout
+from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
+from zip_rc_jax.training.predict import validation_metrics
+from zip_rc_jax.training.step import StepSettings, TrainState, init_state, train_step
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; everything up to this step lies on disk."""
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in the yielded list, so that a step is never cut in half. Main thread only; elsewhere a no-op."""
+    received: list[int] = []
+    previous = {}
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, lambda s, _: received.append(s))
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train(
+    lm: LanguageModel,
+    rollouts: Sequence[Rollout],
+    config: TrainConfig,
+    directory: str | pathlib.Path,
+    *,
+    source: dict[str, Any],
+    validation: Sequence[Rollout] = (),
+    validation_last: int = 1,
+    title: str = "train",
+) -> LanguageModel:
+    """Trains the head (and, unless Lite, the body) of `lm` and saves the result as `directory/model`.
+
+    The same call after an interruption continues where it stopped; after the end it loads the finished model. `directory` also
+    holds `checkpoints/`, `metrics.jsonl` and `settings.json`.
+
+    Args:
+      lm: starting point with a head; with `kl_weight` its body is also the frozen teacher.
+      rollouts: training data with the label that `config.label` names.
+      source: what the data and the starting point were made from (JSON-able); a later run with another source is refused.
+      validation: held-back rollouts with `correct`, for the within-prompt AUC at the end and every tenth of the run.
+      validation_last: labelled positions averaged for the final value.
+
+    Raises:
+      UsageError: the directory belongs to other settings, or the data does not fit.
+      Interrupted: after SIGINT or SIGTERM, once the state is saved.
+    """
+    if lm.head is None:
+        raise ValueError("attach a head first: lm.with_head(grid, label)")
+    directory = pathlib.Path(directory)
+    settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config), "head": lm.head.to_dict(), "source": source}
+    settings = json.loads(json.dumps(settings))
+    if (directory / "model").is_dir():
+        done = load(directory / "model", layout=lm.layout)
+        check_settings(done.info["settings"], settings, str(directory))
+        return done
+
+    dataset = train_batches(rollouts, label=config.label, batch_rows=config.batch_rows, row_tokens=config.row_tokens, seed=config.seed)
+    batches = iter(dataset)
+    layout = Layout(lm.layout.mesh, TRAIN_RULES)
+    axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
+    # Copies: the step donates its state, and the caller's model (also the teacher) must stay alive.
+    params = layout.shard(jax.tree.map(jnp.array, lm.params), axes)
+    teacher = layout.shard(lm.params["body"], axes["body"]) if config.kl_weight else None
+    state = init_state(params, config)
+    step_settings = StepSettings(lm.config, lm.head, layout, config)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+    checkpoints = Checkpoints(directory / "checkpoints", settings)
+    try:
+        restored = checkpoints.restore(state)
+        if restored:
+            state, position = restored
+            batches.set_state(position)
+        with stop_signal() as received:
+            state = _run(state, batches, step_settings, teacher, checkpoints, directory, received, lm, validation, validation_last, title)
+    finally:
+        checkpoints.close()
+    params = jax.tree.map(jnp.asarray, state.params)
+    finished = _with_params(lm, params, {**lm.info, "settings": settings, "skipped_steps": int(state.skipped)})
+    finished.save(directory / "model")
+    return finished
+
+
+def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]) -> LanguageModel:
+    return LanguageModel(lm.config, lm.tokenizer, params, lm.head, lm.layout, info)
+
+
+def _run(
+    state: TrainState,
+    batches: Any,
+    settings: StepSettings,
+    teacher: Any,
+    checkpoints: Checkpoints,
+    directory: pathlib.Path,
+    received: list[int],
+    lm: LanguageModel,
+    validation: Sequence[Rollout],
+    validation_last: int,
+    title: str,
+) -> TrainState:
+    config = settings.train
+    start = step = int(state.step)
+    metrics_path = directory / "metrics.jsonl"
+    _drop_later_lines(metrics_path, start)
+    every = max(1, config.steps // 10)
+    saved = logged = time.monotonic()
+    tokens, recent = 0, None
+    with progress(title, config.steps, start) as bar, metrics_path.open("a") as log:
+        while step < config.steps:
+            batch = next(batches)
+            tokens += int(np.sum(batch.segment_ids > 0))
+            state, metrics = train_step(settings, state, teacher, _on_mesh(batch, settings.layout))
+            step += 1
+            if step % config.log_every == 0 or step == config.steps:
+                now = time.monotonic()
+                recent = {k: float(v) for k, v in metrics.items()}
+                record = {"step": step, **{f"train/{k}": v for k, v in recent.items()}, "train/tokens_per_second": tokens / (now - logged)}
+                tokens, logged = 0, now
+                if validation and (step // every != (step - config.log_every) // every or step == config.steps):
+                    current = _with_params(lm, state.params, {})
+                    record |= validation_metrics(current, validation, last=validation_last, batch_rows=64)
+                    logged = time.monotonic()
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                bar(step, _status(record))
+            else:
+                bar(step, None)
+            if received or time.monotonic() - saved > config.save_seconds:
+                checkpoints.save(state, batches.get_state())
+                saved = time.monotonic()
+            if received:
+                raise Interrupted(f"{title}: stopped by signal {received[0]} at step {step} of {config.steps}")
+    return state
+
+
+def _status(record: dict[str, float]) -> str:
+    shown = {"train/joint": "joint", "train/nll": "nll", "train/kl": "kl", "eval/within_prompt_auc": "within-prompt AUC"}
+    parts = [f"{name} {record[key]:.4f}" for key, name in shown.items() if key in record]
+    return "  ".join([*parts, f"{record['train/tokens_per_second']:,.0f} tok/s"])
+
+
+def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
+    return jax.tree.map(lambda x: jax.device_put(x, layout.sharding(("batch", "sequence"), x.shape)), batch)
+
+
+def _drop_later_lines(path: pathlib.Path, step: int) -> None:
+    """After a resume, records past the restored step would stand twice."""
+    if not path.is_file():
+        return
+    kept = [
+        line for line in path.read_text().splitlines() if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= step
+    ]
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[list[Rollout], list[Rollout]]:
+    """(training, validation): about `count` rollouts of the last prompts are held back whole prompts at a time.
+
+    Raises:
+      UsageError: nothing would be left to train on.
+    """
+    if not count:
+        return list(rollouts), []
+    order = sorted({r.prompt_index for r in rollouts})
+    per_prompt = len(rollouts) / len(order)
+    held = set(order[len(order) - max(1, round(count / per_prompt)) :])
+    training = [r for r in rollouts if r.prompt_index not in held]
+    if not training:
+        raise UsageError(f"eval_rollouts={count}", f"there are only {len(rollouts)} rollouts", "lower it or make more rollouts")
+    return training, [r for r in rollouts if r.prompt_index in held]

@@ -1,0 +1,101 @@
+"""What a trained head says about finished rollouts: value labels, validation, and the data of the prediction metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.evaluation.metrics import within_prompt_auc
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.sharding import Layout
+from zip_rc_jax.zip_head import ZipHead, cell_log_probs
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Predictions along one rollout of `m` generated tokens.
+
+    Attributes:
+      reward: float32 `[m]`, expected reward at every labelled position (root first).
+      remaining: float32 `[m]`, expected remaining tokens there.
+      first_joint: float32 `[B_V, B_T]`, the joint at the root.
+    """
+
+    reward: np.ndarray
+    remaining: np.ndarray
+    first_joint: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("model", "head", "layout"))
+def _joints(
+    model: ModelConfig, head: ZipHead, layout: Layout, params: dict[str, Any], tokens: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, _ = hidden_states(model, params["body"], tokens, positions, layout=layout, segment_ids=valid.astype(jnp.int32))
+    joint = jnp.exp(cell_log_probs(hidden @ params["zip_rows"].T, head.grid))
+    return head.grid.expected_reward(joint), head.grid.expected_length(joint), joint
+
+
+def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> list[Profile]:
+    """Predictions at every labelled position of every rollout, in the given order.
+
+    Rollouts are sorted by length and padded to multiples of 32 tokens, so that few shapes are compiled and little is padding.
+
+    Raises:
+      ValueError: the model has no head.
+    """
+    if lm.head is None:
+        raise ValueError("the model has no ZIP head")
+    grid = lm.head.grid
+    lengths = np.array([len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts])
+    result: list[Profile | None] = [None] * len(rollouts)
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_rows):
+        members = order[start : start + batch_rows]
+        width = -(-int(lengths[members].max()) // 32) * 32
+        tokens = np.zeros((batch_rows, width), np.int32)
+        for lane, i in enumerate(members):
+            tokens[lane, : lengths[i]] = np.concatenate([rollouts[i].prompt_token_ids, rollouts[i].output_token_ids])[:-1]
+        valid = np.arange(width) < np.append(lengths[members], [0] * (batch_rows - len(members)))[:, None]
+        reward, remaining, joint = map(
+            np.asarray, _joints(lm.config, lm.head, lm.layout, lm.params, jnp.asarray(tokens), jnp.asarray(valid))
+        )
+        for lane, i in enumerate(members):
+            span = slice(len(rollouts[i].prompt_token_ids) - 1, lengths[i])
+            first = joint[lane, span.start].reshape(grid.n_reward, grid.n_length).copy()
+            result[i] = Profile(reward[lane, span].copy(), remaining[lane, span].copy(), first)
+    return [p for p in result if p is not None]
+
+
+def final_values(found: Sequence[Profile], last: int) -> np.ndarray:
+    """`[n]` float32: mean expected reward over the last `last` labelled positions of each rollout (all of them if it has fewer)."""
+    return np.array([p.reward[-last:].mean() for p in found], np.float32)
+
+
+def validation_metrics(lm: LanguageModel, rollouts: Sequence[Rollout], *, last: int, batch_rows: int) -> dict[str, float]:
+    """Within-prompt AUC of the final value against `correct`, over prompts that have both outcomes, and the mean length error.
+
+    This is the number the whole method stands on: a head that cannot tell good from bad within a prompt cannot select.
+    """
+    found = profiles(lm, rollouts, batch_rows)
+    values = final_values(found, last)
+    prompts, where = np.unique([r.prompt_index for r in rollouts], return_inverse=True)
+    counts = np.bincount(where)
+    slot = np.zeros(len(rollouts), int)
+    for p in range(len(prompts)):
+        slot[where == p] = np.arange(counts[p])
+    score, outcome, mask = (np.zeros((len(prompts), counts.max()), kind) for kind in (np.float64, np.float64, bool))
+    score[where, slot], outcome[where, slot], mask[where, slot] = values, [r.correct for r in rollouts], True
+    auc, mixed = within_prompt_auc(score, outcome, mask)
+    observed = np.concatenate([np.arange(len(r.output_token_ids), 0, -1) for r in rollouts])
+    error = np.abs(np.concatenate([p.remaining for p in found]) - observed)
+    return {"eval/within_prompt_auc": auc, "eval/mixed_prompts": float(mixed), "eval/length_mae": float(error.mean())}
