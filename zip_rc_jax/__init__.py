@@ -1,0 +1,35 @@
+"""ZIP-RC in JAX: zero-overhead introspection for adaptive test-time compute (arXiv 2512.01457).
+
+import zip_rc_jax
+lm = zip_rc_jax.load("runs/demo/final")
+results = zip_rc_jax.decode(lm, ["State the final answer to the following arithmetic problem: 4 + 3 - 2 ="], n=8, beta=0.05)
+"""
+
+from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.decoding.api import decode, decode_stream
+from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
+from zip_rc_jax.decoding.meta_actions import MetaAction, choose_meta_action
+from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.language_model import LanguageModel, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decision",
+    "DecodeConfig",
+    "Grid",
+    "LanguageModel",
+    "MetaAction",
+    "Prefix",
+    "Result",
+    "ResultEvent",
+    "StepEvent",
+    "Usage",
+    "UsageError",
+    "choose_meta_action",
+    "decode",
+    "decode_stream",
+    "load",
+]

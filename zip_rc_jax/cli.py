@@ -1,0 +1,171 @@
+"""The command line: one subcommand per stage, and `demo` for all of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from zip_rc_jax.errors import UsageError
+
+CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
+OVERRIDE_HELP = "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; unknown keys are errors"
+
+
+def _pipeline_command(commands: argparse._SubParsersAction, name: str, summary: str, details: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=details, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help=CONFIG_HELP)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The `zip-rc` parser."""
+    parser = argparse.ArgumentParser(
+        prog="zip-rc",
+        description="ZIP-RC in JAX: train a head in reserved logits, and decode with the adaptive search that reads it.",
+        epilog="Stages of a run: rollout -> grade -> train --stage critic -> label -> train --stage final -> evaluate. "
+        "Each reads and writes run_dir, and the same command resumes it after an interruption.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    demo = commands.add_parser(
+        "demo",
+        help="the whole path on the embedded policy, in minutes on 2 CPU cores",
+        description="Samples rollouts from the embedded chain_sum policy, grades them, trains critic, final model and ZIP-RC-Lite,\n"
+        "decodes held-out problems with the adaptive search and all baselines, shows one problem being solved, and writes\n"
+        "pareto.png, report.html, results.jsonl and metadata.json to run_dir/report.\n\n"
+        "example: zip-rc demo run_dir=runs/mine final.steps=1000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    demo.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
+    demo.add_argument("--config", default=None, help=f"default: the embedded demo config. {CONFIG_HELP}")
+
+    _pipeline_command(
+        commands,
+        "rollout",
+        "sample the policy on the training problems",
+        "Samples `rollout.samples` responses to each of `rollout.prompts` training problems from the starting policy.\n"
+        "Output: run_dir/rollouts, a TensorFlow Datasets directory in ArrayRecord files. Finished chunks survive Ctrl-C.\n\n"
+        "example: zip-rc rollout configs/chain_sum_demo.yaml rollout.prompts=1000 run_dir=runs/small",
+    )
+    _pipeline_command(
+        commands,
+        "grade",
+        "grade the rollouts with the task's own scorer",
+        "Reads run_dir/rollouts, writes run_dir/graded with `correct` in {0, 1}. reasoning-gym problems are graded by their own\n"
+        "score_answer, free-form mathematics by math-verify in a process that is killed if it hangs.\n\n"
+        "example: zip-rc grade configs/chain_sum_demo.yaml",
+    )
+    train = _pipeline_command(
+        commands,
+        "train",
+        "train the policy, the critic, the final model or ZIP-RC-Lite",
+        "Stages:\n"
+        "  policy  next-token training of the demo policy on worked solutions\n"
+        "  critic  the joint on `correct`, no KL (reads run_dir/graded)\n"
+        "  final   the joint on `value`, with KL to the starting policy (reads run_dir/labelled)\n"
+        "  lite    only the reserved rows, so every next-token logit stays bit-identical (reads run_dir/labelled)\n"
+        "Output: run_dir/STAGE with model/, checkpoints/, metrics.jsonl.\n"
+        "Watch eval/within_prompt_auc: at 0.5 the head cannot select.\n\n"
+        "example: zip-rc train configs/chain_sum_demo.yaml --stage critic critic.steps=1000",
+    )
+    train.add_argument("--stage", required=True, choices=("policy", "critic", "final", "lite"), help="what to train")
+    _pipeline_command(
+        commands,
+        "label",
+        "label the rollouts with the critic's value",
+        "value = mean expected reward of the critic over the last `label.last` labelled positions.\n"
+        "Reads run_dir/graded and run_dir/critic, writes run_dir/labelled.\n\n"
+        "example: zip-rc label configs/chain_sum_demo.yaml",
+    )
+
+    decode = commands.add_parser(
+        "decode",
+        help="answer prompts with the adaptive search",
+        description="Prompts come from --prompt (repeatable) or from a JSONL file with `question` or `problem` (and `answer`, to grade).\n"
+        "Without --output the answers are printed; with it, results.jsonl and metadata.json are written there.\n\n"
+        "example: zip-rc decode runs/demo/final --prompt 'State the final answer to the following arithmetic problem: 4 + 3 - 2 ='\n"
+        "         --stream n=8 interval=8 window=4 max_tokens=128 beta=0.05",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    decode.add_argument("model", help="checkpoint directory, or a training directory that holds model/")
+    decode.add_argument("overrides", nargs="*", metavar="option=value", help="fields of DecodeConfig, e.g. n=8 alpha=0.1 beta=0.02")
+    decode.add_argument("--prompt", action="append", default=[], help="a prompt; give the option again for more")
+    decode.add_argument("--input", type=pathlib.Path, help="JSONL file with `question` or `problem`, and optionally `answer`")
+    decode.add_argument("--output", type=pathlib.Path, help="directory for results.jsonl and metadata.json")
+    decode.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
+    decode.add_argument("--stream", action="store_true", help="show every decision as it is made")
+
+    _pipeline_command(
+        commands,
+        "evaluate",
+        "compare the search with its baselines on held-out problems",
+        "Decodes `evaluate.prompts` held-out problems online with every setting of the sweep and with the baselines,\n"
+        "under one cost meter.\n"
+        "Output: run_dir/report with report.html, pareto.png, results.jsonl, metadata.json. Finished settings survive Ctrl-C.\n\n"
+        "example: zip-rc evaluate configs/chain_sum.yaml evaluate.prompts=800",
+    )
+    return parser
+
+
+def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+    # Imported late, so that --help and usage errors do not wait for JAX.
+    from zip_rc_jax import pipeline
+    from zip_rc_jax.config import load_config
+    from zip_rc_jax.demo import run_demo, run_evaluation
+
+    name = arguments.command
+    path = arguments.config if arguments.config is not None else pipeline.embedded("chain_sum_demo.yaml")
+    config = load_config(path, arguments.overrides)
+    stages: dict[str, Callable[[], object]] = {
+        "demo": lambda: run_demo(config, argv),
+        "rollout": lambda: pipeline.make_rollouts(config),
+        "grade": lambda: pipeline.make_grades(config),
+        "train": lambda: pipeline.train_head(config, arguments.stage),
+        "label": lambda: pipeline.make_labels(config),
+        "evaluate": lambda: run_evaluation(config, argv),
+    }
+    stages[name]()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `zip-rc`. Returns the exit status: 0, 2 for bad input, 130 after an interruption that can be resumed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser().parse_args(argv)
+    _quiet()
+    started = time.monotonic()
+    try:
+        if arguments.command == "decode":
+            from zip_rc_jax.demo import run_decode
+
+            run_decode(arguments, argv)
+        else:
+            _run_pipeline(arguments, argv)
+    except UsageError as error:
+        print(f"zip-rc {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"zip-rc {arguments.command}: {stop or 'interrupted'}. The same command resumes.", file=sys.stderr)
+        return 130
+    print(f"zip-rc {arguments.command}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return 0
+
+
+def _quiet() -> None:
+    """Compiled programs are kept between calls, and libraries only speak when something is wrong."""
+    import logging
+
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("absl", "orbax", "jax", "grain"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

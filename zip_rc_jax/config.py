@@ -12,6 +12,7 @@ import math
 import pathlib
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -430,7 +431,7 @@ def load_config(path: str | pathlib.Path, overrides: list[str] | tuple[str, ...]
         raise UsageError(f"config key {error.full_key!r} in {path}", "no stage reads this key", _nearest(error)) from None
     except UsageError:
         raise
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, OSError, yaml.YAMLError) as error:  # OmegaConf raises all of these
         first = str(error).splitlines()[0]
         raise UsageError(f"config {path}", first, "correct the value") from None
     assert isinstance(config, PipelineConfig)

@@ -39,11 +39,11 @@ def run_directory(config: PipelineConfig) -> pathlib.Path:
 
 
 def embedded(name: str) -> pathlib.Path:
-    """A model that ships inside the package, for example "chain_sum_policy"."""
+    """A model or config that ships inside the package, for example "chain_sum_policy"."""
     path = pathlib.Path(str(resources.files("zip_rc_jax"))) / "assets" / name
-    if not path.is_dir():
+    if not path.exists():
         known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise UsageError(f"embedded model {name!r}", f"the package ships {', '.join(known) or 'none'}", "use one of these")
+        raise UsageError(f"embedded {name!r}", f"the package ships {', '.join(known) or 'none'}", "use one of these")
     return path
 
 
@@ -149,7 +149,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
             if number in done:
                 continue
             results = run_all(engine, [p.question for p in chunk])
-            partial.add(number, [x for p, result in zip(chunk, results, strict=True) for x in _as_rollouts(p, result, engine)])
+            partial.add(number, [x for p, result in zip(chunk, results, strict=True) for x in as_rollouts(p, result, policy)])
             bar(min((number + 1) * size, len(found)) * r.samples, None)
             if received:
                 raise Interrupted(f"rollout: stopped after chunk {number + 1} of {len(chunks)}")
@@ -157,8 +157,9 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     return directory
 
 
-def _as_rollouts(p: Problem, result: Result, engine: Engine) -> list[Rollout]:
-    prompt_ids = engine.lm.tokenizer.encode(p.question)
+def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:
+    """The prefixes of a result as ungraded rollouts."""
+    prompt_ids = lm.tokenizer.encode(p.question)
     return [_rollout(p, x.id, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop") for x in result.prefixes]
 
 

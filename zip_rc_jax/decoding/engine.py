@@ -196,24 +196,28 @@ class Engine:
         source = prefill(self.settings, self.params, jnp.asarray(tokens), lengths, hashes)
         joints = np.asarray(source.mean_joint())
 
-        groups, lanes, targets, numbers = [], [], [], []
+        groups: list[Group] = []
+        copies: list[tuple[int, int, int]] = []  # from lane, to row, branch id
         now = time.perf_counter()
         for lane, (number, prompt) in enumerate(batch):
             group = Group(number, prompt, ids[number], now, root_joint=joints[lane])
             if self.branching:
                 group.root_row = free.pop()
                 group.spare = [free.pop() for _ in range(self.config.n)]
-                lanes.append(lane), targets.append(group.root_row), numbers.append(0)
+                copies.append((lane, group.root_row, 0))
             else:
                 for branch_id in range(self.config.n):
                     row = free.pop()
                     group.branches.append(Branch(branch_id, ROOT, 0, row, joint=joints[lane]))
-                    lanes.append(lane), targets.append(row), numbers.append(branch_id)
+                    copies.append((lane, row, branch_id))
             groups.append(group)
-        size = bucket(len(lanes))
-        rows = self.config.rows
-        pool = copy_rows(pool, source, padded(lanes, size, 0), padded(targets, size, rows), padded(numbers, size, 0))
-        return pool, groups
+        return copy_rows(pool, source, *self._moves(copies)), groups
+
+    def _moves(self, moves: list[tuple[int, int, int]]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Source, target and branch number of rows to copy, padded to few shapes (a target past the pool is dropped)."""
+        size = bucket(len(moves))
+        sources, targets, numbers = (list(column) for column in zip(*moves, strict=True))
+        return padded(sources, size, 0), padded(targets, size, self.config.rows), padded(numbers, size, 0)
 
     # Stepping.
 
@@ -262,10 +266,7 @@ class Engine:
             if self.branching:
                 forks += [self._grow(group, None, group.root_row) for _ in range(int(multiplicity[self.config.n]))]
         if forks:
-            size = bucket(len(forks))
-            sources, targets, numbers = (list(column) for column in zip(*forks, strict=True))
-            rows = self.config.rows
-            pool = fork_rows(pool, padded(sources, size, 0), padded(targets, size, rows), padded(numbers, size, 0))
+            pool = fork_rows(pool, *self._moves(forks))
         return pool, events
 
     def _grow(self, group: Group, parent: Branch | None, source: int | None) -> tuple[int, int, int]:
@@ -303,23 +304,22 @@ class Engine:
         return float(table.sum(1) @ grid.reward_centres), float(table.sum(0) @ grid.length_midpoints)
 
     def _record(self, group: Group, multiplicity: np.ndarray, future_bin: int, utility: float) -> Decision:
-        branches = group.branches
-        ids, copies = [b.id for b in branches], multiplicity[: len(branches)].tolist()
-        expected = [self._expectations(b.joint) for b in branches]
-        tokens, finished = [len(b.tokens) for b in branches], [b.finished for b in branches]
+        # (id, copies, joint, tokens, finished) of every prefix, and of the root where it is one of the choices.
+        rows = [(b.id, int(k), b.joint, len(b.tokens), b.finished) for b, k in zip(group.branches, multiplicity, strict=False)]
         if self.branching:
-            ids.append(ROOT), copies.append(int(multiplicity[self.config.n])), expected.append(self._expectations(group.root_joint))
-            tokens.append(0), finished.append(False)
+            rows.append((ROOT, int(multiplicity[self.config.n]), group.root_joint, 0, False))
+        ids, copies, joints, tokens, finished = zip(*rows, strict=True)
+        expected = [self._expectations(joint) for joint in joints]
         return Decision(
             step=group.steps,
-            prefix_ids=tuple(ids),
-            multiplicity=tuple(copies),
+            prefix_ids=ids,
+            multiplicity=copies,
             future_bin=future_bin,
             utility=utility,
             expected_reward=tuple(reward for reward, _ in expected),
             expected_remaining=tuple(0.0 if end else length for (_, length), end in zip(expected, finished, strict=True)),
-            tokens=tuple(tokens),
-            finished=tuple(finished),
+            tokens=tokens,
+            finished=finished,
         )
 
     def _new_text(self, group: Group) -> dict[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 
@@ -105,3 +106,14 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, ready for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Result:
+        """Inverse of `to_dict`, also after JSON (where tuples are lists and NaN is null)."""
+
+        def tuples(value: Any) -> Any:
+            return tuple(value) if isinstance(value, list) else math.nan if value is None else value
+
+        prefixes = tuple(Prefix(**{k: tuples(v) for k, v in x.items()}) for x in data["prefixes"])
+        trace = tuple(Decision(**{k: tuples(v) for k, v in x.items()}) for x in data["trace"])
+        return cls(**{**data, "prefixes": prefixes, "trace": trace, "usage": Usage(**data["usage"])})

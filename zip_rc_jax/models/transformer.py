@@ -177,7 +177,8 @@ def hidden_states(
             attended = attend(q, kv.k[number], kv.v[number], mask)
             return (layout.constrain(block.mlp(block.attention_output(x, attended)), "batch", "sequence", "embed_act"), kv), None
 
-        (x, new_cache), _ = jax.lax.scan(cached_layer, (x, cache), (jnp.arange(config.n_layers), layers))
+        (x, updated), _ = jax.lax.scan(cached_layer, (x, cache), (jnp.arange(config.n_layers), layers))
+        new_cache = updated
     return rms_norm(x, model.final_norm[...], config.rms_eps), new_cache
 
 

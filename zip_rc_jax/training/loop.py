@@ -27,7 +27,7 @@ from zip_rc_jax.training.predict import validation_metrics
 from zip_rc_jax.training.step import StepSettings, TrainState, init_state, train_step
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived; everything up to this step lies on disk."""
 
 

@@ -1,0 +1,143 @@
+"""What the command line shows: the demo from policy to report, and decoding live."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from zip_rc_jax import pipeline
+from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
+from zip_rc_jax.data.graders import Grader, correct
+from zip_rc_jax.data.tasks import problems, problems_from_jsonl
+from zip_rc_jax.decoding.api import decode_stream, resolve
+from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.evaluation.evaluate import evaluate
+from zip_rc_jax.evaluation.report import run_metadata, write_json, write_jsonl
+from zip_rc_jax.evaluation.tables import full_table, headline_table, level_table, metric_table, print_table
+from zip_rc_jax.models.language_model import LanguageModel, load
+
+console = Console()
+
+
+def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
+    """All stages from the policy to the report, each timed; then one problem is solved live."""
+    stages = [
+        ("sample rollouts", lambda: pipeline.make_rollouts(config)),
+        ("grade", lambda: pipeline.make_grades(config)),
+        ("train critic", lambda: pipeline.train_head(config, "critic")),
+        ("label values", lambda: pipeline.make_labels(config)),
+        ("train final model", lambda: pipeline.train_head(config, "final")),
+        ("train ZIP-RC-Lite", lambda: pipeline.train_head(config, "lite")),
+        ("decode and compare", lambda: run_evaluation(config, argv)),
+    ]
+    for number, (title, stage) in enumerate(stages, 1):
+        started = time.monotonic()
+        console.rule(f"[{number}/{len(stages)}] {title}", align="left")
+        stage()
+        console.print(f"{title}: {time.monotonic() - started:.0f} s", style="dim")
+    console.rule("one held-out problem, live", align="left")
+    hard = problems(config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts)[-1]
+    show_live(load(pipeline.run_directory(config) / "final"), [hard.question], config.decode, config.evaluate.seed)
+    console.print(f"answer: {hard.answer}")
+    console.print(f"report: {pipeline.run_directory(config) / 'report' / 'report.html'}")
+
+
+def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
+    """Evaluates `run_dir/final` and prints the tables."""
+    directory = pipeline.run_directory(config)
+    lite = load(directory / "lite") if (directory / "lite" / "model").is_dir() else None
+    found = evaluate(config, load(directory / "final"), argv=argv, lite=lite)
+    for table in (
+        full_table(found.runs, found.curves, found.pool, found.alphas),
+        level_table(found.runs, found.curves, found.pool, resamples=found.resamples, seed=found.seed),
+        metric_table("Policy and prediction quality", found.quality),
+        metric_table("Policy drift", found.drift),
+        headline_table(found.headline),
+    ):
+        print_table(table, console)
+
+
+def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+    """`zip-rc decode`: prompts in, answers out.
+
+    Raises:
+      UsageError: no prompts, both kinds of prompts, a bad option or a bad file; before the model is loaded where possible.
+    """
+    started = time.time()
+    options = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides))
+    assert isinstance(options, dict)
+    config = resolve(None, {str(k): v for k, v in options.items()})
+    if bool(arguments.prompt) == bool(arguments.input):
+        raise UsageError("prompts", "give either --prompt (once or more) or --input FILE", "add one of them")
+    found = problems_from_jsonl(arguments.input) if arguments.input else []
+    prompts = [p.question for p in found] or arguments.prompt
+    lm = load(arguments.model)
+    if arguments.stream:
+        results = show_live(lm, prompts, config, arguments.seed)
+    else:
+        events = decode_stream(lm, prompts, config, seed=arguments.seed)
+        by_index = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
+        results = [by_index[i] for i in range(len(prompts))]
+    rows = [r.to_dict() for r in results]
+    if any(p.answer for p in found):
+        with Grader() as grader:
+            scores = grader.grade_many((p, r.text) for p, r in zip(found, results, strict=True))
+        rows = [row | {"answer": p.answer, "correct": correct(s)} for row, p, s in zip(rows, found, scores, strict=True)]
+        console.print(f"accuracy {sum(correct(s) for s in scores) / len(scores):.3f} over {len(scores)} problems")
+    if arguments.output:
+        write_jsonl(arguments.output / "results.jsonl", rows)
+        write_json(arguments.output / "metadata.json", run_metadata({"decode": to_dict(config)}, argv, started))
+        console.print(f"wrote {arguments.output / 'results.jsonl'}")
+    elif not arguments.stream:
+        for result in results:
+            console.print(f"{result.text}\n  P(correct) {result.expected_reward:.2f}, {result.usage.tokens} tokens", highlight=False)
+
+
+def show_live(lm: LanguageModel, prompts: Sequence[str], config: DecodeConfig, seed: int) -> list:
+    """Prints every decision: per prefix P(correct), tokens left, the action, and what it has written since."""
+    results = {}
+    for event in decode_stream(lm, prompts, config, seed=seed):
+        if isinstance(event, StepEvent):
+            _print_step(event)
+        else:
+            results[event.prompt_index] = event.result
+            r = event.result
+            console.print(
+                f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{r.text.split()[-1] if r.text else '(abstains)'}[/bold] "
+                f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in {r.usage.serial_steps} serial steps"
+            )
+    return [results[i] for i in range(len(prompts))]
+
+
+def _print_step(event: StepEvent) -> None:
+    d = event.decision
+    plan = "" if d.future_bin < 0 else f", plans to pause at length bin {d.future_bin}"
+    table = RichTable(title=f"prompt {event.prompt_index}, step {d.step}, utility {d.utility:.3f}{plan}", title_justify="left", box=None)
+    for column, justify in (
+        ("prefix", "right"),
+        ("P(correct)", "right"),
+        ("tokens left", "right"),
+        ("action", "left"),
+        ("new text", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for i, prefix in enumerate(d.prefix_ids):
+        action = _action(prefix, d.multiplicity[i], d.finished[i])
+        name = "root" if prefix < 0 else str(prefix)
+        left = f"{d.expected_remaining[i]:.0f}"
+        table.add_row(name, f"{d.expected_reward[i]:.2f}", left, action, event.new_text.get(prefix, ""))
+    console.print(table)
+
+
+def _action(prefix: int, copies: int, finished: bool) -> str:
+    if finished:
+        return "finished"
+    if prefix < 0:
+        return f"start {copies}" if copies else "-"
+    return {0: "pause", 1: "continue"}.get(copies, f"branch x{copies}")

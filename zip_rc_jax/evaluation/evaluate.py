@@ -1,0 +1,289 @@
+"""The held-out comparison: every method decoded online on the same problems, graded by the task's scorer, under one cost meter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
+from zip_rc_jax.data.graders import Grader, correct, extract_answer
+from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.decoding.engine import Engine
+from zip_rc_jax.decoding.results import Result
+from zip_rc_jax.evaluation import metrics, plots
+from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves
+from zip_rc_jax.evaluation.compare import headline
+from zip_rc_jax.evaluation.cost import OnlineRun
+from zip_rc_jax.evaluation.report import Evaluation, result_rows, run_metadata, write_json, write_jsonl, write_report
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.transformer import hidden_states, unembedding
+from zip_rc_jax.pipeline import as_rollouts, load_policy, run_all, run_directory
+from zip_rc_jax.training.loss import token_losses
+from zip_rc_jax.training.predict import Profile, profiles
+
+POLICY_RUN = "start policy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """One strategy on all problems: its results and the grades of every prefix (`grades[p][k]` in {0, 1})."""
+
+    results: list[Result]
+    grades: list[list[float]]
+    seconds: float
+
+
+class Bench:
+    """Held-out problems, the grader, and the files that make finished decodes survive an interruption."""
+
+    def __init__(self, config: PipelineConfig, grader: Grader, partial: pathlib.Path):
+        self.config, self.grader, self.partial = config, grader, partial
+        self.problems: list[Problem] = problems(config.task, "heldout", config.evaluate.prompts)
+        partial.mkdir(parents=True, exist_ok=True)
+
+    def decode(self, lm: LanguageModel, decode: DecodeConfig, title: str) -> Decoded:
+        """All problems under one setting. Reads the result of an earlier, interrupted call with the same model and setting."""
+        key = {
+            "model": lm.digest(),
+            "decode": to_dict(decode),
+            "task": to_dict(self.config.task),
+            "evaluate": to_dict(self.config.evaluate),
+        }
+        path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
+        if path.is_file():
+            stored = json.loads(path.read_text())
+            if stored["key"] == json.loads(json.dumps(key)):
+                return Decoded([Result.from_dict(r) for r in stored["results"]], stored["grades"], stored["seconds"])
+        engine = Engine(lm, decode, self.config.evaluate.seed)
+        started = time.perf_counter()
+        results = run_all(engine, [p.question for p in self.problems], title)
+        seconds = time.perf_counter() - started
+        items = [(p, x.text) for p, r in zip(self.problems, results, strict=True) for x in r.prefixes]
+        scores = iter([correct(s) for s in self.grader.grade_many(items)])
+        grades = [[next(scores) for _ in r.prefixes] for r in results]
+        write_json(path, {"key": key, "seconds": seconds, "grades": grades, "results": [r.to_dict() for r in results]})
+        return Decoded(results, grades, seconds)
+
+
+def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:
+    """The baselines' pool from a decode with strategy "fixed"."""
+    answers = [[extract_answer(x.text) for x in r.prefixes] for r in decoded.results]
+    ids = []
+    for row in answers:
+        known = {a: i for i, a in enumerate(dict.fromkeys(a for a in row if a is not None))}
+        ids.append([-1 if a is None else known[a] for a in row])
+    return SamplePool(
+        correct=np.array(decoded.grades),
+        answer_id=np.array(ids),
+        value=np.array([[x.expected_reward for x in r.prefixes] for r in decoded.results]),
+        self_length=np.array([[len(x.token_ids) for x in r.prefixes] for r in decoded.results]),
+        level=np.array([p.level for p in found]),
+    )
+
+
+def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
+    """The cost and the two answers (by value, by vote) of a decode."""
+
+    def graded(result: Result, grades: list[float], text: str) -> float:
+        return next((g for x, g in zip(result.prefixes, grades, strict=True) if x.state == "finished" and x.text == text), 0.0)
+
+    pairs = list(zip(decoded.results, decoded.grades, strict=True))
+    adaptive = decode.strategy == "zip_rc"
+    return OnlineRun.from_results(
+        decoded.results,
+        [graded(r, g, r.value_text) for r, g in pairs],
+        [graded(r, g, r.vote_text) for r, g in pairs],
+        name=name,
+        alpha=decode.alpha if adaptive else math.nan,
+        beta=decode.beta if adaptive else math.nan,
+        candidates=decode.candidates if adaptive else "",
+        strategy=decode.strategy,
+        seconds=decoded.seconds,
+    )
+
+
+def policy_metrics(pool: SamplePool) -> dict[str, float]:
+    """Whether the policy is worth deciding about: accuracy and reach by level, and how much longer the longest sample is."""
+    n = pool.n_samples
+    found: dict[str, float] = {}
+    for level in np.unique(pool.level):
+        rows = pool.level == level
+        found[f"policy/pass@1/level_{level}"] = float(pool.correct[rows].mean())
+        found[f"policy/pass@{n}/level_{level}"] = float(pool.correct[rows].max(1).mean())
+    found["policy/longest_over_mean"] = float((pool.self_length.max(1) / pool.self_length.mean(1)).mean())
+    return found
+
+
+def prediction_metrics(lm: LanguageModel, pool: SamplePool, found: Sequence[Sequence[Profile]]) -> dict[str, float]:
+    """Prediction quality of the head on the pool, whose profiles are `found[p][k]`.
+
+    The empirical joint that TV is measured against has the final values of the prompt's own samples on its reward axis, as the
+    head's labels have; with few samples per prompt it is noisy, which raises TV.
+    """
+    assert lm.head is not None
+    auc, mixed = metrics.within_prompt_auc(pool.value, pool.correct)
+    weighted, _ = metrics.within_prompt_auc(pool.value, pool.correct, pair_weighted=True)
+    first = np.stack([row[0].first_joint for row in found])
+    empirical = metrics.empirical_joint(pool.value, pool.self_length, lm.head.grid)
+    root = metrics.length_calibration([row[0].remaining[0] for row in found], pool.self_length.mean(1))
+    return {
+        "within_prompt_auc": auc,
+        "within_prompt_auc/pair_weighted": weighted,
+        "within_prompt_auc/mixed_prompts": float(mixed),
+        "pooled_auc": metrics.auc(pool.value.ravel(), pool.correct.ravel()),
+        **metrics.binary_metrics(pool.value.ravel(), pool.correct.ravel()),
+        "ece": metrics.ece(pool.value.ravel(), pool.correct.ravel()),
+        "brier": metrics.brier(pool.value.ravel(), pool.correct.ravel()),
+        "tv/first_position": float(metrics.total_variation(first, empirical).mean()),
+        "length/root_mean_error": root.mean_error,
+        "length/root_mean_absolute_error": root.mean_absolute_error,
+    }
+
+
+def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """KL(start || trained) per response token on samples of the starting policy, and the largest difference of a next-token logit."""
+    assert trained.head is not None
+    start = start.with_head(trained.head.grid, trained.head.label)
+    width = max(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts)
+    sampleable = trained.head.sampleable(trained.config.vocab_size)
+
+    @jax.jit
+    def compare(a: Any, b: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+        ones = jnp.ones_like(tokens)
+
+        def forward(body: Any) -> tuple[jax.Array, jax.Array]:
+            hidden, _ = hidden_states(trained.config, body, tokens, positions, layout=trained.layout, segment_ids=ones)
+            return hidden.reshape(-1, trained.config.d_model), unembedding(trained.config, body)
+
+        (ha, ta), (hb, tb) = forward(a), forward(b)
+        kl = token_losses(
+            hb, tb, tokens.reshape(-1), sampleable, teacher_hidden=ha, teacher_table=ta, kl_kind="forward", kl_top_k=1, chunk=2048
+        ).kl
+        gap = jnp.where(sampleable, jnp.abs(ha @ ta.T - hb @ tb.T), 0).max(-1)
+        return kl.reshape(tokens.shape), gap.reshape(tokens.shape)
+
+    total, count, largest = 0.0, 0, 0.0
+    for begin in range(0, len(rollouts), 64):
+        batch = rollouts[begin : begin + 64]
+        tokens, mask = np.zeros((64, width), np.int32), np.zeros((64, width), bool)
+        for lane, r in enumerate(batch):
+            ids = np.concatenate([r.prompt_token_ids, r.output_token_ids])[:-1]
+            tokens[lane, : len(ids)] = ids
+            mask[lane, len(r.prompt_token_ids) - 1 : len(ids)] = True
+        kl, gap = compare(start.params["body"], trained.params["body"], jnp.asarray(tokens))
+        total, count = total + float(np.asarray(kl)[mask].sum()), count + int(mask.sum())
+        largest = max(largest, float(np.asarray(gap)[mask].max()))
+    return {"kl_start_trained_per_token": total / count, "largest_logit_difference": largest}
+
+
+def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], lite: LanguageModel | None = None) -> Evaluation:
+    """Decodes the held-out problems with every method, and writes report, plots, `results.jsonl` and `metadata.json`.
+
+    Args:
+      config: sections task, decode and evaluate; the report goes to `run_dir/report`.
+      lm: the final model.
+      argv: the command, for the record.
+      lite: the ZIP-RC-Lite model, whose drift is shown next to the full one's.
+    """
+    started = time.time()
+    directory = run_directory(config) / "report"
+    e, base = config.evaluate, dataclasses.replace(config.decode, n=config.evaluate.samples)
+    start = load_policy(config)
+    with Grader() as grader:
+        bench = Bench(config, grader, directory / ".partial")
+        fixed = dataclasses.replace(base, strategy="fixed")
+        plain = bench.decode(start.with_head(config.grid.grid(lm.head.label), lm.head.label), fixed, POLICY_RUN) if lm.head else None
+        decoded = bench.decode(lm, fixed, "fixed samples")
+        pool = sample_pool(bench.problems, decoded)
+        runs, traced = [], None
+        for name, setting in _sweep(config, base, pool):
+            outcome = bench.decode(lm, setting, name)
+            runs.append(online_run(name, setting, outcome))
+            if traced is None and setting.strategy == "zip_rc" and setting.beta == e.headline_beta[0]:
+                traced = _telling(outcome, bench.problems)
+    assert plain is not None
+    rollouts = [x for p, r in zip(bench.problems, decoded.results, strict=True) for x in as_rollouts(p, r, lm)]
+    found = np.array(profiles(lm, rollouts, 64), dtype=object).reshape(pool.correct.shape).tolist()
+    curves = baseline_curves(pool)
+    quality = policy_metrics(pool) | prediction_metrics(lm, pool, found)
+    start_pool = sample_pool(bench.problems, plain)
+    start_rollouts = [x for p, r in zip(bench.problems, plain.results, strict=True) for x in as_rollouts(p, r, lm)][:1024]
+    change = metrics.paired_bootstrap(pool.correct.mean(1) - start_pool.correct.mean(1), e.bootstrap, e.seed)
+    drift = {f"full/{k}": v for k, v in drift_metrics(start, lm, start_rollouts).items()}
+    drift |= {f"full/sampling_accuracy_change/{k}": v for k, v in zip(("mean", "low", "high"), change, strict=True)}
+    if lite is not None:
+        drift |= {f"lite/{k}": v for k, v in drift_metrics(start, lite, start_rollouts).items()}
+
+    assert lm.head is not None
+    first = np.stack([row[0].first_joint for row in found])
+    empirical = metrics.empirical_joint(pool.value, pool.self_length, lm.head.grid)
+    levels = np.unique(pool.level)
+    joint = plots.joint_heatmaps(
+        np.stack([first[pool.level == level].mean(0) for level in levels]),
+        np.stack([empirical[pool.level == level].mean(0) for level in levels]),
+        lm.head.grid,
+        [f"level {level}" for level in levels],
+    )
+    every = [p for row in found for p in row]
+    remaining = metrics.length_calibration(
+        np.concatenate([p.remaining for p in every]), np.concatenate([np.arange(len(p.remaining), 0, -1) for p in every])
+    )
+    evaluation = Evaluation(
+        metadata=run_metadata(to_dict(config), argv, started),
+        pool=pool,
+        curves=curves,
+        runs=tuple(runs),
+        alphas=e.alphas,
+        headline=headline(runs, curves, pool, alphas=e.alphas, headline_beta=e.headline_beta, resamples=e.bootstrap, seed=e.seed),
+        quality=quality,
+        drift=drift,
+        joint=joint,
+        calibration=plots.calibration_figure(pool.value.ravel(), pool.correct.ravel(), remaining),
+        trace=plots.trace_figure(traced) if traced else None,
+        resamples=e.bootstrap,
+        seed=e.seed,
+    )
+    write_report(directory, evaluation)
+    write_jsonl(directory / "results.jsonl", result_rows(runs, pool, [p.question for p in bench.problems]))
+    write_json(directory / "metadata.json", {**evaluation.metadata, "quality": quality, "drift": drift})
+    return evaluation
+
+
+def _sweep(config: PipelineConfig, base: DecodeConfig, pool: SamplePool) -> list[tuple[str, DecodeConfig]]:
+    """Every online setting: the adaptive search over alpha, beta and candidate sets, and the pruning baselines."""
+    e = config.evaluate
+    settings = [
+        (f"{candidates} alpha={alpha:g} beta={beta:g}", dataclasses.replace(base, candidates=candidates, alpha=alpha, beta=beta))
+        for candidates in e.candidates
+        for alpha in e.alphas
+        for beta in e.betas
+    ]
+    budget = int(np.quantile(pool.self_length, 0.75))
+    return [
+        *settings,
+        ("reward threshold", dataclasses.replace(base, strategy="reward_threshold")),
+        ("half finished", dataclasses.replace(base, strategy="half_finished")),
+        (f"length budget {budget}", dataclasses.replace(base, strategy="length_budget", length_budget=budget)),
+    ]
+
+
+def _telling(decoded: Decoded, found: Sequence[Problem]) -> Result:
+    """The result whose trace shows most: of the hardest level, right, with the most paused prefixes."""
+    hardest = max(p.level for p in found)
+    ranked = [
+        (sum(x.state == "paused" for x in r.prefixes) + 10 * any(g), -i)
+        for i, (p, r, g) in enumerate(zip(found, decoded.results, decoded.grades, strict=True))
+        if p.level == hardest
+    ]
+    return decoded.results[-max(ranked)[1]]
