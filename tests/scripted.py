@@ -7,7 +7,6 @@ after a history whose ids sum to `s`, filler word `s % 4` is never generated.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -128,6 +127,3 @@ class Script:
         """What the head says once `t` of `token_ids` have been generated."""
         return self.root if t == 0 else self.plans[self.plan_of(token_ids)].joint(t)
 
-    @functools.cached_property
-    def network(self) -> ScriptedNetwork:
-        return ScriptedNetwork()

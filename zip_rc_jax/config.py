@@ -330,17 +330,17 @@ class PolicyConfig:
       path: checkpoint of the starting policy.
       slip: probability of a wrong result in a written step.
       notice_slip, notice_fine: probability of "wait" and a redo after a wrong step, and after a right one.
-      check_slip, check_fine: probability of a checking pass when the first pass went wrong, and when it did not.
+      check_slip, check_fine: probability of another pass when an unnoticed slip remains in the last one, and when none does.
       examples: distinct training solutions.
       train: optimizer settings of the pretraining (next-token loss only).
     """
 
     path: str = ""
-    slip: float = 0.08
-    notice_slip: float = 0.3
-    notice_fine: float = 0.02
+    slip: float = 0.2
+    notice_slip: float = 0.6
+    notice_fine: float = 0.01
     check_slip: float = 0.6
-    check_fine: float = 0.6
+    check_fine: float = 0.25
     examples: int = 2_000_000
     train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0)
 

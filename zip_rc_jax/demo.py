@@ -22,7 +22,8 @@ from zip_rc_jax.evaluation.report import run_metadata, write_json, write_jsonl
 from zip_rc_jax.evaluation.tables import full_table, headline_table, level_table, metric_table, print_table
 from zip_rc_jax.models.language_model import LanguageModel, load
 
-console = Console()
+# Tables are wide; a pipe or a log file has no width of its own.
+console = Console() if Console().is_terminal else Console(width=150)
 
 
 def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:

@@ -64,9 +64,13 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Any) -> list[Rollout]:
     found = problems(config.task, "train", config.policy.examples)
     rollouts = []
     for p in found:
-        solution = write_solution(p.question, config.policy, rng)
-        output = [*tokenizer.encode(solution), tokenizer.eos_ids[0]]
-        rollouts.append(_rollout(p, 0, tokenizer.encode(p.question), output, solution, True, 1.0))
+        prompt_ids = tokenizer.encode(p.question)
+        room = config.policy.train.row_tokens + 1 - len(prompt_ids)  # the last token is never an input
+        output = []
+        while not 0 < len(output) <= room:  # the rare solution that does not fit is written anew
+            solution = write_solution(p.question, config.policy, rng)
+            output = [*tokenizer.encode(solution), tokenizer.eos_ids[0]]
+        rollouts.append(_rollout(p, 0, prompt_ids, output, solution, True, 1.0))
     return rollouts
 
 

@@ -1,17 +1,17 @@
 """Worked solutions of chain sums: the training text of the embedded demo policy.
 
 A solution writes the running total step by step, and it slips: a written step is wrong with a fixed probability, so that what the
-policy gets wrong after training is *noise it can see*, not ignorance. A slip is sometimes noticed ("wait", and the step is redone)
-and a pass is sometimes checked ("check", and the sum is done again; a third time if the two disagree). Because noticing and
-checking are likelier after a slip, next-token training itself teaches the policy to tell a wrong step from a right one: that
-is what the ZIP head later reads.
+policy gets wrong after training is *noise it can see*, not ignorance. A slip is often noticed ("wait", and the step is redone), and a
+pass is sometimes followed by another ("check", and the sum is done again). Both are much likelier after a slip, so next-token
+training itself teaches the policy to tell a wrong step from a right one: that is what the ZIP head later reads. With rare
+noticing (a quarter of the slips) the signal is too weak: trained so, the policy said "wait" as often after right steps as after
+wrong ones.
 
     4 + 3 = 8 wait 4 + 3 = 7 - 2 = 5 check 4 + 3 = 7 - 2 = 5 Answer: 5
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import random
 
@@ -19,6 +19,7 @@ from zip_rc_jax.config import PolicyConfig
 
 WAIT, CHECK, ANSWER = "wait", "check", "Answer:"
 SLIPS = (-3, -2, -1, 1, 2, 3)
+MAX_PASSES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +63,12 @@ def write_pass(terms: list[int], operators: list[str], policy: PolicyConfig, rng
 
 
 def write_solution(question: str, policy: PolicyConfig, rng: random.Random) -> str:
-    """A full response to `question`: one to three passes, then "Answer: x" (majority of the passes, else the last)."""
+    """A full response to `question`: one to three passes, then "Answer:" and the result of the last one."""
     terms, operators = parse_question(question)
-    first = write_pass(terms, operators, policy, rng)
-    passes = [first]
-    if rng.random() < (policy.check_slip if first.slipped else policy.check_fine):
+    passes = [write_pass(terms, operators, policy, rng)]
+    while len(passes) < MAX_PASSES and rng.random() < (policy.check_slip if passes[-1].slipped else policy.check_fine):
         passes.append(write_pass(terms, operators, policy, rng))
-        if passes[1].result != first.result:
-            passes.append(write_pass(terms, operators, policy, rng))
-    value, votes = collections.Counter(p.result for p in passes).most_common(1)[0]
-    answer = value if votes > 1 else passes[-1].result
-    return f" {CHECK} ".join(" ".join(p.words) for p in passes) + f" {ANSWER} {answer}"
+    return f" {CHECK} ".join(" ".join(p.words) for p in passes) + f" {ANSWER} {passes[-1].result}"
 
 
 def vocabulary(largest: int) -> list[str]:

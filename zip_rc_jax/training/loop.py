@@ -134,7 +134,7 @@ def _run(
     _drop_later_lines(metrics_path, start)
     every = max(1, config.steps // 10)
     saved = logged = time.monotonic()
-    tokens, recent = 0, None
+    tokens = 0
     with progress(title, config.steps, start) as bar, metrics_path.open("a") as log:
         while step < config.steps:
             batch = next(batches)
@@ -142,8 +142,8 @@ def _run(
             state, metrics = train_step(settings, state, teacher, _on_mesh(batch, settings.layout))
             step += 1
             if step % config.log_every == 0 or step == config.steps:
+                recent = {k: float(v) for k, v in metrics.items()}  # waits for the step, so the clock is read after it
                 now = time.monotonic()
-                recent = {k: float(v) for k, v in metrics.items()}
                 record = {"step": step, **{f"train/{k}": v for k, v in recent.items()}, "train/tokens_per_second": tokens / (now - logged)}
                 tokens, logged = 0, now
                 if validation and (step // every != (step - config.log_every) // every or step == config.steps):

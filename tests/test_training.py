@@ -1,0 +1,558 @@
+"""Training: losses against plain numpy, exact resumption, ZIP-RC-Lite, eight devices, and what is on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import TINY_GRID, TINY_MODEL, tiny_lm
+from jax.sharding import PartitionSpec
+
+from zip_rc_jax.config import TrainConfig
+from zip_rc_jax.data.batches import train_batches
+from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.language_model import load
+from zip_rc_jax.models.transformer import param_axes
+from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh, single_device
+from zip_rc_jax.training import loop
+from zip_rc_jax.training.loop import Interrupted, split_validation, train
+from zip_rc_jax.training.loss import joint_loss, token_losses
+from zip_rc_jax.training.step import StepSettings, TrainState, init_state, learning_rate, losses, train_step
+from zip_rc_jax.zip_head import policy_logits
+
+CONFIG = TrainConfig(
+    label="value", steps=7, batch_rows=4, row_tokens=24, learning_rate=1e-2, warmup=0.3, kl_weight=0.5, kl_top_k=5, lm_weight=0.25,
+    joint_weight=1.5, zip_lr_multiplier=3.0, loss_chunk=40, log_every=1, eval_rollouts=0, weight_decay=0.01, adam_b1=0.8, clip=0.7,
+)  # fmt: skip
+LITE = dataclasses.replace(CONFIG, trainable="zip_rows", kl_weight=0.0, lm_weight=0.0, steps=6, learning_rate=0.03)
+
+
+def rollouts(n=30, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        Rollout(
+            prompt_index=i // 2, sample_index=i % 2, level=0, seed=0, task="chain_sum", prompt="", question="", answer="", entry_json="",
+            prompt_token_ids=rng.integers(2, 20, 3), output_token_ids=[*rng.integers(2, 20, rng.integers(1, 14)), 0], response="",
+            finished=bool(i % 4), correct=float(rng.random() < 0.5), value=float(rng.random()),
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def batches(config=CONFIG, count=1):
+    data = train_batches(rollouts(), label=config.label, batch_rows=config.batch_rows, row_tokens=config.row_tokens, seed=config.seed)
+    return [jax.tree.map(jnp.asarray, b) for b in itertools.islice(data, count)]
+
+
+def settings(lm, config=CONFIG, layout=None):
+    return StepSettings(lm.config, lm.head, layout or Layout(make_mesh(), TRAIN_RULES), config)
+
+
+def copied(params):
+    return jax.tree.map(jnp.array, params)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# ---- losses against plain numpy
+
+
+def test_the_joint_loss_is_cross_entropy_and_survival_where_censored():
+    rng = np.random.default_rng(0)
+    n, edges = 200, TINY_GRID.length_edges
+    joint = rng.dirichlet(np.full(9, 0.5), n).reshape(n, 3, 3)
+    reward, remaining, censored = rng.random(n), rng.integers(1, 30, n), rng.random(n) < 0.4
+    reward[:4] = [0.0, 0.15, 0.65, 1.0]
+    expected = []
+    for p, v, t, c in zip(joint, reward.astype(np.float32), remaining, censored, strict=True):
+        b = 0 if v < np.float32(0.15) else 1 if v < np.float32(0.65) else 2
+        at = 0 if t < edges[1] else 1 if t < edges[2] else 2
+        expected.append(-np.log(p[b, at:].sum() if c else p[b, at]))
+    found = joint_loss(
+        jnp.log(jnp.asarray(joint, jnp.float32)), jnp.asarray(reward, jnp.float32), jnp.asarray(remaining), jnp.asarray(censored), TINY_GRID
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_censored_length_pulls_mass_to_every_later_bin_and_to_no_earlier_one():
+    log_joint = jnp.log(jnp.full((1, 3, 3), 1 / 9))
+
+    def loss(logits, censored):
+        args = (jnp.asarray([1.0]), jnp.asarray([4]), jnp.asarray([censored]), TINY_GRID)
+        return joint_loss(jax.nn.log_softmax(logits.reshape(1, 9)).reshape(1, 3, 3), *args)[0]
+
+    seen, cut = (np.asarray(jax.grad(loss)(log_joint, c))[0] for c in (False, True))
+    assert (seen < 0).tolist() == [[False] * 3, [False] * 3, [False, True, False]]
+    assert (cut < 0).tolist() == [[False] * 3, [False] * 3, [False, True, True]]
+    assert float(loss(log_joint, True)) == pytest.approx(-np.log(2 / 9), abs=1e-6)
+
+
+RNG = np.random.default_rng(1)
+N, D, V, USED = 23, 6, 17, 13
+HIDDEN, TEACHER_HIDDEN = RNG.standard_normal((2, N, D)).astype(np.float32)
+TABLE, TEACHER_TABLE = 2 * RNG.standard_normal((2, V, D)).astype(np.float32)
+TARGETS = jnp.asarray(RNG.integers(0, USED, N))
+SAMPLEABLE = np.arange(V) < USED
+
+
+def found_losses(hidden, table, kind, top_k=4, chunk=7, teacher=True):
+    return token_losses(
+        hidden, table, TARGETS, SAMPLEABLE, teacher_hidden=TEACHER_HIDDEN if teacher else None,
+        teacher_table=TEACHER_TABLE if teacher else None, kl_kind=kind, kl_top_k=top_k, chunk=chunk,
+    )  # fmt: skip
+
+
+def naive_losses(hidden, table, kind, top_k=4):
+    """All `[N, used]` probabilities at once, in as many words."""
+    p = jax.nn.softmax(TEACHER_HIDDEN @ TEACHER_TABLE[:USED].T)
+    q = jax.nn.softmax(hidden @ table[:USED].T)
+    nll = -jnp.log(q[jnp.arange(N), TARGETS])
+    if kind == "reverse":
+        return nll, (q * jnp.log(q / p)).sum(1)
+    if kind == "forward_topk":
+        kept = p >= jnp.sort(p, axis=1)[:, -top_k][:, None]
+        p = jnp.where(kept, p, 0) / jnp.where(kept, p, 0).sum(1, keepdims=True)
+    return nll, jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1) / q), 0).sum(1)
+
+
+@pytest.mark.parametrize("kind", ["forward_topk", "forward", "reverse"])
+def test_divergences_and_their_gradients_equal_the_naive_ones(kind):
+    weights = jnp.asarray(RNG.random(N), jnp.float32)
+
+    def total(f, hidden, table):
+        nll, kl = f(hidden, table, kind)
+        return jnp.sum(weights * (0.3 * nll + kl))
+
+    for a, b in zip(found_losses(HIDDEN, TABLE, kind), naive_losses(HIDDEN, TABLE, kind), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    found, naive = (jax.grad(functools.partial(total, f), argnums=(0, 1))(HIDDEN, TABLE) for f in (found_losses, naive_losses))
+    for a, b in zip(found, naive, strict=True):
+        assert np.abs(b).max() > 0.1
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+    assert not np.asarray(found[1][USED:]).any(), "reserved and padding rows get no gradient from the policy"
+
+
+@pytest.mark.parametrize("kind", ["forward_topk", "forward", "reverse"])
+def test_the_chunk_size_does_not_matter(kind):
+    whole = found_losses(HIDDEN, TABLE, kind, chunk=N)
+    for chunk in (1, 5, 22, 24, 1000):
+        for a, b in zip(found_losses(HIDDEN, TABLE, kind, chunk=chunk), whole, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_no_array_of_all_positions_times_the_vocabulary_exists():
+    def f(hidden, table):
+        return sum(x.sum() for x in token_losses(hidden, table, jnp.zeros(4096, jnp.int32), np.arange(999) < 900, teacher_hidden=hidden,
+                                                 teacher_table=table, kl_kind="forward", kl_top_k=4, chunk=64))  # fmt: skip
+
+    text = str(jax.make_jaxpr(jax.grad(f, argnums=(0, 1)))(jnp.zeros((4096, 8)), jnp.zeros((999, 8))))
+    assert "64,999" in text
+    assert "4096,999" not in text
+    assert "64,64,999" not in text, "nothing of that size is stacked for the backward pass"
+
+
+def test_kl_is_zero_for_the_teacher_itself_and_absent_without_one():
+    for kind in ("forward", "reverse"):
+        np.testing.assert_allclose(found_losses(TEACHER_HIDDEN, TEACHER_TABLE, kind).kl, 0, atol=1e-5)
+    # The truncated teacher keeps mass m < 1 on its top ids, so its divergence from itself is -log m.
+    p = np.asarray(jax.nn.softmax(TEACHER_HIDDEN @ TEACHER_TABLE[:USED].T))
+    np.testing.assert_allclose(
+        found_losses(TEACHER_HIDDEN, TEACHER_TABLE, "forward_topk").kl, -np.log(np.sort(p)[:, -4:].sum(1)), rtol=1e-4, atol=1e-5
+    )
+    without = found_losses(HIDDEN, TABLE, "forward", teacher=False)
+    assert not np.asarray(without.kl).any()
+    np.testing.assert_allclose(without.nll, found_losses(HIDDEN, TABLE, "forward").nll, atol=1e-6)
+
+
+def test_the_loss_is_the_weighted_sum_of_means_over_labelled_positions(lm):
+    (batch,) = batches()
+    loss, parts = losses(settings(lm), lm.params, lm.params["body"], batch)
+    assert float(loss) == pytest.approx(float(1.5 * parts["joint"] + 0.5 * parts["kl"] + 0.25 * parts["nll"]), rel=1e-5)
+    noise = dataclasses.replace(
+        batch,
+        reward=jnp.where(batch.labelled, batch.reward, 0.9),
+        remaining=jnp.where(batch.labelled, batch.remaining, 77),
+        targets=jnp.where(batch.labelled, batch.targets, 3),
+    )
+    assert float(losses(settings(lm), lm.params, lm.params["body"], noise)[0]) == float(loss), "unlabelled positions do not count"
+
+
+# ---- the schedule and one step
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 0.05), (7, 0.3), (10, 0.0), (1, 0.0), (1, 0.9)])
+def test_the_schedule_moves_at_once_and_ends_at_zero(steps, warmup):
+    config = TrainConfig(steps=steps, warmup=warmup, learning_rate=2.0)
+    rates = [float(learning_rate(jnp.int32(i), config)) for i in range(steps)]
+    warm = max(1, round(warmup * steps))
+    expected = [2 * (i + 1) / warm for i in range(min(warm, steps))]
+    expected += [1 + np.cos(np.pi * (i + 1 - warm) / (steps - warm)) for i in range(warm, steps)]
+    assert rates == pytest.approx(expected, abs=1e-6)
+    assert rates[0] > 0
+    assert max(rates) == pytest.approx(2)
+    assert steps == 1 or rates[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_first_step_is_adamw_with_clipping_written_out(lm):
+    (batch,) = batches()
+    grads = jax.grad(lambda p: losses(settings(lm), p, lm.params["body"], batch)[0])(lm.params)
+    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+    assert norm > CONFIG.clip, "clipping acts"
+    state, metrics = train_step(settings(lm), init_state(copied(lm.params), CONFIG), lm.params["body"], batch)
+    rate = 1e-2 / 2  # two of seven steps warm up
+    assert float(metrics["learning_rate"]) == pytest.approx(rate)
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
+    for name in ("body", "zip_rows"):
+
+        def moved(p, g, scale=rate * (3.0 if name == "zip_rows" else 1.0)):
+            g = np.asarray(g) * CONFIG.clip / norm
+            return np.asarray(p) - scale * (g / (np.abs(g) + 1e-8) + CONFIG.weight_decay * np.asarray(p))
+
+        expected = jax.tree.map(moved, lm.params[name], grads[name])
+        # Where the gradient is as small as Adam's epsilon, its rounding decides.
+        clear = jax.tree.map(lambda g: np.abs(np.asarray(g)) > 1e-4, grads[name])
+        jax.tree.map(lambda a, b, c: np.testing.assert_allclose(np.asarray(a)[c], b[c], atol=2e-5), state.params[name], expected, clear)
+    assert (int(state.step), int(state.skipped)) == (1, 0)
+
+
+@pytest.mark.parametrize("config", [CONFIG, LITE], ids=["all", "lite"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_whose_loss_is_not_finite_changes_nothing_but_the_counters(lm, config, bad):
+    (batch,) = batches(config)
+    good = init_state(copied(lm.params), config)
+    poisoned = {**copied(lm.params), "zip_rows": lm.params["zip_rows"].at[2, 3].set(bad)}
+    state = TrainState(poisoned, good.opt_state, good.step, good.skipped)
+    before = jax.tree.map(np.asarray, state)
+    teacher = lm.params["body"] if config.kl_weight else None
+    after, metrics = train_step(settings(lm, config), state, teacher, batch)
+    assert not np.isfinite(float(metrics["loss"]))
+    assert_equal(after.params, before.params)
+    assert_equal(after.opt_state, before.opt_state)
+    assert (int(after.step), int(after.skipped)) == (1, 1)
+
+
+# ---- ZIP-RC-Lite
+
+
+def records(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lite_leaves_every_next_token_logit_bit_identical_while_the_joint_learns(tmp_path, tied):
+    lm = tiny_lm(dataclasses.replace(TINY_MODEL, tied=tied))
+    trained = train(lm, rollouts(), dataclasses.replace(LITE, steps=20), tmp_path / "lite", source={})
+    assert_equal(trained.params["body"], lm.params["body"])
+    hidden = jnp.asarray(np.random.default_rng(0).standard_normal((50, TINY_MODEL.d_model)), jnp.float32)
+    before, after = (np.asarray(policy_logits(hidden @ m.folded_table().T, lm.head)) for m in (lm, trained))
+    np.testing.assert_array_equal(before, after)
+    assert np.abs(np.asarray(trained.params["zip_rows"] - lm.params["zip_rows"])).min() > 0
+    joint = [r["train/joint"] for r in records(tmp_path / "lite")]
+    assert np.mean(joint[-3:]) < np.mean(joint[:3]) - 0.1
+    assert trained.params["zip_rows"].shape == (9, 32)
+
+
+def test_training_everything_moves_the_body_too_and_the_caller_keeps_its_model(tmp_path):
+    lm = tiny_lm()
+    digest = lm.digest()
+    trained = train(lm, rollouts(), CONFIG, tmp_path / "all", source={})
+    assert lm.digest() == digest, "the step donates its state, not the caller's parameters"
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), trained.params, lm.params)
+    assert min(jax.tree.leaves(moved)) > 0
+    assert {"train/joint", "train/kl", "train/nll", "train/loss", "train/grad_norm", "train/learning_rate", "step"} <= set(
+        records(tmp_path / "all")[0]
+    )
+
+
+# ---- interruption
+
+
+def interrupt(monkeypatch, at, how):
+    """After `at` steps of the process, `how` happens inside the loop."""
+    count = itertools.count(1)
+
+    def hooked(*args):
+        result = train_step(*args)
+        if next(count) == at:
+            how()
+        return result
+
+    monkeypatch.setattr(loop, "train_step", hooked)
+
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def crash():
+    raise RuntimeError("power cut")
+
+
+def without_clock(found):
+    return [{k: v for k, v in r.items() if "per_second" not in k} for r in found]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return {c.trainable: (train(tiny_lm(), rollouts(), c, directory / c.trainable, source={}), directory / c.trainable) for c in (CONFIG, LITE)}
+
+
+@pytest.mark.parametrize("config", [CONFIG, LITE], ids=["all", "lite"])
+@pytest.mark.parametrize("at", [1, 4])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, uninterrupted, config, at):
+    whole, where = uninterrupted[config.trainable]
+    previous = signal.getsignal(signal.SIGTERM)
+    interrupt(monkeypatch, at, sigterm)
+    with pytest.raises(Interrupted, match=f"stopped by signal 15 at step {at} of {config.steps}"):
+        train(tiny_lm(), rollouts(), config, tmp_path / "run", source={})
+    assert signal.getsignal(signal.SIGTERM) is previous
+    assert not (tmp_path / "run" / "model").exists()
+    interrupt(monkeypatch, 1, sigterm)  # and once more, right after the resume
+    with pytest.raises(Interrupted, match=f"at step {at + 1} "):
+        train(tiny_lm(), rollouts(), config, tmp_path / "run", source={})
+    monkeypatch.undo()
+    resumed = train(tiny_lm(), rollouts(), config, tmp_path / "run", source={})
+    assert_equal(resumed.params, whole.params)
+    assert without_clock(records(tmp_path / "run")) == without_clock(records(where))
+    assert [r["step"] for r in records(where)] == list(range(1, config.steps + 1))
+
+
+def test_a_crash_between_checkpoints_goes_back_to_the_last_one_and_leaves_no_record_twice(tmp_path, monkeypatch, uninterrupted):
+    whole, where = uninterrupted["zip_rows"]
+    often = dataclasses.replace(LITE, save_seconds=1e-9)
+    interrupt(monkeypatch, 4, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tiny_lm(), rollouts(), often, tmp_path / "run", source={})
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 4, "train/joint": 99}\n{"step": 5, "tra')  # a record past the checkpoint, and a torn line
+    monkeypatch.undo()
+    resumed = train(tiny_lm(), rollouts(), often, tmp_path / "run", source={})
+    assert_equal(resumed.params, whole.params)
+    assert without_clock(records(tmp_path / "run")) == without_clock(records(where))
+
+
+def test_a_finished_run_is_loaded_not_repeated(monkeypatch, uninterrupted):
+    whole, where = uninterrupted["all"]
+    interrupt(monkeypatch, 1, crash)
+    again = train(tiny_lm(), rollouts(), CONFIG, where, source={})
+    assert_equal(again.params, whole.params)
+    assert again.info["skipped_steps"] == 0
+
+
+def test_other_settings_in_the_same_directory_are_refused(tmp_path, monkeypatch, uninterrupted):
+    _, where = uninterrupted["all"]
+    for config, source, message in [
+        (dataclasses.replace(CONFIG, learning_rate=0.5), {}, r"other settings \(train:.*Fix: use another run_dir"),
+        (CONFIG, {"data": "other"}, r"other settings \(source: \{\} there, \{'data': 'other'\} now"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            train(tiny_lm(), rollouts(), config, where, source=source)
+    interrupt(monkeypatch, 2, sigterm)
+    with pytest.raises(Interrupted):
+        train(tiny_lm(), rollouts(), CONFIG, tmp_path / "run", source={})
+    written = (tmp_path / "run" / "settings.json").read_text()
+    with pytest.raises(UsageError, match=r"other settings \(train:"):
+        train(tiny_lm(), rollouts(), dataclasses.replace(CONFIG, steps=8), tmp_path / "run", source={})
+    assert (tmp_path / "run" / "settings.json").read_text() == written, "a refused run leaves the directory as it was"
+
+
+def test_a_model_without_a_head_cannot_be_trained(tmp_path):
+    with pytest.raises(ValueError, match="attach a head first"):
+        train(dataclasses.replace(tiny_lm(), head=None), rollouts(), CONFIG, tmp_path, source={})
+
+
+def test_validation_holds_back_whole_prompts():
+    data = rollouts(30)
+    training, validation = split_validation(data, 8)
+    assert len(validation) == 8
+    assert len(training) == 22
+    assert not {r.prompt_index for r in training} & {r.prompt_index for r in validation}
+    assert split_validation(data, 0) == (data, [])
+    with pytest.raises(UsageError, match="eval_rollouts=500: there are only 30 rollouts"):
+        split_validation(data, 500)
+
+
+# ---- eight devices
+
+
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_parameters_lie_where_the_rules_say(lm):
+    layout = Layout(make_mesh(**MESH), TRAIN_RULES)
+    params = layout.shard(lm.params, {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")})
+    blocks = params["body"]["blocks"]
+    wanted = {
+        "q": (PartitionSpec(None, "fsdp", "tensor", None), (3, 16, 3, 10)),
+        "v": (PartitionSpec(None, "fsdp", "tensor", None), (3, 16, 1, 10)),
+        "o": (PartitionSpec(None, "tensor", None, "fsdp"), (3, 3, 10, 16)),
+        "up": (PartitionSpec(None, "fsdp", "tensor"), (3, 16, 20)),
+        "down": (PartitionSpec(None, "tensor", "fsdp"), (3, 20, 16)),
+        "mlp_norm": (PartitionSpec(None, None), (3, 32)),
+    }
+    found = {name: (blocks[name].sharding.spec, blocks[name].addressable_shards[0].data.shape) for name in wanted}
+    assert found == wanted
+    assert params["body"]["embed"].addressable_shards[0].data.shape == (64, 16)
+    assert params["zip_rows"].sharding.spec == PartitionSpec(None, "fsdp")
+    assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(params))
+
+
+def test_wrong_rules_and_impossible_meshes_fail_early(lm):
+    layout = Layout(make_mesh(data=1, fsdp=1, tensor=4), TRAIN_RULES)
+    with pytest.raises(UsageError, match=r"axis 'heads' of size 6: it does not divide over mesh axes \['tensor'\] of 4"):
+        layout.shard(lm.params["body"]["blocks"]["q"], ("layers", "embed", "heads", "head_dim"))
+    with pytest.raises(UsageError, match="needs 16 devices and 8 are visible"):
+        make_mesh(data=16)
+    with pytest.raises(UsageError, match="logical axis 'head': the rules know batch"):
+        layout.spec(("head",))
+    with pytest.raises(UsageError, match="two dimensions fall on one mesh axis"):
+        layout.spec(("heads", "mlp"))
+    assert len(single_device().mesh.devices.ravel()) == 1, "the default is one device, however many there are"
+
+
+@pytest.mark.parametrize("config", [CONFIG, LITE], ids=["all", "lite"])
+def test_loss_and_gradients_on_eight_devices_equal_one(lm, config):
+    (batch,) = batches(config)
+    axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
+    found = []
+    for layout in (Layout(make_mesh(), TRAIN_RULES), Layout(make_mesh(**MESH), TRAIN_RULES)):
+        setting = settings(lm, config, layout)
+        params = layout.shard(copied(lm.params), axes)
+        # A teacher that is not the student, else the divergence has no gradient.
+        teacher = jax.tree.map(lambda x: 1.2 * x, params["body"]) if config.kl_weight else None
+        objective = jax.jit(jax.value_and_grad(lambda p, t, b, s=setting: losses(s, p, t, b)[0]))
+        value, grads = objective(params, teacher, loop._on_mesh(batch, layout))
+        state, metrics = train_step(setting, init_state(params, config), teacher, loop._on_mesh(batch, layout))
+        found.append((float(value), grads, float(metrics["grad_norm"]), state))
+    one, eight = found
+    assert one[0] == pytest.approx(eight[0], rel=1e-5)
+    assert one[2] == pytest.approx(eight[2], rel=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 + 1e-4 * float(np.abs(a).max())), one[1], eight[1])
+    for name, x in eight[3].params["body"]["blocks"].items():
+        assert x.sharding.is_equivalent_to(layout.sharding(axes["body"]["blocks"][name]), x.ndim), f"{name} stays where it was"
+
+
+def on_mesh(**mesh):
+    layout = Layout(make_mesh(**mesh), TRAIN_RULES)
+    return dataclasses.replace(tiny_lm(), layout=layout)
+
+
+@pytest.mark.parametrize(("first", "second"), [(MESH, MESH), ({}, MESH), (MESH, {})], ids=["same", "more", "fewer"])
+def test_a_run_resumes_on_a_mesh_and_on_another_one(tmp_path, monkeypatch, uninterrupted, first, second):
+    whole, where = uninterrupted["zip_rows"]
+    interrupt(monkeypatch, 2, sigterm)
+    with pytest.raises(Interrupted):
+        train(on_mesh(**first), rollouts(), LITE, tmp_path / "run", source={})
+    monkeypatch.undo()
+    resumed = train(on_mesh(**second), rollouts(), LITE, tmp_path / "run", source={})
+    np.testing.assert_allclose(resumed.params["zip_rows"], whole.params["zip_rows"], atol=1e-3)
+    assert_equal(resumed.params["body"], whole.params["body"])
+    losses_ = [[r["train/joint"] for r in records(d)] for d in (tmp_path / "run", where)]
+    assert losses_[0] == pytest.approx(losses_[1], rel=1e-4)
+
+
+# ---- models on disk
+
+
+def test_save_and_load_round_trip_exactly(tmp_path, lm):
+    saved = dataclasses.replace(lm, info={"made": ["by", 1]})
+    saved.save(tmp_path / "m")
+    found = load(tmp_path / "m")
+    assert_equal(found.params, lm.params)
+    assert (found.config, found.head, found.info) == (lm.config, lm.head, saved.info)
+    assert found.digest() == lm.digest()
+    text = "wait so 1 + 11 = check a"
+    assert found.tokenizer.encode(text) == lm.tokenizer.encode(text)
+    assert found.tokenizer.decode([*lm.tokenizer.encode(text), 0]) == text
+    assert (found.tokenizer.eos_ids, found.tokenizer.size) == (lm.tokenizer.eos_ids, lm.tokenizer.size)
+    with pytest.raises(UsageError, match="unheard"):
+        found.tokenizer.encode("wait unheard")
+
+
+def test_bfloat16_and_headless_models_round_trip(tmp_path, lm):
+    lm.save(tmp_path / "half", jnp.bfloat16)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), lm.params)
+    assert_equal(load(tmp_path / "half", dtype=jnp.bfloat16).params, half)
+    loaded = load(tmp_path / "half")
+    assert loaded.params["zip_rows"].dtype == jnp.float32
+    assert_equal(loaded.params, jax.tree.map(lambda x: x.astype(jnp.float32), half))
+    plain = dataclasses.replace(lm, head=None, params={"body": lm.params["body"]})
+    plain.save(tmp_path / "half")  # replaces what was there
+    found = load(tmp_path / "half")
+    assert found.head is None
+    assert_equal(found.params, plain.params)
+
+
+def test_a_model_is_loaded_straight_onto_a_mesh(tmp_path, lm):
+    (tmp_path / "run").mkdir()
+    lm.save(tmp_path / "run" / "model")
+    found = load(tmp_path / "run", layout=Layout(make_mesh(**MESH), TRAIN_RULES))
+    assert found.params["body"]["blocks"]["q"].addressable_shards[0].data.shape == (3, 16, 3, 10)
+    assert_equal(found.params, lm.params)
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere: there is no such directory\. Fix: "):
+        load(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="no such directory"):
+        load(tmp_path / "file")
+
+
+def half_written(path):
+    return {
+        "no parameters": lambda: shutil.rmtree(path / "params"),
+        "no meta": lambda: shutil.rmtree(path / "meta"),
+        "an empty directory": lambda: (shutil.rmtree(path), path.mkdir()),
+        "parameters without data": lambda: [shutil.rmtree(d) for d in (path / "params").iterdir() if d.is_dir()],
+        "parameters without index": lambda: [f.unlink() for f in (path / "params").iterdir() if f.is_file()],
+        "an empty meta": lambda: [f.write_text("") for f in (path / "meta").iterdir() if f.is_file()],
+    }
+
+
+@pytest.mark.parametrize("damage", list(half_written(None)))
+def test_half_written_models_are_refused(tmp_path, lm, damage):
+    lm.save(tmp_path / "m")
+    half_written(tmp_path / "m")[damage]()
+    with pytest.raises(UsageError, match=r"m: (it is no complete checkpoint|its parameters are incomplete|it was not written).*Fix: "):
+        load(tmp_path / "m")
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(meta=ocp.args.JsonSave({"model": "theirs"}))
+        checkpointer.save((tmp_path / "foreign").absolute(), args)
+    with pytest.raises(UsageError, match="it was not written by this package"):
+        load(tmp_path / "foreign")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="no complete checkpoint"):
+        load(tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"used_ids": 20, "first_id": 30}, r"it says 20 used ids, its tokenizer uses \d+"),
+        ({"first_id": 5}, r"reserved range 5\.\.13: the tokenizer really uses ids"),
+        ({"first_id": 125}, r"reserved range 125\.\.133: the vocabulary ends at 127"),
+    ],
+)
+def test_a_checkpoint_with_an_impossible_reserved_range_is_refused(tmp_path, lm, change, message):
+    dataclasses.replace(lm, head=dataclasses.replace(lm.head, **change)).save(tmp_path / "m")
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path / "m")
