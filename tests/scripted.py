@@ -126,4 +126,3 @@ class Script:
     def joint_after(self, token_ids, t: int) -> np.ndarray:
         """What the head says once `t` of `token_ids` have been generated."""
         return self.root if t == 0 else self.plans[self.plan_of(token_ids)].joint(t)
-

@@ -27,7 +27,7 @@ from zip_rc_jax.zip_head import cell_log_probs
 
 CONFIG = DecodeConfig(n=4, rows=16, interval=4, window=3, max_tokens=24)
 BRANCHING = dataclasses.replace(CONFIG, candidates="branching")
-MIXED = Script([Plan(6, 0.9), Plan(11, 0.4), Plan(21, 0.2)])
+MIXED = Script([Plan(6, lambda t: 0.6 + 0.05 * t), Plan(11, lambda t: 0.4 - 0.02 * t), Plan(21, lambda t: 0.1 + 0.01 * t)])
 
 
 def events(script, prompts, config=CONFIG, seed=0):
@@ -71,7 +71,9 @@ def check(result, config):
     assert not any(m for i, m, done in zip(last.prefix_ids, last.multiplicity, last.finished, strict=True) if not done)
 
     for before, after in itertools.pairwise(trace):
-        was = {i: (t, m, done) for i, t, m, done in zip(before.prefix_ids, before.tokens, before.multiplicity, before.finished, strict=True)}
+        was = {
+            i: (t, m, done) for i, t, m, done in zip(before.prefix_ids, before.tokens, before.multiplicity, before.finished, strict=True)
+        }
         now = {i: (t, done) for i, t, done in zip(after.prefix_ids, after.tokens, after.finished, strict=True)}
         copies = sum((m - (i >= 0)) for i, (_, m, done) in was.items() if m and not done)
         born = sorted(set(now) - set(was))
@@ -103,7 +105,9 @@ def check_script(result, script, config):
             if token != EOS:
                 assert token != FIRST_FILLER + sum(prompt + list(p.token_ids[:t])) % FILLERS
     for decision in result.trace:
-        columns = zip(decision.prefix_ids, decision.tokens, decision.finished, decision.expected_reward, decision.expected_remaining, strict=True)
+        columns = zip(
+            decision.prefix_ids, decision.tokens, decision.finished, decision.expected_reward, decision.expected_remaining, strict=True
+        )
         for i, tokens, finished, reward, remaining in columns:
             ids = result.prefixes[i].token_ids if i >= 0 else ()
             # The joint after the last token of a finished prefix is never read.
@@ -198,7 +202,11 @@ def test_stop_as_soon_as_nothing_left_is_worth_its_price():
     assert stopped_early, "the seed draws both plans in some prompt"
     for result in stopped_early:
         assert result.prefixes[result.prefix_id].expected_reward == pytest.approx(0.97, abs=0.01)
-        ended = [d for d in result.trace if any(f and script.plan_of(result.prefixes[i].token_ids) == 0 for i, f in zip(d.prefix_ids, d.finished, strict=True))]
+        ended = [
+            d
+            for d in result.trace
+            if any(f and script.plan_of(result.prefixes[i].token_ids) == 0 for i, f in zip(d.prefix_ids, d.finished, strict=True))
+        ]
         assert ended == [result.trace[-1]], "the decision that first sees it finished is the last"
 
 
@@ -249,7 +257,7 @@ def test_the_token_limit_ends_a_prefix_with_the_reason_length():
 def test_extra_stop_ids_end_a_prefix():
     stop = FIRST_FILLER + 1
     config = dataclasses.replace(CONFIG, strategy="fixed", stop_token_ids=(stop,))
-    result = [e.result for e in events(Script([Plan(20, 0.5)]), ["x"], config) if isinstance(e, ResultEvent)][0]
+    result = next(e.result for e in events(Script([Plan(20, 0.5)]), ["x"], config) if isinstance(e, ResultEvent))
     assert all(p.finish_reason == "stop" and p.token_ids[-1] in (stop, EOS) for p in result.prefixes)
     assert any(p.token_ids[-1] == stop for p in result.prefixes)
     assert not any(stop in p.token_ids[:-1] for p in result.prefixes)
@@ -500,7 +508,10 @@ def test_the_config_chooses_which_of_the_two_is_returned():
         (["x", ""], r"prompt 1: it is empty"),
         (["x", "   "], r"prompt 1: it is empty"),
         (["x", "x unheard y"], r"text with \['unheard'\].*lacks these words"),
-        (["x", " ".join(["y"] * 41)], r"prompt 1 of 41 tokens with max_tokens=24: the model has 64 positions\. Fix: shorten it to 40 tokens"),
+        (
+            ["x", " ".join(["y"] * 41)],
+            r"prompt 1 of 41 tokens with max_tokens=24: the model has 64 positions\. Fix: shorten it to 40 tokens",
+        ),
     ],
 )
 def test_bad_prompts_are_refused_before_anything_is_compiled(monkeypatch, prompts, message):
@@ -583,7 +594,9 @@ def test_predictions_are_the_means_of_a_full_forward_over_the_window(lm, config)
             short += len(p.token_ids) < config.window
             deep += len(p.token_ids) > 2 * config.window
         for decision in result.trace:
-            for i, tokens, finished, found in zip(decision.prefix_ids, decision.tokens, decision.finished, decision.expected_reward, strict=True):
+            for i, tokens, finished, found in zip(
+                decision.prefix_ids, decision.tokens, decision.finished, decision.expected_reward, strict=True
+            ):
                 ids = result.prefixes[i].token_ids[:tokens] if i >= 0 else ()
                 assert found == pytest.approx(window_means(lm, result.prompt, ids, finished, config.window)[0], abs=1e-4)
     assert deep

@@ -56,7 +56,7 @@ def test_the_authors_grids():
     np.testing.assert_allclose(value.reward_centres, np.linspace(0, 1, 7))
     assert (value.n_reward, value.n_length, value.n_cells) == (7, 8, 56)
     np.testing.assert_allclose(value.reward_edges, np.arange(1, 12, 2) / 12)
-    with pytest.raises(UsageError, match="label='length'.*correct.*value"):
+    with pytest.raises(UsageError, match=r"label='length'.*correct.*value"):
         Grid.authors("length")
 
 

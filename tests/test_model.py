@@ -265,9 +265,18 @@ def test_a_forward_without_cache_needs_segments():
 
 @pytest.mark.parametrize(
     "change",
-    [{"rope_theta": 10000.0}, {"rms_eps": 1e-6}, {"n_heads": 2}, {"head_dim": 8}, {"d_ff": 56}, {"n_layers": 2}, {"n_kv_heads": 1}, {"d_model": 48}],
+    [
+        {"rope_theta": 10000.0},
+        {"rms_eps": 1e-6},
+        {"n_heads": 2},
+        {"head_dim": 8},
+        {"d_ff": 56},
+        {"n_layers": 2},
+        {"n_kv_heads": 1},
+        {"d_model": 48},
+    ],
     ids=lambda c: next(iter(c)),
-)  # fmt: skip
+)
 def test_every_config_value_is_read(change):
     other = dataclasses.replace(TINY_MODEL, **change)
     before, after = init_params(TINY_MODEL, 3), init_params(other, 3)

@@ -83,7 +83,9 @@ def test_the_filters_by_hand():
 
 def test_the_temperature_acts_before_the_filters():
     """At temperature 3 the likeliest token has 0.27 of the mass instead of 0.4, so more tokens are needed for half of it."""
-    cold, hot = (np.isfinite(np.asarray(filter_logits(jnp.asarray(LOGITS), SamplingConfig(temperature=t, top_p=0.5)))).sum() for t in (1, 3))
+    cold, hot = (
+        np.isfinite(np.asarray(filter_logits(jnp.asarray(LOGITS), SamplingConfig(temperature=t, top_p=0.5)))).sum() for t in (1, 3)
+    )
     assert (cold, hot) == (2, 3)
 
 
@@ -146,9 +148,19 @@ def test_a_row_draws_the_same_token_wherever_it_lies():
 
 def test_prompt_branch_position_and_seed_each_change_the_key():
     def key(seed=0, prompt=1, branch=2, position=3):
-        keys = row_keys(jax.random.key(seed), *(jnp.asarray([x], t) for x, t in ((prompt, jnp.uint32), (branch, jnp.int32), (position, jnp.int32))))
+        keys = row_keys(
+            jax.random.key(seed), *(jnp.asarray([x], t) for x, t in ((prompt, jnp.uint32), (branch, jnp.int32), (position, jnp.int32)))
+        )
         return tuple(np.asarray(jax.random.key_data(keys)).ravel().tolist())
 
-    different = [key(), key(seed=1), key(prompt=2**32 - 1), key(branch=3), key(position=2), key(branch=3, position=2), key(prompt=2, branch=1)]
+    different = [
+        key(),
+        key(seed=1),
+        key(prompt=2**32 - 1),
+        key(branch=3),
+        key(position=2),
+        key(branch=3, position=2),
+        key(prompt=2, branch=1),
+    ]
     assert key() == key()
     assert len(set(different)) == len(different)

@@ -308,7 +308,9 @@ def without_clock(found):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
-    return {c.trainable: (train(tiny_lm(), rollouts(), c, directory / c.trainable, source={}), directory / c.trainable) for c in (CONFIG, LITE)}
+    return {
+        c.trainable: (train(tiny_lm(), rollouts(), c, directory / c.trainable, source={}), directory / c.trainable) for c in (CONFIG, LITE)
+    }
 
 
 @pytest.mark.parametrize("config", [CONFIG, LITE], ids=["all", "lite"])

@@ -61,8 +61,15 @@ def test_the_policy_is_the_softmax_over_the_ids_of_the_tokenizer():
 
 
 @pytest.mark.parametrize(
-    "sampling", [SamplingConfig(), SamplingConfig(temperature=3.0, min_p=0.01), SamplingConfig(temperature=0), SamplingConfig(top_k=39, top_p=0.999)]
-)  # fmt: skip
+    "sampling",
+    [
+        SamplingConfig(),
+        SamplingConfig(temperature=3.0, min_p=0.01),
+        SamplingConfig(temperature=0),
+        SamplingConfig(top_k=39, top_p=0.999),
+    ],
+    ids=repr,
+)
 def test_reserved_and_padding_ids_are_never_drawn_however_large_their_logits(sampling):
     logits = np.zeros(V, np.float32)
     logits[18:] = 1e4

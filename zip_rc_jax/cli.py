@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
+import logging
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+import jax
+
+from zip_rc_jax import pipeline
+from zip_rc_jax.config import load_config
+from zip_rc_jax.demo import run_decode, run_demo, run_evaluation
 from zip_rc_jax.errors import UsageError
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
@@ -112,12 +117,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
-    # Imported late, so that --help and usage errors do not wait for JAX.
-    from zip_rc_jax import pipeline
-    from zip_rc_jax.config import load_config
-    from zip_rc_jax.demo import run_demo, run_evaluation
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parsed arguments. Overrides may stand anywhere, also after options (argparse alone would refuse that)."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    wrong = [item for item in rest if item.startswith("-") or "=" not in item]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    arguments.overrides += rest
+    return arguments
 
+
+def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     name = arguments.command
     path = arguments.config if arguments.config is not None else pipeline.embedded("chain_sum_demo.yaml")
     config = load_config(path, arguments.overrides)
@@ -135,13 +146,11 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `zip-rc`. Returns the exit status: 0, 2 for bad input, 130 after an interruption that can be resumed."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = build_parser().parse_args(argv)
+    arguments = parse(argv)
     _quiet()
     started = time.monotonic()
     try:
         if arguments.command == "decode":
-            from zip_rc_jax.demo import run_decode
-
             run_decode(arguments, argv)
         else:
             _run_pipeline(arguments, argv)
@@ -157,12 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _quiet() -> None:
     """Compiled programs are kept between calls, and libraries only speak when something is wrong."""
-    import logging
-
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     for name in ("absl", "orbax", "jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -328,8 +328,8 @@ class PolicyConfig:
 
     Attributes:
       path: checkpoint of the starting policy.
-      slip: probability of a wrong result in a written step.
-      notice_slip, notice_fine: probability of "wait" and a redo after a wrong step, and after a right one.
+      slip: probability that a total is carried wrongly to the next step.
+      notice_slip, notice_fine: probability of "wait" and another carry after a wrong one, and after a right one.
       check_slip, check_fine: probability of another pass when an unnoticed slip remains in the last one, and when none does.
       examples: distinct training solutions.
       train: optimizer settings of the pretraining (next-token loss only).
@@ -340,7 +340,7 @@ class PolicyConfig:
     notice_slip: float = 0.6
     notice_fine: float = 0.01
     check_slip: float = 0.6
-    check_fine: float = 0.25
+    check_fine: float = 0.2
     examples: int = 2_000_000
     train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0)
 

@@ -66,7 +66,7 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Any) -> list[Rollout]:
     for p in found:
         prompt_ids = tokenizer.encode(p.question)
         room = config.policy.train.row_tokens + 1 - len(prompt_ids)  # the last token is never an input
-        output = []
+        output: list[int] = []
         while not 0 < len(output) <= room:  # the rare solution that does not fit is written anew
             solution = write_solution(p.question, config.policy, rng)
             output = [*tokenizer.encode(solution), tokenizer.eos_ids[0]]

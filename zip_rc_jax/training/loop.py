@@ -90,17 +90,18 @@ def train(
     # Copies: the step donates its state, and the caller's model (also the teacher) must stay alive.
     params = layout.shard(jax.tree.map(jnp.array, lm.params), axes)
     teacher = layout.shard(lm.params["body"], axes["body"]) if config.kl_weight else None
-    state = init_state(params, config)
+    # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
+    state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), init_state(params, config))
     step_settings = StepSettings(lm.config, lm.head, layout, config)
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
     checkpoints = Checkpoints(directory / "checkpoints", settings)
     try:
         restored = checkpoints.restore(state)
         if restored:
             state, position = restored
             batches.set_state(position)
+        (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
         with stop_signal() as received:
             state = _run(state, batches, step_settings, teacher, checkpoints, directory, received, lm, validation, validation_last, title)
     finally:

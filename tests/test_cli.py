@@ -1,0 +1,93 @@
+"""The command line as a user meets it: help, one-paragraph errors, exit statuses, files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import zip_rc_jax
+from zip_rc_jax.cli import build_parser, main
+from zip_rc_jax.demo import show_live
+
+COMMANDS = ("demo", "rollout", "grade", "train", "label", "decode", "evaluate")
+
+
+@pytest.fixture
+def saved(lm, tmp_path):
+    lm.save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        build_parser().parse_args([command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"example: zip-rc {command}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["grade", "missing.yaml"], ("missing.yaml", "no such file")),
+        (["rollout", "configs/chain_sum_demo.yaml", "rollout.promts=3"], ("promts", "did you mean 'prompts'")),
+        (["rollout", "configs/chain_sum_demo.yaml", "grid.length_edges=[0,8,4]"], ("[0, 8, 4]", "ascend strictly")),
+        (["train", "configs/chain_sum_demo.yaml", "--stage", "final", "final.steps=0"], ("steps=0", "positive")),
+        (["evaluate", "configs/chain_sum_demo.yaml", "run_dir=/nowhere"], ("/nowhere/final", "no such directory")),
+        (["rollout", "configs/chain_sum_demo.yaml", "run_dir=''"], ("run_dir", "run_dir=runs/NAME")),
+        (["rollout", "configs/chain_sum_demo.yaml", "policy.path=embedded:other"], ("embedded 'other'", "chain_sum_policy")),
+        (["decode", "nowhere", "--prompt", "4 + 3 ="], ("nowhere", "no such directory")),
+        (["decode", "nowhere"], ("--prompt", "--input")),
+        (["decode", "nowhere", "--prompt", "x", "temprature=1"], ("temprature", "did you mean 'temperature'")),
+        (["decode", "nowhere", "--prompt", "x", "n=80"], ("n=80 with rows=64", "row pool")),
+        (["decode", "nowhere", "--prompt", "x", "top_p=1.5"], ("top_p=1.5", "(0, 1]")),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_status_2(arguments, parts, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    assert "Fix: " in error
+    for part in parts:
+        assert part in error
+
+
+def test_decode_writes_results_that_equal_the_api(saved, lm, tmp_path, capsys):
+    options = {"n": 3, "interval": 4, "window": 2, "max_tokens": 10, "rows": 8}
+    prompts = ["1 + 2 =", "3 + 4 ="]
+    arguments = [x for p in prompts for x in ("--prompt", p)] + [f"{k}={v}" for k, v in options.items()]
+    assert main(["decode", saved, *arguments, "--seed", "3", "--output", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    expected = zip_rc_jax.decode(lm, prompts, seed=3, **options)
+    assert [r["text"] for r in rows] == [r.text for r in expected]
+    assert [[p["token_ids"] for p in r["prefixes"]] for r in rows] == [[list(p.token_ids) for p in r.prefixes] for r in expected]
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert metadata["config"]["decode"]["n"] == 3
+
+
+def test_decode_grades_an_input_file_with_answers(saved, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"question": "1 + 2 =", "answer": "3"}\n{"problem": "3 + 4 =", "answer": "7"}\n')
+    assert main(["decode", saved, "--input", str(tmp_path / "in.jsonl"), "n=2", "max_tokens=8", "rows=8", "window=2", "interval=4"]) == 0
+    assert "over 2 problems" in capsys.readouterr().out
+
+
+def test_live_view_shows_every_prefix_at_every_decision(lm, capsys):
+    config = zip_rc_jax.DecodeConfig(n=3, interval=4, window=2, max_tokens=8, rows=8, beta=0.0)
+    (result,) = show_live(lm, ["1 + 2 ="], config, 0)
+    shown = capsys.readouterr().out
+    assert shown.count("P(correct)") == len(result.trace) + 1
+    assert f"{result.usage.tokens} tokens in {result.usage.serial_steps} serial steps" in shown
+
+
+def test_the_public_names_are_those_of_all():
+    for name in zip_rc_jax.__all__:
+        assert getattr(zip_rc_jax, name).__doc__
+
+
+def test_unknown_options_of_the_api_are_never_ignored(lm):
+    with pytest.raises(zip_rc_jax.UsageError, match="did you mean 'interval'"):
+        zip_rc_jax.decode(lm, ["1 + 2 ="], intervall=3)
+    with pytest.raises(zip_rc_jax.UsageError, match="max_tokens=0"):
+        zip_rc_jax.decode(lm, ["1 + 2 ="], max_new_tokens=0)

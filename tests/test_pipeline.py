@@ -1,0 +1,236 @@
+"""The stages from policy to report on a random policy in seconds: files, resumption, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from zip_rc_jax import pipeline
+from zip_rc_jax.config import load_config, to_dict
+from zip_rc_jax.data.graders import extract_answer
+from zip_rc_jax.data.records import read_rollouts
+from zip_rc_jax.data.tasks import problems
+from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_solution
+from zip_rc_jax.decoding.engine import Engine
+from zip_rc_jax.demo import run_evaluation
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.language_model import load
+from zip_rc_jax.models.tokenizer import word_level
+from zip_rc_jax.training.loop import Interrupted
+from zip_rc_jax.training.predict import final_values, profiles
+
+SMALL = [
+    "policy.path=''",
+    "model.n_layers=2",
+    "policy.examples=256",
+    "policy.train.steps=2",
+    "policy.train.batch_rows=4",
+    "rollout.prompts=24",
+    "rollout.rows=8",
+    "rollout.max_tokens=12",
+    "critic.steps=3",
+    "critic.batch_rows=4",
+    "critic.eval_rollouts=8",
+    "final.steps=3",
+    "final.batch_rows=4",
+    "final.eval_rollouts=8",
+    "lite.steps=3",
+    "lite.batch_rows=4",
+    "lite.eval_rollouts=8",
+    "decode.max_tokens=12",
+    "decode.rows=32",
+    "evaluate.prompts=8",
+    "evaluate.betas=[0.05]",
+    "evaluate.bootstrap=50",
+]
+
+
+def small_config(directory, *overrides):
+    policy = load_config("configs/chain_sum_policy.yaml").policy
+    config = load_config("configs/chain_sum_demo.yaml", [*SMALL, f"run_dir={directory}", *overrides])
+    train = dataclasses.replace(policy.train, steps=2, batch_rows=4)
+    return dataclasses.replace(config, policy=dataclasses.replace(policy, path="", examples=256, train=train))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run directory after all stages, and its config."""
+    config = small_config(tmp_path_factory.mktemp("run"))
+    pipeline.make_policy(config)
+    pipeline.make_rollouts(config)
+    pipeline.make_grades(config)
+    pipeline.train_head(config, "critic")
+    pipeline.make_labels(config)
+    pipeline.train_head(config, "final")
+    pipeline.train_head(config, "lite")
+    run_evaluation(config, ["evaluate"])
+    return pipeline.run_directory(config), config
+
+
+def test_rollouts_are_samples_of_the_training_problems(finished):
+    directory, config = finished
+    rollouts = read_rollouts(directory / "rollouts")
+    found = problems(config.task, "train", 24)
+    assert [(r.prompt_index, r.sample_index) for r in rollouts] == [(p, s) for p in range(24) for s in range(2)]
+    tokenizer = load(directory / "policy").tokenizer
+    for r in rollouts:
+        assert r.prompt == found[r.prompt_index].question
+        assert list(r.prompt_token_ids) == tokenizer.encode(r.prompt)
+        assert r.response == tokenizer.decode(list(r.output_token_ids))
+        assert len(r.output_token_ids) <= 12
+        assert r.finished == (r.output_token_ids[-1] in tokenizer.eos_ids)
+
+
+def test_grades_are_those_of_the_tasks_own_scorer(finished):
+    import reasoning_gym
+
+    directory, _ = finished
+    scorer = reasoning_gym.create_dataset("chain_sum", size=1)
+    for r in read_rollouts(directory / "graded"):
+        answer = extract_answer(r.response)
+        assert r.correct == float(answer is not None and scorer.score_answer(answer, {"answer": r.answer}) >= 1)
+
+
+def test_value_labels_are_the_critics_mean_over_the_last_positions(finished):
+    directory, config = finished
+    rollouts = read_rollouts(directory / "labelled")
+    found = profiles(load(directory / "critic"), rollouts, 4)
+    np.testing.assert_allclose([r.value for r in rollouts], final_values(found, config.label.last), atol=1e-6)
+    np.testing.assert_allclose(rollouts[0].value, found[0].reward[-config.label.last :].mean(), atol=1e-6)
+
+
+def test_lite_moves_only_the_reserved_rows(finished):
+    directory, _ = finished
+    policy, lite = load(directory / "policy"), load(directory / "lite")
+    for name in ("embed", "unembed", "final_norm"):
+        used = policy.tokenizer.size
+        np.testing.assert_array_equal(lite.params["body"][name][:used], policy.params["body"][name][:used])
+    assert np.any(np.asarray(lite.params["zip_rows"]) != 0)
+
+
+def test_the_report_holds_what_it_promises(finished):
+    directory, config = finished
+    report = directory / "report"
+    for name in ("report.html", "pareto.png", "results.jsonl", "metadata.json"):
+        assert (report / name).stat().st_size > 500, name
+    rows = [json.loads(line) for line in (report / "results.jsonl").read_text().splitlines()]
+    settings = len(config.evaluate.alphas) * len(config.evaluate.betas) * len(config.evaluate.candidates) + 3
+    assert len(rows) == settings * 8
+    metadata = json.loads((report / "metadata.json").read_text())
+    assert metadata["drift"]["lite/kl_start_trained_per_token"] == 0
+    assert metadata["drift"]["lite/largest_logit_difference"] == 0
+    assert metadata["config"]["decode"] == json.loads(json.dumps(to_dict(config.decode)))
+
+
+def test_every_stage_can_be_called_again_and_does_nothing(finished, monkeypatch):
+    directory, config = finished
+    before = {p: p.stat().st_mtime_ns for p in directory.rglob("*.array_record*")}
+    monkeypatch.setattr(Engine, "run", lambda *_: pytest.fail("decoded again"))
+    pipeline.make_rollouts(config)
+    pipeline.make_grades(config)
+    pipeline.train_head(config, "critic")
+    pipeline.make_labels(config)
+    pipeline.train_head(config, "final")
+    run_evaluation(config, ["evaluate"])
+    assert before == {p: p.stat().st_mtime_ns for p in directory.rglob("*.array_record*")}
+
+
+def test_other_settings_in_the_same_run_directory_are_refused(finished):
+    _, config = finished
+    other = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, seed=1))
+    with pytest.raises(UsageError, match="other settings"):
+        pipeline.make_rollouts(other)
+
+
+def test_interrupted_rollouts_resume_to_the_same_dataset(finished, tmp_path, monkeypatch):
+    directory, config = finished
+    again = dataclasses.replace(
+        config, run_dir=str(tmp_path / "run"), policy=dataclasses.replace(config.policy, path=str(directory / "policy"))
+    )
+    again = dataclasses.replace(again, rollout=dataclasses.replace(again.rollout, prompts=40))
+    whole = dataclasses.replace(again, run_dir=str(tmp_path / "whole"))
+    calls = []
+    run_all = pipeline.run_all
+
+    def interrupted(*arguments):
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return run_all(*arguments)
+
+    monkeypatch.setattr(pipeline, "run_all", interrupted)
+    with pytest.raises(Interrupted):
+        pipeline.make_rollouts(again)
+    assert not (tmp_path / "run" / "rollouts").exists()
+    monkeypatch.setattr(pipeline, "run_all", lambda *a: calls.append(1) or run_all(*a))
+    pipeline.make_rollouts(again)
+    assert len(calls) == 3  # chunks of 16 prompts: one before the signal, two after
+    pipeline.make_rollouts(whole)
+    for a, b in zip(read_rollouts(tmp_path / "run" / "rollouts"), read_rollouts(tmp_path / "whole" / "rollouts"), strict=True):
+        np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
+
+
+def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):
+    directory, config = finished
+    empty = dataclasses.replace(config, run_dir=str(tmp_path), policy=dataclasses.replace(config.policy, path=str(directory / "policy")))
+    with pytest.raises(UsageError, match="zip-rc grade"):
+        pipeline.train_head(empty, "critic")
+    with pytest.raises(UsageError, match="no such directory"):
+        run_evaluation(empty, [])
+
+
+# Worked solutions: checked by doing the sums again.
+
+
+def read_passes(text):
+    """Steps `(before, operator, term, result, carried)` of each pass, with the last carry where "wait" redoes it, and the answer."""
+    body, answer = text.split(" Answer: ")
+    passes = []
+    for part in body.split(" check "):
+        words, steps = part.split(), []
+        total, i = int(words[0]), 1
+        while i < len(words):
+            op, term, equals, result, carry, carried = words[i : i + 6]
+            assert (equals, carry) == ("=", ";")
+            i += 6
+            if words[i : i + 1] == ["wait"]:
+                carried, i = words[i + 1], i + 2
+            steps.append((total, op, int(term), int(result), int(carried)))
+            total = int(carried)
+        passes.append(steps)
+    return passes, int(answer)
+
+
+def test_worked_solutions_follow_the_question_and_slip_as_often_as_asked():
+    import random
+
+    policy = dataclasses.replace(load_config("configs/chain_sum_policy.yaml").policy, slip=0.2, notice_slip=0.0, notice_fine=0.0)
+    rng, task = random.Random(0), load_config("configs/chain_sum_policy.yaml").task
+    steps = wrong = 0
+    tokenizer = word_level(vocabulary(pipeline.LARGEST_NUMBER))
+    for p in problems(task, "train", 400):
+        terms, operators = parse_question(p.question)
+        solution = write_solution(p.question, policy, rng)
+        assert tokenizer.decode(tokenizer.encode(solution)) == solution
+        passes, answer = read_passes(solution)
+        assert answer == passes[-1][-1][-1]
+        for one in passes:
+            assert [(op, term) for _, op, term, _, _ in one] == list(zip(operators, terms[1:], strict=True))
+            steps += len(one)
+            wrong += sum(result != carried for *_, result, carried in one)
+            assert all((a + t if op == "+" else a - t) == result for a, op, t, result, _ in one)
+    assert abs(wrong / steps - 0.2) < 4 * (0.2 * 0.8 / steps) ** 0.5
+
+
+def test_noticing_everything_and_slipping_never_gives_right_answers():
+    import random
+
+    policy = dataclasses.replace(load_config("configs/chain_sum_policy.yaml").policy, slip=0.0, notice_fine=0.5)
+    task = load_config("configs/chain_sum_policy.yaml").task
+    for p in problems(task, "train", 40):
+        text = write_solution(p.question, policy, random.Random(p.index))
+        assert read_passes(text)[1] == int(p.answer)
