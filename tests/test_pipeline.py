@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
 
 import numpy as np
@@ -187,50 +188,55 @@ def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):
 
 
 def read_passes(text):
-    """Steps `(before, operator, term, result, carried)` of each pass, with the last carry where "wait" redoes it, and the answer."""
+    """Steps `(before, operator, term, result, separator, carried, redone)` of each pass, and the answer. `redone` is None or the total
+    after "wait"."""
     body, answer = text.split(" Answer: ")
     passes = []
     for part in body.split(" check "):
         words, steps = part.split(), []
         total, i = int(words[0]), 1
         while i < len(words):
-            op, term, equals, result, carry, carried = words[i : i + 6]
-            assert (equals, carry) == ("=", ";")
+            op, term, equals, result, separator, carried = words[i : i + 6]
+            assert equals == "="
             i += 6
+            redone = None
             if words[i : i + 1] == ["wait"]:
-                carried, i = words[i + 1], i + 2
-            steps.append((total, op, int(term), int(result), int(carried)))
-            total = int(carried)
-        passes.append(steps)
+                redone, i = int(words[i + 1]), i + 2
+            steps.append((total, op, int(term), int(result), separator, int(carried), redone))
+            total = int(carried) if redone is None else redone
+        passes.append((steps, total))
     return passes, int(answer)
 
 
 def test_worked_solutions_follow_the_question_and_slip_as_often_as_asked():
-    import random
-
-    policy = dataclasses.replace(load_config("configs/chain_sum_policy.yaml").policy, slip=0.2, notice_slip=0.0, notice_fine=0.0)
-    rng, task = random.Random(0), load_config("configs/chain_sum_policy.yaml").task
-    steps = wrong = 0
-    tokenizer = word_level(vocabulary(pipeline.LARGEST_NUMBER))
-    for p in problems(task, "train", 400):
+    config = load_config("configs/chain_sum_policy.yaml")
+    policy = dataclasses.replace(config.policy, unsure=0.3, slip_unsure=0.6, slip_sure=0.1, redo=0.4)
+    tokenizer, rng = word_level(vocabulary(pipeline.LARGEST_NUMBER)), random.Random(0)
+    seen = {"unsure": [], "slip_unsure": [], "slip_sure": [], "redo": []}
+    for p in problems(config.task, "train", 400):
         terms, operators = parse_question(p.question)
         solution = write_solution(p.question, policy, rng)
         assert tokenizer.decode(tokenizer.encode(solution)) == solution
         passes, answer = read_passes(solution)
-        assert answer == passes[-1][-1][-1]
-        for one in passes:
-            assert [(op, term) for _, op, term, _, _ in one] == list(zip(operators, terms[1:], strict=True))
-            steps += len(one)
-            wrong += sum(result != carried for *_, result, carried in one)
-            assert all((a + t if op == "+" else a - t) == result for a, op, t, result, _ in one)
-    assert abs(wrong / steps - 0.2) < 4 * (0.2 * 0.8 / steps) ** 0.5
+        assert answer == passes[-1][1]
+        for steps, _ in passes:
+            assert [(op, term) for _, op, term, *_ in steps] == list(zip(operators, terms[1:], strict=True))
+            for before, op, term, result, separator, carried, redone in steps:
+                assert result == (before + term if op == "+" else before - term)  # arithmetic never slips, carrying does
+                unsure = separator == "?"
+                seen["unsure"].append(unsure)
+                seen["slip_unsure" if unsure else "slip_sure"].append(carried != result)
+                if unsure:
+                    seen["redo"].append(redone is not None)
+                else:
+                    assert redone is None
+    for name, events in seen.items():
+        rate = getattr(policy, name)
+        assert abs(np.mean(events) - rate) < 4 * (rate * (1 - rate) / len(events)) ** 0.5, name
 
 
-def test_noticing_everything_and_slipping_never_gives_right_answers():
-    import random
-
-    policy = dataclasses.replace(load_config("configs/chain_sum_policy.yaml").policy, slip=0.0, notice_fine=0.5)
-    task = load_config("configs/chain_sum_policy.yaml").task
-    for p in problems(task, "train", 40):
-        text = write_solution(p.question, policy, random.Random(p.index))
-        assert read_passes(text)[1] == int(p.answer)
+def test_without_slips_every_solution_is_right():
+    config = load_config("configs/chain_sum_policy.yaml")
+    policy = dataclasses.replace(config.policy, slip_unsure=0.0, slip_sure=0.0)
+    for p in problems(config.task, "train", 40):
+        assert read_passes(write_solution(p.question, policy, random.Random(p.index)))[1] == int(p.answer)

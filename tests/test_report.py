@@ -49,7 +49,7 @@ def make_trace():
         prefix(2, -1, 60, "finished", 0.95),
         prefix(3, 2, 44, "finished", 0.75),
     )
-    return Result("1 + 1 = ?", "2", 2, "stop", 0.95, 0.0, "2", prefixes, trace, Usage(6, 130, 60, 0.5))
+    return Result("1 + 1 = ?", "2", 2, "stop", 0.95, 0.0, "2", "2", prefixes, trace, Usage(6, 130, 60, 0.5))
 
 
 @pytest.fixture(scope="module")

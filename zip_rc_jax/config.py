@@ -72,6 +72,11 @@ class ModelConfig:
             "every key/value head serves a whole group of query heads",
             "make n_heads a multiple of n_kv_heads",
         )
+        for field in ("rope_theta", "rms_eps"):
+            value = getattr(self, field)
+            _require(
+                math.isfinite(value) and value > 0, f"model.{field}={value}", "it must be positive and finite", "use a positive number"
+            )
         _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim}", "RoPE rotates pairs of channels", "make it even")
 
 
@@ -178,6 +183,9 @@ class DecodeConfig:
             f"length_budget={self.length_budget}",
             "strategy='length_budget' needs a budget in tokens",
             "set length_budget to a positive number",
+        )
+        _require(
+            0 <= self.reward_threshold <= 1, f"reward_threshold={self.reward_threshold}", "rewards lie in [0, 1]", "use a number in [0, 1]"
         )
         _require(self.skill >= 0, f"skill={self.skill}", "it is an exponent between mean (0) and maximum (1)", "use a number >= 0")
         _require(
@@ -313,6 +321,17 @@ class TrainConfig:
             _require(getattr(self, field) > 0, f"{field}={getattr(self, field)}", "it must be positive", "use a positive number")
         for field in ("kl_weight", "lm_weight", "joint_weight", "weight_decay"):
             _require(getattr(self, field) >= 0, f"{field}={getattr(self, field)}", "it is a weight", "use a number >= 0")
+        for field in ("adam_b1", "adam_b2"):
+            value = getattr(self, field)
+            _require(0 <= value < 1, f"{field}={value}", "it is the decay of a running mean", "use a number in [0, 1)")
+        for field in ("seed", "eval_rollouts"):
+            _require(getattr(self, field) >= 0, f"{field}={getattr(self, field)}", "it cannot be negative", "use a number >= 0")
+        _require(
+            self.kl_weight + self.lm_weight + self.joint_weight > 0,
+            "kl_weight=0, lm_weight=0, joint_weight=0",
+            "nothing would be trained",
+            "give at least one a positive weight",
+        )
         _require(0 <= self.warmup < 1, f"warmup={self.warmup}", "it is the fraction of steps spent warming up", "use a number in [0, 1)")
         _require(
             not (self.trainable == "zip_rows" and (self.kl_weight or self.lm_weight)),
@@ -328,19 +347,21 @@ class PolicyConfig:
 
     Attributes:
       path: checkpoint of the starting policy.
-      slip: probability that a total is carried wrongly to the next step.
-      notice_slip, notice_fine: probability of "wait" and another carry after a wrong one, and after a right one.
-      check_slip, check_fine: probability of another pass when an unnoticed slip remains in the last one, and when none does.
+      unsure: probability that a total is carried unsurely to the next step.
+      slip_unsure, slip_sure: probability that an unsure carry is wrong, and that a sure one is.
+      redo: probability that an unsure carry is redone, surely.
+      check_unsure, check_sure: probability of another pass when an unsure carry stands in the last one, and when none does.
       examples: distinct training solutions.
       train: optimizer settings of the pretraining (next-token loss only).
     """
 
     path: str = ""
-    slip: float = 0.2
-    notice_slip: float = 0.6
-    notice_fine: float = 0.01
-    check_slip: float = 0.6
-    check_fine: float = 0.2
+    unsure: float = 0.27
+    slip_unsure: float = 0.7
+    slip_sure: float = 0.005
+    redo: float = 0.5
+    check_unsure: float = 0.5
+    check_sure: float = 0.2
     examples: int = 2_000_000
     train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0)
 

@@ -1,12 +1,15 @@
 """Worked solutions of chain sums: the training text of the embedded demo policy.
 
-A solution works from left to right and carries the running total from each step to the next. Carrying slips with a fixed
-probability: the total written after ";" is not the one before it, so that what the policy gets wrong after training is *noise it can
-see*, not ignorance. A slip is often noticed ("wait", and the total is carried again), and a pass is sometimes followed by another
-("check", and the sum is done again). Both are much likelier after a slip, so next-token training itself teaches the policy to tell a
-wrong carry from a right one: that is what the ZIP head later reads.
+A solution works from left to right and carries the running total from each step to the next, firmly (";") or unsurely ("?"). An
+unsure carry is often wrong (the total after "?" is not the one before it), so that what the policy gets wrong after training is
+*noise that its own text shows*, not ignorance. An unsure carry is often redone ("wait"), and a pass is sometimes followed by another
+("check"), likelier when an unsure carry stands in it.
 
-    4 + 3 = 7 ; 8 wait 7 - 2 = 5 ; 6 check 4 + 3 = 7 ; 7 - 2 = 5 ; 5 Answer: 5
+    4 + 3 = 7 ? 8 wait 7 - 2 = 5 ; 5 check 4 + 3 = 7 ; 7 - 2 = 5 ? 6 Answer: 6
+
+Two other designs failed, measured on the trained policy: wrong results of steps, and wrong carries without "?". Telling these slips
+needs a comparison of two numbers, and after 1,300 to 2,800 steps of next-token training (0.6M weights) the policy said "wait" as
+often after right ones as after wrong ones.
 """
 
 from __future__ import annotations
@@ -16,18 +19,18 @@ import random
 
 from zip_rc_jax.config import PolicyConfig
 
-CARRY, WAIT, CHECK, ANSWER = ";", "wait", "check", "Answer:"
+SURE, UNSURE, WAIT, CHECK, ANSWER = ";", "?", "wait", "check", "Answer:"
 SLIPS = (-3, -2, -1, 1, 2, 3)
 MAX_PASSES = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One left-to-right evaluation: its words, its result, and whether an unnoticed slip remains."""
+    """One left-to-right evaluation: its words, its result, and whether an unsure carry was left standing."""
 
     words: tuple[str, ...]
     result: int
-    slipped: bool
+    unsure: bool
 
 
 def parse_question(question: str) -> tuple[list[int], list[str]]:
@@ -43,28 +46,29 @@ def parse_question(question: str) -> tuple[list[int], list[str]]:
 
 
 def write_pass(terms: list[int], operators: list[str], policy: PolicyConfig, rng: random.Random) -> Pass:
-    """Evaluates the sum once, slipping and noticing as `policy` says."""
-    words, total, slipped = [str(terms[0])], terms[0], False
+    """Evaluates the sum once, slipping and redoing as `policy` says."""
+    words, total, any_unsure = [str(terms[0])], terms[0], False
     for op, term in zip(operators, terms[1:], strict=True):
         result = total + term if op == "+" else total - term
 
-        def carry(result: int = result) -> int:
-            return result + (rng.choice(SLIPS) if rng.random() < policy.slip else 0)
+        def carry(slip: float, result: int = result) -> int:
+            return result + (rng.choice(SLIPS) if rng.random() < slip else 0)
 
-        total = carry()
-        words += [op, str(term), "=", str(result), CARRY, str(total)]
-        if rng.random() < (policy.notice_slip if total != result else policy.notice_fine):
-            total = carry()
+        unsure = rng.random() < policy.unsure
+        total = carry(policy.slip_unsure if unsure else policy.slip_sure)
+        words += [op, str(term), "=", str(result), UNSURE if unsure else SURE, str(total)]
+        if unsure and rng.random() < policy.redo:
+            total, unsure = carry(policy.slip_sure), False
             words += [WAIT, str(total)]
-        slipped |= total != result
-    return Pass(tuple(words), total, slipped)
+        any_unsure |= unsure
+    return Pass(tuple(words), total, any_unsure)
 
 
 def write_solution(question: str, policy: PolicyConfig, rng: random.Random) -> str:
     """A full response to `question`: one or two passes, then "Answer:" and the result of the last one."""
     terms, operators = parse_question(question)
     passes = [write_pass(terms, operators, policy, rng)]
-    while len(passes) < MAX_PASSES and rng.random() < (policy.check_slip if passes[-1].slipped else policy.check_fine):
+    while len(passes) < MAX_PASSES and rng.random() < (policy.check_unsure if passes[-1].unsure else policy.check_sure):
         passes.append(write_pass(terms, operators, policy, rng))
     return f" {CHECK} ".join(" ".join(p.words) for p in passes) + f" {ANSWER} {passes[-1].result}"
 
@@ -73,4 +77,4 @@ def vocabulary(largest: int) -> list[str]:
     """Words of the demo's word-level tokenizer: those of a chain_sum question and of a solution, and the numbers up to `largest`."""
     question = ["State", "the", "final", "answer", "to", "the", "following", "arithmetic", "problem:"]
     numbers = [str(i) for i in range(-largest, largest + 1)]
-    return [*dict.fromkeys(question), "+", "-", "=", CARRY, WAIT, CHECK, ANSWER, *numbers]
+    return [*dict.fromkeys(question), "+", "-", "=", SURE, UNSURE, WAIT, CHECK, ANSWER, *numbers]

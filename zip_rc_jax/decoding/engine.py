@@ -110,6 +110,7 @@ class Engine:
         """
         if lm.head is None:
             raise UsageError("model without a ZIP head", "the search reads the joint from reserved logits", "train one with `zip-rc train`")
+        lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
         self.lm, self.config = lm, config
         self.head: ZipHead = lm.head
         self.settings = StepSettings(
@@ -323,7 +324,7 @@ class Engine:
         )
 
     def _new_text(self, group: Group) -> dict[int, str]:
-        """Text that each prefix has gained since the last decision."""
+        """Text that each prefix has gained since the last decision; at first, a fork shows the text that it shares with its parent."""
         gained = {}
         for branch in group.branches:
             before, branch.shown = branch.shown, len(branch.tokens)

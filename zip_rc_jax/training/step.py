@@ -139,7 +139,7 @@ def train_step(
         return losses(settings, {**state.params, **trained}, teacher, batch)
 
     (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(trained)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     rate = learning_rate(state.step, config)
     updates, opt_state = optimizer(config).update(grads, state.opt_state, trained)
     scale = {name: -rate * (config.zip_lr_multiplier if name == "zip_rows" else 1.0) for name in updates}
