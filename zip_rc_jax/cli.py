@@ -15,6 +15,7 @@ from zip_rc_jax import pipeline
 from zip_rc_jax.config import load_config
 from zip_rc_jax.demo import run_decode, run_demo, run_evaluation
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.language_model import embedded
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
 OVERRIDE_HELP = "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; unknown keys are errors"
@@ -130,7 +131,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     name = arguments.command
-    path = arguments.config if arguments.config is not None else pipeline.embedded("chain_sum_demo.yaml")
+    path = arguments.config if arguments.config is not None else embedded("chain_sum_demo.yaml")
     config = load_config(path, arguments.overrides)
     stages: dict[str, Callable[[], object]] = {
         "demo": lambda: run_demo(config, argv),

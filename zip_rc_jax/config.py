@@ -346,7 +346,7 @@ class PolicyConfig:
     """How the embedded policy is made, and where it lies.
 
     Attributes:
-      path: checkpoint of the starting policy.
+      path: checkpoint of the starting policy (see `load`); empty for the one that `train --stage policy` left in run_dir.
       unsure: probability that a total is carried unsurely to the next step.
       slip_unsure, slip_sure: probability that an unsure carry is wrong, and that a sure one is.
       redo: probability that an unsure carry is redone, surely.

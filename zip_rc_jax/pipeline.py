@@ -10,7 +10,6 @@ import math
 import pathlib
 import random
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
@@ -38,21 +37,9 @@ def run_directory(config: PipelineConfig) -> pathlib.Path:
     return pathlib.Path(config.run_dir)
 
 
-def embedded(name: str) -> pathlib.Path:
-    """A model or config that ships inside the package, for example "chain_sum_policy"."""
-    path = pathlib.Path(str(resources.files("zip_rc_jax"))) / "assets" / name
-    if not path.exists():
-        known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise UsageError(f"embedded {name!r}", f"the package ships {', '.join(known) or 'none'}", "use one of these")
-    return path
-
-
 def load_policy(config: PipelineConfig) -> LanguageModel:
-    """The starting policy: `policy.path`, "embedded:NAME", or what `train --stage policy` left in the run directory."""
-    name = config.policy.path
-    if name.startswith("embedded:"):
-        return load(embedded(name.removeprefix("embedded:")))
-    return load(name or run_directory(config) / "policy")
+    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory."""
+    return load(config.policy.path or run_directory(config) / "policy")
 
 
 # Policy.

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from importlib import resources
 from typing import Any
 
 import jax
@@ -103,11 +104,20 @@ class LanguageModel:
             checkpointer.save(pathlib.Path(path).absolute(), args, force=True)
 
 
+def embedded(name: str) -> pathlib.Path:
+    """A model or config that ships inside the package, for example "chain_sum_policy". Raises UsageError for an unknown name."""
+    path = pathlib.Path(str(resources.files("zip_rc_jax"))) / "assets" / name
+    if not path.exists():
+        known = sorted(p.name for p in path.parent.iterdir())
+        raise UsageError(f"embedded {name!r}", f"the package ships {', '.join(known)}", "use one of these")
+    return path
+
+
 def load(path: str | pathlib.Path, *, dtype: Any = jnp.float32, layout: Layout | None = None) -> LanguageModel:
     """Loads a model saved by `LanguageModel.save`, straight onto the devices of `layout`.
 
     Args:
-      path: the checkpoint, or a training directory that holds one as `model/`.
+      path: the checkpoint, a training directory that holds one as `model/`, or "embedded:NAME" for one that ships with the package.
       dtype: of the parameters in memory.
       layout: default one device.
 
@@ -115,7 +125,8 @@ def load(path: str | pathlib.Path, *, dtype: Any = jnp.float32, layout: Layout |
       UsageError: nothing there, not one of our checkpoints, half-written, or its reserved range is impossible.
     """
     layout = layout or single_device()
-    path = pathlib.Path(path).absolute()
+    name = str(path)
+    path = embedded(name.removeprefix("embedded:")) if name.startswith("embedded:") else pathlib.Path(path).absolute()
     if (path / "model").is_dir() and not (path / "meta").is_dir():
         path = path / "model"
     if not path.is_dir():
