@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format clean embedded
 
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
@@ -39,3 +39,11 @@ $(VENV)/.runtime: pyproject.toml $(BIN)/python
 $(VENV)/.dev: pyproject.toml $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
+
+# Remakes the models that ship in zip_rc_jax/assets (bfloat16). About an hour on 2 CPU cores.
+SHIP := from jax.numpy import bfloat16; import zip_rc_jax as z
+embedded: $(VENV)/.runtime
+	$(BIN)/zip-rc train configs/chain_sum_policy.yaml --stage policy
+	$(BIN)/python -c "$(SHIP); z.load('runs/chain_sum_policy/policy').without_head().save('zip_rc_jax/assets/chain_sum_policy', bfloat16)"
+	$(BIN)/zip-rc demo --config configs/chain_sum.yaml
+	$(BIN)/python -c "$(SHIP); z.load('runs/chain_sum/final').save('zip_rc_jax/assets/chain_sum_zip', bfloat16)"

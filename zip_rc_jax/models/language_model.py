@@ -69,6 +69,12 @@ class LanguageModel:
         config = dataclasses.replace(self.config, vocab_size=vocab_size)
         return dataclasses.replace(self, config=config, head=head, params={"body": body, "zip_rows": rows})
 
+    def without_head(self) -> LanguageModel:
+        """The plain policy: no head, and no vocabulary rows past the tokenizer's ids."""
+        used = self.tokenizer.size
+        body = {name: leaf[:used] if name in ("embed", "unembed") else leaf for name, leaf in self.params["body"].items()}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, vocab_size=used), head=None, params={"body": body})
+
     def folded_table(self) -> jax.Array:
         """`[vocab_size, d_model]` unembedding with the reserved rows folded in: one matmul gives next-token logits and joint."""
         table = unembedding(self.config, self.params["body"])
