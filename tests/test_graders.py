@@ -10,8 +10,9 @@ import time
 import pytest
 import reasoning_gym
 
+from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.graders import Grader, correct, extract_answer, grade
+from zip_rc_jax.data.graders import Grader, correct, grade
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.errors import UsageError
 

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from zip_rc_jax import metrics
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
-from zip_rc_jax.evaluation import metrics, plots, report, tables
+from zip_rc_jax.evaluation import plots, report, tables
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun

@@ -9,24 +9,20 @@ import json
 import math
 import pathlib
 import queue
-import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.data.tasks import MATH, Problem, create
 from zip_rc_jax.errors import UsageError
 
 # Scorers that only compare bounded strings and decimals run here; every other one runs in the worker process.
 DECIMAL_TASKS = ("chain_sum", "products")
-MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
 MAX_ANSWER_CHARS = 4_000  # beyond it (or four times the reference answer) an answer is wrong without a look
 START_SECONDS = 120.0
-
-_MARKER = re.compile(r"Answer\**\s*:\**")
-_BRACES = re.compile(r"\\boxed\{|\\[{}\\]|[{}]")  # escaped braces are text
 
 
 class Gradable(Protocol):
@@ -40,34 +36,6 @@ class Gradable(Protocol):
     def answer(self) -> str: ...
     @property
     def entry_json(self) -> str: ...
-
-
-def extract_answer(text: str) -> str | None:
-    """The text after the last "Answer:" (emphasis stars allowed), else the contents of the last complete `\\boxed{...}`, else None.
-
-    A box after the marker is unwrapped, and the result is stripped of white space.
-    """
-    text = text[-MAX_RESPONSE_CHARS:]
-    marker_ends = [match.end() for match in _MARKER.finditer(text)]
-    tail = text[marker_ends[-1] :] if marker_ends else text
-    boxed = _last_boxed(tail)
-    if boxed is not None:
-        return boxed.strip()
-    return tail.strip() if marker_ends else None
-
-
-def _last_boxed(text: str) -> str | None:
-    """Contents of the complete box that begins last. One pass, so that no text of nothing but boxes is slow."""
-    opened: list[int | None] = []  # where the contents of each open brace begin; None for braces that are no box
-    best: tuple[int, int] | None = None
-    for brace in _BRACES.finditer(text):
-        if brace.group() == "}":
-            begin = opened.pop() if opened else None
-            if begin is not None and (best is None or begin > best[0]):
-                best = (begin, brace.start())
-        elif brace.group() in ("{", "\\boxed{"):
-            opened.append(brace.end() if brace.group() != "{" else None)
-    return None if best is None else text[best[0] : best[1]]
 
 
 def correct(score: float) -> float:

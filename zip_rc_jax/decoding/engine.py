@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.data.graders import extract_answer
 from zip_rc_jax.decoding.network import Network, TransformerNetwork
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
 from zip_rc_jax.decoding.rows import Rows, StepSettings, advance, bucket, copy_rows, fork_rows, padded, prefill

@@ -19,7 +19,7 @@ import numpy as np
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.cost import ANSWERS, OnlineRun
-from zip_rc_jax.evaluation.metrics import paired_bootstrap
+from zip_rc_jax.metrics import paired_bootstrap
 
 KINDS = ("strict", "interpolated")
 _TOLERANCE = 1e-9

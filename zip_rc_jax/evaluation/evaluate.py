@@ -13,18 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
-from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
-from zip_rc_jax.data.graders import Grader, correct, extract_answer
+from zip_rc_jax import metrics
+from zip_rc_jax.answers import extract_answer
+from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, to_dict
+from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.decoding.results import Result
-from zip_rc_jax.evaluation import metrics, plots
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.evaluation import plots
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.report import Evaluation, result_rows, run_metadata, write_json, write_jsonl, write_report
+from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
 from zip_rc_jax.pipeline import as_rollouts, load_policy, run_all, run_directory
@@ -124,17 +129,16 @@ def policy_metrics(pool: SamplePool) -> dict[str, float]:
     return found
 
 
-def prediction_metrics(lm: LanguageModel, pool: SamplePool, found: Sequence[Sequence[Profile]]) -> dict[str, float]:
+def prediction_metrics(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]]) -> dict[str, float]:
     """Prediction quality of the head on the pool, whose profiles are `found[p][k]`.
 
     The empirical joint that TV is measured against has the final values of the prompt's own samples on its reward axis, as the
     head's labels have; with few samples per prompt it is noisy, which raises TV.
     """
-    assert lm.head is not None
     auc, mixed = metrics.within_prompt_auc(pool.value, pool.correct)
     weighted, _ = metrics.within_prompt_auc(pool.value, pool.correct, pair_weighted=True)
     first = np.stack([row[0].first_joint for row in found])
-    empirical = metrics.empirical_joint(pool.value, pool.self_length, lm.head.grid)
+    empirical = metrics.empirical_joint(pool.value, pool.self_length, grid)
     root = metrics.length_calibration([row[0].remaining[0] for row in found], pool.self_length.mean(1))
     return {
         "within_prompt_auc": auc,
@@ -196,14 +200,16 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
       argv: the command, for the record.
       lite: the ZIP-RC-Lite model, whose drift is shown next to the full one's.
     """
-    started = time.time()
+    if lm.head is None:
+        raise UsageError("model without a ZIP head", "there is nothing to evaluate", "train one with `zip-rc train --stage final`")
+    started, grid = time.time(), lm.head.grid
     directory = run_directory(config) / "report"
     e, base = config.evaluate, dataclasses.replace(config.decode, n=config.evaluate.samples)
     start = load_policy(config)
     with Grader() as grader:
         bench = Bench(config, grader, directory / ".partial")
         fixed = dataclasses.replace(base, strategy="fixed")
-        plain = bench.decode(start.with_head(config.grid.grid(lm.head.label), lm.head.label), fixed, POLICY_RUN) if lm.head else None
+        plain = bench.decode(start.with_head(grid, lm.head.label), fixed, POLICY_RUN)
         decoded = bench.decode(lm, fixed, "fixed samples")
         pool = sample_pool(bench.problems, decoded)
         runs, traced = [], None
@@ -212,52 +218,67 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
             runs.append(online_run(name, setting, outcome))
             if traced is None and setting.strategy == "zip_rc" and setting.beta == e.headline_beta[0]:
                 traced = _telling(outcome, bench.problems)
-    assert plain is not None
-    rollouts = [x for p, r in zip(bench.problems, decoded.results, strict=True) for x in as_rollouts(p, r, lm)]
-    found = np.array(profiles(lm, rollouts, 64), dtype=object).reshape(pool.correct.shape).tolist()
-    curves = baseline_curves(pool)
-    quality = policy_metrics(pool) | prediction_metrics(lm, pool, found)
-    start_pool = sample_pool(bench.problems, plain)
-    start_rollouts = [x for p, r in zip(bench.problems, plain.results, strict=True) for x in as_rollouts(p, r, lm)][:1024]
-    change = metrics.paired_bootstrap(pool.correct.mean(1) - start_pool.correct.mean(1), e.bootstrap, e.seed)
-    drift = {f"full/{k}": v for k, v in drift_metrics(start, lm, start_rollouts).items()}
-    drift |= {f"full/sampling_accuracy_change/{k}": v for k, v in zip(("mean", "low", "high"), change, strict=True)}
-    if lite is not None:
-        drift |= {f"lite/{k}": v for k, v in drift_metrics(start, lite, start_rollouts).items()}
 
-    assert lm.head is not None
-    first = np.stack([row[0].first_joint for row in found])
-    empirical = metrics.empirical_joint(pool.value, pool.self_length, lm.head.grid)
-    levels = np.unique(pool.level)
-    joint = plots.joint_heatmaps(
-        np.stack([first[pool.level == level].mean(0) for level in levels]),
-        np.stack([empirical[pool.level == level].mean(0) for level in levels]),
-        lm.head.grid,
-        [f"level {level}" for level in levels],
-    )
-    every = [p for row in found for p in row]
-    remaining = metrics.length_calibration(
-        np.concatenate([p.remaining for p in every]), np.concatenate([np.arange(len(p.remaining), 0, -1) for p in every])
-    )
+    def rollouts(outcome: Decoded) -> list[Rollout]:
+        return [x for p, r in zip(bench.problems, outcome.results, strict=True) for x in as_rollouts(p, r, lm)]
+
+    found = profiles(lm, rollouts(decoded), 64)
+    by_prompt = [found[i : i + pool.n_samples] for i in range(0, len(found), pool.n_samples)]
+    curves = baseline_curves(pool)
     evaluation = Evaluation(
-        metadata=run_metadata(to_dict(config), argv, started),
+        metadata={},
         pool=pool,
         curves=curves,
         runs=tuple(runs),
         alphas=e.alphas,
         headline=headline(runs, curves, pool, alphas=e.alphas, headline_beta=e.headline_beta, resamples=e.bootstrap, seed=e.seed),
-        quality=quality,
-        drift=drift,
-        joint=joint,
-        calibration=plots.calibration_figure(pool.value.ravel(), pool.correct.ravel(), remaining),
+        quality=policy_metrics(pool) | prediction_metrics(grid, pool, by_prompt),
+        drift=_drift(start, lm, lite, rollouts(plain)[:1024], pool, sample_pool(bench.problems, plain), e),
+        joint=_joint_figure(grid, pool, by_prompt),
+        calibration=_calibration_figure(pool, found),
         trace=plots.trace_figure(traced) if traced else None,
         resamples=e.bootstrap,
         seed=e.seed,
     )
+    # The clock of the metadata stops here, when everything has been decoded and compared.
+    evaluation = dataclasses.replace(evaluation, metadata=run_metadata(to_dict(config), argv, started))
     write_report(directory, evaluation)
     write_jsonl(directory / "results.jsonl", result_rows(runs, pool, [p.question for p in bench.problems]))
-    write_json(directory / "metadata.json", {**evaluation.metadata, "quality": quality, "drift": drift})
+    metrics_found = {"quality": evaluation.quality, "drift": evaluation.drift}
+    write_json(directory / "metadata.json", {**evaluation.metadata, **metrics_found})
     return evaluation
+
+
+def _drift(
+    start: LanguageModel,
+    lm: LanguageModel,
+    lite: LanguageModel | None,
+    rollouts: Sequence[Rollout],
+    pool: SamplePool,
+    start_pool: SamplePool,
+    settings: EvaluateConfig,
+) -> dict[str, float]:
+    """KL of the full (and Lite) model from the starting policy, and how the accuracy of plain sampling changed, per prompt."""
+    change = metrics.paired_bootstrap(pool.correct.mean(1) - start_pool.correct.mean(1), settings.bootstrap, settings.seed)
+    drift = {f"full/{k}": v for k, v in drift_metrics(start, lm, rollouts).items()}
+    drift |= {f"full/sampling_accuracy_change/{k}": v for k, v in zip(("mean", "low", "high"), change, strict=True)}
+    return drift | ({} if lite is None else {f"lite/{k}": v for k, v in drift_metrics(start, lite, rollouts).items()})
+
+
+def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]]) -> Figure:
+    """Predicted against empirical joint at the root, mean over the prompts of each level."""
+    first = np.stack([row[0].first_joint for row in found])
+    empirical = metrics.empirical_joint(pool.value, pool.self_length, grid)
+    levels = np.unique(pool.level)
+    predicted, observed = (np.stack([x[pool.level == level].mean(0) for level in levels]) for x in (first, empirical))
+    return plots.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
+
+
+def _calibration_figure(pool: SamplePool, found: Sequence[Profile]) -> Figure:
+    """Reliability of the final value, and predicted against true remaining tokens at every position."""
+    true = np.concatenate([np.arange(len(p.remaining), 0, -1) for p in found])
+    remaining = metrics.length_calibration(np.concatenate([p.remaining for p in found]), true)
+    return plots.calibration_figure(pool.value.ravel(), pool.correct.ravel(), remaining)
 
 
 def _sweep(config: PipelineConfig, base: DecodeConfig, pool: SamplePool) -> list[tuple[str, DecodeConfig]]:

@@ -21,8 +21,8 @@ from zip_rc_jax.decoding.results import Decision, Prefix, Result
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.compare import restrict
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.evaluation.metrics import LengthCalibration, reliability, total_variation
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.metrics import LengthCalibration, reliability, total_variation
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#666666"
 _BASELINES = {

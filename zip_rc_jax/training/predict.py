@@ -13,7 +13,7 @@ import numpy as np
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.data.records import Rollout
-from zip_rc_jax.evaluation.metrics import within_prompt_auc
+from zip_rc_jax.metrics import within_prompt_auc
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states
 from zip_rc_jax.sharding import Layout

@@ -1,0 +1,38 @@
+"""Finding the answer in a response: what voting groups by and what graders score."""
+
+from __future__ import annotations
+
+import re
+
+MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
+
+_MARKER = re.compile(r"Answer\**\s*:\**")
+_BRACES = re.compile(r"\\boxed\{|\\[{}\\]|[{}]")  # escaped braces are text
+
+
+def extract_answer(text: str) -> str | None:
+    """The text after the last "Answer:" (emphasis stars allowed), else the contents of the last complete `\\boxed{...}`, else None.
+
+    A box after the marker is unwrapped, and the result is stripped of white space.
+    """
+    text = text[-MAX_RESPONSE_CHARS:]
+    marker_ends = [match.end() for match in _MARKER.finditer(text)]
+    tail = text[marker_ends[-1] :] if marker_ends else text
+    boxed = _last_boxed(tail)
+    if boxed is not None:
+        return boxed.strip()
+    return tail.strip() if marker_ends else None
+
+
+def _last_boxed(text: str) -> str | None:
+    """Contents of the complete box that begins last. One pass, so that no text of nothing but boxes is slow."""
+    opened: list[int | None] = []  # where the contents of each open brace begin; None for braces that are no box
+    best: tuple[int, int] | None = None
+    for brace in _BRACES.finditer(text):
+        if brace.group() == "}":
+            begin = opened.pop() if opened else None
+            if begin is not None and (best is None or begin > best[0]):
+                best = (begin, brace.start())
+        elif brace.group() in ("{", "\\boxed{"):
+            opened.append(brace.end() if brace.group() != "{" else None)
+    return None if best is None else text[best[0] : best[1]]
