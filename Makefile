@@ -47,3 +47,4 @@ embedded: $(VENV)/.runtime
 	$(BIN)/python -c "$(SHIP); z.load('runs/chain_sum_policy/policy').without_head().save('zip_rc_jax/assets/chain_sum_policy', bfloat16)"
 	$(BIN)/zip-rc demo --config configs/chain_sum.yaml
 	$(BIN)/python -c "$(SHIP); z.load('runs/chain_sum/final').save('zip_rc_jax/assets/chain_sum_zip', bfloat16)"
+	find zip_rc_jax/assets -name commit_success.txt -delete  # Orbax writes the path of this machine there, and needs it only on object stores

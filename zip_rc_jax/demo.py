@@ -19,11 +19,11 @@ from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
 from zip_rc_jax.evaluation.report import run_metadata, write_json, write_jsonl
-from zip_rc_jax.evaluation.tables import full_table, headline_table, level_table, metric_table, print_table
+from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table
 from zip_rc_jax.models.language_model import LanguageModel, load
 
 # Tables are wide; a pipe or a log file has no width of its own.
-console = Console() if Console().is_terminal else Console(width=150)
+console = Console() if Console().is_terminal else Console(width=170)
 
 
 def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
@@ -50,13 +50,12 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
 
 
 def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
-    """Evaluates `run_dir/final` and prints the tables."""
+    """Evaluates `run_dir/final` and prints the tables (the long one by level is in the report)."""
     directory = pipeline.run_directory(config)
     lite = load(directory / "lite") if (directory / "lite" / "model").is_dir() else None
     found = evaluate(config, load(directory / "final"), argv=argv, lite=lite)
     for table in (
         full_table(found.runs, found.curves, found.pool, found.alphas),
-        level_table(found.runs, found.curves, found.pool, resamples=found.resamples, seed=found.seed),
         metric_table("Policy and prediction quality", found.quality),
         metric_table("Policy drift", found.drift),
         headline_table(found.headline),
