@@ -87,7 +87,8 @@ class Plan:
     remaining: Callable[[int], int] | None = None
 
     def joint(self, t: int) -> np.ndarray:
-        reward = self.reward(t) if callable(self.reward) else self.reward
+        # Asked for every position of the table, also past the plan's end, where a formula may leave [0, 1].
+        reward = float(np.clip(self.reward(t), 0, 1)) if callable(self.reward) else self.reward
         remaining = self.remaining(t) if self.remaining else max(self.length - t, 0)
         return cells(reward, remaining)
 

@@ -48,7 +48,8 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **opti
 
 _SIDES = ((-14, 13), (0, 14), (0, -14), (14, -13), (26, -8), (-26, 8), (28, 0), (-28, 0), (-14, -13), (14, 13))  # offsets in points
 Label = tuple[float, float, str, str]  # x, y, text, colour
-_percent = FuncFormatter(lambda share, _: f"{round(100 * share, 2):g}%")
+# No label above 100%: the axis may reach higher to make room for the names of the curves.
+_percent = FuncFormatter(lambda share, _: f"{round(100 * share, 2):g}%" if share < 1.001 else "")
 
 
 def save(figure: Figure, path: str | pathlib.Path) -> pathlib.Path:
