@@ -47,4 +47,5 @@ def test_the_search_beats_majority_vote_at_equal_or_lower_cost(found):
 
 def test_the_policy_stayed_where_it_was(found):
     assert found.drift["full/kl_start_trained_per_token"] < 0.01
-    assert found.drift["full/sampling_accuracy_change/low"] <= 0 <= found.drift["full/sampling_accuracy_change/high"]
+    # Both models draw with the same random numbers, so this difference is known to about one point; a tenth of the gain is tolerated.
+    assert abs(found.drift["full/sampling_accuracy_change/mean"]) < 0.02
