@@ -101,6 +101,8 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 def show_live(lm: LanguageModel, prompts: Sequence[str], config: DecodeConfig, seed: int) -> list:
     """Prints every decision: per prefix P(correct), tokens left, the action, and what it has written since."""
+    for number, prompt in enumerate(prompts):
+        console.print(f"prompt {number}: {prompt}", highlight=False, markup=False)
     results = {}
     for event in decode_stream(lm, prompts, config, seed=seed):
         if isinstance(event, StepEvent):
