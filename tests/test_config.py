@@ -18,9 +18,9 @@ from zip_rc_jax.config import (
     RolloutConfig,
     SamplingConfig,
     TrainConfig,
-    load_config,
     to_dict,
 )
+from zip_rc_jax.config_file import load_config
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.transformer import param_shapes
 

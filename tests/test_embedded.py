@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zip_rc_jax.config import load_config
+from zip_rc_jax.config_file import load_config
 from zip_rc_jax.evaluation.evaluate import evaluate
 from zip_rc_jax.models.language_model import load
 

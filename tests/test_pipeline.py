@@ -13,7 +13,8 @@ import pytest
 
 from zip_rc_jax import pipeline
 from zip_rc_jax.answers import extract_answer
-from zip_rc_jax.config import load_config, to_dict
+from zip_rc_jax.config import to_dict
+from zip_rc_jax.config_file import load_config
 from zip_rc_jax.data.records import read_rollouts
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_solution

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from zip_rc_jax import pipeline
-from zip_rc_jax.config import load_config
+from zip_rc_jax.config_file import load_config
 from zip_rc_jax.demo import run_decode, run_demo, run_evaluation
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import embedded
