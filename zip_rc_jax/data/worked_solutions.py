@@ -7,9 +7,9 @@ unsure carry is often wrong (the total after "?" is not the one before it), so t
 
     4 + 3 = 7 ? 8 wait 7 - 2 = 5 ; 5 check 4 + 3 = 7 ; 7 - 2 = 5 ? 6 Answer: 6
 
-Two other designs failed, measured on the trained policy: wrong results of steps, and wrong carries without "?". Telling these slips
-needs a comparison of two numbers, and after 1,300 to 2,800 steps of next-token training (0.6M weights) the policy said "wait" as
-often after right ones as after wrong ones.
+Other designs failed, measured on the trained policy: wrong results of steps (2,200 and 4,500 training steps), and wrong carries without
+"?" (700 steps). Telling these slips needs a comparison of two numbers, and the policy said "wait" as often after right ones as after
+wrong ones. See docs/demo_policy.md.
 """
 
 from __future__ import annotations
