@@ -40,7 +40,7 @@ $(VENV)/.dev: pyproject.toml $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.runtime
 
-# Remakes the models that ship in zip_rc_jax/assets (bfloat16). About 40 minutes on 2 CPU cores.
+# Remakes the models that ship in zip_rc_jax/assets (bfloat16). About half an hour on 2 CPU cores.
 SHIP := from jax.numpy import bfloat16; import zip_rc_jax as z
 embedded: $(VENV)/.runtime
 	$(BIN)/zip-rc train configs/chain_sum_policy.yaml --stage policy

@@ -91,3 +91,13 @@ def test_unknown_options_of_the_api_are_never_ignored(lm):
         zip_rc_jax.decode(lm, ["1 + 2 ="], intervall=3)
     with pytest.raises(zip_rc_jax.UsageError, match="max_tokens=0"):
         zip_rc_jax.decode(lm, ["1 + 2 ="], max_new_tokens=0)
+
+
+@pytest.mark.parametrize(("message", "shown"), [("", "interrupted"), ("stopped at step 3", "stopped at step 3")])
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, message, shown):
+    def interrupted(*_):
+        raise KeyboardInterrupt(message) if message else KeyboardInterrupt
+
+    monkeypatch.setattr("zip_rc_jax.cli.run_evaluation", interrupted)
+    assert main(["evaluate", "configs/chain_sum_demo.yaml"]) == 130
+    assert capsys.readouterr().err == f"zip-rc evaluate: {shown}. The same command resumes.\n"

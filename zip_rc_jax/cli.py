@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"zip-rc {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"zip-rc {arguments.command}: {stop or 'interrupted'}. The same command resumes.", file=sys.stderr)
+        print(f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command resumes.", file=sys.stderr)
         return 130
     print(f"zip-rc {arguments.command}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return 0

@@ -35,8 +35,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` as one two-dimensional matmul.
 
-    XLA's CPU backend has no fast path for weight gradients that contract over two axes (the backward pass of the MLPs took about
-    twice as long when measured), so batch and sequence are merged first.
+    XLA's CPU backend has no fast path for weight gradients that contract over two axes (they made
+    the backward pass clearly slower here), so batch and sequence are merged first.
     """
     batch, steps, width = x.shape
     out = x.reshape(batch * steps, width) @ weight.reshape(width, -1)
