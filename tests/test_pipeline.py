@@ -21,7 +21,7 @@ from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_s
 from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.demo import run_evaluation
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.language_model import load
+from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import word_level
 from zip_rc_jax.training.loop import Interrupted
 from zip_rc_jax.training.predict import final_values, profiles

@@ -12,7 +12,8 @@ from zip_rc_jax.decoding.meta_actions import MetaAction, choose_meta_action
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.language_model import LanguageModel, load
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.loading import load
 
 __version__ = "0.1.0"
 

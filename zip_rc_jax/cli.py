@@ -12,12 +12,17 @@ from collections.abc import Callable, Sequence
 import jax
 
 from zip_rc_jax import pipeline
+from zip_rc_jax.config import LABELS
 from zip_rc_jax.config_file import load_config
-from zip_rc_jax.demo import run_decode, run_demo, run_evaluation
+from zip_rc_jax.demo import run_decode, run_demo, run_evaluation, run_export
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.language_model import embedded
+from zip_rc_jax.models.loading import embedded
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
+DATA_HELP = (
+    "data=PATH takes the rollouts from there instead: a Parquet file in the schema of the ZIP-RC authors' code, a directory of\n"
+    "such *.parquet files, or a directory of rollouts that zip-rc wrote."
+)
 OVERRIDE_HELP = "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; unknown keys are errors"
 
 
@@ -26,6 +31,24 @@ def _pipeline_command(commands: argparse._SubParsersAction, name: str, summary: 
     parser.add_argument("config", help=CONFIG_HELP)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
     return parser
+
+
+def _add_format(parser: argparse.ArgumentParser, stage: str) -> None:
+    parser.add_argument(
+        "--format",
+        choices=("tfds", "parquet"),
+        default="tfds",
+        help=f"parquet: write run_dir/{stage}.parquet too, from run_dir/{stage}, in the schema of the ZIP-RC authors' code",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        help="checkpoint or training directory of ours, Hugging Face directory or model id, GGUF file, or embedded:NAME",
+    )
+    parser.add_argument("--zip-label", choices=LABELS, help="for checkpoints of the paper's authors: what the joint was trained on")
+    parser.add_argument("--zip-first-id", type=int, metavar="ID", help="and its first reserved id (151669 with Qwen3)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,22 +73,27 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
     demo.add_argument("--config", default=None, help=f"default: the embedded demo config. {CONFIG_HELP}")
 
-    _pipeline_command(
+    rollout = _pipeline_command(
         commands,
         "rollout",
         "sample the policy on the training problems",
         "Samples `rollout.samples` responses to each of `rollout.prompts` training problems from the starting policy.\n"
-        "Output: run_dir/rollouts, a TensorFlow Datasets directory in ArrayRecord files. Finished chunks survive Ctrl-C.\n\n"
-        "example: zip-rc rollout configs/chain_sum_demo.yaml rollout.prompts=1000 run_dir=runs/small",
+        "Output: run_dir/rollouts, a TensorFlow Datasets directory in ArrayRecord files. Finished chunks survive Ctrl-C.\n"
+        "With --format parquet also run_dir/rollouts.parquet; after the sampling too, which is not repeated for it.\n\n"
+        "example: zip-rc rollout configs/chain_sum_demo.yaml rollout.prompts=1000 run_dir=runs/small --format parquet",
     )
-    _pipeline_command(
+    _add_format(rollout, "rollouts")
+    grade = _pipeline_command(
         commands,
         "grade",
         "grade the rollouts with the task's own scorer",
         "Reads run_dir/rollouts, writes run_dir/graded with `correct` in {0, 1}. reasoning-gym problems are graded by their own\n"
-        "score_answer, free-form mathematics by math-verify in a process that is killed if it hangs.\n\n"
-        "example: zip-rc grade configs/chain_sum_demo.yaml",
+        "score_answer, free-form mathematics by math-verify in a process that is killed if it hangs.\n"
+        f"{DATA_HELP}\nRollouts without a task are graded against their `answer`, as free-form mathematics.\n\n"
+        "example: zip-rc grade configs/chain_sum_demo.yaml\n"
+        "example: zip-rc grade configs/chain_sum_demo.yaml run_dir=runs/theirs data=theirs.parquet --format parquet",
     )
+    _add_format(grade, "graded")
     train = _pipeline_command(
         commands,
         "train",
@@ -76,18 +104,23 @@ def build_parser() -> argparse.ArgumentParser:
         "  final   the joint on `value`, with KL to the starting policy (reads run_dir/labelled)\n"
         "  lite    only the reserved rows, so every next-token logit stays bit-identical (reads run_dir/labelled)\n"
         "Output: run_dir/STAGE with model/, checkpoints/, metrics.jsonl.\n"
-        "Watch eval/within_prompt_auc: at 0.5 the head cannot select.\n\n"
-        "example: zip-rc train configs/chain_sum_demo.yaml --stage critic critic.steps=1000",
+        "Watch eval/within_prompt_auc: at 0.5 the head cannot select.\n"
+        f"{DATA_HELP}\n\n"
+        "example: zip-rc train configs/chain_sum_demo.yaml --stage critic critic.steps=1000\n"
+        "example: zip-rc train configs/chain_sum_demo.yaml --stage critic run_dir=runs/theirs data=theirs_graded.parquet",
     )
     train.add_argument("--stage", required=True, choices=("policy", "critic", "final", "lite"), help="what to train")
-    _pipeline_command(
+    label = _pipeline_command(
         commands,
         "label",
         "label the rollouts with the critic's value",
         "value = mean expected reward of the critic over the last `label.last` labelled positions.\n"
-        "Reads run_dir/graded and run_dir/critic, writes run_dir/labelled.\n\n"
-        "example: zip-rc label configs/chain_sum_demo.yaml",
+        "Reads run_dir/graded and run_dir/critic, writes run_dir/labelled.\n"
+        f"{DATA_HELP}\n\n"
+        "example: zip-rc label configs/chain_sum_demo.yaml\n"
+        "example: zip-rc label configs/chain_sum_demo.yaml run_dir=runs/theirs data=theirs_graded.parquet --format parquet",
     )
+    _add_format(label, "labelled")
 
     decode = commands.add_parser(
         "decode",
@@ -98,13 +131,33 @@ def build_parser() -> argparse.ArgumentParser:
         "         --stream n=8 interval=8 window=4 max_tokens=128 beta=0.05",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    decode.add_argument("model", help="checkpoint directory, or a training directory that holds model/")
+    _add_model(decode)
     decode.add_argument("overrides", nargs="*", metavar="option=value", help="fields of DecodeConfig, e.g. n=8 alpha=0.1 beta=0.02")
     decode.add_argument("--prompt", action="append", default=[], help="a prompt; give the option again for more")
     decode.add_argument("--input", type=pathlib.Path, help="JSONL file with `question` or `problem`, and optionally `answer`")
+    decode.add_argument("--chat", action="store_true", help="each prompt is a user turn for the model's own chat template")
+    decode.add_argument(
+        "--template-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="variable of the template, e.g. enable_thinking=false",
+    )
     decode.add_argument("--output", type=pathlib.Path, help="directory for results.jsonl and metadata.json")
     decode.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     decode.add_argument("--stream", action="store_true", help="show every decision as it is made")
+
+    export = commands.add_parser(
+        "export",
+        help="write a Hugging Face directory that other engines load",
+        description="Folds the reserved rows into the unembedding (a tied model becomes untied, and is said to), and writes config.json\n"
+        "with a zip_rc block, safetensors shards and the tokenizer. `zip-rc decode OUTPUT` and transformers load it.\n\n"
+        "example: zip-rc export runs/smollm2/final exported/smollm2-zip --dtype bfloat16",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_model(export)
+    export.add_argument("output", type=pathlib.Path, help="directory to write; it must not exist")
+    export.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"), help="of the tensors (default bfloat16)")
 
     _pipeline_command(
         commands,
@@ -125,7 +178,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     wrong = [item for item in rest if item.startswith("-") or "=" not in item]
     if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    arguments.overrides += rest
+    if rest and not hasattr(arguments, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.overrides = getattr(arguments, "overrides", []) + rest
     return arguments
 
 
@@ -141,7 +196,10 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         "label": lambda: pipeline.make_labels(config),
         "evaluate": lambda: run_evaluation(config, argv),
     }
-    stages[name]()
+    made = stages[name]()
+    if getattr(arguments, "format", "tfds") == "parquet":
+        assert isinstance(made, pathlib.Path)  # the stages with a --format return their dataset
+        pipeline.export_parquet(config, made)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "decode":
             run_decode(arguments, argv)
+        elif arguments.command == "export":
+            run_export(arguments)
         else:
             _run_pipeline(arguments, argv)
     except UsageError as error:

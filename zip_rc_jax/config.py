@@ -19,6 +19,9 @@ ANSWERS = ("value", "vote")
 LABELS = ("correct", "value")
 KL_KINDS = ("forward_topk", "forward", "reverse")
 TRAINABLE = ("all", "zip_rows")
+LAYER_TYPES = ("attention", "sliding", "conv")
+ROPE_SCALINGS = ("none", "linear", "llama3")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
 def _require(condition: bool, value: str, reason: str, fix: str) -> None:
@@ -31,15 +34,56 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the context of pretraining.
+
+    Attributes:
+      kind: "none", "linear" (all frequencies divided by `factor`), or "llama3" (Llama 3.1: long wavelengths divided, short ones kept,
+        those between interpolated).
+      factor: how much longer the context became.
+      low_freq_factor, high_freq_factor, original_positions: of "llama3": wavelengths above `original_positions / low_freq_factor`
+        are long, below `original_positions / high_freq_factor` short.
+    """
+
+    kind: str = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        _one_of("rope_scaling.kind", self.kind, ROPE_SCALINGS)
+        _require(self.factor > 0, f"rope_scaling.factor={self.factor}", "frequencies are divided by it", "use a positive number")
+        _require(
+            self.kind != "llama3" or 0 < self.low_freq_factor < self.high_freq_factor,
+            f"rope_scaling low_freq_factor={self.low_freq_factor}, high_freq_factor={self.high_freq_factor}",
+            "they bound the wavelengths that are interpolated",
+            "make low_freq_factor the smaller one",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-like decoder-only transformer. Sizes have no hidden defaults inside the layers: all are stated here.
+    """One decoder-only transformer for all families (Llama, Qwen3, LFM2, Gemma 3). Nothing has a hidden default inside the layers.
 
     Attributes:
       vocab_size: rows of the embedding, padding included.
       d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff: the usual widths; `n_heads` is a multiple of `n_kv_heads`.
-      rope_theta: base of the rotary position embedding.
+      layer_types: per layer "attention" (full causal), "sliding" (causal within `sliding_window` tokens) or "conv" (LFM2's gated
+        short convolution); empty means attention everywhere.
+      sliding_window: tokens that a sliding layer sees, its own included.
+      conv_kernel, conv_bias: taps of the short convolution; biases on it and on its projections.
+      rope_theta, rope_scaling: base and scaling of the rotary position embedding.
+      sliding_rope_theta: base for sliding layers, unscaled (Gemma 3); 0 means that they rotate as the others.
       rms_eps: epsilon of every RMSNorm.
-      qk_norm: RMSNorm on queries and keys per head (Qwen3).
+      norm_plus_one: norms multiply by `1 + scale` (Gemma).
+      qk_norm: RMSNorm on queries and keys per head (Qwen3, LFM2, Gemma 3).
+      post_norms: RMSNorm also on the output of attention and MLP (Gemma 3).
+      attention_bias, mlp_bias: biases on the projections.
+      attention_scale: scores are multiplied by it; 0 means `head_dim ** -0.5`.
+      attention_softcap, logit_softcap: `c * tanh(x / c)` on scores or final logits; 0 switches it off.
+      activation: of the gated MLP: "silu", "gelu" (exact), "gelu_tanh" or "relu".
+      scale_embedding: multiply embeddings by `sqrt(d_model)` (Gemma).
       tied: unembedding = embedding.
       max_positions: longest sequence in tokens, prompt included.
     """
@@ -51,13 +95,29 @@ class ModelConfig:
     n_kv_heads: int = 2
     head_dim: int = 32
     d_ff: int = 384
+    layer_types: tuple[str, ...] = ()
+    sliding_window: int = 0
+    conv_kernel: int = 0
+    conv_bias: bool = False
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    sliding_rope_theta: float = 0.0
     rms_eps: float = 1e-6
+    norm_plus_one: bool = False
     qk_norm: bool = True
+    post_norms: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    activation: str = "silu"
+    scale_embedding: bool = False
     tied: bool = False
     max_positions: int = 256
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layer_types", tuple(self.layer_types))
         for field in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_positions"):
             _require(getattr(self, field) > 0, f"model.{field}={getattr(self, field)}", "sizes are positive", "give a positive number")
         _require(
@@ -71,7 +131,47 @@ class ModelConfig:
             _require(
                 math.isfinite(value) and value > 0, f"model.{field}={value}", "it must be positive and finite", "use a positive number"
             )
+        for field in ("sliding_rope_theta", "attention_scale", "attention_softcap", "logit_softcap"):
+            value = getattr(self, field)
+            _require(math.isfinite(value) and value >= 0, f"model.{field}={value}", "0 switches it off", "use a number >= 0")
         _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim}", "RoPE rotates pairs of channels", "make it even")
+        _one_of("model.activation", self.activation, ACTIVATIONS)
+        for kind in self.layer_types:
+            _one_of("model.layer_types", kind, LAYER_TYPES)
+        _require(
+            len(self.layer_types) in (0, self.n_layers),
+            f"model.layer_types of {len(self.layer_types)} entries",
+            f"there are n_layers={self.n_layers} layers",
+            "give one type per layer, or none",
+        )
+        _require(
+            ("sliding" in self.layer_types) == (self.sliding_window > 0),
+            f"model.sliding_window={self.sliding_window} with layer_types={self.layer_types}",
+            "a window belongs to sliding layers, and every sliding layer needs it",
+            "set both or neither",
+        )
+        _require(
+            ("conv" in self.layer_types) == (self.conv_kernel > 0),
+            f"model.conv_kernel={self.conv_kernel} with layer_types={self.layer_types}",
+            "a kernel belongs to conv layers, and every conv layer needs it",
+            "set both or neither",
+        )
+        _require(
+            set(self.layer_types) != {"conv"},
+            "model.layer_types all 'conv'",
+            "the cache counts its slots in attention layers",
+            "give the model at least one attention layer",
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`."""
+        return cls(**{**data, "rope_scaling": RopeScaling(**data.get("rope_scaling", {}))})
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The type of every layer."""
+        return self.layer_types or ("attention",) * self.n_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +324,49 @@ class TaskConfig:
     levels: tuple[dict[str, Any], ...] = ()
     train_seed: int = 0
     heldout_seed: int = 1_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How a problem becomes a prompt.
+
+    Attributes:
+      style: "raw" (the question alone) or "chat" (turns, rendered by the tokenizer's own chat template).
+      system: text of the system turn; empty for none.
+      instruction: user turn; `{question}` in it becomes the question. All other text stays, braces included.
+      examples: worked examples that come before as earlier turns: problems of the task with seeds that no split uses.
+      example_answer: assistant turn of an example; `{answer}` in it becomes the reference answer, and `{steps}` a chain
+        sum worked out from left to right ("4 + 3 = 7, 7 - 2 = 5").
+      chat_template_kwargs: variables of the chat template, such as `enable_thinking: false`.
+    """
+
+    style: str = "raw"
+    system: str = ""
+    instruction: str = "{question}"
+    examples: int = 0
+    example_answer: str = "{answer}"
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("prompt.style", self.style, ("raw", "chat"))
+        for field, part in (("instruction", "{question}"), ("example_answer", "{answer}")):
+            value = getattr(self, field)
+            _require(part in value, f"prompt.{field}={value!r}", f"it does not contain {part}", f"write {part} where it belongs")
+        _require(self.examples >= 0, f"prompt.examples={self.examples}", "it counts worked examples", "use a number >= 0")
+        given = {
+            "system": self.system,
+            "instruction": self.instruction != "{question}",
+            "examples": self.examples,
+            "example_answer": self.example_answer != "{answer}",
+            "chat_template_kwargs": self.chat_template_kwargs,
+        }
+        unread = ", ".join(name for name, value in given.items() if value)
+        _require(
+            self.style != "raw" or not unread,
+            f"prompt.style='raw' with {unread}",
+            "a raw prompt is the question alone, so nothing reads the rest",
+            "set prompt.style=chat",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,10 +552,18 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """The whole pipeline: one section per stage, one run directory."""
+    """The whole pipeline: one section per stage, one run directory.
+
+    Attributes:
+      run_dir: where every stage writes, and reads what the stages before it wrote.
+      data: rollouts to use instead of those of run_dir: a directory written by `zip-rc`, a Parquet file, or a directory of Parquet
+        files in the authors' schema. What grade, label and train read.
+    """
 
     run_dir: str = ""
+    data: str = ""
     task: TaskConfig = TaskConfig()
+    prompt: PromptConfig = PromptConfig()
     model: ModelConfig = ModelConfig()
     grid: GridConfig = GridConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -13,14 +15,16 @@ from rich.table import Table as RichTable
 from zip_rc_jax import pipeline
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
+from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.tasks import problems, problems_from_jsonl
-from zip_rc_jax.decoding.api import decode_stream, resolve
+from zip_rc_jax.decoding.api import Prompt, decode_stream, resolve
 from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
 from zip_rc_jax.evaluation.report import run_metadata, write_json, write_jsonl
 from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table
-from zip_rc_jax.models.language_model import LanguageModel, load
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.loading import export, load
 
 # Tables are wide; a pipe or a log file has no width of its own.
 console = Console() if Console().is_terminal else Console(width=170)
@@ -44,7 +48,8 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
         console.print(f"{title}: {time.monotonic() - started:.0f} s", style="dim")
     console.rule("one held-out problem, live", align="left")
     hard = problems(config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts)[-1]
-    show_live(load(pipeline.run_directory(config) / "final"), [hard.question], config.decode, config.evaluate.seed)
+    final = load(pipeline.run_directory(config) / "final")
+    show_live(final, prompt_texts([hard], config, final.tokenizer), config.decode, config.evaluate.seed)
     console.print(f"answer: {hard.answer}")
     console.print(f"report: {pipeline.run_directory(config) / 'report' / 'report.html'}")
 
@@ -76,12 +81,17 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     if bool(arguments.prompt) == bool(arguments.input):
         raise UsageError("prompts", "give either --prompt (once or more) or --input FILE", "add one of them")
     found = problems_from_jsonl(arguments.input) if arguments.input else []
-    prompts = [p.question for p in found] or arguments.prompt
-    lm = load(arguments.model)
+    lm = load(arguments.model, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
+    prompts: list[Prompt] = [p.question for p in found] or arguments.prompt
+    if arguments.chat:
+        prompts = [[{"role": "user", "content": text}] for text in prompts]
+    template = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.template_arg))
+    assert isinstance(template, dict)
+    chat = {str(k): v for k, v in template.items()}
     if arguments.stream:
-        results = show_live(lm, prompts, config, arguments.seed)
+        results = show_live(lm, prompts, config, arguments.seed, chat)
     else:
-        events = decode_stream(lm, prompts, config, seed=arguments.seed)
+        events = decode_stream(lm, prompts, config, seed=arguments.seed, chat_template_kwargs=chat)
         by_index = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
         results = [by_index[i] for i in range(len(prompts))]
     rows = [r.to_dict() for r in results]
@@ -99,12 +109,24 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             console.print(f"{result.text}\n  P(correct) {result.expected_reward:.2f}, {result.usage.tokens} tokens", highlight=False)
 
 
-def show_live(lm: LanguageModel, prompts: Sequence[str], config: DecodeConfig, seed: int) -> list:
+def run_export(arguments: argparse.Namespace) -> None:
+    """`zip-rc export`: any model that `load` takes, as a Hugging Face directory."""
+    if arguments.output.exists():
+        raise UsageError(f"directory {arguments.output}", "it exists and is not overwritten", "choose another path")
+    lm = load(arguments.model, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
+    note = export(lm, arguments.output, dtype=jnp.dtype(arguments.dtype))
+    console.print(f"wrote {arguments.output}. {note}", highlight=False)
+
+
+def show_live(
+    lm: LanguageModel, prompts: Sequence[Prompt], config: DecodeConfig, seed: int, chat_template_kwargs: dict[str, Any] | None = None
+) -> list:
     """Prints every decision: per prefix P(correct), tokens left, the action, and what it has written since."""
     for number, prompt in enumerate(prompts):
-        console.print(f"prompt {number}: {prompt}", highlight=False, markup=False)
+        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        console.print(f"prompt {number}: {shown}", highlight=False, markup=False)
     results = {}
-    for event in decode_stream(lm, prompts, config, seed=seed):
+    for event in decode_stream(lm, prompts, config, seed=seed, chat_template_kwargs=chat_template_kwargs):
         if isinstance(event, StepEvent):
             _print_step(event)
         else:

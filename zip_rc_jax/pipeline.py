@@ -1,6 +1,7 @@
 """The stages, each from files to files in one run directory, each restartable by calling it again.
 
 policy -> rollouts -> graded -> critic -> labelled -> final (and lite). `zip-rc` has one subcommand per stage; `demo` runs them all.
+Grading, labelling and training the head read `config.data` instead, if it names rollouts from elsewhere.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from typing import Any
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
-from zip_rc_jax.data.records import PartialRollouts, Rollout, read_metadata, read_rollouts, write_rollouts
-from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
+from zip_rc_jax.data.prompts import prompt_texts
+from zip_rc_jax.data.records import PartialRollouts, Rollout, RolloutSource, read_metadata, write_rollouts
+from zip_rc_jax.data.tasks import MATH, Problem, problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
 from zip_rc_jax.decoding.engine import Engine, ResultEvent
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.language_model import LanguageModel, load
-from zip_rc_jax.models.tokenizer import word_level
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.loading import load
+from zip_rc_jax.models.tokenizer import Tokenizer, word_level
 from zip_rc_jax.progress import progress
 from zip_rc_jax.training.loop import Interrupted, split_validation, stop_signal, train
 from zip_rc_jax.training.predict import final_values, profiles
@@ -35,6 +39,11 @@ def run_directory(config: PipelineConfig) -> pathlib.Path:
     if not config.run_dir:
         raise UsageError("run_dir=''", "every stage reads and writes there", "add run_dir=runs/NAME")
     return pathlib.Path(config.run_dir)
+
+
+def source_path(config: PipelineConfig, stage: str) -> pathlib.Path:
+    """The rollouts that a stage reads: `config.data`, or those that the stage before left in the run directory."""
+    return pathlib.Path(config.data) if config.data else run_directory(config) / stage
 
 
 def load_policy(config: PipelineConfig) -> LanguageModel:
@@ -57,7 +66,7 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Any) -> list[Rollout]:
         while not 0 < len(output) <= room:  # the rare solution that does not fit is written anew
             solution = write_solution(p.question, config.policy, rng)
             output = [*tokenizer.encode(solution), tokenizer.eos_ids[0]]
-        rollouts.append(_rollout(p, 0, prompt_ids, output, solution, True, 1.0))
+        rollouts.append(_rollout(p, 0, p.question, prompt_ids, output, solution, True, 1.0))
     return rollouts
 
 
@@ -75,14 +84,16 @@ def make_policy(config: PipelineConfig) -> LanguageModel:
 # Rollouts.
 
 
-def _rollout(p: Problem, sample: int, prompt_ids: Any, output: Any, text: str, finished: bool, grade: float = math.nan) -> Rollout:
+def _rollout(
+    p: Problem, sample: int, prompt: str, prompt_ids: Any, output: Any, text: str, finished: bool, grade: float = math.nan
+) -> Rollout:
     return Rollout(
         prompt_index=p.index,
         sample_index=sample,
         level=p.level,
         seed=p.seed,
         task=p.task,
-        prompt=p.question,
+        prompt=prompt,
         question=p.question,
         answer=p.answer,
         entry_json=p.entry_json,
@@ -109,14 +120,21 @@ def run_all(engine: Engine, prompts: Sequence[str], title: str = "") -> list[Res
 
 
 def make_rollouts(config: PipelineConfig) -> pathlib.Path:
-    """Samples the policy on the training problems; result in `run_dir/rollouts`. Finished chunks survive an interruption."""
+    """Samples the policy on the training problems; result in `run_dir/rollouts`. Finished chunks survive an interruption.
+
+    Raises:
+      UsageError: `config.data` names other rollouts, the directory holds some of other settings, or the policy or task is impossible.
+    """
+    if config.data:
+        raise UsageError(f"data={config.data!r}", "this stage samples rollouts itself", "leave data out, or go on with `zip-rc grade`")
     r, directory = config.rollout, run_directory(config) / "rollouts"
     policy = load_policy(config)
-    settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest()}
+    settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest(), **prompt_record(config, policy.tokenizer)}
     if directory.is_dir():
         _same_source(directory, settings)
         return directory
     found = problems(config.task, "train", r.prompts)
+    texts = prompt_texts(found, config, policy.tokenizer)
     decode = DecodeConfig(
         strategy="fixed",
         n=r.samples,
@@ -139,7 +157,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         for number, chunk in enumerate(chunks):
             if number in done:
                 continue
-            results = run_all(engine, [p.question for p in chunk])
+            results = run_all(engine, texts[chunk[0].index : chunk[-1].index + 1])
             partial.add(number, [x for p, result in zip(chunk, results, strict=True) for x in as_rollouts(p, result, policy)])
             bar(min((number + 1) * size, len(found)) * r.samples, None)
             if received:
@@ -150,8 +168,13 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
 
 def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:
     """The prefixes of a result as ungraded rollouts."""
-    prompt_ids = lm.tokenizer.encode(p.question)
-    return [_rollout(p, x.id, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop") for x in result.prefixes]
+    prompt_ids = lm.tokenizer.encode(result.prompt)
+    return [_rollout(p, x.id, result.prompt, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop") for x in result.prefixes]
+
+
+def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What decided the text of the prompts, for the records of what was made from them."""
+    return {"prompt": to_dict(config.prompt), "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None}
 
 
 def _same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -163,29 +186,48 @@ def _same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def make_grades(config: PipelineConfig) -> pathlib.Path:
-    """Grades the rollouts with the task's own scorer; result in `run_dir/graded`."""
-    source, directory = run_directory(config) / "rollouts", run_directory(config) / "graded"
-    settings = {"rollouts": read_metadata(source)}
+    """Grades the rollouts with the task's own scorer, those without a task as free-form mathematics; result in `run_dir/graded`.
+
+    Raises:
+      UsageError: no rollouts there, one without a reference answer, or the result was made from others.
+    """
+    directory = run_directory(config) / "graded"
+    source, metadata = open_rollouts(source_path(config, "rollouts"))
+    settings = {"rollouts": metadata}
     if directory.is_dir():
         _same_source(directory, settings)
         return directory
-    rollouts = read_rollouts(source)
+    rollouts = list(source)
+    _check_answers(rollouts)
     with Grader() as grader:
-        scores = grader.grade_many((r, r.response) for r in rollouts)
+        scores = grader.grade_many((r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in rollouts)
     graded = (dataclasses.replace(r, correct=correct(s)) for r, s in zip(rollouts, scores, strict=True))
     write_rollouts(directory, graded, metadata=settings)
     return directory
 
 
+def _check_answers(rollouts: Sequence[Rollout]) -> None:
+    """Against no answer at all, every response would be graded wrong."""
+    for number, r in enumerate(rollouts):
+        if not r.answer.strip() and not r.entry_json:
+            raise UsageError(f"rollout {number}", "it has no reference answer to grade against", "fill `answer`, or leave the rollout out")
+
+
 def make_labels(config: PipelineConfig) -> pathlib.Path:
-    """Labels the rollouts with the critic's value; result in `run_dir/labelled`."""
-    source, directory = run_directory(config) / "graded", run_directory(config) / "labelled"
+    """Labels the rollouts with the critic's value; result in `run_dir/labelled`.
+
+    Raises:
+      UsageError: no rollouts or critic there, rollouts of another model, or the result was made from others.
+    """
+    directory = run_directory(config) / "labelled"
     critic = load(run_directory(config) / "critic")
-    settings = {"graded": read_metadata(source), "critic": critic.digest(), "label": to_dict(config.label)}
+    source, metadata = open_rollouts(source_path(config, "graded"))
+    settings = {"graded": metadata, "critic": critic.digest(), "label": to_dict(config.label)}
     if directory.is_dir():
         _same_source(directory, settings)
         return directory
-    rollouts = read_rollouts(source)
+    rollouts = list(source)
+    _check_tokens(rollouts, critic)
     found = []
     size = config.label.batch_rows * 64
     with progress("label", len(rollouts)) as bar:
@@ -197,6 +239,62 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
     return directory
 
 
+def _check_tokens(rollouts: Sequence[Rollout], lm: LanguageModel) -> None:
+    """An id past the tokenizer's would silently be read as another, or as a reserved one."""
+    for number, r in enumerate(rollouts):
+        largest = max(int(r.prompt_token_ids.max(initial=0)), int(r.output_token_ids.max(initial=0)))
+        if largest >= lm.tokenizer.size:
+            raise UsageError(
+                f"rollout {number}",
+                f"it has token id {largest}, and the model's tokenizer has {lm.tokenizer.size} ids, so another model sampled it",
+                "set policy.path to the model that the rollouts come from",
+            )
+
+
+# Export.
+
+
+def export_parquet(config: PipelineConfig, directory: pathlib.Path) -> pathlib.Path:
+    """Writes the dataset of a stage also as `run_dir/STAGE.parquet`, in the authors' schema; nothing if that is there already.
+
+    Raises:
+      UsageError: another file has that name, or it is unknown how the rollouts were sampled.
+    """
+    path = directory.with_name(f"{directory.name}.parquet")
+    source = RolloutSource(directory)
+    if not path.exists():
+        write_parquet(path, source, settings=_generation(config, source.metadata), metadata=source.metadata)
+    elif read_parquet_metadata(path) != source.metadata:
+        raise UsageError(f"file {path}", f"it was not written from {directory}, or something else rewrote it", "rename or delete it")
+    return path
+
+
+def _generation(config: PipelineConfig, metadata: dict[str, Any]) -> GenerationInfo | list[GenerationInfo]:
+    """How the rollouts of a stage's dataset were sampled, from the metadata of the stages before it."""
+    origin = metadata
+    while parent := origin.get("graded") or origin.get("rollouts"):
+        origin = parent
+    if "parquet" in origin:
+        if not config.data or open_rollouts(config.data)[1] != origin:
+            raise UsageError(
+                "format=parquet",
+                "these rollouts come from a Parquet file, and its model_id, temperature, ... stand only there",
+                "pass the same data=FILE to `zip-rc grade --format parquet`, then data=run_dir/graded.parquet to `zip-rc label`",
+            )
+        return read_generation(config.data)
+    policy = load_policy(config)
+    if origin.get("policy") != policy.digest():
+        raise UsageError(f"policy.path={config.policy.path!r}", "another policy sampled these rollouts", "set it to that one")
+    sampling = origin["rollout"]
+    return GenerationInfo(
+        model_id=config.policy.path or str(run_directory(config) / "policy"),
+        temperature=sampling["temperature"],
+        min_p=sampling["min_p"],
+        max_model_len=policy.config.max_positions,
+        reasoning_enabled=False,
+    )
+
+
 # Training of the head.
 
 
@@ -204,27 +302,41 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
     """Trains "critic", "final" or "lite" from the starting policy; result in `run_dir/STAGE`.
 
     Raises:
-      UsageError: an unknown stage, or the stage before it has not run.
+      UsageError: an unknown stage, the stage before it has not run, or rollouts that another model sampled or that lack the label.
     """
     if stage == "policy":
         return make_policy(config)
     if stage not in TRAIN_STAGES:
         raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them")
     settings: TrainConfig = getattr(config, stage)
-    source = run_directory(config) / ("graded" if settings.label == "correct" else "labelled")
-    before = {"graded": "zip-rc grade", "labelled": "zip-rc label"}[source.name]
-    if not source.is_dir():
-        raise UsageError(f"dataset {source}", f"stage {stage!r} trains on the label {settings.label!r}", f"run `{before}` first")
+    path = source_path(config, "graded" if settings.label == "correct" else "labelled")
+    if not config.data and not path.is_dir():
+        before = {"graded": "zip-rc grade", "labelled": "zip-rc label"}[path.name]
+        raise UsageError(f"dataset {path}", f"stage {stage!r} trains on the label {settings.label!r}", f"run `{before}` first")
     policy = load_policy(config)
     lm = policy.with_head(config.grid.grid(settings.label), settings.label)
-    training, validation = split_validation(read_rollouts(source), settings.eval_rollouts)
+    source, metadata = open_rollouts(path)
+    rollouts = list(source)
+    _check_tokens(rollouts, policy)
+    training, validation = split_validation(rollouts, settings.eval_rollouts)
+    _check_graded(validation, stage, settings)
     return train(
         lm,
         training,
         settings,
         run_directory(config) / stage,
-        source={"data": read_metadata(source), "policy": policy.digest()},
+        source={"data": metadata, "policy": policy.digest()},
         validation=validation,
         validation_last=config.label.last,
         title=stage,
     )
+
+
+def _check_graded(validation: Sequence[Rollout], stage: str, settings: TrainConfig) -> None:
+    """Foreign rollouts may have values but no grades, and then nothing says whether the head can tell good from bad."""
+    if any(math.isnan(r.correct) for r in validation):
+        raise UsageError(
+            f"{stage}.eval_rollouts={settings.eval_rollouts}",
+            "the rollouts held back for validation have no 'correct' label",
+            "run `zip-rc grade`" + (f", or set {stage}.eval_rollouts=0 to train without validation" if settings.label == "value" else ""),
+        )

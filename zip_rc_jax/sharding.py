@@ -32,6 +32,7 @@ TRAIN_RULES: Rules = (
     ("kv_heads", "tensor"),
     ("head_dim", None),
     ("mlp", "tensor"),
+    ("channels", "tensor"),
 )
 DECODE_RULES: Rules = (
     ("batch", "data"),
@@ -45,6 +46,7 @@ DECODE_RULES: Rules = (
     ("kv_heads", "tensor"),
     ("head_dim", None),
     ("mlp", "tensor"),
+    ("channels", "tensor"),
 )
 
 

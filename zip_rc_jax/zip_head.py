@@ -25,7 +25,8 @@ class ZipHead:
     Attributes:
       grid: reward x length grid.
       label: "correct" or "value": what the reward axis was trained on.
-      first_id: first reserved vocabulary id; cell `(b, l)` is id `first_id + b * B_T + l`.
+      first_id: first reserved vocabulary id; cell `(b, l)` is id `first_id + b * B_T + l`. The range may lie below `used_ids` where
+        the tokenizer has placeholders that it never emits.
       used_ids: ids below this belong to the tokenizer; the rest is padding and is never sampled either.
     """
 
@@ -39,25 +40,35 @@ class ZipHead:
         """One past the last reserved id."""
         return self.first_id + self.grid.n_cells
 
-    def check(self, vocab_size: int) -> None:
-        """Raises UsageError if the range overlaps the tokenizer's ids or leaves the vocabulary of `vocab_size` rows."""
-        if self.first_id < self.used_ids:
-            overlap = range(self.first_id, min(self.last_id, self.used_ids))
+    def check(self, vocab_size: int, unused: np.ndarray | None = None) -> None:
+        """Checks the reserved range against a vocabulary of `vocab_size` rows.
+
+        Args:
+          unused: `[vocab_size]` bool, ids that the tokenizer never emits (`Tokenizer.unused_ids`); None checks the size alone.
+
+        Raises:
+          UsageError: the range holds ids that the tokenizer really uses, or leaves the vocabulary.
+        """
+        name = f"reserved range {self.first_id}..{self.last_id - 1}"
+        if self.first_id < 0 or self.last_id > vocab_size:
             raise UsageError(
-                f"reserved range {self.first_id}..{self.last_id - 1}",
-                f"the tokenizer really uses ids {overlap.start}..{overlap.stop - 1} of it",
-                f"start it at {self.used_ids} or later",
-            )
-        if self.last_id > vocab_size:
-            raise UsageError(
-                f"reserved range {self.first_id}..{self.last_id - 1}",
+                name,
                 f"the vocabulary ends at {vocab_size - 1}, so {self.grid.n_cells} cells do not fit",
-                f"pad the vocabulary to {padded_vocab_size(self.first_id, self.grid)} or use a smaller grid",
+                f"pad the vocabulary to {padded_vocab_size(max(self.first_id, 0), self.grid)} or use a smaller grid",
             )
+        if unused is None:
+            return
+        used = [self.first_id + int(i) for i in np.flatnonzero(~unused[self.first_id : self.last_id])]
+        if used:
+            free = reserve(unused, self.grid, self.used_ids)
+            shown = ", ".join(map(str, used[:5])) + (", ..." if len(used) > 5 else "")
+            fix = "pad the vocabulary" if free is None else f"start it at {free}"
+            raise UsageError(name, f"the tokenizer really uses ids {shown} of it", fix)
 
     def sampleable(self, vocab_size: int) -> np.ndarray:
         """`[vocab_size]` bool: ids that the policy may emit (neither reserved nor padding)."""
-        return np.arange(vocab_size) < min(self.first_id, self.used_ids)
+        ids = np.arange(vocab_size)
+        return (ids < self.used_ids) & ((ids < self.first_id) | (ids >= self.last_id))
 
     def to_dict(self) -> dict:
         return {"grid": self.grid.to_dict(), "label": self.label, "first_id": self.first_id, "used_ids": self.used_ids}
@@ -65,6 +76,27 @@ class ZipHead:
     @classmethod
     def from_dict(cls, data: dict) -> ZipHead:
         return cls(Grid.from_dict(data["grid"]), data["label"], int(data["first_id"]), int(data["used_ids"]))
+
+
+def reserve(unused: np.ndarray, grid: Grid, used_ids: int = 0) -> int | None:
+    """Where to put the cells of `grid`: the first id of the first run of unused ids that holds them all.
+
+    Args:
+      unused: `[V]` bool, ids that the tokenizer never emits.
+      used_ids: ids below this belong to the tokenizer; the rows from there on are tried before its placeholders.
+
+    Returns:
+      None if no run is long enough; the vocabulary must then be padded.
+    """
+    beyond = np.arange(len(unused)) >= used_ids
+    for free in (unused & beyond, unused):
+        # Edges of the runs: +1 where one starts, -1 one past its end.
+        edges = np.diff(free.astype(np.int8), prepend=0, append=0)
+        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+        long_enough = starts[ends - starts >= grid.n_cells]
+        if long_enough.size:
+            return int(long_enough[0])
+    return None
 
 
 def padded_vocab_size(used_ids: int, grid: Grid) -> int:

@@ -73,6 +73,17 @@ def write_solution(question: str, policy: PolicyConfig, rng: random.Random) -> s
     return f" {CHECK} ".join(" ".join(p.words) for p in passes) + f" {ANSWER} {passes[-1].result}"
 
 
+def plain_steps(question: str) -> str:
+    """A chain sum worked out from left to right, "4 + 3 = 7, 7 - 2 = 5": what few-shot prompts show. Raises as `parse_question`."""
+    terms, operators = parse_question(question)
+    total, steps = terms[0], []
+    for op, term in zip(operators, terms[1:], strict=True):
+        result = total + term if op == "+" else total - term
+        steps.append(f"{total} {op} {term} = {result}")
+        total = result
+    return ", ".join(steps)
+
+
 def vocabulary(largest: int) -> list[str]:
     """Words of the demo's word-level tokenizer: those of a chain_sum question and of a solution, and the numbers up to `largest`."""
     question = ["State", "the", "final", "answer", "to", "the", "following", "arithmetic", "problem:"]

@@ -122,9 +122,13 @@ class Engine:
             max_tokens=config.max_tokens,
             stop_ids=tuple(sorted({*lm.tokenizer.eos_ids, *config.stop_token_ids})),
         )
-        bad = [i for i in config.stop_token_ids if not 0 <= i < self.head.used_ids]
+        head, sampleable = self.head, self.head.sampleable(lm.config.vocab_size)
+        bad = [i for i in config.stop_token_ids if not (0 <= i < len(sampleable) and sampleable[i])]
         if bad:
-            raise UsageError(f"stop_token_ids {bad}", f"the policy can only emit ids 0..{self.head.used_ids - 1}", "remove them")
+            reason = f"the policy can only emit ids 0..{head.used_ids - 1}, without the reserved {head.first_id}..{head.last_id - 1}"
+            raise UsageError(f"stop_token_ids {bad}", reason, "remove them")
+        self.unreadable = lm.tokenizer.unused_ids(lm.config.vocab_size)  # [V] ids that no prompt may hold
+        self.unreadable[head.first_id : head.last_id] = True
         self.key = jax.random.key(seed)
         self.params = {"body": lm.params["body"], "table": lm.folded_table()} if network is None else lm.params
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
@@ -133,7 +137,8 @@ class Engine:
         """Token ids of the prompts.
 
         Raises:
-          UsageError: no prompts, an empty prompt, an unknown word, or a prompt that leaves no room for `max_tokens`.
+          UsageError: no prompts, an empty prompt, an unknown word, an id that is reserved or never used, or a prompt that leaves no room
+            for `max_tokens`.
         """
         if isinstance(prompts, str):
             raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
@@ -144,6 +149,14 @@ class Engine:
             encoded = self.lm.tokenizer.encode(prompt)
             if not encoded:
                 raise UsageError(f"prompt {number}", "it is empty", "leave it out")
+            strange = sorted({i for i in encoded if i >= len(self.unreadable) or self.unreadable[i]})
+            if strange:
+                tokens = ", ".join(f"{i} ({self.lm.tokenizer.backend.id_to_token(i)})" for i in strange[:5])
+                raise UsageError(
+                    f"prompt {number} with ids {tokens}",
+                    "they are reserved or unused: the model cannot read them",
+                    "take them out of the text",
+                )
             room = self.lm.config.max_positions - self.config.max_tokens
             if len(encoded) > room:
                 raise UsageError(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models.cache import Cache
-from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.models.transformer import hidden_states, logits
 from zip_rc_jax.sharding import Layout
 
 
@@ -38,6 +38,6 @@ class TransformerNetwork:
         return Cache.empty(self.config, rows, slots, jnp.float32)
 
     def logits(self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, cache: Cache) -> tuple[jax.Array, Any]:
-        hidden, cache_out = hidden_states(self.config, params["body"], tokens, positions, layout=self.layout, cache=cache)
+        hidden, cache_out = hidden_states(self.config, params["body"], tokens, positions, layout=self.layout, cache=cache, last=last)
         at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        return jnp.matmul(at_last, params["table"].T, preferred_element_type=jnp.float32), cache_out
+        return logits(self.config, at_last, params["table"]), cache_out

@@ -81,7 +81,7 @@ class Result:
     """The outcome of one prompt.
 
     Attributes:
-      prompt: as given.
+      prompt: as given, or as the chat template rendered it.
       text: the answer prefix's text ("" after abstention).
       prefix_id: id of the answer prefix, -1 after abstention.
       finish_reason: of the answer prefix, or "abstain".
@@ -89,6 +89,7 @@ class Result:
       value_text: text of the finished prefix with the highest value.
       vote_text: text of the most valuable prefix of the answer group with the largest sum of values. `text` is one of these two.
       prefixes, trace, usage: see the classes.
+      template_hash: `Tokenizer.template_hash` of the template that rendered the prompt; None for a raw prompt.
     """
 
     prompt: str
@@ -102,6 +103,7 @@ class Result:
     prefixes: tuple[Prefix, ...]
     trace: tuple[Decision, ...]
     usage: Usage
+    template_hash: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, ready for JSON."""

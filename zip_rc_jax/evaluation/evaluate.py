@@ -19,6 +19,7 @@ from zip_rc_jax import metrics
 from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
+from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.decoding.engine import Engine
@@ -31,8 +32,8 @@ from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.report import Evaluation, result_rows, run_metadata, write_json, write_jsonl, write_report
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, unembedding
-from zip_rc_jax.pipeline import as_rollouts, load_policy, run_all, run_directory
+from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
+from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, run_all, run_directory
 from zip_rc_jax.training.loss import token_losses
 from zip_rc_jax.training.predict import Profile, profiles
 
@@ -63,6 +64,7 @@ class Bench:
             "decode": to_dict(decode),
             "task": to_dict(self.config.task),
             "evaluate": to_dict(self.config.evaluate),
+            **prompt_record(self.config, lm.tokenizer),
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
         if path.is_file():
@@ -71,7 +73,7 @@ class Bench:
                 return Decoded([Result.from_dict(r) for r in stored["results"]], stored["grades"], stored["seconds"])
         engine = Engine(lm, decode, self.config.evaluate.seed)
         started = time.perf_counter()
-        results = run_all(engine, [p.question for p in self.problems], title)
+        results = run_all(engine, prompt_texts(self.problems, self.config, lm.tokenizer), title)
         seconds = time.perf_counter() - started
         items = [(p, x.text) for p, r in zip(self.problems, results, strict=True) for x in r.prefixes]
         scores = iter([correct(s) for s in self.grader.grade_many(items)])
@@ -157,7 +159,7 @@ def prediction_metrics(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Pr
 def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequence[Rollout]) -> dict[str, float]:
     """KL(start || trained) per response token on samples of the starting policy, and the largest difference of a next-token logit."""
     assert trained.head is not None
-    start = start.with_head(trained.head.grid, trained.head.label)
+    start = start.with_head(trained.head.grid, trained.head.label, trained.head.first_id)
     width = max(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts)
     sampleable = trained.head.sampleable(trained.config.vocab_size)
 
@@ -172,9 +174,19 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
 
         (ha, ta), (hb, tb) = forward(a), forward(b)
         kl = token_losses(
-            hb, tb, tokens.reshape(-1), sampleable, teacher_hidden=ha, teacher_table=ta, kl_kind="forward", kl_top_k=1, chunk=2048
+            trained.config,
+            hb,
+            tb,
+            tokens.reshape(-1),
+            sampleable,
+            teacher_hidden=ha,
+            teacher_table=ta,
+            kl_kind="forward",
+            kl_top_k=1,
+            chunk=2048,
         ).kl
-        gap = jnp.where(sampleable, jnp.abs(ha @ ta.T - hb @ tb.T), 0).max(-1)
+        gap = jnp.abs(logits(trained.config, ha, ta) - logits(trained.config, hb, tb))
+        gap = jnp.where(sampleable, gap, 0).max(-1)
         return kl.reshape(tokens.shape), gap.reshape(tokens.shape)
 
     total, count, largest = 0.0, 0, 0.0
@@ -209,7 +221,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     with Grader() as grader:
         bench = Bench(config, grader, directory / ".partial")
         fixed = dataclasses.replace(base, strategy="fixed")
-        plain = bench.decode(start.with_head(grid, lm.head.label), fixed, POLICY_RUN)
+        plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), fixed, POLICY_RUN)
         decoded = bench.decode(lm, fixed, "fixed samples")
         pool = sample_pool(bench.problems, decoded)
         runs, traced = [], None
@@ -245,7 +257,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     write_report(directory, evaluation)
     write_jsonl(directory / "results.jsonl", result_rows(runs, pool, [p.question for p in bench.problems]))
     metrics_found = {"quality": evaluation.quality, "drift": evaluation.drift}
-    write_json(directory / "metadata.json", {**evaluation.metadata, **metrics_found})
+    write_json(directory / "metadata.json", {**evaluation.metadata, **prompt_record(config, lm.tokenizer), **metrics_found})
     return evaluation
 
 

@@ -1,21 +1,23 @@
-"""The decoder-only transformer (Llama / Qwen3 shape): Flax NNX modules behind pure functions on plain parameters.
+"""The decoder-only transformer of all families: Flax NNX modules behind pure functions on plain parameters.
 
 `init_params` builds the module once; `hidden_states` merges plain parameters back into it inside a jitted function. Layer
-parameters are stacked from initialisation (leading axis "layers") and the forward scans over them.
+parameters are stacked from initialisation (leading axis "layers", see `stacks`) and the forward scans over them.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zip_rc_jax.config import ModelConfig
-from zip_rc_jax.models.attention import attend, rotate
-from zip_rc_jax.models.cache import Cache
+from zip_rc_jax.config import ModelConfig, RopeScaling
+from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation, softcap
+from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache
+from zip_rc_jax.models.stacks import segments
 from zip_rc_jax.sharding import Layout
 
 Params = dict[str, Any]
@@ -25,11 +27,16 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
     return std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """`x / rms(x) * scale` over the last axis, computed in float32."""
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, plus_one: bool) -> jax.Array:
+    """`x / rms(x) * scale` over the last axis, computed in float32; times `1 + scale` with `plus_one`."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
-    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+    return (y * (scale.astype(jnp.float32) + plus_one)).astype(x.dtype)
+
+
+def _norm_scale(config: ModelConfig, shape: tuple[int, ...]) -> jax.Array:
+    """Initial norm scales: every norm starts as multiplication by 1."""
+    return jnp.zeros(shape) if config.norm_plus_one else jnp.ones(shape)
 
 
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -43,46 +50,114 @@ def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     return out.reshape(batch, steps, *weight.shape[1:])
 
 
-class Block(nnx.Module):
-    """All layers, stacked: every parameter has a leading axis "layers". Called on one slice of it inside the scan."""
+ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        c = config
-        L, d, h, k, hd, f = c.n_layers, c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff
-        into, out = d**-0.5, (2 * L) ** -0.5
-        self.config = c
-        self.attn_norm = nnx.Param(jnp.ones((L, d)), axes=("layers", None))
-        self.q = nnx.Param(_normal(rngs, (L, d, h, hd), into), axes=("layers", "embed", "heads", "head_dim"))
-        self.k = nnx.Param(_normal(rngs, (L, d, k, hd), into), axes=("layers", "embed", "kv_heads", "head_dim"))
-        self.v = nnx.Param(_normal(rngs, (L, d, k, hd), into), axes=("layers", "embed", "kv_heads", "head_dim"))
-        self.o = nnx.Param(_normal(rngs, (L, h, hd, d), out * (h * hd) ** -0.5), axes=("layers", "heads", "head_dim", "embed"))
-        if c.qk_norm:
-            self.q_norm = nnx.Param(jnp.ones((L, hd)), axes=("layers", None))
-            self.k_norm = nnx.Param(jnp.ones((L, hd)), axes=("layers", None))
-        self.mlp_norm = nnx.Param(jnp.ones((L, d)), axes=("layers", None))
+
+class Block(nnx.Module):
+    """A stack of layers of one type: every parameter has a leading axis "layers". Called on one slice of it inside the scan."""
+
+    def __init__(self, config: ModelConfig, kind: str, count: int, rngs: nnx.Rngs):
+        self.config, self.kind, self.count = config, kind, count
+        c, L, d, f = config, count, config.d_model, config.d_ff
+        into, out = d**-0.5, (2 * c.n_layers) ** -0.5
+        self.mixer_norm = self._norm(d)
+        if kind == "conv":
+            self.conv_in = nnx.Param(_normal(rngs, (L, d, 3, d), into), axes=("layers", "embed", None, "channels"))
+            self.conv = nnx.Param(_normal(rngs, (L, c.conv_kernel, d), c.conv_kernel**-0.5), axes=("layers", None, "channels"))
+            self.conv_out = nnx.Param(_normal(rngs, (L, d, d), out * into), axes=("layers", "channels", "embed"))
+            if c.conv_bias:
+                self.conv_in_bias = self._bias((3, d), (None, "channels"))
+                self.conv_bias = self._bias((d,), ("channels",))
+                self.conv_out_bias = self._bias((d,), (None,))
+        else:
+            h, k, hd = c.n_heads, c.n_kv_heads, c.head_dim
+            self.q = nnx.Param(_normal(rngs, (L, d, h, hd), into), axes=("layers", "embed", "heads", "head_dim"))
+            self.k = nnx.Param(_normal(rngs, (L, d, k, hd), into), axes=("layers", "embed", "kv_heads", "head_dim"))
+            self.v = nnx.Param(_normal(rngs, (L, d, k, hd), into), axes=("layers", "embed", "kv_heads", "head_dim"))
+            self.o = nnx.Param(_normal(rngs, (L, h, hd, d), out * (h * hd) ** -0.5), axes=("layers", "heads", "head_dim", "embed"))
+            if c.attention_bias:
+                self.q_bias = self._bias((h, hd), ("heads", "head_dim"))
+                self.k_bias = self._bias((k, hd), ("kv_heads", "head_dim"))
+                self.v_bias = self._bias((k, hd), ("kv_heads", "head_dim"))
+                self.o_bias = self._bias((d,), (None,))
+            if c.qk_norm:
+                self.q_norm, self.k_norm = self._norm(hd), self._norm(hd)
+        self.mlp_norm = self._norm(d)
         self.gate = nnx.Param(_normal(rngs, (L, d, f), into), axes=("layers", "embed", "mlp"))
         self.up = nnx.Param(_normal(rngs, (L, d, f), into), axes=("layers", "embed", "mlp"))
         self.down = nnx.Param(_normal(rngs, (L, f, d), out * f**-0.5), axes=("layers", "mlp", "embed"))
+        if c.mlp_bias:
+            self.gate_bias, self.up_bias = self._bias((f,), ("mlp",)), self._bias((f,), ("mlp",))
+            self.down_bias = self._bias((d,), (None,))
+        if c.post_norms:
+            self.mixer_post_norm, self.mlp_post_norm = self._norm(d), self._norm(d)
 
-    def attention_inputs(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _norm(self, width: int) -> nnx.Param:
+        return nnx.Param(_norm_scale(self.config, (self.count, width)), axes=("layers", None))
+
+    def _bias(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+        return nnx.Param(jnp.zeros((self.count, *shape)), axes=("layers", *axes))
+
+    def norm(self, x: jax.Array, scale: nnx.Param) -> jax.Array:
+        return rms_norm(x, scale[...], self.config.rms_eps, self.config.norm_plus_one)
+
+    def attention_inputs(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, H, D]`, keys and values `[B, T, K, D]` of hidden states `x [B, T, d]`."""
         c = self.config
-        x = rms_norm(x, self.attn_norm[...], c.rms_eps)
-        q = project(x, self.q[...])
-        k = project(x, self.k[...])
-        v = project(x, self.v[...])
+        x = self.norm(x, self.mixer_norm)
+        q, k, v = project(x, self.q[...]), project(x, self.k[...]), project(x, self.v[...])
+        if c.attention_bias:
+            q, k, v = q + self.q_bias[...], k + self.k_bias[...], v + self.v_bias[...]
         if c.qk_norm:
-            q = rms_norm(q, self.q_norm[...], c.rms_eps)
-            k = rms_norm(k, self.k_norm[...], c.rms_eps)
-        return rotate(q, positions, c.rope_theta), rotate(k, positions, c.rope_theta), v
+            q, k = self.norm(q, self.q_norm), self.norm(k, self.k_norm)
+        return rotate(q, *rope), rotate(k, *rope), v
 
-    def attention_output(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+    def attention_output(self, attended: jax.Array) -> jax.Array:
+        """`[B, T, d]` from the heads' outputs `[B, T, H, D]`."""
         heads, dim, width = self.o[...].shape
-        return x + project(attended.reshape(*attended.shape[:2], heads * dim), self.o[...].reshape(heads * dim, width))
+        out = project(attended.reshape(*attended.shape[:2], heads * dim), self.o[...].reshape(heads * dim, width))
+        return out + self.o_bias[...] if self.config.attention_bias else out
 
-    def mlp(self, x: jax.Array) -> jax.Array:
-        y = rms_norm(x, self.mlp_norm[...], self.config.rms_eps)
-        return x + project(jax.nn.silu(project(y, self.gate[...])) * project(y, self.up[...]), self.down[...])
+    def conv_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What is convolved, and the gate of the result, both `[B, T, d]` (LFM2)."""
+        y = project(self.norm(x, self.mixer_norm), self.conv_in[...])
+        if self.config.conv_bias:
+            y = y + self.conv_in_bias[...]
+        return y[:, :, 0] * y[:, :, 2], y[:, :, 1]
+
+    def conv_output(self, before: jax.Array, gate: jax.Array, positions: jax.Array) -> jax.Array:
+        """The causal depthwise convolution and its output projection.
+
+        Args:
+          before: `[B, W - 1 + T, d]`, inputs with those of the `W - 1` earlier positions in front.
+          gate: `[B, T, d]`.
+          positions: `[B, T]` within the sequence: taps that would reach before its start (into the segment packed before it) are 0.
+        """
+        taps, steps = self.config.conv_kernel, gate.shape[1]
+        y = jnp.zeros_like(gate)
+        for offset in range(taps):
+            shifted = jax.lax.slice_in_dim(before, taps - 1 - offset, taps - 1 - offset + steps, axis=1)
+            y = y + jnp.where((positions >= offset)[..., None], shifted, 0) * self.conv[...][taps - 1 - offset]
+        y = y + self.conv_bias[...] if self.config.conv_bias else y
+        out = project(gate * y, self.conv_out[...])
+        return out + self.conv_out_bias[...] if self.config.conv_bias else out
+
+    def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        """Residual of the mixer's output, then the MLP with its own."""
+        c = self.config
+        x = x + (self.norm(mixed, self.mixer_post_norm) if c.post_norms else mixed)
+        y = self.norm(x, self.mlp_norm)
+        gate, up = project(y, self.gate[...]), project(y, self.up[...])
+        if c.mlp_bias:
+            gate, up = gate + self.gate_bias[...], up + self.up_bias[...]
+        y = project(ACTIVATION_FUNCTIONS[c.activation](gate) * up, self.down[...])
+        y = y + self.down_bias[...] if c.mlp_bias else y
+        return x + (self.norm(y, self.mlp_post_norm) if c.post_norms else y)
 
 
 class Transformer(nnx.Module):
@@ -91,8 +166,8 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         c = config
         self.embed = nnx.Param(_normal(rngs, (c.vocab_size, c.d_model), 0.02), axes=("vocab", "embed"))
-        self.blocks = Block(c, rngs)
-        self.final_norm = nnx.Param(jnp.ones((c.d_model,)), axes=(None,))
+        self.blocks = nnx.Dict({s.name: Block(c, s.kind, len(s.layers), rngs) for g in segments(c.kinds) for s in g.stacks})
+        self.final_norm = nnx.Param(_norm_scale(c, (c.d_model,)), axes=(None,))
         if not c.tied:
             self.unembed = nnx.Param(_normal(rngs, (c.vocab_size, c.d_model), 0.02), axes=("vocab", "embed"))
 
@@ -127,6 +202,7 @@ def hidden_states(
     layout: Layout,
     segment_ids: jax.Array | None = None,
     cache: Cache | None = None,
+    last: jax.Array | None = None,
     remat: bool = False,
 ) -> tuple[jax.Array, Cache | None]:
     """Final hidden states (after the last norm) of a batch.
@@ -136,9 +212,10 @@ def hidden_states(
 
     Args:
       tokens: `[B, T]` int32.
-      positions: `[B, T]` int32; consecutive within a row when a cache is given.
+      positions: `[B, T]` int32; consecutive within a row when a cache is given, starting at 0 in every segment otherwise.
       segment_ids: `[B, T]` int32, equal ids attend to each other; required without a cache.
       cache: rows `B`, slots `S > max(positions)`.
+      last: `[B]` int32, index of the last token of each row that is not padding (with a cache; default `T - 1`).
       remat: recompute each layer in the backward pass.
 
     Returns:
@@ -148,40 +225,89 @@ def hidden_states(
     state = jax.tree.map(lambda x: x, abstract)
     nnx.replace_by_pure_dict(state, params)
     model = nnx.merge(graphdef, state)
-    block_def, layers = nnx.split(model.blocks)
-    new_cache: Cache | None = None
-    x = layout.constrain(model.embed[...][tokens], "batch", "sequence", "embed_act")
+    x = model.embed[...][tokens]
+    if config.scale_embedding:
+        x = x * jnp.asarray(config.d_model**0.5, x.dtype)
+    x = layout.constrain(x, "batch", "sequence", "embed_act")
+    last = jnp.full(tokens.shape[:1], tokens.shape[1] - 1) if last is None else last
+    masks, ropes = _masks(config, positions, segment_ids, cache), _ropes(config, positions)
+    scale = config.attention_scale or config.head_dim**-0.5
 
-    if cache is None:
-        if segment_ids is None:
-            raise ValueError("segment_ids are required when no cache is given")
-        index = jnp.arange(tokens.shape[1])
-        mask = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (index[:, None] >= index[None, :])
+    def mix(block: Block, x: jax.Array, layer: jax.Array, old: AttentionCache | ConvCache | None) -> tuple[jax.Array, Any]:
+        """The mixer's output of one layer, and its stack's updated cache."""
+        if block.kind == "conv":
+            assert old is None or isinstance(old, ConvCache)
+            new, gate = block.conv_inputs(x)
+            first = positions[:, 0]
+            width = config.conv_kernel - 1
+            earlier = jnp.zeros((new.shape[0], width, new.shape[2]), new.dtype) if old is None else old.before(layer, first)
+            inputs = jnp.concatenate([earlier.astype(new.dtype), new], axis=1)
+            return block.conv_output(inputs, gate, positions), old and old.append(layer, first, last, inputs)
+        assert old is None or isinstance(old, AttentionCache)
+        q, k, v = block.attention_inputs(x, ropes[block.kind])
+        if old is None:
+            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        else:
+            old = old.append(layer, positions, k, v)
+            keys, values = old.k[layer], old.v[layer]
+        attended = attend(q, keys, values, masks[block.kind], scale, config.attention_softcap)
+        return block.attention_output(attended), old
 
-        def layer(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            block = nnx.merge(block_def, weights)
-            q, k, v = block.attention_inputs(x, positions)
-            x = block.mlp(block.attention_output(x, attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)))
-            return layout.constrain(x, "batch", "sequence", "embed_act"), None
-
-        x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers)
-    else:
-        mask = jnp.arange(cache.slots)[None, None, :] <= positions[:, :, None]
+    caches: dict[str, Any] = {}
+    for segment in segments(config.kinds):
+        parts = {s.name: nnx.split(model.blocks[s.name]) for s in segment.stacks}
 
         # The cache is carried, not scanned over, so XLA updates it in place instead of stacking a copy per step.
-        def cached_layer(carry: tuple[jax.Array, Cache], weights: tuple[jax.Array, nnx.State]) -> tuple[tuple[jax.Array, Cache], None]:
-            (x, kv), (number, layer_weights) = carry, weights
-            block = nnx.merge(block_def, layer_weights)
-            q, k, v = block.attention_inputs(x, positions)
-            kv = kv.append(number, positions, k, v)
-            attended = attend(q, kv.k[number], kv.v[number], mask)
-            return (layout.constrain(block.mlp(block.attention_output(x, attended)), "batch", "sequence", "embed_act"), kv), None
+        def layers(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, Any], parts: Any = parts) -> tuple[tuple[jax.Array, Any], None]:
+            (x, caches), (layer, weights) = carry, inputs
+            for name, (definition, _) in parts.items():
+                block = nnx.merge(definition, weights[name])
+                mixed, new = mix(block, x, layer, caches.get(name))
+                x = layout.constrain(block.finish(x, mixed), "batch", "sequence", "embed_act")
+                caches = caches if new is None else {**caches, name: new}
+            return (x, caches), None
 
-        (x, updated), _ = jax.lax.scan(cached_layer, (x, cache), (jnp.arange(config.n_layers), layers))
-        new_cache = updated
-    return rms_norm(x, model.final_norm[...], config.rms_eps), new_cache
+        held = {} if cache is None else {name: cache.stacks[name] for name in parts}
+        weights = {name: weights for name, (_, weights) in parts.items()}
+        scanned = (jnp.arange(segment.repeats), weights)
+        (x, held), _ = jax.lax.scan(jax.checkpoint(layers) if remat else layers, (x, held), scanned)
+        caches |= held
+    return rms_norm(x, model.final_norm[...], config.rms_eps, config.norm_plus_one), None if cache is None else Cache(caches)
+
+
+def _masks(config: ModelConfig, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None) -> dict[str, jax.Array]:
+    """Per attention type the `[B, T, S]` bool mask of what each query may see."""
+    if cache is not None:
+        distance = positions[:, :, None] - jnp.arange(cache.slots)
+        full = distance >= 0
+    else:
+        if segment_ids is None:
+            raise ValueError("segment_ids are required when no cache is given")
+        index = jnp.arange(positions.shape[1])
+        distance = (index[:, None] - index)[None]
+        full = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (distance >= 0)
+    masks = {"attention": full}
+    if config.sliding_window:
+        masks["sliding"] = full & (distance < config.sliding_window)
+    return masks
+
+
+def _ropes(config: ModelConfig, positions: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Per attention type the rotation of its queries and keys."""
+    own = rotation(positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+    if not config.sliding_rope_theta:
+        return {"attention": own, "sliding": own}
+    return {
+        "attention": own,
+        "sliding": rotation(positions, rope_frequencies(config.head_dim, config.sliding_rope_theta, RopeScaling())),
+    }
 
 
 def unembedding(config: ModelConfig, params: Params) -> jax.Array:
     """The `[vocab_size, d_model]` table whose product with a hidden state gives all logits."""
     return params["embed"] if config.tied else params["unembed"]
+
+
+def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array) -> jax.Array:
+    """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N, d_model]`, soft-capped if the model is."""
+    return softcap(jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32), config.logit_softcap)

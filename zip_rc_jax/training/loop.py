@@ -18,7 +18,8 @@ from zip_rc_jax.config import TrainConfig, to_dict
 from zip_rc_jax.data.batches import TrainBatch, train_batches
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.language_model import LanguageModel, load
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import TRAIN_RULES, Layout

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.transformer import logits
 
 
 def joint_loss(log_joint: jax.Array, reward: jax.Array, remaining: jax.Array, censored: jax.Array, grid: Grid) -> jax.Array:
@@ -41,6 +43,7 @@ class TokenLosses(NamedTuple):
 
 
 def token_losses(
+    model: ModelConfig,
     hidden: jax.Array,
     table: jax.Array,
     targets: jax.Array,
@@ -55,6 +58,7 @@ def token_losses(
     """Next-token losses without a `[N, V]` array: positions go through in chunks that are recomputed in the backward pass.
 
     Args:
+      model: of both; only how logits are made of hidden states is read.
       hidden, teacher_hidden: `[N, d]` final hidden states of student and frozen teacher.
       table, teacher_table: `[V, d]` unembeddings.
       targets: `[N]` int32.
@@ -70,9 +74,8 @@ def token_losses(
         return jnp.pad(x, padding).reshape(chunks, chunk, *x.shape[1:])
 
     def log_policy(h: jax.Array, t: jax.Array) -> jax.Array:
-        logits = jnp.matmul(h, t.T, preferred_element_type=jnp.float32)
         # A large finite mask instead of -inf: 0 * -inf would poison the divergences.
-        return jax.nn.log_softmax(jnp.where(sampleable, logits, -1e30), axis=-1)
+        return jax.nn.log_softmax(jnp.where(sampleable, logits(model, h, t), -1e30), axis=-1)
 
     @jax.checkpoint
     def one(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.metrics import within_prompt_auc
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.models.transformer import hidden_states, logits
 from zip_rc_jax.sharding import Layout
 from zip_rc_jax.zip_head import ZipHead, cell_log_probs
 
@@ -41,7 +41,7 @@ def _joints(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, _ = hidden_states(model, params["body"], tokens, positions, layout=layout, segment_ids=valid.astype(jnp.int32))
-    joint = jnp.exp(cell_log_probs(hidden @ params["zip_rows"].T, head.grid))
+    joint = jnp.exp(cell_log_probs(logits(model, hidden, params["zip_rows"]), head.grid))
     return head.grid.expected_reward(joint), head.grid.expected_length(joint), joint
 
 

@@ -13,7 +13,7 @@ import optax
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
-from zip_rc_jax.models.transformer import hidden_states, unembedding
+from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.sharding import Layout
 from zip_rc_jax.training.loss import joint_loss, token_losses
 from zip_rc_jax.zip_head import ZipHead, cell_log_probs
@@ -102,12 +102,13 @@ def losses(
     hidden = forward(body)
     loss, parts = jnp.float32(0), {}
     if config.joint_weight:
-        log_joint = cell_log_probs(hidden @ params["zip_rows"].T, head.grid)
+        log_joint = cell_log_probs(logits(model, hidden, params["zip_rows"]), head.grid)
         parts["joint"] = mean(joint_loss(log_joint, flat.reward, flat.remaining, flat.censored, head.grid))
         loss += config.joint_weight * parts["joint"]
     if config.kl_weight or config.lm_weight:
         with_kl = config.kl_weight > 0 and teacher is not None
         nll, kl = token_losses(
+            model,
             hidden,
             unembedding(model, body),
             flat.targets,

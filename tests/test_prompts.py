@@ -1,0 +1,115 @@
+"""From problems to prompts: raw questions, chats, worked examples."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from small_tokenizers import chatml, gemma
+
+from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
+from zip_rc_jax.config_file import load_config
+from zip_rc_jax.data.prompts import prompt_texts, worked_examples
+from zip_rc_jax.data.tasks import problems
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.tokenizer import Tokenizer
+
+LEVELS = tuple({"min_terms": n, "max_terms": n, "min_digits": 2, "max_digits": 2} for n in (2, 4, 6, 8))
+TASK = TaskConfig(name="chain_sum", levels=LEVELS, train_seed=50, heldout_seed=1_000_000)
+FOUND = problems(TASK, "train", 6)
+
+
+def texts(prompt, tokenizer=None, found=FOUND):
+    return prompt_texts(found, PipelineConfig(task=TASK, prompt=prompt), tokenizer or chatml())
+
+
+def test_a_raw_prompt_is_the_question_alone():
+    assert texts(PromptConfig()) == [p.question for p in FOUND]
+
+
+def test_a_chat_is_what_the_template_makes_of_it():
+    prompt = PromptConfig(
+        style="chat", system="Be brief.", instruction="Q: {question}\nAnswer in \\boxed{}.", chat_template_kwargs={"enable_thinking": False}
+    )
+    for text, p in zip(texts(prompt), FOUND, strict=True):
+        turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"Q: {p.question}\nAnswer in \\boxed{{}}."}]
+        assert text == chatml().chat(turns, enable_thinking=False)
+    assert texts(PromptConfig(style="chat")) == [chatml().chat([{"role": "user", "content": p.question}]) for p in FOUND]
+
+
+def test_worked_examples_come_as_earlier_turns_the_same_for_all():
+    prompt = PromptConfig(style="chat", instruction="Q: {question}", examples=2, example_answer="Answer: {answer}")
+    examples = worked_examples(TASK, 2)
+    earlier = []
+    for p in examples:
+        earlier += [{"role": "user", "content": f"Q: {p.question}"}, {"role": "assistant", "content": f"Answer: {p.answer}"}]
+    wanted = [chatml().chat([*earlier, {"role": "user", "content": f"Q: {p.question}"}]) for p in FOUND]
+    assert texts(prompt) == wanted
+    assert texts(prompt, found=FOUND[3:]) == wanted[3:], "they do not depend on which problems are asked"
+
+
+@pytest.mark.parametrize(
+    ("count", "levels"), [(0, []), (1, [0]), (2, [0, 2]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (8, [0, 0, 1, 1, 2, 2, 3, 3])]
+)
+def test_worked_examples_are_spread_over_the_levels(count, levels):
+    found = worked_examples(TASK, count)
+    assert [p.level for p in found] == levels
+    assert len({p.question for p in found}) == count
+    assert found == worked_examples(TASK, count)
+
+
+@pytest.mark.parametrize(("train_seed", "heldout_seed"), [(50, 1_000_000), (1_000_000, 50), (0, 400)])
+def test_worked_examples_have_seeds_of_their_own(train_seed, heldout_seed):
+    task = dataclasses.replace(TASK, train_seed=train_seed, heldout_seed=heldout_seed)
+    count = 400 if heldout_seed == 400 else 40
+    seeds = [{p.seed for p in problems(task, split, count)} for split in ("train", "heldout")]
+    examples = {p.seed for p in worked_examples(task, 8)}
+    assert len(examples) == 8
+    assert not examples & (seeds[0] | seeds[1])
+
+
+def test_worked_examples_of_a_task_without_levels():
+    found = worked_examples(TaskConfig(name="chain_sum"), 3)
+    assert [p.level for p in found] == [0, 0, 0]
+    assert len({p.question for p in found}) == 3
+
+
+def test_what_cannot_be_rendered_is_refused():
+    with pytest.raises(UsageError, match="the tokenizer has no chat template"):
+        texts(PromptConfig(style="chat"), Tokenizer(chatml().backend, ("<|im_end|>",)))
+    with pytest.raises(UsageError, match="System role not supported"):
+        texts(PromptConfig(style="chat", system="Be brief."), gemma())
+    with pytest.raises(UsageError, match="'enable_thinking': the model's template takes no such argument"):
+        texts(PromptConfig(style="chat", chat_template_kwargs={"enable_thinking": False}), gemma())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"style": "chats"}, r"prompt\.style='chats': it must be one of raw, chat"),
+        ({"style": "chat", "instruction": "Solve it."}, r"prompt\.instruction='Solve it\.': it does not contain \{question\}"),
+        ({"style": "chat", "example_answer": "42"}, r"prompt\.example_answer='42': it does not contain \{answer\}"),
+        ({"style": "chat", "examples": -1}, r"prompt\.examples=-1"),
+        (
+            {"system": "x", "examples": 2},
+            r"prompt\.style='raw' with system, examples: .*Fix: set prompt\.style=chat",
+        ),
+        ({"instruction": "Q: {question}"}, r"with instruction"),
+        ({"example_answer": "A: {answer}"}, r"with example_answer"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, r"with chat_template_kwargs"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(setting, message):
+    with pytest.raises(UsageError, match=message):
+        PromptConfig(**setting)
+
+
+def test_the_section_is_read_from_yaml(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "run_dir: x\nprompt:\n  style: chat\n  instruction: '{question} Think.'\n  chat_template_kwargs: {enable_thinking: false}\n"
+    )
+    found = load_config(tmp_path / "c.yaml", ["prompt.examples=3"]).prompt
+    assert found == PromptConfig("chat", instruction="{question} Think.", examples=3, chat_template_kwargs={"enable_thinking": False})
+    assert isinstance(found.chat_template_kwargs, dict)
+    with pytest.raises(UsageError, match="did you mean 'instruction'"):
+        load_config(tmp_path / "c.yaml", ["prompt.instructio=x"])

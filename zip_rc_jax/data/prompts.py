@@ -1,0 +1,58 @@
+"""How a problem becomes a prompt: the question alone, or a chat rendered by the model's own template."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
+from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.data.worked_solutions import plain_steps
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.tokenizer import Tokenizer
+
+
+def prompt_texts(found: Sequence[Problem], config: PipelineConfig, tokenizer: Tokenizer) -> list[str]:
+    """The prompt of every problem in `found`, in order, as `config.prompt` describes it.
+
+    Raises:
+      UsageError: style "chat" with a tokenizer that has no chat template, or whose template refuses the turns or an argument; or the
+        task cannot make the worked examples.
+    """
+    prompt = config.prompt
+    if prompt.style == "raw":
+        return [p.question for p in found]
+    opening = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    for example in worked_examples(config.task, prompt.examples):
+        opening += [_user(example, prompt), {"role": "assistant", "content": _answer(example, prompt)}]
+    return [tokenizer.chat([*opening, _user(p, prompt)], **prompt.chat_template_kwargs) for p in found]
+
+
+def worked_examples(task: TaskConfig, count: int) -> list[Problem]:
+    """`count` problems of the task from easy to hard, spread evenly over its levels, always the same.
+
+    Their seeds lie past those of both splits. (A level of few distinct questions can still repeat a question of a split.)
+    """
+    if not count:
+        return []
+    distance = abs(task.heldout_seed - task.train_seed)
+    past = max(task.heldout_seed, task.train_seed) + distance  # the later split owns `distance` seeds too
+    levels = len(task.levels) or 1
+    pool = problems(dataclasses.replace(task, train_seed=past, heldout_seed=past + distance), "train", count * levels)
+    return [pool[i * levels + i * levels // count] for i in range(count)]  # the i-th problem of level i * levels // count
+
+
+def _answer(p: Problem, prompt: PromptConfig) -> str:
+    text = prompt.example_answer.replace("{answer}", p.answer)
+    if "{steps}" not in text:
+        return text
+    try:
+        return text.replace("{steps}", plain_steps(p.question))
+    except ValueError as error:
+        raise UsageError(
+            "prompt.example_answer with {steps}", f"only chain sums have steps ({error})", "leave {steps} out"
+        ) from None
+
+
+def _user(p: Problem, prompt: PromptConfig) -> dict[str, str]:
+    return {"role": "user", "content": prompt.instruction.replace("{question}", p.question)}

@@ -1,0 +1,172 @@
+"""Hugging Face checkpoint directories: config.json, safetensors shards, tokenizer files."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from zip_rc_jax.errors import UsageError
+
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+SHARD_BYTES = 2 * 2**30
+_WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+
+
+class SafetensorsSource:
+    """The shards of a directory. Nothing stays open or mapped between reads, so the pages of the file do not pile up in memory.
+
+    Raises:
+      UsageError: no safetensors, a missing, truncated or damaged shard.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self.where = str(directory)
+        self._shard: dict[str, pathlib.Path] = {}
+        self._stored: dict[str, str] = {}  # our spelling of a name -> the file's
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in self._shards(directory):
+            with _open(path) as file:
+                for stored in file.keys():  # noqa: SIM118  (it is no dict)
+                    name = _plain_name(stored)
+                    if name is not None:
+                        self._shard[name], self._stored[name] = path, stored
+                        self.shapes[name] = tuple(file.get_slice(stored).get_shape())
+
+    @staticmethod
+    def _shards(directory: pathlib.Path) -> list[pathlib.Path]:
+        if (directory / INDEX).is_file():
+            try:
+                found = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                raise UsageError(f"{directory / INDEX}", f"it is damaged ({error!r})", "download it again") from None
+            paths = [directory / name for name in found]
+        else:
+            paths = [directory / SINGLE]
+        absent = [path.name for path in paths if not path.is_file()]
+        if absent:
+            other = [path.name for path in directory.glob("*.bin")]
+            fix = f"convert {other[0]} to safetensors" if other else "download the checkpoint again"
+            raise UsageError(f"checkpoint {directory}", f"{', '.join(absent[:5])} is not there", fix)
+        return paths
+
+    def read(self, name: str) -> np.ndarray:
+        with _open(self._shard[name]) as file:
+            return file.get_tensor(self._stored[name])
+
+
+def _open(path: pathlib.Path) -> Any:
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"shard {path}", f"it is truncated or damaged ({error})", "download it again") from None
+
+
+def _plain_name(stored: str) -> str | None:
+    """The name as a text-only checkpoint spells it; None for tensors that no text model reads (vision towers, old RoPE buffers)."""
+    if stored.startswith(("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")):
+        return None
+    if stored.endswith("rotary_emb.inv_freq"):
+        return None
+    return re.sub(r"^(language_model\.model|model\.language_model)\.", "model.", stored).removeprefix("language_model.")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Raises UsageError for a file that is not a JSON object."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path}", f"it cannot be read ({error})", "download it again") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}", "it is not a JSON object", "download it again")
+    return found
+
+
+def download(name: str) -> pathlib.Path:
+    """The local copy of a model of the Hugging Face hub, downloaded now if need be.
+
+    Raises:
+      UsageError: there is no such model, or no network.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_WANTED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200] or type(error).__name__
+        raise UsageError(
+            f"model {name!r}", f"it is no local path, and the hub did not give it ({reason})", "check the name, network and HF_TOKEN"
+        ) from None
+
+
+def write_checkpoint(
+    directory: pathlib.Path,
+    settings: dict[str, Any],
+    found: Iterator[tuple[str, np.ndarray]],
+    tokenizer: Any,
+    dtype: str,
+) -> None:
+    """Writes config.json, generation_config.json, tokenizer files and safetensors shards; complete or absent.
+
+    Args:
+      settings: config.json, without dtype and end-of-sequence ids.
+      found: name and array of every tensor; one shard of them (2 GiB) is held at a time.
+      tokenizer: a `Tokenizer`.
+
+    Raises:
+      UsageError: `directory` exists.
+    """
+    from transformers import AutoConfig
+
+    if directory.exists():
+        raise UsageError(f"directory {directory}", "it exists and is not overwritten", "choose another path")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary.mkdir()
+    try:
+        eos = list(tokenizer.eos_ids)
+        rest = {key: value for key, value in settings.items() if key != "model_type"}
+        AutoConfig.for_model(settings["model_type"], **rest, dtype=dtype, eos_token_id=eos).save_pretrained(temporary)
+        (temporary / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}, indent=2) + "\n")
+        tokenizer.save_pretrained(temporary)
+        _write_shards(temporary, found)
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_shards(directory: pathlib.Path, found: Iterator[tuple[str, np.ndarray]]) -> None:
+    """Fills shards in the given order; their final names are known when their number is."""
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    size = total = 0
+
+    def flush() -> None:
+        save_file(held, directory / f"{len(shards)}.safetensors", metadata={"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+
+    for name, array in found:
+        if held and size + array.nbytes > SHARD_BYTES:
+            flush()
+            size = 0
+        held[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    flush()
+    if len(shards) == 1:
+        (directory / "0.safetensors").rename(directory / SINGLE)
+        return
+    names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    for number, name in enumerate(names):
+        (directory / f"{number}.safetensors").rename(directory / name)
+    index = {"metadata": {"total_size": total}, "weight_map": {t: name for name, shard in zip(names, shards, strict=True) for t in shard}}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

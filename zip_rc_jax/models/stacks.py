@@ -1,0 +1,73 @@
+"""Which layers share one stacked parameter array, so that a model of mixed layer types is still a few scans.
+
+Layers of one type could be stacked in one array, but a scan must then pick its slices dynamically. Instead the sequence of layer
+types is cut into segments that repeat a pattern: Gemma's five sliding layers and a full one, four times over, then two sliding ones.
+A segment is one scan; its body applies the layers of the pattern one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Layers of one type whose parameters share arrays with a leading axis "layers".
+
+    Attributes:
+      name: key of the stack among the parameters and in the cache.
+      kind: layer type.
+      layers: their numbers in the model, ascending.
+    """
+
+    name: str
+    kind: str
+    layers: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Consecutive layers that repeat a pattern; `stacks[i]` holds every repeat's layer `i`, so all stacks are equally long."""
+
+    stacks: tuple[Stack, ...]
+
+    @property
+    def repeats(self) -> int:
+        return len(self.stacks[0].layers)
+
+
+@functools.cache
+def segments(kinds: tuple[str, ...]) -> tuple[Segment, ...]:
+    """The cut of the layer types with the fewest stacks (what is compiled), and then the fewest segments.
+
+    Args:
+      kinds: type of every layer.
+    """
+    count = len(kinds)
+    # best[i]: (stacks, segments, pattern length, repeats) for the layers from i on.
+    best: list[tuple[int, int, int, int]] = [(0, 0, 0, 0)] * (count + 1)
+    for start in reversed(range(count)):
+        options = []
+        for length in range(1, count - start + 1):
+            repeats = 1
+            while True:
+                after = best[start + length * repeats]
+                options.append((length + after[0], 1 + after[1], length, repeats))
+                begin = start + length * repeats
+                if kinds[begin : begin + length] != kinds[start : start + length]:
+                    break
+                repeats += 1
+        best[start] = min(options, key=lambda o: (o[0], o[1], -o[2] * o[3]))  # of equal cuts, long segments first
+    found: list[Segment] = []
+    start = number = 0
+    while start < count:
+        _, _, length, repeats = best[start]
+        stacks = []
+        for offset in range(length):
+            first, kind = start + offset, kinds[start + offset]
+            stacks.append(Stack(f"{number}_{kind}", kind, tuple(range(first, start + length * repeats, length))))
+            number += 1
+        found.append(Segment(tuple(stacks)))
+        start += length * repeats
+    return tuple(found)
