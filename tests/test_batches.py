@@ -16,7 +16,7 @@ from zip_rc_jax.data.batches import TrainBatch, example, fill_rate, train_batche
 from zip_rc_jax.data.records import Rollout, RolloutSource, write_rollouts
 from zip_rc_jax.errors import UsageError
 
-FIELDS = [field.name for field in dataclasses.fields(TrainBatch)]
+FIELDS = [field.name for field in dataclasses.fields(TrainBatch) if field.name != "hidden"]
 
 
 def make_rollouts(n, seed=0, longest=20):
@@ -77,6 +77,19 @@ def test_every_position_has_the_label_that_the_definition_gives(label):
         # The root knows nothing yet; before the last token one token remains.
         assert sum(plain["labelled"]) == len(rollout.output_token_ids) == max(plain["remaining"])
         assert plain["remaining"][-1] == 1
+
+
+def test_with_features_the_labelled_positions_alone_are_packed_each_with_its_own():
+    counts = [len(r.output_token_ids) for r in ROLLOUTS]
+    features = np.stack([np.repeat(np.arange(50), counts), np.concatenate([np.arange(m, 0, -1) for m in counts])], 1).astype(np.float32)
+    found = []
+    for batch in train_batches(ROLLOUTS, **OPTIONS | {"epochs": 1, "row_tokens": 20}, features=features):
+        assert batch.hidden.shape == (4, 20, 2)
+        real = batch.segment_ids > 0
+        assert batch.labelled[real].all()
+        found += zip(*batch.hidden[real].T.tolist(), batch.reward[real].tolist(), batch.remaining[real].tolist(), strict=True)
+    wanted = [(i, left, float(np.float32(r.value)), left) for i, r in enumerate(ROLLOUTS) for left in range(counts[i], 0, -1)]
+    assert sorted(found) == sorted(wanted)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

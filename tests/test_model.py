@@ -4,59 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY_MODEL, randomised
+from forwards import LAYOUT, cached, continued, empty, extend, fast_jit, full, padded, place, prefill, step, uncached
+from hypothesis import given
+from hypothesis import strategies as st
 
-from zip_rc_jax.models.attention import attend, rotate
-from zip_rc_jax.models.cache import Cache
-from zip_rc_jax.models.transformer import hidden_states, init_params, param_axes, param_shapes, unembedding
-from zip_rc_jax.sharding import single_device
+from zip_rc_jax.config import LAYER_TYPES, ModelConfig, RopeScaling
+from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation
+from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache
+from zip_rc_jax.models.stacks import segments
+from zip_rc_jax.models.transformer import hidden_states, init_params, logits, param_axes, param_shapes, unembedding
 
-# The two shapes differ in every switch.
+# The first two differ in every switch that plain models have; the third mixes layer types irregularly and uses all
+# the rest, and EACH_MODEL is its short form for what must be compiled often.
 OTHER_MODEL = dataclasses.replace(TINY_MODEL, n_layers=2, n_heads=3, n_kv_heads=3, head_dim=6, qk_norm=True, tied=False, rope_theta=77.0)
-CONFIGS = [TINY_MODEL, OTHER_MODEL]
-SLOTS = 24
-LENGTHS = np.array([5, 12, 1, 9, 16])
-LAYOUT = single_device()
-TOKENS = np.random.default_rng(0).integers(0, TINY_MODEL.vocab_size, (5, 16)).astype(np.int32)
+MIXED_MODEL = ModelConfig(
+    vocab_size=128, d_model=32, n_layers=7, n_heads=6, n_kv_heads=3, head_dim=10, d_ff=40,
+    layer_types=("conv", "conv", "attention", "conv", "sliding", "conv", "attention"), sliding_window=5, conv_kernel=4, conv_bias=True,
+    rope_theta=321.0, rope_scaling=RopeScaling("llama3", 4.0, 1.5, 3.0, 150), sliding_rope_theta=50.0, rms_eps=1e-2, norm_plus_one=True,
+    qk_norm=True, post_norms=True, attention_bias=True, mlp_bias=True, attention_scale=0.5, logit_softcap=2.0,
+    activation="gelu_tanh", scale_embedding=True, tied=True, max_positions=96,
+)  # fmt: skip
+EACH_MODEL = dataclasses.replace(MIXED_MODEL, n_layers=3, layer_types=("conv", "attention", "sliding"))
+CONFIGS = [TINY_MODEL, OTHER_MODEL, MIXED_MODEL]
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=["tiny", "other", "mixed"])
+ROWS, WIDTH = 5, 16
+TOKENS = np.random.default_rng(0).integers(0, TINY_MODEL.vocab_size, (ROWS, WIDTH)).astype(np.int32)
 
-cached = functools.partial(jax.jit, static_argnames=("config",))(
-    lambda config, params, tokens, positions, cache: hidden_states(config, params, tokens, positions, layout=LAYOUT, cache=cache)
-)
-uncached = functools.partial(jax.jit, static_argnames=("config", "remat"))(
-    lambda config, params, tokens, positions, segments, remat=False: hidden_states(
-        config, params, tokens, positions, layout=LAYOUT, segment_ids=segments, remat=remat
-    )[0]
-)
+
+compiled_init = functools.partial(fast_jit, static_argnames=("config", "seed"))(init_params)
+
+
+@functools.cache
+def initialised(config, seed=3):
+    return jax.tree.map(np.asarray, compiled_init(config, seed))
 
 
 @functools.cache
 def parameters(config):
-    return randomised(init_params(config, 3), 7)
+    return randomised(initialised(config), 7)
 
 
-def full(config, tokens, params=None):
-    """All hidden states `[B, T, d]` by one forward without a cache."""
-    tokens = jnp.asarray(tokens)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return np.asarray(uncached(config, parameters(config) if params is None else params, tokens, positions, jnp.ones_like(tokens)))
-
-
-def prefilled(config, tokens, width):
-    """Right-padded prefill of the first `width` tokens: padding writes garbage to the slots behind, which nobody may read."""
-    positions = jnp.broadcast_to(jnp.arange(width), (len(tokens), width))
-    return cached(
-        config, parameters(config), jnp.asarray(tokens[:, :width]), positions, Cache.empty(config, len(tokens), SLOTS, jnp.float32)
-    )
-
-
-def step(config, cache, tokens, positions):
-    hidden, cache = cached(config, parameters(config), jnp.asarray(tokens)[:, None], jnp.asarray(positions, jnp.int32)[:, None], cache)
-    return np.asarray(hidden[:, 0]), cache
+@functools.cache
+def expected(config):
+    return full(config, parameters(config), TOKENS)
 
 
 def close(a, b):
@@ -66,89 +63,110 @@ def close(a, b):
 # ---- cached decoding
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@every_config
 def test_cached_decoding_equals_the_full_forward_for_every_split_point(config):
-    """The prefill is as wide as the longest prompt; what lies behind the split is replaced by other tokens, which nobody may see."""
-    expected = full(config, TOKENS)
-    for split in range(1, TOKENS.shape[1]):
-        padded = np.concatenate([TOKENS[:, :split], (TOKENS[:, split:] + 50) % config.vocab_size], axis=1)
-        hidden, cache = prefilled(config, padded, TOKENS.shape[1])
-        close(hidden[:, :split], expected[:, :split])
-        for t in range(split, TOKENS.shape[1]):
-            hidden, cache = step(config, cache, TOKENS[:, t], np.full(len(TOKENS), t))
-            close(hidden, expected[:, t])
+    """The prefill is always as wide as the longest prompt; what lies behind the split is other tokens, which nobody may see."""
+    for split in range(1, WIDTH):
+        out, cache = prefill(config, parameters(config), padded(TOKENS, np.full(ROWS, split)), np.full(ROWS, split))
+        close(out[:, :split], expected(config)[:, :split])
+        for t in range(split, WIDTH):
+            out, cache = step(config, parameters(config), cache, TOKENS[:, t], np.full(ROWS, t))
+            close(out, expected(config)[:, t])
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@every_config
 def test_rows_of_different_lengths_decode_side_by_side(config):
     """The prefill is padded on the right; then every row goes on at its own position."""
-    rng = np.random.default_rng(1)
-    continuation = rng.integers(0, config.vocab_size, (len(LENGTHS), 7)).astype(np.int32)
-    padded = TOKENS.copy()
-    for row, length in enumerate(LENGTHS):
-        padded[row, length:] = rng.integers(0, config.vocab_size, 16 - length)  # the worst padding: real ids
-    hidden, cache = prefilled(config, padded, 16)
-    wholes = [full(config, np.concatenate([TOKENS[r, :n], continuation[r]])[None])[0] for r, n in enumerate(LENGTHS)]
-    for row, length in enumerate(LENGTHS):
-        close(hidden[row, :length], wholes[row][:length])
+    lengths, params = np.array([5, 12, 1, 9, 16]), parameters(config)
+    continuation = np.random.default_rng(1).integers(0, config.vocab_size, (ROWS, 7)).astype(np.int32)
+    whole = full(config, params, continued(TOKENS, lengths, continuation))
+    out, cache = prefill(config, params, padded(TOKENS, lengths), lengths)
+    for row, length in enumerate(lengths):
+        close(out[row, :length], whole[row, :length])
     for t in range(7):
-        hidden, cache = step(config, cache, continuation[:, t], LENGTHS + t)
-        for row, length in enumerate(LENGTHS):
-            close(hidden[row], wholes[row][length + t])
+        out, cache = step(config, params, cache, continuation[:, t], lengths + t)
+        close(out, whole[np.arange(ROWS), lengths + t])
 
 
-def test_chunked_prefill_is_the_same_path():
-    expected = full(TINY_MODEL, TOKENS)
-    cache = Cache.empty(TINY_MODEL, len(TOKENS), SLOTS, jnp.float32)
-    for start, stop in [(0, 4), (4, 5), (5, 16)]:
-        positions = jnp.broadcast_to(jnp.arange(start, stop), (len(TOKENS), stop - start))
-        hidden, cache = cached(TINY_MODEL, parameters(TINY_MODEL), jnp.asarray(TOKENS[:, start:stop]), positions, cache)
-        close(hidden, expected[:, start:stop])
+@every_config
+def test_chunked_prefill_with_other_chunks_in_every_row_is_the_same_path(config):
+    """Chunks of one to four tokens, padded to four; a row that has no more feeds its last token again."""
+    rng, cache, done, width = np.random.default_rng(2), empty(config, ROWS), np.zeros(ROWS, int), 4
+    tokens = np.concatenate([TOKENS, TOKENS[:, :width]], axis=1)
+    while (done < WIDTH).any():
+        counts = np.minimum(rng.integers(1, width + 1, ROWS), np.maximum(WIDTH - done, 1))
+        first = np.minimum(done, WIDTH - 1)
+        chunk = np.stack([tokens[row, start : start + width] for row, start in enumerate(first)])
+        out, cache = extend(config, parameters(config), cache, padded(chunk, counts, seed=done[0]), first, counts)
+        for row, (start, count) in enumerate(zip(first, counts, strict=True)):
+            close(out[row, :count], expected(config)[row, start : start + count])
+        done = first + counts
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@every_config
 def test_gathered_and_branched_rows_decode_as_if_they_had_never_moved(config):
     """Rows are permuted, one is branched twice, one dropped, the slots shrink to what is needed, and all move into another pool."""
-    hidden, cache = prefilled(config, TOKENS, 10)
-    lengths = np.array([10, 7, 10, 3, 9])
-    index, at = np.array([4, 1, 1, 1, 0]), np.array([2, 0, 5, 3, 1])
-    pool = Cache(*(jnp.full((config.n_layers, 7, config.n_kv_heads, SLOTS, config.head_dim), np.nan) for _ in range(2)))
+    params, lengths = parameters(config), np.array([10, 7, 10, 3, 9])
+    _, cache = prefill(config, params, padded(TOKENS, lengths), lengths)
+    index, at, pool_rows = np.array([4, 1, 1, 1, 0]), np.array([2, 0, 5, 3, 1]), 7
     small = cache.take(jnp.asarray(index), 12)
     assert small.slots == 12
+    pool = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty(config, pool_rows))
     # A target past the pool is padding.
-    pool = pool.put(jnp.asarray([*at, 99]), Cache(*(jnp.concatenate([x, x[:, :1] * 0], axis=1) for x in (small.k, small.v))))
-    assert np.isnan(np.asarray(pool.k[:, [4, 6]])).all(), "rows that are not targets stay as they are"
-    assert np.isnan(np.asarray(pool.k[:, :, :, 12:])).all(), "slots past the written ones stay as they are"
-    pool = jax.tree.map(jnp.nan_to_num, pool)
-    continuation = np.random.default_rng(2).integers(0, config.vocab_size, (7, 6)).astype(np.int32)
-    position = np.zeros(7, int)
-    position[at] = lengths[index]
-    whole = {
-        row: full(config, np.concatenate([TOKENS[source, : lengths[source]], continuation[row]])[None])[0]
-        for row, source in zip(at, index, strict=True)
-    }
+    pool = pool.put(jnp.asarray([*at, 99]), jax.tree.map(lambda x: jnp.concatenate([x, x[:, :1] * 0], axis=1), small))
+    for stack in pool.stacks.values():
+        for leaf in jax.tree.leaves(stack):
+            assert np.isnan(leaf[:, [4, 6]]).all(), "rows that are not targets stay as they are"
+            written = leaf[:, at, :, :12] if isinstance(stack, AttentionCache) else leaf[:, at]
+            assert not np.isnan(written).any()
+        if isinstance(stack, AttentionCache):
+            assert np.isnan(stack.k[:, :, :, 12:]).all(), "slots past the written ones stay as they are"
+    pool = place(jax.tree.map(jnp.nan_to_num, pool))
+
+    continuation = np.random.default_rng(2).integers(0, config.vocab_size, (pool_rows, 6)).astype(np.int32)
+    position, source = np.zeros(pool_rows, int), np.zeros((pool_rows, WIDTH), np.int32)
+    position[at], source[at] = lengths[index], TOKENS[index]
+    whole = full(config, params, continued(source, position, continuation))
     for t in range(6):
-        hidden, pool = step(config, pool, continuation[:, t], position + t)
-        for row in at:
-            close(hidden[row], whole[row][position[row] + t])
-    assert not np.allclose(hidden[0], hidden[5], atol=1e-2), "branches of one row go different ways"
+        out, pool = step(config, params, pool, continuation[:, t], position + t)
+        close(out[at], whole[at, position[at] + t])
+    assert not np.allclose(out[0], out[5], atol=1e-2), "branches of one row go different ways"
 
 
-def test_rewriting_the_last_token_in_place_changes_nothing():
+@every_config
+def test_feeding_the_last_token_again_changes_nothing(config):
     """What a finished row does while its batch mates go on."""
-    _, cache = prefilled(TINY_MODEL, TOKENS, 9)
-    once, cache = step(TINY_MODEL, cache, TOKENS[:, 8], np.full(5, 8))
-    close(once, full(TINY_MODEL, TOKENS)[:, 8])
-    again, after = step(TINY_MODEL, cache, TOKENS[:, 8], np.full(5, 8))
+    params, at = parameters(config), np.full(ROWS, 8)
+    _, cache = prefill(config, params, padded(TOKENS, at), at)
+    once, cache = step(config, params, cache, TOKENS[:, 8], at)
+    close(once, expected(config)[:, 8])
+    again, after = step(config, params, cache, TOKENS[:, 8], at)
     np.testing.assert_array_equal(once, again)
     jax.tree.map(np.testing.assert_array_equal, cache, after)
+    close(step(config, params, after, TOKENS[:, 9], at + 1)[0], expected(config)[:, 9])
+
+
+def test_the_cache_holds_what_each_layer_type_needs():
+    """Keys and values per slot for attention, and only the last inputs for convolutions, however long the row."""
+    stacks = Cache.empty(MIXED_MODEL, 3, 50, jnp.bfloat16).stacks
+    layers = [stack for segment in segments(MIXED_MODEL.kinds) for stack in segment.stacks]
+    assert [stack.name for stack in layers] == list(stacks)
+    for stack in layers:
+        held = stacks[stack.name]
+        if stack.kind == "conv":
+            assert isinstance(held, ConvCache)
+            assert held.inputs.shape == (len(stack.layers), 3, MIXED_MODEL.conv_kernel, MIXED_MODEL.d_model)
+        else:
+            assert isinstance(held, AttentionCache)
+            assert held.k.shape == held.v.shape == (len(stack.layers), 3, MIXED_MODEL.n_kv_heads, 50, MIXED_MODEL.head_dim)
+        assert {leaf.dtype for leaf in jax.tree.leaves(held)} == {jnp.dtype("bfloat16")}
 
 
 # ---- parts against slow references
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4), (5, 1)])
-def test_attention_equals_loops(heads, kv_heads):
+@pytest.mark.parametrize(("heads", "kv_heads", "scale"), [(6, 2, 0.5), (4, 4, 0.3), (5, 1, 2.0)])
+def test_attention_equals_loops(heads, kv_heads, scale):
     rng = np.random.default_rng(heads)
     batch, steps, slots, dim = 2, 3, 7, 4
     q = rng.standard_normal((batch, steps, heads, dim)).astype(np.float32)
@@ -156,13 +174,12 @@ def test_attention_equals_loops(heads, kv_heads):
     mask = rng.random((batch, steps, slots)) < 0.5
     mask[..., 2] = True
     out = np.zeros_like(q)
-    for b in range(batch):
-        for t in range(steps):
-            for h in range(heads):
-                group = h // (heads // kv_heads)
-                weights = np.array([np.exp(q[b, t, h] @ k[b, group, s] / np.sqrt(dim)) if mask[b, t, s] else 0.0 for s in range(slots)])
-                out[b, t, h] = sum(w * v[b, group, s] for s, w in enumerate(weights / weights.sum()))
-    np.testing.assert_allclose(attend(q, k, v, jnp.asarray(mask)), out, atol=1e-5)
+    for b, t, h in itertools.product(range(batch), range(steps), range(heads)):
+        group = h // (heads // kv_heads)
+        scores = np.array([scale * (q[b, t, h] @ k[b, group, s]) for s in range(slots)])
+        weights = np.exp(scores) * mask[b, t]
+        out[b, t, h] = sum(w * v[b, group, s] for s, w in enumerate(weights / weights.sum()))
+    np.testing.assert_allclose(attend(q, k, v, jnp.asarray(mask), scale), out, atol=1e-5)
 
 
 def test_attention_survives_large_scores_and_ignores_what_is_masked():
@@ -170,11 +187,16 @@ def test_attention_survives_large_scores_and_ignores_what_is_masked():
     q = 100 * rng.standard_normal((1, 2, 2, 4)).astype(np.float32)
     k, v = 100 * rng.standard_normal((2, 1, 2, 5, 4)).astype(np.float32)
     mask = jnp.asarray([[[True, True, False, False, False], [True, True, True, False, False]]])
-    out = np.asarray(attend(q, k, v, mask))
+    out = np.asarray(attend(q, k, v, mask, 0.5))
     assert np.isfinite(out).all()
     k2, v2 = k.copy(), v.copy()
     k2[:, :, 3:], v2[:, :, 3:] = 1e4, -1e4
-    np.testing.assert_array_equal(out, attend(q, k2, v2, mask))
+    np.testing.assert_array_equal(out, attend(q, k2, v2, mask, 0.5))
+
+
+def turned(x, positions, theta):
+    """`x [B, T, H, D]` rotated, unscaled frequencies."""
+    return rotate(x, *rotation(jnp.asarray(positions), rope_frequencies(x.shape[-1], theta, RopeScaling())))
 
 
 def test_rope_equals_multiplication_by_unit_complex_numbers():
@@ -183,8 +205,8 @@ def test_rope_equals_multiplication_by_unit_complex_numbers():
     positions = rng.integers(0, 90, (2, 5))
     pairs = x[..., :4] + 1j * x[..., 4:]  # channel i pairs with channel i + D/2
     frequency = np.array([1 / 50.0 ** (2 * i / 8) for i in range(4)])
-    turned = pairs * np.exp(1j * positions[:, :, None, None] * frequency)
-    np.testing.assert_allclose(rotate(x, jnp.asarray(positions), 50.0), np.concatenate([turned.real, turned.imag], -1), atol=2e-5)
+    z = pairs * np.exp(1j * positions[:, :, None, None] * frequency)
+    np.testing.assert_allclose(turned(x, positions, 50.0), np.concatenate([z.real, z.imag], -1), atol=2e-5)
 
 
 def test_rope_products_depend_on_distance_alone():
@@ -192,67 +214,104 @@ def test_rope_products_depend_on_distance_alone():
     q, k = rng.standard_normal((2, 1, 1, 1, 10)).astype(np.float32)
 
     def product(m, n):
-        return float(jnp.vdot(rotate(q, jnp.asarray([[m]]), 100.0), rotate(k, jnp.asarray([[n]]), 100.0)))
+        return float(jnp.vdot(turned(q, [[m]], 100.0), turned(k, [[n]], 100.0)))
 
     for m, n, shift in [(5, 2, 11), (0, 9, 30), (4, 4, 50)]:
         assert product(m, n) == pytest.approx(product(m + shift, n + shift), abs=1e-4)
     assert abs(product(5, 2) - product(5, 3)) > 1e-3
 
 
-def test_the_whole_forward_equals_plain_numpy():
-    """One layer written out once more, with loops over layers and heads; no shared code."""
-    for config in CONFIGS:
-        p = jax.tree.map(lambda x: np.asarray(x, np.float64), parameters(config))
-        tokens = TOKENS[0, :9]
+def test_rope_scaling_stretches_the_long_wavelengths():
+    plain = rope_frequencies(64, 10000.0, RopeScaling())
+    np.testing.assert_allclose(rope_frequencies(64, 10000.0, RopeScaling("linear", 8.0)), plain / 8, rtol=1e-6)
+    scaled = rope_frequencies(64, 10000.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 8192))
+    wavelength = 2 * np.pi / plain
+    short, long = wavelength < 8192 / 4, wavelength > 8192
+    np.testing.assert_array_equal(scaled[short], plain[short])
+    np.testing.assert_allclose(scaled[long], plain[long] / 8, rtol=1e-6)
+    between = ~short & ~long
+    assert between.any()
+    assert ((plain / 8 < scaled) & (scaled < plain))[between].all()
 
-        def norm(x, scale, eps=config.rms_eps):
-            return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
 
-        def turn(x, theta=config.rope_theta):
-            half = x.shape[-1] // 2
-            z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half))
-            return np.concatenate([z.real, z.imag], -1)
+@pytest.mark.parametrize("config", [TINY_MODEL, OTHER_MODEL], ids=["tiny", "other"])
+def test_the_whole_forward_equals_plain_numpy(config):
+    """Layers written out once more, with loops over layers and heads; no shared code. (test_families has the other features.)"""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), parameters(config))
+    tokens = TOKENS[0]
 
-        x = p["embed"][tokens]
-        for layer in range(config.n_layers):
-            w = {name: value[layer] for name, value in p["blocks"].items()}
-            y, attended = norm(x, w["attn_norm"]), 0
-            for h in range(config.n_heads):
-                group = h * config.n_kv_heads // config.n_heads
-                q, k, v = y @ w["q"][:, h], y @ w["k"][:, group], y @ w["v"][:, group]
-                if config.qk_norm:
-                    q, k = norm(q, w["q_norm"]), norm(k, w["k_norm"])
-                scores = turn(q) @ turn(k).T / np.sqrt(config.head_dim)
-                weights = np.exp(scores - scores.max(-1, keepdims=True)) * np.tri(len(tokens))
-                attended = attended + weights / weights.sum(-1, keepdims=True) @ v @ w["o"][h]
-            x = x + attended
-            y = norm(x, w["mlp_norm"])
-            gate = y @ w["gate"]
-            x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
-        close(full(config, tokens[None])[0], norm(x, p["final_norm"]))
+    def norm(x, scale, eps=config.rms_eps):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+    def turn(x, theta=config.rope_theta):
+        half = x.shape[-1] // 2
+        z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half))
+        return np.concatenate([z.real, z.imag], -1)
+
+    x = p["embed"][tokens]
+    for layer in range(config.n_layers):
+        w = {name: value[layer] for name, value in p["blocks"]["0_attention"].items()}
+        y, attended = norm(x, w["mixer_norm"]), 0
+        for h in range(config.n_heads):
+            group = h * config.n_kv_heads // config.n_heads
+            q, k, v = y @ w["q"][:, h], y @ w["k"][:, group], y @ w["v"][:, group]
+            if config.qk_norm:
+                q, k = norm(q, w["q_norm"]), norm(k, w["k_norm"])
+            scores = turn(q) @ turn(k).T / np.sqrt(config.head_dim)
+            weights = np.exp(scores - scores.max(-1, keepdims=True)) * np.tri(len(tokens))
+            attended = attended + weights / weights.sum(-1, keepdims=True) @ v @ w["o"][h]
+        x = x + attended
+        y = norm(x, w["mlp_norm"])
+        gate = y @ w["gate"]
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
+    close(expected(config)[0], norm(x, p["final_norm"]) @ p["embed" if config.tied else "unembed"].T)
 
 
 # ---- packing
 
 
-def test_two_segments_in_a_row_equal_each_alone():
-    a, b = TOKENS[0, :7], TOKENS[1, :6]
+@every_config
+def test_two_segments_in_a_row_equal_each_alone(config):
+    params, a, b = parameters(config), TOKENS[0, :7], TOKENS[1, :6]
     row = jnp.asarray(np.concatenate([a, b, [0, 0, 0]]))[None]
-    segments = jnp.asarray([[1] * 7 + [2] * 6 + [0] * 3])
+    ids = jnp.asarray([[1] * 7 + [2] * 6 + [0] * 3])
     positions = jnp.asarray([[*range(7), *range(6), 0, 0, 0]])
-    packed = np.asarray(uncached(TINY_MODEL, parameters(TINY_MODEL), row, positions, segments))[0]
-    close(packed[:7], full(TINY_MODEL, a[None])[0])
-    close(packed[7:13], full(TINY_MODEL, b[None])[0])
-    recomputed = uncached(TINY_MODEL, parameters(TINY_MODEL), row, positions, segments, remat=True)
-    close(recomputed[0], packed)
+    packed = np.asarray(uncached(config, params, row, positions, ids))[0]
+    close(packed[:7], expected(config)[0, :7])
+    close(packed[7:13], expected(config)[1, :6])
 
 
-def test_no_position_sees_the_future():
-    changed = TOKENS.copy()
-    changed[:, 9:] = (changed[:, 9:] + 1) % TINY_MODEL.vocab_size
-    a, b = full(TINY_MODEL, TOKENS), full(TINY_MODEL, changed)
-    np.testing.assert_array_equal(a[:, :9], b[:, :9])
-    assert np.abs(a[:, 9:] - b[:, 9:]).max() > 0.1
+def test_recomputing_layers_in_the_backward_pass_changes_no_gradient():
+    tokens, positions = jnp.asarray(TOKENS), jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape)
+
+    def loss(params, remat):
+        ones = jnp.ones_like(tokens)
+        hidden, _ = hidden_states(EACH_MODEL, params, tokens, positions, layout=LAYOUT, segment_ids=ones, remat=remat)
+        return jnp.square(hidden @ jnp.arange(1.0, EACH_MODEL.d_model + 1)).mean()
+
+    for remat in (False, True):
+        assert ("remat" in str(jax.make_jaxpr(functools.partial(loss, remat=remat))(parameters(EACH_MODEL)))) == remat
+    plain, recomputed = (fast_jit(jax.grad(functools.partial(loss, remat=remat)))(parameters(EACH_MODEL)) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max()), plain, recomputed)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain)), "every parameter has a gradient"
+
+
+@every_config
+def test_no_position_sees_the_future(config):
+    changed = full(config, parameters(config), padded(TOKENS, np.full(ROWS, 9)))
+    np.testing.assert_array_equal(changed[:, :9], expected(config)[:, :9])
+    assert (np.abs(changed - expected(config))[:, 9:].max(-1) > 1e-2).all()
+
+
+def test_a_model_of_short_sight_sees_as_far_as_its_layers_reach():
+    """Two sliding layers of window 3 and a convolution of 3 taps reach 2 tokens back each, so position t depends on t - 6 to t."""
+    config = dataclasses.replace(TINY_MODEL, layer_types=("sliding", "conv", "sliding"), sliding_window=3, conv_kernel=3)
+    params, changed = parameters(config), TOKENS.copy()
+    changed[:, 2] = (changed[:, 2] + 1) % config.vocab_size
+    seen = np.abs(full(config, params, changed) - full(config, params, TOKENS)).max((0, 2))
+    assert (seen[2:9] > 1e-5).all()
+    assert (seen[:2] == 0).all()
+    assert (seen[9:] == 0).all()
 
 
 def test_a_forward_without_cache_needs_segments():
@@ -262,63 +321,170 @@ def test_a_forward_without_cache_needs_segments():
 
 # ---- no unread setting
 
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rope_theta": 10000.0},
-        {"rms_eps": 1e-6},
-        {"n_heads": 2},
-        {"head_dim": 8},
-        {"d_ff": 56},
-        {"n_layers": 2},
-        {"n_kv_heads": 1},
-        {"d_model": 48},
+# A change of every setting of EACH_MODEL. `max_positions` is the decoder's.
+SHAPES = {  # those that change the parameters' shapes, or which there are
+    "vocab_size": 77, "d_model": 48, "n_layers": 2, "n_heads": 3, "n_kv_heads": 2, "head_dim": 8, "d_ff": 56,
+    "layer_types": ("sliding", "attention", "conv"), "conv_kernel": 3, "conv_bias": False,
+    "qk_norm": False, "post_norms": False, "attention_bias": False, "mlp_bias": False, "tied": False,
+}  # fmt: skip
+VALUES = {  # those that change what the same parameters compute
+    "sliding_window": [4], "rope_theta": [500.0], "sliding_rope_theta": [70.0, 0.0], "rms_eps": [2e-2], "norm_plus_one": [False],
+    "attention_scale": [0.4, 0.0], "logit_softcap": [1.0, 0.0], "activation": ["silu", "gelu", "relu"],
+    "scale_embedding": [False], "rope_scaling": [
+        RopeScaling(), RopeScaling("linear", 4.0), RopeScaling("llama3", 2.0, 1.5, 3.0, 150), RopeScaling("llama3", 4.0, 0.5, 3.0, 150),
+        RopeScaling("llama3", 4.0, 1.5, 2.5, 150), RopeScaling("llama3", 4.0, 1.5, 3.0, 120),
     ],
-    ids=lambda c: next(iter(c)),
-)
-def test_every_config_value_is_read(change):
-    other = dataclasses.replace(TINY_MODEL, **change)
-    before, after = init_params(TINY_MODEL, 3), init_params(other, 3)
-    if next(iter(change)) in ("rope_theta", "rms_eps"):
-        assert np.abs(full(TINY_MODEL, TOKENS, before) - full(other, TOKENS, before)).max() > 1e-3
-    else:
-        assert jax.tree.map(jnp.shape, before) != jax.tree.map(jnp.shape, after)
-        assert np.isfinite(full(other, TOKENS, after)).all()
+}  # fmt: skip
 
 
-def test_qk_norm_tied_and_vocab_size_decide_which_parameters_exist():
+def test_every_setting_is_changed_below():
+    assert {*SHAPES, *VALUES, "max_positions"} == {field.name for field in dataclasses.fields(ModelConfig)}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_size_and_switch_is_read(name):
+    before = dataclasses.replace(EACH_MODEL, layer_types=(), sliding_window=0, conv_kernel=0) if name == "n_layers" else EACH_MODEL
+    after = dataclasses.replace(before, **{name: SHAPES[name]})
+    assert jax.tree.map(lambda s: s.shape, param_shapes(after)) != jax.tree.map(lambda s: s.shape, param_shapes(before))
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALUES.items() for value in values])
+def test_every_value_is_read(name, value):
+    changed = full(dataclasses.replace(EACH_MODEL, **{name: value}), parameters(EACH_MODEL), TOKENS)
+    assert np.abs(changed - expected(EACH_MODEL)).max() > 1e-4
+
+
+def test_switches_decide_which_parameters_exist():
     shapes = param_shapes(TINY_MODEL)
     assert "unembed" not in shapes
-    assert "q_norm" not in shapes["blocks"]
+    assert set(shapes["blocks"]["0_attention"]) == {"mixer_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down"}
     other = param_shapes(dataclasses.replace(TINY_MODEL, qk_norm=True, tied=False, vocab_size=77))
     assert other["unembed"].shape == other["embed"].shape == (77, 32)
-    assert other["blocks"]["q_norm"].shape == other["blocks"]["k_norm"].shape == (3, 10)
-    normed = dataclasses.replace(TINY_MODEL, qk_norm=True)
-    assert np.abs(full(normed, TOKENS, init_params(normed, 3)) - full(TINY_MODEL, TOKENS, init_params(TINY_MODEL, 3))).max() > 1e-2
+    assert other["blocks"]["0_attention"]["q_norm"].shape == other["blocks"]["0_attention"]["k_norm"].shape == (3, 10)
+    mixed = param_shapes(MIXED_MODEL)["blocks"]
+    common = {"mixer_norm", "mixer_post_norm", "mlp_norm", "mlp_post_norm", "gate", "up", "down", "gate_bias", "up_bias", "down_bias"}
+    for stack in (stack for segment in segments(MIXED_MODEL.kinds) for stack in segment.stacks):
+        conv = {"conv_in", "conv_in_bias", "conv", "conv_bias", "conv_out", "conv_out_bias"}
+        attention = {"q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm"}
+        assert set(mixed[stack.name]) == common | (conv if stack.kind == "conv" else attention)
+
+
+def test_logits_are_products_with_the_table_soft_capped():
     tied, untied = parameters(TINY_MODEL), parameters(OTHER_MODEL)
     assert unembedding(TINY_MODEL, tied) is tied["embed"]
     assert unembedding(OTHER_MODEL, untied) is untied["unembed"]
+    rng = np.random.default_rng(0)
+    hidden, table = rng.standard_normal((2, 3, 8)), rng.standard_normal((5, 8))
+    products = np.einsum("bth,nh->btn", hidden, table)
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (hidden, table)]
+    assert logits(TINY_MODEL, *half).dtype == jnp.float32
+    single = [jnp.asarray(x, jnp.float32) for x in (hidden, table)]
+    np.testing.assert_allclose(logits(TINY_MODEL, *single), products, atol=1e-5)
+    np.testing.assert_allclose(logits(MIXED_MODEL, *single), 2 * np.tanh(products / 2), atol=1e-5)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+# ---- parameters
+
+
+@every_config
 def test_abstract_parameters_are_those_of_initialisation_and_every_axis_has_a_name(config):
-    params = init_params(config, 0)
+    params = initialised(config)
     described = jax.tree.map(lambda s: (s.shape, s.dtype), param_shapes(config))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == described
     assert all(jax.tree.leaves(jax.tree.map(lambda x, axes: len(axes) == x.ndim, params, param_axes(config))))
+    assert list(params["blocks"]) == [stack.name for segment in segments(config.kinds) for stack in segment.stacks]
+
+
+@every_config
+def test_norms_start_as_multiplication_by_one_and_biases_at_zero(config):
+    for block in initialised(config)["blocks"].values():
+        for name, leaf in block.items():
+            if name.endswith("_bias"):
+                assert (np.asarray(leaf) == 0).all(), name
+            elif name.endswith("_norm"):
+                assert (np.asarray(leaf) + config.norm_plus_one == 1).all(), name
+            else:
+                assert 0.01 < np.asarray(leaf).std() < 1, name
 
 
 def test_parameters_are_a_function_of_the_seed():
-    a, b, c = (init_params(TINY_MODEL, seed) for seed in (1, 1, 2))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-    assert np.abs(a["embed"] - c["embed"]).max() > 1e-3
+    again, other = compiled_init(TINY_MODEL, 3), compiled_init(TINY_MODEL, 4)
+    jax.tree.map(np.testing.assert_array_equal, initialised(TINY_MODEL), again)
+    assert np.abs(again["embed"] - other["embed"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_bfloat16_parameters_give_finite_bfloat16_output_near_float32(config):
+@every_config
+def test_bfloat16_parameters_give_finite_bfloat16_hidden_states_near_float32(config):
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters(config))
-    half = full(config, TOKENS, params)
-    assert half.dtype == jnp.bfloat16
-    whole = full(config, TOKENS)
-    assert np.abs(half.astype(np.float32) - whole).mean() < 0.05 * np.abs(whole).mean()
+    tokens = jnp.asarray(TOKENS)
+    hidden, _ = jax.eval_shape(lambda: hidden_states(config, params, tokens, tokens, layout=LAYOUT, segment_ids=tokens))
+    assert hidden.dtype == jnp.bfloat16
+    half = full(config, params, TOKENS)
+    assert np.abs(half - expected(config)).mean() < 0.05 * np.abs(expected(config)).mean()
+    out, cache = cached(config, params, tokens, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape), empty(config, ROWS, jnp.bfloat16), None)
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
+    assert np.abs(np.asarray(out) - half).mean() < 0.02 * np.abs(half).mean()
+
+
+# ---- stacks
+
+LFM2_350M = tuple({"c": "conv", "a": "attention"}[letter] for letter in "ccaccaccacacacac")
+GEMMA_1B = tuple("attention" if layer % 6 == 5 else "sliding" for layer in range(26))
+
+
+def unrolled(kinds):
+    """(layer, type) in the order in which the forward applies them."""
+    return [
+        (stack.layers[repeat], stack.kind)
+        for segment in segments(kinds)
+        for repeat in range(segment.repeats)
+        for stack in segment.stacks
+    ]  # fmt: skip
+
+
+def fewest_stacks(kinds):
+    """By trying every cut into consecutive pieces; a piece costs the shortest pattern that it repeats."""
+
+    def cost(piece):
+        return next(n for n in range(1, len(piece) + 1) if len(piece) % n == 0 and piece[:n] * (len(piece) // n) == piece)
+
+    found = []
+    for cuts in itertools.product([False, True], repeat=len(kinds) - 1):
+        ends = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(kinds)]
+        found.append((sum(cost(kinds[a:b]) for a, b in itertools.pairwise(ends)), len(ends) - 1))
+    return min(found)
+
+
+@given(st.lists(st.sampled_from(LAYER_TYPES), min_size=1, max_size=30).map(tuple))
+def test_segments_apply_every_layer_once_and_in_order(kinds):
+    assert unrolled(kinds) == list(enumerate(kinds))
+    stacks = [stack for segment in segments(kinds) for stack in segment.stacks]
+    assert [stack.name for stack in stacks] == [f"{number}_{stack.kind}" for number, stack in enumerate(stacks)]
+
+
+@given(st.lists(st.sampled_from(LAYER_TYPES), min_size=1, max_size=9).map(tuple))
+def test_segments_have_the_fewest_stacks_and_then_the_fewest_segments(kinds):
+    found = segments(kinds)
+    assert (sum(len(segment.stacks) for segment in found), len(found)) == fewest_stacks(kinds)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "lengths_and_repeats"),
+    [
+        (("attention",) * 28, [(1, 28)]),
+        (LFM2_350M, [(3, 3), (2, 3), (1, 1)]),
+        (GEMMA_1B, [(6, 4), (1, 2)]),
+        (("sliding",) * 5, [(1, 5)]),
+        (("conv",), [(1, 1)]),
+    ],
+    ids=["28 equal layers", "LFM2 350M", "Gemma 3 1B", "5 equal layers", "one layer"],
+)
+def test_segments_of_known_models(kinds, lengths_and_repeats):
+    assert [(len(segment.stacks), segment.repeats) for segment in segments(kinds)] == lengths_and_repeats
+
+
+def test_stacks_of_a_repeated_pattern_take_every_pattern_length_th_layer():
+    first, last = segments(GEMMA_1B)
+    assert [stack.layers for stack in first.stacks] == [tuple(range(offset, 24, 6)) for offset in range(6)]
+    assert [stack.kind for stack in first.stacks] == ["sliding"] * 5 + ["attention"]
+    assert last.stacks[0].layers == (24, 25)

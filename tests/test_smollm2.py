@@ -65,7 +65,12 @@ def test_greedy_continuations_equal_those_of_transformers(smollm2, exported):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32), AutoTokenizer.from_pretrained(exported)
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     found = model.generate(
-        **batch, max_new_tokens=TOKENS, do_sample=False, eos_token_id=list(smollm2.tokenizer.eos_ids), pad_token_id=0, repetition_penalty=1.0
+        **batch,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        eos_token_id=list(smollm2.tokenizer.eos_ids),
+        pad_token_id=0,
+        repetition_penalty=1.0,
     )
     for prompt, mine, row in zip(QUESTIONS, ours, found[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
         assert mine == row[: len(mine)], prompt

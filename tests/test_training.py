@@ -28,6 +28,7 @@ from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, split_validation, train
 from zip_rc_jax.training.loss import joint_loss, token_losses
+from zip_rc_jax.training.predict import labelled_features
 from zip_rc_jax.training.step import StepSettings, TrainState, init_state, learning_rate, losses, train_step
 from zip_rc_jax.zip_head import policy_logits
 
@@ -155,8 +156,11 @@ def test_the_chunk_size_does_not_matter(kind):
 
 def test_no_array_of_all_positions_times_the_vocabulary_exists():
     def f(hidden, table):
-        return sum(x.sum() for x in token_losses(TINY_MODEL, hidden, table, jnp.zeros(4096, jnp.int32), np.arange(999) < 900, teacher_hidden=hidden,
-                                                 teacher_table=table, kl_kind="forward", kl_top_k=4, chunk=64))  # fmt: skip
+        found = token_losses(
+            TINY_MODEL, hidden, table, jnp.zeros(4096, jnp.int32), np.arange(999) < 900,
+            teacher_hidden=hidden, teacher_table=table, kl_kind="forward", kl_top_k=4, chunk=64,
+        )  # fmt: skip
+        return sum(x.sum() for x in found)
 
     text = str(jax.make_jaxpr(jax.grad(f, argnums=(0, 1)))(jnp.zeros((4096, 8)), jnp.zeros((999, 8))))
     assert "64,999" in text
@@ -188,6 +192,30 @@ def test_the_loss_is_the_weighted_sum_of_means_over_labelled_positions(lm):
         targets=jnp.where(batch.labelled, batch.targets, 3),
     )
     assert float(losses(settings(lm), lm.params, lm.params["body"], noise)[0]) == float(loss), "unlabelled positions do not count"
+
+
+def test_cached_features_give_the_loss_and_the_gradient_of_the_body_itself(lm):
+    """One batch that holds every rollout once, with the body and from its cached hidden states."""
+    config = dataclasses.replace(LITE, batch_rows=40)
+    found = []
+    for features in (None, labelled_features(lm, rollouts(), 4)):
+        (batch,) = train_batches(
+            rollouts(), label=config.label, batch_rows=40, row_tokens=config.row_tokens, seed=0, epochs=1, features=features
+        )
+        setting = StepSettings(lm.config, lm.head, Layout(lm.layout.mesh, TRAIN_RULES), config)
+        objective = lambda rows, batch=batch, setting=setting: losses(setting, {**lm.params, "zip_rows": rows}, None, batch)[0]  # noqa: E731
+        found.append(jax.value_and_grad(objective)(lm.params["zip_rows"]))
+    (loss, grad), (cached_loss, cached_grad) = found
+    assert float(loss) == pytest.approx(float(cached_loss), rel=1e-5)
+    np.testing.assert_allclose(grad, cached_grad, atol=1e-5)
+
+
+def test_lite_on_cached_features_learns_without_running_the_body_again(tmp_path):
+    lm = tiny_lm()
+    trained = train(lm, rollouts(), dataclasses.replace(LITE, cache_features=True, steps=30), tmp_path, source={})
+    jax.tree.map(np.testing.assert_array_equal, trained.params["body"], lm.params["body"])
+    found = [r["train/joint"] for r in records(tmp_path)]
+    assert found[-1] < found[0]
 
 
 # ---- the schedule and one step
@@ -445,7 +473,9 @@ def test_loss_and_gradients_on_eight_devices_equal_one(lm, config):
     assert one[2] == pytest.approx(eight[2], rel=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 + 1e-4 * float(np.abs(a).max())), one[1], eight[1])
     for name, x in eight[3].params["body"]["blocks"]["0_attention"].items():
-        assert x.sharding.is_equivalent_to(layout.sharding(axes["body"]["blocks"]["0_attention"][name]), x.ndim), f"{name} stays where it was"
+        assert x.sharding.is_equivalent_to(layout.sharding(axes["body"]["blocks"]["0_attention"][name]), x.ndim), (
+            f"{name} stays where it was"
+        )
 
 
 def on_mesh(**mesh):

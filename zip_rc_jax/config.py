@@ -81,7 +81,7 @@ class ModelConfig:
       post_norms: RMSNorm also on the output of attention and MLP (Gemma 3).
       attention_bias, mlp_bias: biases on the projections.
       attention_scale: scores are multiplied by it; 0 means `head_dim ** -0.5`.
-      attention_softcap, logit_softcap: `c * tanh(x / c)` on scores or final logits; 0 switches it off.
+      logit_softcap: `c * tanh(x / c)` on the final logits; 0 switches it off.
       activation: of the gated MLP: "silu", "gelu" (exact), "gelu_tanh" or "relu".
       scale_embedding: multiply embeddings by `sqrt(d_model)` (Gemma).
       tied: unembedding = embedding.
@@ -109,7 +109,6 @@ class ModelConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     attention_scale: float = 0.0
-    attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     activation: str = "silu"
     scale_embedding: bool = False
@@ -131,7 +130,7 @@ class ModelConfig:
             _require(
                 math.isfinite(value) and value > 0, f"model.{field}={value}", "it must be positive and finite", "use a positive number"
             )
-        for field in ("sliding_rope_theta", "attention_scale", "attention_softcap", "logit_softcap"):
+        for field in ("sliding_rope_theta", "attention_scale", "logit_softcap"):
             value = getattr(self, field)
             _require(math.isfinite(value) and value >= 0, f"model.{field}={value}", "0 switches it off", "use a number >= 0")
         _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim}", "RoPE rotates pairs of channels", "make it even")
@@ -315,7 +314,8 @@ class TaskConfig:
 
     Attributes:
       name: reasoning-gym dataset name.
-      levels: one dict of reasoning-gym options per level, easiest first, e.g. `{min_terms: 2, max_terms: 2}`.
+      levels: one dict of reasoning-gym options per level, easiest first, e.g. `{min_terms: 2, max_terms: 2}`. With `name` in it a level
+        is another dataset, so that levels can be a mixture of tasks.
       train_seed, heldout_seed: first seed of each split. reasoning-gym seeds problem `i` with `seed + i`, so the two must lie
         further apart than the number of problems.
     """
@@ -419,10 +419,13 @@ class TrainConfig:
         "forward" (full vocabulary), or "reverse" (paper: KL(student || teacher)).
       lm_weight: weight of the next-token cross-entropy on the responses (used to pretrain the demo policy).
       joint_weight: weight of the joint cross-entropy.
+      cache_features: with trainable="zip_rows", run the frozen body once over all rollouts and keep its final hidden states in host
+        memory (4 * d_model bytes per labelled position). Rows then hold labelled positions only, and a step costs next to nothing.
       zip_lr_multiplier: the reserved rows learn this many times faster than the body.
       save_seconds: a checkpoint at least this often; also at the end and on SIGINT / SIGTERM.
       log_every: steps between metric records.
       eval_rollouts: held-back rollouts for the validation metrics (within-prompt AUC among them).
+      evaluations: how often in the run they are computed, the last time at its end.
     """
 
     label: str = "correct"
@@ -441,18 +444,20 @@ class TrainConfig:
     kl_top_k: int = 32
     lm_weight: float = 0.0
     joint_weight: float = 1.0
+    cache_features: bool = False
     zip_lr_multiplier: float = 1.0
     loss_chunk: int = 2048
     seed: int = 0
     save_seconds: float = 60.0
     log_every: int = 50
     eval_rollouts: int = 2048
+    evaluations: int = 10
 
     def __post_init__(self) -> None:
         _one_of("label", self.label, LABELS)
         _one_of("trainable", self.trainable, TRAINABLE)
         _one_of("kl_kind", self.kl_kind, KL_KINDS)
-        for field in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every"):
+        for field in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every", "evaluations"):
             _require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
         for field in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds"):
             _require(getattr(self, field) > 0, f"{field}={getattr(self, field)}", "it must be positive", "use a positive number")
@@ -470,6 +475,12 @@ class TrainConfig:
             "give at least one a positive weight",
         )
         _require(0 <= self.warmup < 1, f"warmup={self.warmup}", "it is the fraction of steps spent warming up", "use a number in [0, 1)")
+        _require(
+            self.trainable == "zip_rows" or not self.cache_features,
+            f"cache_features=true with trainable={self.trainable!r}",
+            "the features change when the body is trained",
+            "set trainable=zip_rows",
+        )
         _require(
             not (self.trainable == "zip_rows" and (self.kl_weight or self.lm_weight)),
             f"trainable='zip_rows' with kl_weight={self.kl_weight}, lm_weight={self.lm_weight}",

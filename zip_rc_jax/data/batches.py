@@ -36,6 +36,7 @@ class TrainBatch:
       censored: bool, the rollout was cut off, so `remaining` is a lower bound; False where not labelled.
       targets: int32 next token of the same rollout.
       lm_weight: float32, 1 where `targets` is a response token, else 0.
+      hidden: float32 `[B, S, d_model]`, final hidden states of a frozen body; None if the step runs the body itself.
     """
 
     tokens: Any
@@ -47,6 +48,7 @@ class TrainBatch:
     censored: Any
     targets: Any
     lm_weight: Any
+    hidden: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,12 @@ class _Columns:
         end = np.cumsum(prompt + output)
         return cls(np.concatenate(parts), end - prompt - output, prompt, end, reward.astype(np.float32), censored.astype(bool))
 
+    def labelled_number(self, at: np.ndarray) -> np.ndarray:
+        """For indices `at` of labelled positions: which one each is, counted over all rollouts (0 for padding, -1)."""
+        before = np.cumsum(self.end - self.start - self.prompt) - (self.end - self.start - self.prompt)
+        rollout = np.searchsorted(self.start, np.maximum(at, 0), side="right") - 1
+        return np.where(at >= 0, before[rollout] + at - (self.start[rollout] + self.prompt[rollout] - 1), 0)
+
     def fields(self, at: np.ndarray) -> dict[str, np.ndarray]:
         """The label fields of `TrainBatch` at indices `at` into `tokens` (any shape; -1 = padding, all zero)."""
         real = at >= 0
@@ -116,10 +124,10 @@ def example(rollout: Rollout, label: str) -> dict[str, np.ndarray]:
 
 
 class _Spans:
-    """What Grain shuffles and packs: for each rollout, the indices of its input positions."""
+    """What Grain shuffles and packs: for each rollout, the indices of its input positions, or of its labelled positions only."""
 
-    def __init__(self, columns: _Columns):
-        self._start, self._end = columns.start, columns.end
+    def __init__(self, columns: _Columns, labelled_only: bool):
+        self._start, self._end = columns.start + (columns.prompt - 1 if labelled_only else 0), columns.end
 
     def __len__(self) -> int:
         return len(self._start)
@@ -129,7 +137,14 @@ class _Spans:
 
 
 def train_batches(
-    source: Iterable[Rollout], *, label: str, batch_rows: int, row_tokens: int, seed: int, epochs: int | None = None
+    source: Iterable[Rollout],
+    *,
+    label: str,
+    batch_rows: int,
+    row_tokens: int,
+    seed: int,
+    epochs: int | None = None,
+    features: np.ndarray | None = None,
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
@@ -142,6 +157,8 @@ def train_batches(
       label: "correct" or "value": the reward.
       epochs: passes over the rollouts; None repeats for ever. The last batch is padded with empty rows. A batch may hold the end
         of one epoch and the beginning of the next.
+      features: float32 `[N, d_model]`, hidden states at all `N` labelled positions, rollout after rollout. Rows are then packed with
+        labelled positions only, and batches have `hidden`.
 
     Raises:
       UsageError: a rollout lacks the label, is empty or is longer than `row_tokens`; there are none; or the seed is out of range.
@@ -149,8 +166,9 @@ def train_batches(
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed={seed}", "Grain shuffles with 32-bit seeds", "use a number from 0 to 4294967295")
     columns = _Columns.of(source, label)
-    longest = int(np.argmax(columns.end - columns.start))
-    needed = int(columns.end[longest] - columns.start[longest]) - 1
+    lengths = columns.end - columns.start - 1 if features is None else columns.end - columns.start - columns.prompt
+    longest = int(np.argmax(lengths))
+    needed = int(lengths[longest])
     if needed > row_tokens:
         raise UsageError(
             f"row_tokens={row_tokens}",
@@ -160,10 +178,11 @@ def train_batches(
 
     def batch(rows: dict[str, np.ndarray]) -> TrainBatch:
         rows = {name: np.pad(array, ((0, batch_rows - len(array)), (0, 0)), constant_values=pad[name]) for name, array in rows.items()}
-        return TrainBatch(**columns.fields(rows["at"]), segment_ids=rows["at_segment_ids"], positions=rows["at_positions"])
+        hidden = None if features is None else features[columns.labelled_number(rows["at"])]
+        return TrainBatch(**columns.fields(rows["at"]), segment_ids=rows["at_segment_ids"], positions=rows["at_positions"], hidden=hidden)
 
     pad = {"at": -1, "at_segment_ids": 0, "at_positions": 0}
-    dataset = grain.MapDataset.source(_Spans(columns)).shuffle(seed=seed).repeat(epochs)
+    dataset = grain.MapDataset.source(_Spans(columns, features is not None)).shuffle(seed=seed).repeat(epochs)
     packed = FirstFitPackIterDataset(
         dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
         length_struct={"at": row_tokens},

@@ -22,24 +22,24 @@ def prompt_texts(found: Sequence[Problem], config: PipelineConfig, tokenizer: To
     prompt = config.prompt
     if prompt.style == "raw":
         return [p.question for p in found]
-    opening = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    for example in worked_examples(config.task, prompt.examples):
-        opening += [_user(example, prompt), {"role": "assistant", "content": _answer(example, prompt)}]
-    return [tokenizer.chat([*opening, _user(p, prompt)], **prompt.chat_template_kwargs) for p in found]
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    examples = [
+        [turn for p in level for turn in (_user(p, prompt), {"role": "assistant", "content": _answer(p, prompt)})]
+        for level in worked_examples(config.task, prompt.examples)
+    ]
+    return [tokenizer.chat([*system, *examples[p.level], _user(p, prompt)], **prompt.chat_template_kwargs) for p in found]
 
 
-def worked_examples(task: TaskConfig, count: int) -> list[Problem]:
-    """`count` problems of the task from easy to hard, spread evenly over its levels, always the same.
+def worked_examples(task: TaskConfig, count: int) -> list[list[Problem]]:
+    """`count` problems of every level of the task, always the same.
 
     Their seeds lie past those of both splits. (A level of few distinct questions can still repeat a question of a split.)
     """
-    if not count:
-        return []
     distance = abs(task.heldout_seed - task.train_seed)
     past = max(task.heldout_seed, task.train_seed) + distance  # the later split owns `distance` seeds too
     levels = len(task.levels) or 1
     pool = problems(dataclasses.replace(task, train_seed=past, heldout_seed=past + distance), "train", count * levels)
-    return [pool[i * levels + i * levels // count] for i in range(count)]  # the i-th problem of level i * levels // count
+    return [pool[level::levels] for level in range(levels)]
 
 
 def _answer(p: Problem, prompt: PromptConfig) -> str:
@@ -49,9 +49,7 @@ def _answer(p: Problem, prompt: PromptConfig) -> str:
     try:
         return text.replace("{steps}", plain_steps(p.question))
     except ValueError as error:
-        raise UsageError(
-            "prompt.example_answer with {steps}", f"only chain sums have steps ({error})", "leave {steps} out"
-        ) from None
+        raise UsageError("prompt.example_answer with {steps}", f"only chain sums have steps ({error})", "leave {steps} out") from None
 
 
 def _user(p: Problem, prompt: PromptConfig) -> dict[str, str]:

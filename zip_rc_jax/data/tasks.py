@@ -75,17 +75,19 @@ def problems(task: TaskConfig, split: str, count: int) -> list[Problem]:
         )
     first = task.train_seed if split == "train" else task.heldout_seed
     starts = [first + level * stride for level in range(len(levels))]
-    datasets = [create(task.name, dict(options), start, max(per_level, 1)) for options, start in zip(levels, starts, strict=True)]
+    names = [str(options.get("name", task.name)) for options in levels]
+    levels = tuple({key: value for key, value in options.items() if key != "name"} for options in levels)
+    datasets = [create(*item, max(per_level, 1)) for item in zip(names, levels, starts, strict=True)]
     result = []
     for index in range(count):
         position, level = divmod(index, len(levels))
         try:
             entry = datasets[level][position]
         except Exception as error:  # some values pass the dataset's own validation and fail only here
-            raise _impossible(task.name, levels[level], error) from error
-        reference = {"options": dict(levels[level]), "seed": starts[level], "index": position}
+            raise _impossible(names[level], levels[level], error) from error
+        reference = {"options": levels[level], "seed": starts[level], "index": position}
         result.append(
-            Problem(index, level, starts[level] + position, entry["question"], str(entry["answer"]), task.name, json.dumps(reference))
+            Problem(index, level, starts[level] + position, entry["question"], str(entry["answer"]), names[level], json.dumps(reference))
         )
     return result
 

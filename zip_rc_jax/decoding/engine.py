@@ -114,7 +114,7 @@ class Engine:
         self.lm, self.config = lm, config
         self.head: ZipHead = lm.head
         self.settings = StepSettings(
-            network=network or TransformerNetwork(lm.config, lm.layout),
+            network=network or TransformerNetwork(lm.config, lm.layout, str(lm.params["body"]["embed"].dtype)),
             head=self.head,
             vocab_size=lm.config.vocab_size,
             sampling=config.sampling,

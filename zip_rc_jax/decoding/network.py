@@ -29,13 +29,19 @@ class Network(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerNetwork:
-    """`models.transformer` with params `{"body": ..., "table": [V, d] unembedding with the reserved rows folded in}`."""
+    """`models.transformer` with params `{"body": ..., "table": [V, d] unembedding with the reserved rows folded in}`.
+
+    Attributes:
+      config, layout: of the model.
+      dtype: of the cache, the parameters' own.
+    """
 
     config: ModelConfig
     layout: Layout
+    dtype: str
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
-        return Cache.empty(self.config, rows, slots, jnp.float32)
+        return Cache.empty(self.config, rows, slots, jnp.dtype(self.dtype))
 
     def logits(self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, cache: Cache) -> tuple[jax.Array, Any]:
         hidden, cache_out = hidden_states(self.config, params["body"], tokens, positions, layout=self.layout, cache=cache, last=last)

@@ -44,12 +44,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-    """`cap * tanh(x / cap)`; unchanged for cap 0."""
-    return cap * jnp.tanh(x / cap) if cap else x
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
     """Grouped-query attention that builds the `[T, S]` scores (for short sequences), softmax in float32.
 
     Args:
@@ -57,7 +52,6 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
       k, v: `[B, K, S, D]`, `H` a multiple of `K`. Heads lead, so both products are plain batched matmuls without a transpose.
       mask: `[B, T, S]` bool, True where the query may look. Every query must see at least one key.
       scale: factor of the scores.
-      cap: soft cap of the scores; 0 = none.
 
     Returns:
       `[B, T, H, D]`.
@@ -66,7 +60,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
     kv_heads, slots = k.shape[1:3]
     groups = heads // kv_heads
     grouped = q.reshape(batch, steps, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, groups * steps, dim)
-    scores = softcap(jnp.matmul(grouped * scale, k.swapaxes(2, 3), preferred_element_type=jnp.float32), cap)
+    scores = jnp.matmul(grouped * scale, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores.reshape(batch, kv_heads, groups, steps, slots), -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     # Normalised after the product: the division then touches [T, D] numbers instead of [T, S].

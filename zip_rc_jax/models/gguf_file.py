@@ -134,9 +134,10 @@ class GgufSource:
         if self._architecture == "gemma3":
             local = {"rope_theta": float(self._field(key("rope.freq_base_swa"), 10000.0)), "rope_type": "default"}
             period = self._field(key("attention.sliding_window_pattern"), 6)
+            slides = period if isinstance(period, list) else [(layer + 1) % period != 0 for layer in range(layers)]
             settings |= {
                 "rope_parameters": {"full_attention": rope, "sliding_attention": local},
-                "layer_types": ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(layers)],
+                "layer_types": ["sliding_attention" if slide else "full_attention" for slide in slides],
                 "sliding_window": self._required(key("attention.sliding_window")),
                 "final_logit_softcapping": self._field(key("final_logit_softcapping")),
                 # As llama.cpp: the 27B alone scales by the width per head.

@@ -53,7 +53,7 @@ def load(
         a Hugging Face directory (config.json, safetensors, tokenizer): Llama, Qwen3, LFM2 or Gemma 3;
         a GGUF file of one of these families (quantised blocks are expanded);
         a Hugging Face model id such as "Qwen/Qwen3-1.7B", downloaded if it is no local path.
-      dtype: of the parameters in memory.
+      dtype: of the parameters in memory, e.g. "bfloat16".
       layout: default one device.
       zip_label, zip_first_id: for the paper authors' checkpoints, which do not say where their joint lies: "correct" (2x8 cells) or
         "value" (7x8), and the first reserved id (151669 with Qwen3). Checkpoints that we wrote know it.
@@ -61,7 +61,7 @@ def load(
     Raises:
       UsageError: nothing there, an unknown format or architecture, damaged or incomplete files, or an impossible reserved range.
     """
-    layout = layout or single_device()
+    layout, dtype = layout or single_device(), jnp.dtype(dtype)
     name = str(path)
     if (zip_label is None) != (zip_first_id is None):
         raise UsageError(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
-from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation, softcap
+from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation
 from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache
 from zip_rc_jax.models.stacks import segments
 from zip_rc_jax.sharding import Layout
@@ -250,7 +250,7 @@ def hidden_states(
         else:
             old = old.append(layer, positions, k, v)
             keys, values = old.k[layer], old.v[layer]
-        attended = attend(q, keys, values, masks[block.kind], scale, config.attention_softcap)
+        attended = attend(q, keys, values, masks[block.kind], scale)
         return block.attention_output(attended), old
 
     caches: dict[str, Any] = {}
@@ -310,4 +310,6 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
 
 def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array) -> jax.Array:
     """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N, d_model]`, soft-capped if the model is."""
-    return softcap(jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32), config.logit_softcap)
+    found = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+    cap = config.logit_softcap
+    return cap * jnp.tanh(found / cap) if cap else found

@@ -59,12 +59,22 @@ def check_names(source: Source, wanted: list[Tensor], ignored: set[str]) -> None
 
 @functools.partial(jax.jit, donate_argnames=("stack",))
 def _write(stack: jax.Array, part: jax.Array, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Puts one layer into its stack, in place; and whether all of it is finite."""
-    return stack.at[layer].set(part), jnp.isfinite(part).all()
+    """Puts one layer into its stack, in place; and whether all of it is finite.
+
+    Not `stack.at[layer].set(part)`: in bfloat16, XLA's CPU backend makes that a pass over the whole stack, with a copy of it.
+    """
+    return jax.lax.dynamic_update_index_in_dim(stack, part, layer, 0), jnp.isfinite(part).all()
 
 
 def _slice(array: np.ndarray, dtype: Any, index: Any) -> np.ndarray:
-    return np.ascontiguousarray(array[index]).astype(dtype)
+    """`array[index]`, contiguous and of `dtype`."""
+    part = array[index]
+    if part.flags.c_contiguous:
+        return part.astype(dtype, copy=False)
+    found = np.empty(part.shape, dtype)
+    for start in range(0, part.shape[-1], 32):  # a transposed matrix: in one go, each number would be a cache line from memory
+        found[..., start : start + 32] = part[..., start : start + 32]
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype", "sharding"))

@@ -24,7 +24,7 @@ from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
-from zip_rc_jax.training.predict import validation_metrics
+from zip_rc_jax.training.predict import labelled_features, validation_metrics
 from zip_rc_jax.training.step import StepSettings, TrainState, init_state, train_step
 
 
@@ -67,7 +67,7 @@ def train(
       lm: starting point with a head; with `kl_weight` its body is also the frozen teacher.
       rollouts: training data with the label that `config.label` names.
       source: what the data and the starting point were made from (JSON-able); a later run with another source is refused.
-      validation: held-back rollouts with `correct`, for the within-prompt AUC at the end and every tenth of the run.
+      validation: held-back rollouts with `correct`, for the within-prompt AUC, `config.evaluations` times in the run.
       validation_last: labelled positions averaged for the final value.
 
     Raises:
@@ -84,7 +84,14 @@ def train(
         check_settings(done.info["settings"], settings, str(directory))
         return done
 
-    dataset = train_batches(rollouts, label=config.label, batch_rows=config.batch_rows, row_tokens=config.row_tokens, seed=config.seed)
+    dataset = train_batches(
+        rollouts,
+        label=config.label,
+        batch_rows=config.batch_rows,
+        row_tokens=config.row_tokens,
+        seed=config.seed,
+        features=labelled_features(lm, rollouts, config.batch_rows) if config.cache_features else None,
+    )
     batches = iter(dataset)
     layout = Layout(lm.layout.mesh, TRAIN_RULES)
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
@@ -134,7 +141,7 @@ def _run(
     start = step = int(state.step)
     metrics_path = directory / "metrics.jsonl"
     _drop_later_lines(metrics_path, start)
-    every = max(1, config.steps // 10)
+    every = max(1, config.steps // config.evaluations)
     saved = logged = time.monotonic()
     tokens = 0
     with progress(title, config.steps, start) as bar, metrics_path.open("a") as log:
@@ -172,7 +179,7 @@ def _status(record: dict[str, float]) -> str:
 
 
 def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
-    return jax.tree.map(lambda x: jax.device_put(x, layout.sharding(("batch", "sequence"), x.shape)), batch)
+    return jax.tree.map(lambda x: jax.device_put(x, layout.sharding(("batch", "sequence", "embed_act")[: x.ndim], x.shape)), batch)
 
 
 def _drop_later_lines(path: pathlib.Path, step: int) -> None:

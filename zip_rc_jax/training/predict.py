@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.metrics import within_prompt_auc
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits
+from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import Layout
 from zip_rc_jax.zip_head import ZipHead, cell_log_probs
 
@@ -35,29 +36,56 @@ class Profile:
     first_joint: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=("model", "head", "layout"))
-def _joints(
-    model: ModelConfig, head: ZipHead, layout: Layout, params: dict[str, Any], tokens: jax.Array, valid: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("model", "layout"))
+def _hidden(model: ModelConfig, layout: Layout, body: dict[str, Any], tokens: jax.Array, valid: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, _ = hidden_states(model, params["body"], tokens, positions, layout=layout, segment_ids=valid.astype(jnp.int32))
-    joint = jnp.exp(cell_log_probs(logits(model, hidden, params["zip_rows"]), head.grid))
+    return hidden_states(model, body, tokens, positions, layout=layout, segment_ids=valid.astype(jnp.int32))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "head"))
+def _joints(model: ModelConfig, head: ZipHead, rows: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    joint = jnp.exp(cell_log_probs(logits(model, hidden, rows), head.grid))
     return head.grid.expected_reward(joint), head.grid.expected_length(joint), joint
 
 
 def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> list[Profile]:
     """Predictions at every labelled position of every rollout, in the given order.
 
-    Rollouts are sorted by length and padded to multiples of 32 tokens, so that few shapes are compiled and little is padding.
-
     Raises:
       ValueError: the model has no head.
     """
     if lm.head is None:
         raise ValueError("the model has no ZIP head")
-    grid = lm.head.grid
-    lengths = np.array([len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts])
+    grid, rows = lm.head.grid, lm.params["zip_rows"]
     result: list[Profile | None] = [None] * len(rollouts)
+    for hidden, spans in _batches(lm, rollouts, batch_rows):
+        reward, remaining, joint = map(np.asarray, _joints(lm.config, lm.head, rows, hidden))
+        for lane, (i, span) in enumerate(spans):
+            first = joint[lane, span.start].reshape(grid.n_reward, grid.n_length).copy()
+            result[i] = Profile(reward[lane, span].copy(), remaining[lane, span].copy(), first)
+    return [p for p in result if p is not None]
+
+
+def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> np.ndarray:
+    """Final hidden states at all labelled positions, rollout after rollout: float32 `[N, d_model]`."""
+    result: list[np.ndarray] = [np.empty(0)] * len(rollouts)
+    done = 0
+    with progress("features", len(rollouts)) as bar:
+        for hidden, spans in _batches(lm, rollouts, batch_rows):
+            found = np.asarray(hidden.astype(jnp.float32))
+            for lane, (i, span) in enumerate(spans):
+                result[i] = found[lane, span].copy()
+            done += len(spans)
+            bar(done, None)
+    return np.concatenate(result)
+
+
+def _batches(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> Iterator[tuple[jax.Array, list[tuple[int, slice]]]]:
+    """Hidden states `[batch_rows, width, d]` of batches of rollouts, and per lane the rollout's number and its labelled positions.
+
+    Rollouts are sorted by length and padded to multiples of 32 tokens, so that few shapes are compiled and little is padding.
+    """
+    lengths = np.array([len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts])
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_rows):
         members = order[start : start + batch_rows]
@@ -66,14 +94,8 @@ def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) ->
         for lane, i in enumerate(members):
             tokens[lane, : lengths[i]] = np.concatenate([rollouts[i].prompt_token_ids, rollouts[i].output_token_ids])[:-1]
         valid = np.arange(width) < np.append(lengths[members], [0] * (batch_rows - len(members)))[:, None]
-        reward, remaining, joint = map(
-            np.asarray, _joints(lm.config, lm.head, lm.layout, lm.params, jnp.asarray(tokens), jnp.asarray(valid))
-        )
-        for lane, i in enumerate(members):
-            span = slice(len(rollouts[i].prompt_token_ids) - 1, lengths[i])
-            first = joint[lane, span.start].reshape(grid.n_reward, grid.n_length).copy()
-            result[i] = Profile(reward[lane, span].copy(), remaining[lane, span].copy(), first)
-    return [p for p in result if p is not None]
+        hidden = _hidden(lm.config, lm.layout, lm.params["body"], jnp.asarray(tokens), jnp.asarray(valid))
+        yield hidden, [(int(i), slice(len(rollouts[i].prompt_token_ids) - 1, int(lengths[i]))) for i in members]
 
 
 def final_values(found: Sequence[Profile], last: int) -> np.ndarray:

@@ -91,7 +91,7 @@ def losses(
         hidden, _ = hidden_states(model, body, batch.tokens, batch.positions, layout=layout, segment_ids=batch.segment_ids, remat=True)
         return hidden.reshape(-1, model.d_model)
 
-    flat = jax.tree.map(lambda x: x.reshape(-1), batch)
+    flat = jax.tree.map(lambda x: x.reshape(-1), dataclasses.replace(batch, hidden=None))
     weight = flat.labelled.astype(jnp.float32)
     total = jnp.maximum(weight.sum(), 1)
 
@@ -99,7 +99,7 @@ def losses(
         return jnp.sum(jnp.where(weight > 0, x, 0) * weight) / total
 
     body = params["body"] if config.trainable == "all" else jax.lax.stop_gradient(params["body"])
-    hidden = forward(body)
+    hidden = forward(body) if batch.hidden is None else batch.hidden.reshape(-1, model.d_model)
     loss, parts = jnp.float32(0), {}
     if config.joint_weight:
         log_joint = cell_log_probs(logits(model, hidden, params["zip_rows"]), head.grid)

@@ -1,0 +1,295 @@
+"""GGUF files, written as llama.cpp's converter writes them, against the torch models that they were made from."""
+
+from __future__ import annotations
+
+import re
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from forwards import LAYOUT, full
+from gguf import GGMLQuantizationType as Quantization
+from hf_models import TOKENS, VOCAB, error, torch_logits, torch_model
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.families import read_config
+from zip_rc_jax.models.gguf_file import GgufSource
+from zip_rc_jax.models.weights import load_params
+
+TOLERANCE = 1e-4
+ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "lfm2": "lfm2", "gemma3_text": "gemma3"}
+
+# ---- llama.cpp's conventions
+
+NAMES = {
+    r"model\.embed_tokens\.": "token_embd.",
+    r"model\.norm\.": "output_norm.",
+    r"model\.embedding_norm\.": "token_embd_norm.",
+    r"lm_head\.": "output.",
+    r"model\.layers\.(\d+)\.": r"blk.\1.",
+    r"(input_layernorm|operator_norm)\.": "attn_norm.",
+    r"self_attn\.([qkv])_proj\.": r"attn_\1.",
+    r"self_attn\.o(ut)?_proj\.": "attn_output.",
+    r"self_attn\.([qk])_(layer)?norm\.": r"attn_\1_norm.",
+    r"pre_feedforward_layernorm\.": "ffn_norm.",
+    r"post_feedforward_layernorm\.": "post_ffw_norm.",
+    r"(mlp\.gate_proj|feed_forward\.w1)\.": "ffn_gate.",
+    r"(mlp\.up_proj|feed_forward\.w3)\.": "ffn_up.",
+    r"(mlp\.down_proj|feed_forward\.w2)\.": "ffn_down.",
+    r"(?<!short)conv\.(in_proj|out_proj|conv)\.": r"shortconv.\1.",
+}
+
+
+def stored_name(name, architecture):
+    """llama.cpp's name of a Hugging Face tensor."""
+    for pattern, replacement in NAMES.items():
+        name = re.sub(pattern, replacement, name, count=1)
+    return name.replace("post_attention_layernorm.", "post_attention_norm." if architecture == "gemma3" else "ffn_norm.")
+
+
+def stored_array(name, array, config, architecture):
+    """A tensor as llama.cpp keeps it: interleaved rotary pairs in Llama, Gemma's norms with 1 added, 2D convolutions."""
+    if architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
+        heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+        return array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    if architecture == "gemma3" and name.endswith("norm.weight"):
+        return array + 1
+    return array.squeeze(1) if name.endswith("conv.conv.weight") else array
+
+
+def llama3_divisors(head_dim, rope):
+    """What each rotary frequency is divided by, as `generate_extra_tensors` of the converter writes it out."""
+    frequencies = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    low, high, old = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    found = []
+    for wavelength in 2 * np.pi / frequencies:
+        if wavelength < old / high:
+            found.append(1.0)
+        elif wavelength > old / low:
+            found.append(rope["factor"])
+        else:
+            smooth = (old / wavelength - low) / (high - low)
+            found.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.asarray(found, np.float32)
+
+
+def write_metadata(writer, config, architecture, ff_width):
+    head_dim, rope = getattr(config, "head_dim", None), config.rope_parameters
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(ff_width)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_token_list([f"token{i}" for i in range(config.vocab_size)])
+    if head_dim:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if architecture == "lfm2":
+        writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in config.layer_types])
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    else:
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if architecture == "llama":
+        writer.add_rope_dimension_count(head_dim)
+    if architecture == "gemma3":
+        writer.add_sliding_window(config.sliding_window)
+        if config.final_logit_softcapping:
+            writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+        rope = rope["full_attention"]
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_divisors(head_dim, rope))
+
+
+def write(path, model, kind=lambda stored: Quantization.F32, extra=lambda writer: None):
+    """Writes a torch model; matrices are quantised as `kind(stored name)` says, vectors and convolutions stay float32.
+
+    Returns:
+      The Hugging Face names and, in the file's layout, what can be read back of their tensors.
+    """
+    config, architecture, state = model.config, ARCHITECTURES[model.config.model_type], model.state_dict()
+    writer = gguf.GGUFWriter(path, architecture)
+    ff_width = next(len(tensor) for name, tensor in state.items() if name.endswith(("up_proj.weight", "w1.weight")))
+    write_metadata(writer, config, architecture, ff_width)
+    extra(writer)
+    kept = {}
+    for name, tensor in state.items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        stored, array = stored_name(name, architecture), np.ascontiguousarray(stored_array(name, tensor.numpy(), config, architecture))
+        quantization = kind(stored) if tensor.ndim == 2 else Quantization.F32
+        data = gguf.quants.quantize(array, quantization)
+        writer.add_tensor(stored, data, raw_dtype=quantization)
+        kept[name] = gguf.quants.dequantize(data, quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return kept
+
+
+def read(path):
+    """Config and parameters of a file."""
+    source = GgufSource(path)
+    family, config = read_config(source.settings, source.where)
+    assert family == source.family
+    return config, load_params(config, family, source, jnp.float32, LAYOUT)
+
+
+# ---- the same model
+
+PLAIN = {"rope_type": "default", "rope_theta": 321.0}
+LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA31 |= {"original_max_position_embeddings": 8192, "rope_theta": 5e5}
+LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 321.0}
+LONG = {"max_position_embeddings": 10_000}
+# GGUF has no key for activations, and none for the scale and the soft cap of Gemma's scores: models differ from those of test_families.
+MODELS = {
+    "llama, tied, biases": ("llama", {"hidden_act": "silu", "rope_parameters": PLAIN}),
+    "llama, untied": ("llama_untied", {}),
+    "llama, linear": ("llama_untied", {"rope_parameters": LINEAR}),
+    "llama 3.1": ("llama", {"hidden_act": "silu", "rope_parameters": LLAMA31} | LONG),
+    "llama 3.2": ("llama", {"hidden_act": "silu", "rope_parameters": LLAMA31 | {"factor": 32.0}, "tie_word_embeddings": False} | LONG),
+    "qwen3, tied, biases": ("qwen3", {"hidden_act": "silu"}),
+    "qwen3, untied": ("qwen3_sliding", {"use_sliding_window": False, "layer_types": None}),
+    "lfm2, untied, biases": ("lfm2", {"rope_parameters": PLAIN}),
+    "lfm2, tied": ("lfm2_tied", {}),
+    "gemma3": ("gemma3_tied", {"final_logit_softcapping": 3.0}),
+    "gemma3, linear": ("gemma3_tied", {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": PLAIN | {"rope_theta": 50.0}}}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_gives_the_config_and_the_logits_of_its_model(name, tmp_path):
+    base, changes = MODELS[name]
+    model = torch_model(base, **changes)
+    write(tmp_path / "model.gguf", model)
+    config, params = read(tmp_path / "model.gguf")
+    assert config == read_config(model.config.to_dict(), "")[1]
+    assert error(full(config, params, TOKENS), torch_logits(model, TOKENS)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama, tied, biases", "qwen3, untied", "lfm2, tied", "gemma3"])
+def test_the_files_above_mean_the_same_to_transformers(name, tmp_path):
+    """Its tensors, as its own reader of GGUF gives them (a whole model would need the package `accelerate`)."""
+    base, changes = MODELS[name]
+    model = torch_model(base, **changes)
+    write(tmp_path / "model.gguf", model)
+    found = load_gguf_checkpoint(str(tmp_path / "model.gguf"), return_tensors=True, model_to_load=model)["tensors"]
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in found}
+    assert model.state_dict().keys() - found.keys() <= {"lm_head.weight"}
+    for key, tensor in state.items():  # 1 was added to Gemma's norms and taken away again
+        np.testing.assert_allclose(found[key].reshape(tensor.shape), tensor, atol=3e-7 if base == "gemma3_tied" else 0, err_msg=key)
+
+
+def test_quantised_and_half_precision_matrices_are_what_gguf_dequantises(tmp_path):
+    kinds = {
+        "token_embd": Quantization.Q8_0, "output": Quantization.F16, "attn_q": Quantization.Q4_1, "attn_k": Quantization.Q8_0,
+        "attn_v": Quantization.BF16, "attn_output": Quantization.F16, "ffn_gate": Quantization.Q4_1, "ffn_up": Quantization.Q8_0,
+        "ffn_down": Quantization.Q4_1,
+    }  # fmt: skip
+    model = torch_model("llama_untied", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96)
+    before = torch_logits(model, TOKENS)
+    kept = write(tmp_path / "model.gguf", model, kind=lambda stored: kinds[stored.split(".")[-2]])
+    state = model.state_dict()
+    for name, array in kept.items():
+        order = stored_array(name, np.arange(len(array)), model.config, "llama")  # row i of the file is row order[i] of the model
+        state[name][order] = torch.from_numpy(array)
+    assert error(before, torch_logits(model, TOKENS)) > 10 * TOLERANCE, "quantising changed the model"
+    config, params = read(tmp_path / "model.gguf")
+    assert error(full(config, params, TOKENS), torch_logits(model, TOKENS)) < TOLERANCE
+
+
+def test_older_lfm2_files_call_the_last_norm_output_norm(tmp_path, monkeypatch):
+    model = torch_model("lfm2_tied")
+    write(tmp_path / "new.gguf", model)
+    monkeypatch.setitem(NAMES, r"model\.embedding_norm\.", "output_norm.")
+    write(tmp_path / "old.gguf", model)
+    jax.tree.map(np.testing.assert_array_equal, read(tmp_path / "new.gguf")[1], read(tmp_path / "old.gguf")[1])
+
+
+@pytest.mark.parametrize(("pattern", "full"), [(None, [5]), (3, [2, 5]), ([False] + [True] * 7, [0])])
+def test_every_sixth_layer_of_gemma_attends_fully_unless_the_file_says_otherwise(pattern, full, tmp_path):
+    write(tmp_path / "model.gguf", torch_model("gemma3_tied"), extra=lambda writer: pattern and writer.add_sliding_window_pattern(pattern))
+    source = GgufSource(tmp_path / "model.gguf")
+    kinds = read_config(source.settings, source.where)[1].kinds
+    assert [i for i, kind in enumerate(kinds) if kind == "attention"] == full
+
+
+def test_the_largest_gemma_scales_scores_by_width_per_head(tmp_path):
+    """llama.cpp knows the 27B by its 62 layers; 48 channels over 6 heads are 8, though a head has 12."""
+    model = torch_model("gemma3_tied", num_hidden_layers=62, query_pre_attn_scalar=8)
+    write(tmp_path / "model.gguf", model)
+    source = GgufSource(tmp_path / "model.gguf")
+    assert read_config(source.settings, source.where)[1].attention_scale == 8**-0.5
+
+
+# ---- errors
+
+
+def refused(path, words):
+    with pytest.raises(UsageError, match=words):
+        read(path)
+
+
+def test_a_truncated_or_foreign_file_is_named(tmp_path):
+    path = tmp_path / "model.gguf"
+    write(path, torch_model("llama_untied"))
+    content = path.read_bytes()
+    for kept in (len(content) - 64, len(content) // 2, 1000, 100, 10, 0):
+        path.write_bytes(content[:kept])
+        refused(path, f"GGUF file {path}: it is truncated or damaged")
+    path.write_bytes(b"PK" + content)
+    refused(path, f"GGUF file {path}: it is truncated or damaged")
+    refused(tmp_path / "absent.gguf", f"GGUF file {tmp_path / 'absent.gguf'}")
+
+
+def test_an_unknown_architecture_or_missing_metadata_is_named(tmp_path):
+    for architecture, words in [
+        ("phi3", "GGUF architecture 'phi3' of .*llama, qwen3, lfm2, gemma3"),
+        ("llama", "its metadata has no 'llama.attention.head_count'"),
+    ]:
+        writer = gguf.GGUFWriter(tmp_path / architecture, architecture)
+        writer.add_tensor("token_embd.weight", np.ones((VOCAB, 8), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        refused(tmp_path / architecture, words)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (lambda writer: writer.add_uint16("split.count", 2), "one of several parts.*llama-gguf-split --merge"),
+        (
+            lambda writer: writer.add_tensor("rope_freqs.weight", np.full(4, 1.5, np.float32)),
+            "rope_freqs of .*not those of Llama 3.1 or 3.2",
+        ),
+        (lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(5, np.float32)), "rope_freqs of .*not those of Llama 3.1 or 3.2"),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope scaling 'yarn'"),
+        (lambda writer: writer.add_tensor("blk.0.surplus.weight", np.ones(3, np.float32)), "1 not in this .*blk.0.surplus.weight"),
+        (lambda writer: writer.add_tensor("blk.2.attn_norm.weight", np.ones(48, np.float32)), "1 not in this .*blk.2.attn_norm.weight"),
+    ],
+    ids=["split", "foreign rope_freqs", "rope_freqs of another width", "yarn", "unknown tensor", "a layer too many"],
+)
+def test_what_is_not_understood_is_named(extra, words, tmp_path):
+    write(tmp_path / "model.gguf", torch_model("llama_untied"), extra=extra)
+    refused(tmp_path / "model.gguf", words)
+
+
+def test_a_missing_tensor_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(NAMES, r"model\.norm\.", "foreign_norm.")
+    write(tmp_path / "model.gguf", torch_model("llama_untied"))
+    refused(tmp_path / "model.gguf", "1 missing \\(model.norm.weight\\); 1 not in this architecture \\(foreign_norm.weight\\)")
