@@ -25,8 +25,8 @@ def uncached(config, params, tokens, positions, segments, remat=False):
 
 
 @functools.partial(fast_jit, static_argnames=("config",))
-def cached(config, params, tokens, positions, cache, last):
-    hidden, cache = hidden_states(config, params, tokens, positions, layout=LAYOUT, cache=cache, last=last)
+def cached(config, params, tokens, positions, cache, last, live):
+    hidden, cache = hidden_states(config, params, tokens, positions, layout=LAYOUT, cache=cache, last=last, live=live)
     return logits(config, hidden, unembedding(config, params)), cache
 
 
@@ -43,17 +43,30 @@ def place(cache):
 
 
 def empty(config, rows, dtype=jnp.float32):
-    return place(Cache.empty(config, rows, SLOTS, dtype))
+    return place(Cache.empty(config, 1, rows, SLOTS, dtype))
 
 
-def extend(config, params, cache, tokens, first, counts):
+@functools.partial(fast_jit, static_argnames=("slots",))
+def copied(pool, source, from_row, to_row, slots):
+    return pool.copy_row(source, from_row, to_row, slots)
+
+
+def gather(pool, source, index, at, slots):
+    """Copies rows `index` of the cache `source` to rows `at` of `pool`, up to `slots` slots."""
+    for from_row, to_row in zip(index, at, strict=True):
+        pool = copied(pool, source, jnp.int32(from_row), jnp.int32(to_row), slots)
+    return place(pool)
+
+
+def extend(config, params, cache, tokens, first, counts, live=None):
     """Feeds `tokens [B, T]` from positions `first [B]` on, of which the first `counts [B]` of each row are its own and the rest padding.
 
     Returns:
       logits `[B, T, V]` and the cache.
     """
     positions = np.asarray(first, np.int32)[:, None] + np.arange(tokens.shape[1], dtype=np.int32)
-    out, cache = cached(config, params, jnp.asarray(tokens), jnp.asarray(positions), cache, jnp.asarray(counts, jnp.int32) - 1)
+    live = np.ones(len(tokens), bool) if live is None else live
+    out, cache = cached(config, params, jnp.asarray(tokens), jnp.asarray(positions), cache, jnp.asarray(counts, jnp.int32) - 1, live)
     return np.asarray(out), cache
 
 
@@ -62,9 +75,9 @@ def prefill(config, params, tokens, lengths):
     return extend(config, params, empty(config, len(tokens)), tokens, np.zeros(len(tokens)), lengths)
 
 
-def step(config, params, cache, tokens, positions):
+def step(config, params, cache, tokens, positions, live=None):
     """One token `[B]` per row. Returns logits `[B, V]` and the cache."""
-    out, cache = extend(config, params, cache, np.asarray(tokens)[:, None], positions, np.ones(len(tokens)))
+    out, cache = extend(config, params, cache, np.asarray(tokens)[:, None], positions, np.ones(len(tokens)), live)
     return out[:, 0], cache
 
 

@@ -17,6 +17,7 @@ from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.tokenizer import word_level
+from zip_rc_jax.sharding import Layout, single_device
 from zip_rc_jax.zip_head import ZipHead
 
 PLANS = 3
@@ -36,15 +37,15 @@ SHARP = 1e-4  # mass outside the predicted cells
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
-    """The cache: `tokens [R, S]`."""
+    """The cache: `tokens [X, R, S]`."""
 
     tokens: jax.Array
 
-    def take(self, index: jax.Array, slots: int) -> History:
-        return History(self.tokens[index, :slots])
+    def axes(self) -> History:
+        return History(("batch", None, None))
 
-    def put(self, index: jax.Array, rows: History) -> History:
-        return History(self.tokens.at[index, : rows.tokens.shape[1]].set(rows.tokens, mode="drop"))
+    def copy_row(self, source: History, from_row: jax.Array, to_row: jax.Array, slots: int) -> History:
+        return History(self.tokens.at[0, to_row, :slots].set(source.tokens[0, from_row, :slots]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,18 @@ class ScriptedNetwork:
     """Implements `decoding.network.Network`; its params are `Script.params`."""
 
     vocab_size: int = 64
+    layout: Layout = dataclasses.field(default_factory=single_device)
 
-    def empty_cache(self, rows: int, slots: int) -> History:
-        return History(jnp.full((rows, slots), -1, jnp.int32))
+    def empty_cache(self, shards: int, rows: int, slots: int) -> History:
+        return History(jnp.full((shards, rows, slots), -1, jnp.int32))
 
-    def logits(self, params, tokens, positions, last, cache):
+    def logits(self, params, tokens, positions, last, live, cache, slots):
         lanes = jnp.arange(tokens.shape[0])
-        history = cache.tokens.at[lanes[:, None], positions].set(tokens)
+        shards = cache.tokens.shape[0]
+        width = len(lanes) // shards
+        before = cache.tokens[:, :width, :slots].reshape(len(lanes), slots)
+        # What is not live writes nonsense here, which must not be kept.
+        history = before.at[lanes[:, None], positions].set(jnp.where(live[:, None], tokens, FIRST_PLAN))
         position = positions[lanes, last]
         seen = jnp.arange(history.shape[1]) <= position[:, None]
         planned = seen & (history >= FIRST_PLAN) & (history < FIRST_PLAN + PLANS)
@@ -74,7 +80,8 @@ class ScriptedNetwork:
         ending = (generated >= params["length"][plan] - 1)[:, None]
         logits = jnp.where(started[:, None], jnp.where(ending, empty.at[:, EOS].set(0.0), within), at_root)
         cells = jnp.where(started[:, None], params["joint"][plan, jnp.clip(generated, 0, POSITIONS - 1)], params["root"])
-        return logits.at[:, HEAD.first_id : HEAD.last_id].set(cells), History(history)
+        kept = jnp.where(live[:, None], history, before).reshape(shards, width, slots)
+        return logits.at[:, HEAD.first_id : HEAD.last_id].set(cells), History(cache.tokens.at[:, :width, :slots].set(kept))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -523,7 +523,7 @@ def test_bad_prompts_are_refused_before_anything_is_compiled(monkeypatch, prompt
     def never(*args, **kwargs):
         raise AssertionError("compiled")
 
-    for name in ("prefill", "advance", "copy_rows", "fork_rows", "Rows"):
+    for name in ("prefill", "advance", "copy_rows", "empty_rows"):
         monkeypatch.setattr(engine_module, name, never)
     with pytest.raises(UsageError, match=message):
         next(Engine(MIXED.lm(), CONFIG, 0, ScriptedNetwork()).run(prompts))
@@ -721,7 +721,7 @@ def test_decoding_on_a_mesh_equals_one_device(lm, data, tensor):
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
     meshed = dataclasses.replace(lm, layout=layout, params=layout.shard(lm.params, axes))
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(meshed.params)} == {8}
-    alone, spread = decode(lm, REAL_PROMPTS, REAL), decode(meshed, REAL_PROMPTS, REAL)
+    alone, spread = decode(lm, REAL_PROMPTS, REAL), decode(meshed, REAL_PROMPTS, dataclasses.replace(REAL, rows=8 * (REAL.n + 1)))
     for a, b in zip(alone, spread, strict=True):
         assert exact(a) == exact(b)
         assert [p.expected_reward for p in a.prefixes] == pytest.approx([p.expected_reward for p in b.prefixes], abs=1e-4)

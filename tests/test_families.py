@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from forwards import SLOTS, continued, empty, full, padded, place, prefill, step
+from forwards import SLOTS, continued, empty, full, gather, padded, prefill, step
 from hf_models import MODELS, ROWS, TOKENS, VOCAB, WIDTH, error, load, torch_logits, torch_model
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -136,7 +136,7 @@ def test_cached_decoding_from_every_split_point(pair, expected):
 def test_cached_decoding_of_gathered_and_branched_rows_of_different_lengths(pair):
     lengths, index, at, steps = np.array([9, 6, 11, 3]), np.array([2, 0, 0, 1]), np.array([1, 3, 0, 2]), 6
     _, cache = prefill(pair.config, pair.params, padded(TOKENS, lengths), lengths)
-    pool = place(empty(pair.config, ROWS).put(jnp.asarray(at), cache.take(jnp.asarray(index), SLOTS)))
+    pool = gather(empty(pair.config, ROWS), cache, index, at, SLOTS)
     source, position = np.zeros_like(TOKENS), np.zeros(ROWS, int)
     source[at], position[at] = TOKENS[index], lengths[index]
     continuation = np.random.default_rng(1).integers(0, VOCAB, (ROWS, steps)).astype(np.int32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY_MODEL, randomised
-from forwards import LAYOUT, cached, continued, empty, extend, fast_jit, full, padded, place, prefill, step, uncached
+from forwards import LAYOUT, SLOTS, cached, continued, empty, extend, fast_jit, full, gather, padded, place, prefill, step, uncached
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,18 +109,15 @@ def test_gathered_and_branched_rows_decode_as_if_they_had_never_moved(config):
     params, lengths = parameters(config), np.array([10, 7, 10, 3, 9])
     _, cache = prefill(config, params, padded(TOKENS, lengths), lengths)
     index, at, pool_rows = np.array([4, 1, 1, 1, 0]), np.array([2, 0, 5, 3, 1]), 7
-    small = cache.take(jnp.asarray(index), 12)
-    assert small.slots == 12
     pool = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty(config, pool_rows))
-    # A target past the pool is padding.
-    pool = pool.put(jnp.asarray([*at, 99]), jax.tree.map(lambda x: jnp.concatenate([x, x[:, :1] * 0], axis=1), small))
+    pool = gather(pool, cache, index, at, 12)
     for stack in pool.stacks.values():
         for leaf in jax.tree.leaves(stack):
-            assert np.isnan(leaf[:, [4, 6]]).all(), "rows that are not targets stay as they are"
-            written = leaf[:, at, :, :12] if isinstance(stack, AttentionCache) else leaf[:, at]
+            assert np.isnan(leaf[:, :, [4, 6]]).all(), "rows that are not targets stay as they are"
+            written = leaf[:, :, at, :, :12] if isinstance(stack, AttentionCache) else leaf[:, :, at]
             assert not np.isnan(written).any()
         if isinstance(stack, AttentionCache):
-            assert np.isnan(stack.k[:, :, :, 12:]).all(), "slots past the written ones stay as they are"
+            assert np.isnan(stack.k[:, :, :, :, 12:]).all(), "slots past the written ones stay as they are"
     pool = place(jax.tree.map(jnp.nan_to_num, pool))
 
     continuation = np.random.default_rng(2).integers(0, config.vocab_size, (pool_rows, 6)).astype(np.int32)
@@ -146,19 +143,46 @@ def test_feeding_the_last_token_again_changes_nothing(config):
     close(step(config, params, after, TOKENS[:, 9], at + 1)[0], expected(config)[:, 9])
 
 
+@every_config
+def test_rows_that_are_not_live_keep_their_state(config):
+    """What a paused row does while its neighbours go on: it is fed something, and nothing of that is kept."""
+    params, at, live = parameters(config), np.full(ROWS, 8), np.arange(ROWS) % 2 == 0
+    _, before = prefill(config, params, padded(TOKENS, at), at)
+    out, after = step(config, params, before, np.where(live, TOKENS[:, 8], 3), at, live)
+    close(out[live], expected(config)[live, 8])
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(old[:, :, ~live], new[:, :, ~live])
+    close(step(config, params, after, TOKENS[:, 8], at)[0], expected(config)[:, 8])
+
+
+@every_config
+def test_a_forward_of_the_first_rows_of_every_shard_leaves_the_others_alone(config):
+    """Two shards of four rows each, of which the first two are fed: four lanes."""
+    params = parameters(config)
+    lanes = np.array([0, 1, 4, 5])
+    cache = place(jax.tree.map(lambda x: x + 7, Cache.empty(config, 2, 4, SLOTS, jnp.float32)))
+    out, cache = extend(config, params, cache, TOKENS[:4], np.zeros(4), np.full(4, WIDTH))
+    close(out, expected(config)[:4])
+    rows = np.delete(np.arange(8), lanes)
+    for leaf in jax.tree.leaves(cache):
+        merged = np.asarray(leaf).reshape(leaf.shape[0], 8, *leaf.shape[3:])
+        assert (merged[:, rows] == 7).all()
+        assert (merged[:, lanes] != 7).any()
+
+
 def test_the_cache_holds_what_each_layer_type_needs():
     """Keys and values per slot for attention, and only the last inputs for convolutions, however long the row."""
-    stacks = Cache.empty(MIXED_MODEL, 3, 50, jnp.bfloat16).stacks
+    stacks = Cache.empty(MIXED_MODEL, 2, 3, 50, jnp.bfloat16).stacks
     layers = [stack for segment in segments(MIXED_MODEL.kinds) for stack in segment.stacks]
     assert [stack.name for stack in layers] == list(stacks)
     for stack in layers:
         held = stacks[stack.name]
         if stack.kind == "conv":
             assert isinstance(held, ConvCache)
-            assert held.inputs.shape == (len(stack.layers), 3, MIXED_MODEL.conv_kernel, MIXED_MODEL.d_model)
+            assert held.inputs.shape == (len(stack.layers), 2, 3, MIXED_MODEL.conv_kernel, MIXED_MODEL.d_model)
         else:
             assert isinstance(held, AttentionCache)
-            assert held.k.shape == held.v.shape == (len(stack.layers), 3, MIXED_MODEL.n_kv_heads, 50, MIXED_MODEL.head_dim)
+            assert held.k.shape == held.v.shape == (len(stack.layers), 2, 3, MIXED_MODEL.n_kv_heads, 50, MIXED_MODEL.head_dim)
         assert {leaf.dtype for leaf in jax.tree.leaves(held)} == {jnp.dtype("bfloat16")}
 
 
@@ -421,7 +445,7 @@ def test_bfloat16_parameters_give_finite_bfloat16_hidden_states_near_float32(con
     assert hidden.dtype == jnp.bfloat16
     half = full(config, params, TOKENS)
     assert np.abs(half - expected(config)).mean() < 0.05 * np.abs(expected(config)).mean()
-    out, cache = cached(config, params, tokens, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape), empty(config, ROWS, jnp.bfloat16), None)
+    out, cache = cached(config, params, tokens, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape), empty(config, ROWS, jnp.bfloat16), None, None)
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
     assert np.abs(np.asarray(out) - half).mean() < 0.02 * np.abs(half).mean()
 

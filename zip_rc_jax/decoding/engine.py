@@ -20,8 +20,9 @@ import numpy as np
 from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.network import Network, TransformerNetwork
+from zip_rc_jax.decoding.placement import Move, Place, Shard, live_rows_first
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
-from zip_rc_jax.decoding.rows import Rows, StepSettings, advance, bucket, copy_rows, fork_rows, padded, prefill
+from zip_rc_jax.decoding.rows import Rows, StepSettings, advance, bucket, copy_rows, empty_rows, prefill, slot_bucket
 from zip_rc_jax.decoding.strategies import View, choose
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
@@ -55,8 +56,9 @@ class Group:
     prompt_ids: list[int]
     started: float
     root_joint: Any
+    shard: int
     root_row: int | None = None
-    spare: list[int] = dataclasses.field(default_factory=list)  # rows for prefixes that branching may add
+    promised: int = 0  # rows that prefixes which branching may add will take
     branches: list[Branch] = dataclasses.field(default_factory=list)
     trace: list[Decision] = dataclasses.field(default_factory=list)
     steps: int = 0
@@ -93,10 +95,9 @@ def prompt_hash(ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
 
 
-def _slots(tokens: int, most: int | None = None) -> int:
-    """Slot counts come in multiples of 64, at most the pool's: few programs, and little unwritten cache is read."""
-    wanted = -(-tokens // 64) * 64
-    return wanted if most is None else min(wanted, most)
+def _longest(groups: Sequence[Group]) -> int:
+    """Tokens of the longest prefix, prompt included."""
+    return max(len(g.prompt_ids) + max((len(b.tokens) for b in g.branches), default=0) for g in groups)
 
 
 class Engine:
@@ -132,6 +133,14 @@ class Engine:
         self.key = jax.random.key(seed)
         self.params = {"body": lm.params["body"], "table": lm.folded_table()} if network is None else lm.params
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
+        self.shards = self.settings.network.layout.mesh.shape["data"]
+        self.rows = config.rows // self.shards  # of each shard
+        if config.n + self.branching > self.rows:
+            raise UsageError(
+                f"rows={config.rows} on {self.shards} shards with n={config.n}",
+                f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
+                f"set rows to at least {(config.n + self.branching) * self.shards}",
+            )
 
     def check(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompts.
@@ -174,98 +183,128 @@ class Engine:
           UsageError: see `check`; raised on the first `next`, before any compilation.
         """
         ids = self.check(prompts)
-        slots = -(-(max(map(len, ids)) + self.config.max_tokens) // 32) * 32
-        pool = Rows.empty(self.settings, self.config.rows, slots)
-        free = list(range(self.config.rows))
+        pool = empty_rows(self.settings, self.rows + 1, -(-(max(map(len, ids)) + self.config.max_tokens) // 32) * 32)
+        shards = [Shard(list(range(self.rows))) for _ in range(self.shards)]
         waiting = collections.deque(enumerate(prompts))
         groups: list[Group] = []
         while waiting or groups:
-            pool, admitted = self._admit(pool, free, waiting, ids)
+            pool, admitted = self._admit(pool, shards, waiting, ids)
             groups += admitted
-            pool, events = self._decide(pool, groups)
+            pool, events = self._decide(pool, shards, groups)
             yield from events
             for group in [g for g in groups if not g.live()]:
                 groups.remove(group)
-                self._release(group, free)
+                self._release(group, shards[group.shard])
                 yield ResultEvent(group.number, self._result(group))
             if groups:
-                pool = self._advance(pool, free, groups)
+                pool = self._advance(pool, shards, groups)
 
     # Admission.
 
-    def _admit(self, pool: Rows, free: list[int], waiting: collections.deque, ids: list[list[int]]) -> tuple[Rows, list[Group]]:
-        """Prefills as many waiting prompts as the free rows can hold. Each reserves all the rows it may ever need."""
+    def _admit(self, pool: Rows, shards: list[Shard], waiting: collections.deque, ids: list[list[int]]) -> tuple[Rows, list[Group]]:
+        """Prefills as many waiting prompts as the free rows can hold. Each is promised all the rows it may ever need, in one shard."""
         need = self.config.n + self.branching
-        count = min(len(waiting), len(free) // need)
-        if not count:
+        batch: list[list[tuple[int, str]]] = [[] for _ in shards]
+        while waiting:
+            room = [len(shard.free) - shard.promised - need * len(b) for shard, b in zip(shards, batch, strict=True)]
+            best = int(np.argmax(room))
+            if room[best] < need:
+                break
+            batch[best].append(waiting.popleft())
+        width = max(map(len, batch))
+        if not width:
             return pool, []
-        batch = [waiting.popleft() for _ in range(count)]
-        longest = max(len(ids[i]) for i, _ in batch)
-        width = bucket(count)
-        tokens = np.zeros((width, _slots(longest, pool.tokens.shape[1])), np.int32)
-        for lane, (number, _) in enumerate(batch):
-            tokens[lane, : len(ids[number])] = ids[number]
-        lengths = padded([len(ids[i]) for i, _ in batch], width, 1)
-        hashes = jnp.asarray([prompt_hash(ids[i]) for i, _ in batch] + [0] * (width - count), jnp.uint32)
-        source = prefill(self.settings, self.params, jnp.asarray(tokens), lengths, hashes)
-        joints = np.asarray(source.mean_joint())
+        width = bucket(width, self.rows)
+        longest = max(len(ids[i]) for part in batch for i, _ in part)
+        tokens = np.zeros((len(shards), width, slot_bucket(longest, pool.tokens.shape[2])), np.int32)
+        length, hashes = np.ones(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], np.uint32)
+        for s, part in enumerate(batch):
+            for lane, (number, _) in enumerate(part):
+                length[s, lane], hashes[s, lane] = len(ids[number]), prompt_hash(ids[number])
+                tokens[s, lane, : length[s, lane]] = ids[number]
+        source, root = prefill(self.settings, self.params, *(jnp.asarray(x) for x in (tokens, length, hashes)))
+        joints = np.asarray(root)
 
         groups: list[Group] = []
-        copies: list[tuple[int, int, int]] = []  # from lane, to row, branch id
+        copies: list[list[Move]] = [[] for _ in shards]
         now = time.perf_counter()
-        for lane, (number, prompt) in enumerate(batch):
-            group = Group(number, prompt, ids[number], now, root_joint=joints[lane])
-            if self.branching:
-                group.root_row = free.pop()
-                group.spare = [free.pop() for _ in range(self.config.n)]
-                copies.append((lane, group.root_row, 0))
-            else:
-                for branch_id in range(self.config.n):
-                    row = free.pop()
-                    group.branches.append(Branch(branch_id, ROOT, 0, row, joint=joints[lane]))
-                    copies.append((lane, row, branch_id))
-            groups.append(group)
-        return copy_rows(pool, source, *self._moves(copies)), groups
+        for s, (shard, part) in enumerate(zip(shards, batch, strict=True)):
+            for lane, (number, prompt) in enumerate(part):
+                group = Group(number, prompt, ids[number], now, root_joint=joints[s, lane], shard=s)
+                if self.branching:
+                    group.root_row, group.promised = shard.take(), self.config.n
+                    shard.promised += group.promised
+                    copies[s].append((lane, group.root_row, 0))
+                else:
+                    group.branches = [Branch(i, ROOT, 0, shard.take(), joint=joints[s, lane]) for i in range(self.config.n)]
+                    copies[s] += [(lane, b.row, b.id) for b in group.branches if b.row is not None]
+                groups.append(group)
+        return self._copy(pool, source, copies, longest), groups
 
-    def _moves(self, moves: list[tuple[int, int, int]]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Source, target and branch number of rows to copy, padded to few shapes (a target past the pool is dropped)."""
-        size = bucket(len(moves))
-        sources, targets, numbers = (list(column) for column in zip(*moves, strict=True))
-        return padded(sources, size, 0), padded(targets, size, self.config.rows), padded(numbers, size, 0)
+    def _copy(self, pool: Rows, source: Rows | None, moves: list[list[Move]], longest: int) -> Rows:
+        """Carries out the moves of every shard, in order; `longest` is the longest prefix that may move."""
+        count = [len(part) for part in moves]
+        if not any(count):
+            return pool
+        table = np.zeros((len(moves), bucket(max(count)), 3), np.int32)
+        for part, row in zip(moves, table, strict=True):
+            row[: len(part)] = np.reshape(part, (-1, 3))
+        slots = slot_bucket(longest, pool.tokens.shape[2])
+        return copy_rows(self.settings, pool, source, jnp.asarray(table), jnp.asarray(count, jnp.int32), slots)
 
     # Stepping.
 
-    def _advance(self, pool: Rows, free: list[int], groups: list[Group]) -> Rows:
+    def _advance(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> Rows:
         """One interval of decode steps for the live rows, then finished prefixes give their rows back."""
-        live = [(g, b, b.row) for g in groups for b in g.live() if b.row is not None]
-        index = [row for _, _, row in live]
+        pool, width = self._live_rows_first(pool, shards, groups)
+        live = [(g, b, g.shard * width + b.row) for g in groups for b in g.live() if b.row is not None]
         longest = max(len(g.prompt_ids) + len(b.tokens) for g, b, _ in live) + self.config.interval
-        slots = _slots(longest, pool.tokens.shape[1])
-        steps = jnp.int32(self.config.interval)
-        lanes = padded(index, bucket(len(index), self.config.rows), self.config.rows)
-        pool, joints = advance(self.settings, self.params, pool, lanes, steps, self.key, slots)
-        tokens, length, done, joint = (np.asarray(x) for x in (pool.tokens, pool.length, pool.done, joints))
+        active = np.zeros(len(shards) * width, bool)
+        active[[lane for _, _, lane in live]] = True
+        pool, stepped = advance(
+            self.settings,
+            self.params,
+            pool,
+            jnp.asarray(active.reshape(len(shards), width)),
+            jnp.int32(self.config.interval),
+            self.key,
+            slot_bucket(longest, pool.tokens.shape[2]),
+        )
+        tokens, length, done, joint = (np.asarray(x) for x in stepped)
         used = dict.fromkeys((g.number for g in groups), 0)
-        for group, branch, row in live:
-            generated = tuple(tokens[row, len(group.prompt_ids) : length[row]].tolist())
+        for group, branch, lane in live:
+            generated = tuple(tokens[lane, len(group.prompt_ids) : length[lane]].tolist())
             used[group.number] = max(used[group.number], len(generated) - len(branch.tokens))
-            branch.tokens, branch.joint = generated, joint[row].copy()
-            if done[row]:
+            branch.tokens, branch.joint = generated, joint[lane].copy()
+            if done[lane]:
+                assert branch.row is not None
+                shards[group.shard].give(branch.row)
                 branch.finished, branch.live, branch.row = True, False, None
                 branch.stopped = generated[-1] in self.settings.stop_ids
-                free.append(row)
         for group in groups:
             group.steps += used[group.number]
         return pool
 
+    def _live_rows_first(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> tuple[Rows, int]:
+        """Moves rows so that the live ones of every shard are among its first `width`. Returns the pool and `width`."""
+        members = [[g for g in groups if g.shard == s] for s in range(len(shards))]
+        live = [[Place(b, "row") for g in part for b in g.live()] for part in members]
+        width = bucket(max(map(len, live)), self.rows)
+        moves = []
+        for shard, part, alive in zip(shards, members, live, strict=True):
+            paused = [Place(b, "row") for g in part for b in g.branches if b.row is not None and not b.live]
+            paused += [Place(g, "root_row") for g in part if g.root_row is not None]
+            moves.append(live_rows_first(alive, paused, shard, width, scratch=self.rows))
+        return self._copy(pool, None, moves, _longest(groups)), width
+
     # Deciding.
 
-    def _decide(self, pool: Rows, groups: list[Group]) -> tuple[Rows, list[StepEvent]]:
+    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> tuple[Rows, list[StepEvent]]:
         """One meta-action for every group, all in one jitted call; then rows are forked and prefixes paused or resumed."""
         if not groups:
             return pool, []
         choice = choose(self._view(groups), self.head.grid, self.config)
-        forks: list[tuple[int, int, int]] = []  # from row, to row, branch id
+        forks: list[list[Move]] = [[] for _ in shards]
         events = []
         for p, group in enumerate(groups):
             multiplicity = choice.multiplicity[p]
@@ -276,17 +315,18 @@ class Engine:
                 if branch.finished:
                     continue
                 branch.live = copies > 0
-                forks += [self._grow(group, branch, branch.row) for _ in range(copies - 1)]
+                forks[group.shard] += [self._grow(shards, group, branch, branch.row) for _ in range(copies - 1)]
             if self.branching:
-                forks += [self._grow(group, None, group.root_row) for _ in range(int(multiplicity[self.config.n]))]
-        if forks:
-            pool = fork_rows(pool, *self._moves(forks))
-        return pool, events
+                starts = int(multiplicity[self.config.n])
+                forks[group.shard] += [self._grow(shards, group, None, group.root_row) for _ in range(starts)]
+        return self._copy(pool, None, forks, _longest(groups)), events
 
-    def _grow(self, group: Group, parent: Branch | None, source: int | None) -> tuple[int, int, int]:
-        """A new live prefix of the group, in one of its spare rows: a copy of `parent`, or of the root (None)."""
+    def _grow(self, shards: list[Shard], group: Group, parent: Branch | None, source: int | None) -> Move:
+        """A new live prefix of the group, in one of the rows it was promised: a copy of `parent`, or of the root (None)."""
         assert source is not None
-        row, number = group.spare.pop(), len(group.branches)
+        row, number = shards[group.shard].take(), len(group.branches)
+        group.promised -= 1
+        shards[group.shard].promised -= 1
         if parent is None:
             group.branches.append(Branch(number, ROOT, 0, row, joint=group.root_joint))
         else:
@@ -308,7 +348,7 @@ class Engine:
             if self.branching:
                 joint[p, n] = group.root_joint
                 unfinished[p, n] = exists[p, n] = True
-            free_rows[p] = len(group.spare)
+            free_rows[p] = group.promised
             must_extend[p] = not self.config.abstain and not any(b.finished for b in group.branches)
         return View(joint.reshape(*shape, grid.n_reward, grid.n_length), unfinished, tokens, exists, free_rows, must_extend)
 
@@ -347,10 +387,12 @@ class Engine:
 
     # Ending.
 
-    def _release(self, group: Group, free: list[int]) -> None:
-        free += group.spare + [b.row for b in group.branches if b.row is not None]
-        if group.root_row is not None:
-            free.append(group.root_row)
+    @staticmethod
+    def _release(group: Group, shard: Shard) -> None:
+        shard.promised -= group.promised
+        for row in [group.root_row, *(b.row for b in group.branches)]:
+            if row is not None:
+                shard.give(row)
 
     def _result(self, group: Group) -> Result:
         prefixes = []

@@ -15,15 +15,33 @@ from zip_rc_jax.sharding import Layout
 
 
 class Network(Protocol):
-    """Hashable, so that the decoder's programs are compiled once per network."""
+    """Hashable, so that the decoder's programs are compiled once per network.
 
-    def empty_cache(self, rows: int, slots: int) -> Any:
-        """A pytree with `take(index, slots)` and `put(index, rows)`, as `models.cache.Cache`."""
+    Attributes:
+      layout: mesh and rules; its data axis has `X` devices.
+    """
 
-    def logits(self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        """Feeds `tokens [N, T]` at `positions [N, T]`; returns logits `[N, V]` float32 after token `last [N]`, and the cache.
+    @property
+    def layout(self) -> Layout: ...
+
+    def empty_cache(self, shards: int, rows: int, slots: int) -> Any:
+        """A pytree with `axes()` and `copy_row(source, from_row, to_row, slots)`, as `models.cache.Cache`."""
+
+    def logits(
+        self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, live: jax.Array, cache: Any, slots: int
+    ) -> tuple[jax.Array, Any]:
+        """Feeds tokens to the first `N / X` rows of each of the `X` shards of the cache.
 
         One function for prefill (`T` = prompt length) and step (`T` = 1). Reserved ids carry the joint.
+
+        Args:
+          tokens, positions: `[N, T]` int32.
+          last: `[N]` int32, index of each row's last token that is not padding.
+          live: `[N]` bool, rows whose cache is written.
+          slots: slots to look at, more than any position.
+
+        Returns:
+          logits `[N, V]` float32 after token `last`, and the cache.
         """
 
 
@@ -40,10 +58,14 @@ class TransformerNetwork:
     layout: Layout
     dtype: str
 
-    def empty_cache(self, rows: int, slots: int) -> Cache:
-        return Cache.empty(self.config, rows, slots, jnp.dtype(self.dtype))
+    def empty_cache(self, shards: int, rows: int, slots: int) -> Cache:
+        return Cache.empty(self.config, shards, rows, slots, jnp.dtype(self.dtype))
 
-    def logits(self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, cache: Cache) -> tuple[jax.Array, Any]:
-        hidden, cache_out = hidden_states(self.config, params["body"], tokens, positions, layout=self.layout, cache=cache, last=last)
+    def logits(
+        self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, live: jax.Array, cache: Cache, slots: int
+    ) -> tuple[jax.Array, Any]:
+        hidden, cache_out = hidden_states(
+            self.config, params["body"], tokens, positions, layout=self.layout, cache=cache, slots=slots, last=last, live=live
+        )
         at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         return logits(self.config, at_last, params["table"]), cache_out

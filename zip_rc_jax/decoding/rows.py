@@ -1,21 +1,23 @@
-"""The row pool and the jitted programs that move it: prefill, advance, copy. One row holds one prefix.
+"""The row pool and the jitted programs on it: prefill, advance, copy. One row holds one prefix.
 
-Everything the search does to prefixes (start, continue, branch, pause, resume) is choosing row indices; these programs only gather
-rows, step them and put them back.
+Everything the search does to prefixes is choosing row indices. The live rows of every shard are its first ones, so a step works on a
+leading part of the pool in place, and what must move (a new prefix, a branch, a paused row that makes room) is copied row by row.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from zip_rc_jax.config import SamplingConfig
 from zip_rc_jax.decoding.network import Network
 from zip_rc_jax.decoding.sampling import row_keys, sample
+from zip_rc_jax.models.cache import copy_row, first_rows
 from zip_rc_jax.zip_head import ZipHead, joint_log_probs, policy_logits
 
 
@@ -45,16 +47,16 @@ class StepSettings:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """`R` prefixes. `S` slots hold prompt and response; `C` cells; `W` window.
+    """Prefixes, `[X, R]`: `R` rows in each of `X` shards of the mesh's data axis. `S` slots hold prompt and response; `C` cells.
 
     Attributes:
-      tokens: `[R, S]` int32.
-      length: `[R]` int32, tokens so far, prompt included.
-      prompt_length: `[R]` int32.
-      prompt_hash: `[R]` uint32 and branch `[R]` int32: identity of the row's randomness.
-      done: `[R]` bool, ended by a stop id or by max_tokens.
-      logits: `[R, V]` float32, of the next token, for the whole prefix.
-      ring: `[R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i % W`.
+      tokens: `[X, R, S]` int32.
+      length: `[X, R]` int32, tokens so far, prompt included.
+      prompt_length: `[X, R]` int32.
+      prompt_hash: `[X, R]` uint32 and branch `[X, R]` int32: identity of the row's randomness.
+      done: `[X, R]` bool, ended by a stop id or by max_tokens.
+      logits: `[X, R, V]` float32, of the next token, for the whole prefix.
+      ring: `[X, R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i % W`.
       cache: the network's; slots `0 .. length - 1` are valid.
     """
 
@@ -68,48 +70,51 @@ class Rows:
     ring: jax.Array
     cache: Any
 
-    @classmethod
-    def empty(cls, settings: StepSettings, rows: int, slots: int) -> Rows:
-        """A pool of free rows (all done)."""
-        return cls(
-            tokens=jnp.zeros((rows, slots), jnp.int32),
-            length=jnp.ones((rows,), jnp.int32),
-            prompt_length=jnp.ones((rows,), jnp.int32),
-            prompt_hash=jnp.zeros((rows,), jnp.uint32),
-            branch=jnp.zeros((rows,), jnp.int32),
-            done=jnp.ones((rows,), bool),
-            logits=jnp.zeros((rows, settings.vocab_size), jnp.float32),
-            ring=jnp.zeros((rows, settings.window, settings.head.grid.n_cells), jnp.float32),
-            cache=settings.network.empty_cache(rows, slots),
-        )
+    def sharding(self, settings: StepSettings) -> Rows:
+        """Where every leaf lies: shards over the data axis."""
+        axes = {name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL}
+        named = Rows(**axes, cache=self.cache.axes())  # type: ignore[arg-type]
+        return jax.tree.map(lambda x, a: settings.network.layout.sharding(a, x.shape), self, named)
 
-    def take(self, index: jax.Array, slots: int) -> Rows:
-        """Rows `index [N]`, first `slots` slots. An index past the pool (padding) gives a row that is done."""
-        small = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self) if f.name not in ("tokens", "cache", "done")}
+    def copy_row(self, source: Rows, from_row: jax.Array, to_row: jax.Array, branch: jax.Array, slots: int) -> Rows:
+        """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, with another branch number unless that is -1.
+
+        In place, on the arrays of one shard.
+        """
+        names = [name for name in _SMALL if name != "tokens"]
+        small = {name: copy_row(getattr(self, name), getattr(source, name), from_row, to_row, 1) for name in names}
+        number = jnp.where(branch < 0, source.branch[0, from_row], branch)
         return Rows(
-            **small,
-            done=jnp.where(index < self.done.shape[0], self.done[index], True),
-            tokens=self.tokens[index, :slots],
-            cache=self.cache.take(index, slots),
+            **small | {"branch": small["branch"].at[0, to_row].set(number)},
+            tokens=copy_row(self.tokens, source.tokens[:, :, :slots], from_row, to_row, 1),
+            cache=self.cache.copy_row(source.cache, from_row, to_row, slots),
         )
 
-    def put(self, index: jax.Array, rows: Rows) -> Rows:
-        """Writes `rows` to rows `index [N]`; indices past the pool are dropped."""
-        slots = rows.tokens.shape[1]
-        small = {
-            f.name: getattr(self, f.name).at[index].set(getattr(rows, f.name), mode="drop")
-            for f in dataclasses.fields(self)
-            if f.name not in ("tokens", "cache")
-        }
-        return Rows(**small, tokens=self.tokens.at[index, :slots].set(rows.tokens, mode="drop"), cache=self.cache.put(index, rows.cache))
 
-    def mean_joint(self) -> jax.Array:
-        """`[R, C]` mean of the joint over the last `W` tokens (fewer while the prefix is shorter)."""
-        seen = jnp.minimum(self.length - self.prompt_length + 1, self.ring.shape[1])
-        # Of a row that is done the joint after its last token was never read.
-        seen = jnp.where(self.done, jnp.minimum(self.length - self.prompt_length, self.ring.shape[1]), seen)
-        valid = jnp.arange(self.ring.shape[1]) < seen[:, None]
-        return jnp.einsum("rwc,rw->rc", self.ring, valid.astype(jnp.float32)) / jnp.maximum(seen, 1)[:, None]
+_SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", "logits", "ring")
+
+
+def empty_rows(settings: StepSettings, rows: int, slots: int) -> Rows:
+    """A pool of `rows` free rows in each shard (all done), laid out on the mesh."""
+    shards = settings.network.layout.mesh.shape["data"]
+
+    def make() -> Rows:
+        def full(value: Any, *shape: int) -> jax.Array:
+            return jnp.full((shards, rows, *shape), value)
+
+        return Rows(
+            tokens=full(jnp.int32(0), slots),
+            length=full(jnp.int32(1)),
+            prompt_length=full(jnp.int32(1)),
+            prompt_hash=full(jnp.uint32(0)),
+            branch=full(jnp.int32(0)),
+            done=full(True),
+            logits=full(jnp.float32(0), settings.vocab_size),
+            ring=full(jnp.float32(0), settings.window, settings.head.grid.n_cells),
+            cache=settings.network.empty_cache(shards, rows, slots),
+        )
+
+    return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))()
 
 
 def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
@@ -117,109 +122,150 @@ def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("settings",))
-def prefill(settings: StepSettings, params: Any, tokens: jax.Array, length: jax.Array, prompt_hash: jax.Array) -> Rows:
-    """Root prefixes of `N` prompts: their cache, their next-token logits and their first joint.
+def prefill(settings: StepSettings, params: Any, tokens: jax.Array, length: jax.Array, prompt_hash: jax.Array) -> tuple[Rows, jax.Array]:
+    """Root prefixes of `X * N` prompts: their cache, their next-token logits and their first joint.
 
     Args:
       params: of the network.
-      tokens: `[N, S]` int32, prompts from slot 0; `S` is the slot count of the returned rows.
-      length: `[N]` int32 >= 1.
-      prompt_hash: `[N]` uint32.
+      tokens: `[X, N, S]` int32, prompts from slot 0; `S` is the slot count of the returned rows.
+      length: `[X, N]` int32 >= 1.
+      prompt_hash: `[X, N]` uint32.
+
+    Returns:
+      the rows, and the joints `[X, N, C]`.
     """
-    count, slots = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(slots), (count, slots))
-    cache = settings.network.empty_cache(count, slots)
-    logits, cache = settings.network.logits(params, tokens, positions, length - 1, cache)
-    ring = jnp.zeros((count, settings.window, settings.head.grid.n_cells), jnp.float32).at[:, 0].set(_joint(logits, settings.head))
-    return Rows(
-        tokens=tokens,
-        length=length,
-        prompt_length=length,
-        prompt_hash=prompt_hash,
-        branch=jnp.zeros_like(length),
-        done=jnp.zeros(count, bool),
-        logits=logits,
-        ring=ring,
-        cache=cache,
-    )
+    shards, count, slots = tokens.shape
+    lanes = tokens.reshape(-1, slots)
+    positions = jnp.broadcast_to(jnp.arange(slots), lanes.shape)
+    cache = settings.network.empty_cache(shards, count, slots)
+    live = jnp.ones(len(lanes), bool)
+    logits, cache = settings.network.logits(params, lanes, positions, length.reshape(-1) - 1, live, cache, slots)
+    logits = logits.reshape(shards, count, -1)
+    joint = _joint(logits, settings.head)
+    ring = jnp.zeros((shards, count, settings.window, settings.head.grid.n_cells), jnp.float32).at[:, :, 0].set(joint)
+    rows = Rows(tokens, length, length, prompt_hash, jnp.zeros_like(length), jnp.zeros(length.shape, bool), logits, ring, cache)
+    return jax.lax.with_sharding_constraint(rows, rows.sharding(settings)), joint
+
+
+class Stepped(NamedTuple):
+    """What the host reads after an interval, for the `N = X * W` lanes that were stepped.
+
+    `tokens [N, S]`, `length [N]`, `done [N]`, and `joint [N, C]`: the mean over the last `window` tokens (fewer while it is shorter).
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    done: jax.Array
+    joint: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
 def advance(
-    settings: StepSettings, params: Any, pool: Rows, index: jax.Array, steps: jax.Array, seed_key: jax.Array, slots: int
-) -> tuple[Rows, jax.Array]:
-    """Up to `steps` decode steps of the live rows `index [N]` only; stops early when all are done.
+    settings: StepSettings, params: Any, pool: Rows, active: jax.Array, steps: jax.Array, seed_key: jax.Array, slots: int
+) -> tuple[Rows, Stepped]:
+    """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when all active ones are done.
 
     Args:
-      slots: slots the stepped rows may reach; at least their longest length + steps.
-      index: rows to step; padding is any index past the pool.
+      active: `[X, W]` bool, rows to step. The others (paused or free) stay as they are.
       steps: scalar int32.
-
-    Returns:
-      the pool, and the `[R, C]` mean joints after the steps.
+      slots: slots the stepped rows may reach; at least their longest length + steps.
     """
+    shards, width = active.shape
     stop_ids = jnp.asarray(settings.stop_ids, jnp.int32)
-    lanes = jnp.arange(index.shape[0])
+    lanes = jnp.arange(shards * width)
+    active = active.reshape(-1)
+    window = settings.window
 
-    def cond(carry: tuple[jax.Array, Rows]) -> jax.Array:
-        step, rows = carry
-        return (step < steps) & ~jnp.all(rows.done)
+    def cond(carry: tuple[jax.Array, dict[str, jax.Array], Any]) -> jax.Array:
+        step, rows, _ = carry
+        return (step < steps) & jnp.any(active & ~rows["done"])
 
-    def body(carry: tuple[jax.Array, Rows]) -> tuple[jax.Array, Rows]:
-        step, rows = carry
-        keys = row_keys(seed_key, rows.prompt_hash, rows.branch, rows.length)
-        drawn = sample(keys, policy_logits(rows.logits, settings.head), settings.sampling)
-        live = ~rows.done
-        # A row that is done rewrites its last token in place, which changes nothing.
-        slot = jnp.where(live, rows.length, rows.length - 1)
-        token = jnp.where(live, drawn, rows.tokens[lanes, slot])
-        length = rows.length + live
-        ended = jnp.any(token[:, None] == stop_ids, axis=1) | (length - rows.prompt_length >= settings.max_tokens)
-        done = rows.done | ended
-        logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), rows.cache)
-        place = (length - rows.prompt_length) % settings.window
-        joint = jnp.where(done[:, None], rows.ring[lanes, place], _joint(logits, settings.head))
-        return step + 1, dataclasses.replace(
-            rows,
-            tokens=rows.tokens.at[lanes, slot].set(token),
-            length=length,
-            done=done,
-            logits=logits,
-            ring=rows.ring.at[lanes, place].set(joint),
-            cache=cache,
-        )
+    def body(carry: tuple[jax.Array, dict[str, jax.Array], Any]) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        step, rows, cache = carry
+        tokens, length, done = rows["tokens"], rows["length"], rows["done"]
+        keys = row_keys(seed_key, rows["prompt_hash"], rows["branch"], length)
+        drawn = sample(keys, policy_logits(rows["logits"], settings.head), settings.sampling)
+        live = active & ~done
+        # A row that is not live is fed its last token, and nothing of it is kept.
+        slot = jnp.where(live, length, length - 1)
+        token = jnp.where(live, drawn, tokens[lanes, slot])
+        length = length + live
+        generated = length - rows["prompt_length"]
+        ended = jnp.any(token[:, None] == stop_ids, axis=1) | (generated >= settings.max_tokens)
+        done = done | (live & ended)
+        logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), live, cache, slots)
+        place = generated % window
+        # The joint after the last token of a row is never read.
+        joint = jnp.where((live & ~done)[:, None], _joint(logits, settings.head), rows["ring"][lanes, place])
+        changed = {
+            "tokens": tokens.at[lanes, slot].set(token),
+            "length": length,
+            "done": done,
+            "logits": logits,
+            "ring": rows["ring"].at[lanes, place].set(joint),
+        }
+        return step + 1, rows | changed, cache
 
-    _, stepped = jax.lax.while_loop(cond, body, (jnp.int32(0), pool.take(index, slots)))
-    pool = pool.put(index, stepped)
-    return pool, pool.mean_joint()
+    before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
+    before["tokens"] = before["tokens"][:, :slots]
+    _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
+    after["logits"] = jnp.where(active[:, None], after["logits"], before["logits"])
+
+    def put(name: str) -> jax.Array:
+        whole, part = getattr(pool, name), after[name].reshape(shards, width, *after[name].shape[1:])
+        return whole.at[:, :width, :slots].set(part) if name == "tokens" else whole.at[:, :width].set(part)
+
+    seen = jnp.minimum(after["length"] - after["prompt_length"] + ~after["done"], window)
+    valid = jnp.arange(window) < seen[:, None]
+    joint = jnp.einsum("rwc,rw->rc", after["ring"], valid.astype(jnp.float32)) / jnp.maximum(seen, 1)[:, None]
+    stepped = Stepped(after["tokens"], after["length"], after["done"], joint)
+    return Rows(**{name: put(name) for name in _SMALL}, cache=cache), stepped
 
 
-@functools.partial(jax.jit, donate_argnames=("pool",))
-def copy_rows(pool: Rows, source: Rows, from_index: jax.Array, to_index: jax.Array, branch: jax.Array) -> Rows:
-    """Copies rows of `source` into the pool and gives each its own branch number: start, branch and admit are all this.
+@functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
+def copy_rows(settings: StepSettings, pool: Rows, source: Rows | None, moves: jax.Array, count: jax.Array, slots: int) -> Rows:
+    """Copies rows one after the other, in place: start, branch, admit and making room are all this. No copy crosses shards.
 
     Args:
-      from_index, to_index, branch: `[N]` int32; a `to_index` past the pool is padding.
+      source: rows to copy from; None copies within the pool, where a move sees the moves before it.
+      moves: `[X, N, 3]` int32, per shard (from row, to row, branch number or -1 to keep it).
+      count: `[X]` int32, moves of each shard that count.
+      slots: slots to copy, at least the longest length that moves.
     """
-    rows = source.take(from_index, source.tokens.shape[1])
-    return pool.put(to_index, dataclasses.replace(rows, branch=branch))
 
+    def one_shard(pool: Rows, source: Rows | None, moves: jax.Array, count: jax.Array) -> Rows:
+        def one(i: jax.Array, pool: Rows) -> Rows:
+            from_row, to_row, branch = moves[0, i]
+            return pool.copy_row(pool if source is None else source, from_row, to_row, branch, slots)
 
-@functools.partial(jax.jit, donate_argnames=("pool",))
-def fork_rows(pool: Rows, from_index: jax.Array, to_index: jax.Array, branch: jax.Array) -> Rows:
-    """`copy_rows` within the pool."""
-    rows = pool.take(from_index, pool.tokens.shape[1])
-    return pool.put(to_index, dataclasses.replace(rows, branch=branch))
+        return jax.lax.fori_loop(0, count[0], one, pool)
+
+    layout = settings.network.layout
+
+    def specs(rows: Rows | None) -> Any:
+        return None if rows is None else jax.tree.map(lambda s: s.spec, rows.sharding(settings))
+
+    mapped = jax.shard_map(
+        one_shard,
+        mesh=layout.mesh,
+        in_specs=(specs(pool), specs(source), PartitionSpec("data"), PartitionSpec("data")),
+        out_specs=specs(pool),
+        check_vma=False,
+    )
+    return mapped(pool, source, moves, count)
 
 
 def bucket(size: int, most: int | None = None) -> int:
-    """Smallest of 8, 32, 128, ... that holds `size`, at most `most`: few shapes mean few compilations."""
+    """Smallest of 8, 16, 32, ... that holds `size`, at most `most`: few shapes mean few compilations."""
     wanted = 8
     while wanted < size:
-        wanted *= 4
+        wanted *= 2
     return wanted if most is None else min(wanted, most)
 
 
-def padded(values: list[int], size: int, fill: int) -> Any:
-    """`values` as an int32 array of length `size`, padded with `fill`."""
-    return jnp.asarray(values + [fill] * (size - len(values)), jnp.int32)
+def slot_bucket(tokens: int, most: int) -> int:
+    """Smallest of 64, 96, 128, 192, 256, 384, ... that holds `tokens`, at most `most`."""
+    wanted = 64
+    while wanted < tokens:
+        wanted += wanted // 2 if wanted & (wanted - 1) == 0 else wanted // 3
+    return min(wanted, most)

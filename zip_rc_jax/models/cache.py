@@ -1,4 +1,8 @@
-"""The decoding cache: an explicit pytree in and out, one row per prefix, for attention and short convolutions alike."""
+"""The decoding cache: an explicit pytree in and out, one row per prefix, for attention and short convolutions alike.
+
+Rows are laid out `[X, R]`: `X` shards of the mesh's data axis with `R` rows each, so that everything that moves rows stays inside a
+shard. A forward steps the first `W` rows of every shard, in place; its batch is `X * W` lanes.
+"""
 
 from __future__ import annotations
 
@@ -11,78 +15,108 @@ from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models.stacks import segments
 
 
+def first_rows(x: jax.Array, width: int) -> jax.Array:
+    """The first `width` rows of every shard of `[X, R, ...]`, as lanes `[X * width, ...]`."""
+    return x[:, :width].reshape(-1, *x.shape[2:])
+
+
+def copy_row(pool: jax.Array, source: jax.Array, from_row: jax.Array, to_row: jax.Array, axis: int) -> jax.Array:
+    """One row of `source` into `pool`, in place, where both have their rows on `axis`; a shorter row overwrites the beginning."""
+    row = jax.lax.dynamic_slice_in_dim(source, from_row, 1, axis)
+    start = [jnp.int32(0)] * pool.ndim
+    start[axis] = to_row
+    return jax.lax.dynamic_update_slice(pool, row, start)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionCache:
     """Keys and values of a stack of layers. Slot `s` of a row holds position `s`; slots at or past the row's length are never read.
 
     Attributes:
-      k, v: `[L, R, K, S, D]`. Layers lead because the forward scans over them; rows are axis 1, slots axis 3.
+      k, v: `[L, X, R, K, S, D]`. Layers lead because the forward scans over them.
     """
 
     k: jax.Array
     v: jax.Array
 
-    def take(self, index: jax.Array, slots: int) -> AttentionCache:
-        return AttentionCache(self.k[:, index, :, :slots], self.v[:, index, :, :slots])
+    @property
+    def slots(self) -> int:
+        return self.k.shape[4]
 
-    def put(self, index: jax.Array, rows: AttentionCache) -> AttentionCache:
-        def write(whole: jax.Array, part: jax.Array) -> jax.Array:
-            return whole.at[:, index, :, : part.shape[3]].set(part, mode="drop")
+    def copy_row(self, source: AttentionCache, from_row: jax.Array, to_row: jax.Array, slots: int) -> AttentionCache:
+        """Copies the first `slots` slots of a row of `source`; arrays of one shard."""
+        pairs = ((self.k, source.k), (self.v, source.v))
+        return AttentionCache(*(copy_row(pool, other[:, :, :, :, :slots], from_row, to_row, 2) for pool, other in pairs))
 
-        return AttentionCache(write(self.k, rows.k), write(self.v, rows.v))
+    def append(self, layer: jax.Array, positions: jax.Array, live: jax.Array, k: jax.Array, v: jax.Array) -> AttentionCache:
+        """Writes new keys and values `[X * W, T, K, D]` of one layer to slots `positions [X * W, T]` of the rows that are `live`."""
+        shards = self.k.shape[1]
+        slot = jnp.where(live[:, None], positions, self.slots).reshape(shards, -1, positions.shape[1])  # past the end: dropped
 
-    def append(self, layer: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array) -> AttentionCache:
-        """Writes new keys and values `[R, T, K, D]` of one layer to slots `positions [R, T]`."""
-        row = jnp.arange(positions.shape[0])[:, None, None]
-        head = jnp.arange(k.shape[2])[None, :, None]
-        slot = positions[:, None, :]
-        return AttentionCache(
-            self.k.at[layer, row, head, slot].set(k.swapaxes(1, 2).astype(self.k.dtype)),
-            self.v.at[layer, row, head, slot].set(v.swapaxes(1, 2).astype(self.v.dtype)),
-        )
+        def write(cache: jax.Array, slot: jax.Array, new: jax.Array) -> jax.Array:
+            row = jnp.arange(slot.shape[0])[:, None, None]
+            head = jnp.arange(new.shape[2])[None, :, None]
+            return cache.at[layer, row, head, slot[:, None, :]].set(new.swapaxes(1, 2).astype(cache.dtype), mode="drop")
+
+        def write_shards(cache: jax.Array, new: jax.Array) -> jax.Array:
+            new = new.reshape(shards, -1, *new.shape[1:])
+            if shards == 1:  # without a batch axis the update is a plain one, which XLA does in place
+                return write(cache[:, 0], slot[0], new[0])[:, None]
+            return jax.vmap(write, in_axes=(1, 0, 0), out_axes=1)(cache, slot, new)
+
+        return AttentionCache(write_shards(self.k, k), write_shards(self.v, v))
+
+    def read(self, layer: jax.Array, width: int, slots: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values `[X * width, K, slots, D]` of one layer: the first `slots` slots of the first `width` rows of each shard."""
+
+        def part(cache: jax.Array) -> jax.Array:
+            _, shards, _, heads, _, dim = cache.shape
+            start = (layer, *[jnp.zeros((), layer.dtype)] * 5)
+            return jax.lax.dynamic_slice(cache, start, (1, shards, width, heads, slots, dim)).reshape(-1, heads, slots, dim)
+
+        return part(self.k), part(self.v)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ConvCache:
-    """The last inputs of a stack of short convolutions, as a ring: the input at position `p` lies at `p % W`.
-
-    A ring by position (and not a queue) makes feeding a position twice harmless, which is what a row that is done does.
+    """The last inputs of a stack of short convolutions, as a ring: the input at position `p` lies at `p % taps`.
 
     Attributes:
-      inputs: `[L, R, W, d_model]`, `W` = taps of the kernel.
+      inputs: `[L, X, R, taps, d_model]`.
     """
 
     inputs: jax.Array
 
-    def take(self, index: jax.Array, slots: int) -> ConvCache:
-        return ConvCache(self.inputs[:, index])
-
-    def put(self, index: jax.Array, rows: ConvCache) -> ConvCache:
-        return ConvCache(self.inputs.at[:, index].set(rows.inputs, mode="drop"))
+    def copy_row(self, source: ConvCache, from_row: jax.Array, to_row: jax.Array, slots: int) -> ConvCache:
+        return ConvCache(copy_row(self.inputs, source.inputs, from_row, to_row, 2))
 
     def before(self, layer: jax.Array, first: jax.Array) -> jax.Array:
-        """Inputs `[R, W - 1, d]` of one layer at the positions just before `first [R]`; zeros before the sequence."""
-        width = self.inputs.shape[2]
-        positions = first[:, None] + jnp.arange(1 - width, 0)
-        found = jnp.take_along_axis(self.inputs[layer], (positions % width)[..., None], axis=1)
+        """Inputs `[X * W, taps - 1, d]` of one layer at the positions just before `first [X * W]`; zeros before the sequence."""
+        taps, shards = self.inputs.shape[3], self.inputs.shape[1]
+        positions = first[:, None] + jnp.arange(1 - taps, 0)
+        ring = first_rows(self.inputs[layer], first.shape[0] // shards)
+        found = jnp.take_along_axis(ring, (positions % taps)[..., None], axis=1)
         return jnp.where((positions >= 0)[..., None], found, 0)
 
-    def append(self, layer: jax.Array, first: jax.Array, last: jax.Array, inputs: jax.Array) -> ConvCache:
+    def append(self, layer: jax.Array, first: jax.Array, last: jax.Array, live: jax.Array, inputs: jax.Array) -> ConvCache:
         """Stores what later tokens need.
 
         Args:
-          first: `[R]` position of the first new token.
-          last: `[R]` index of the last valid new token.
-          inputs: `[R, W - 1 + T, d]`: what `before` returned, then the new inputs.
+          first: `[X * W]` position of the first new token.
+          last: `[X * W]` index of the last valid new token.
+          live: `[X * W]` bool, rows to write.
+          inputs: `[X * W, taps - 1 + T, d]`: what `before` returned, then the new inputs.
         """
-        width = self.inputs.shape[2]
+        taps, shards = self.inputs.shape[3], self.inputs.shape[1]
         newest = (first + last)[:, None]
-        held = newest - (newest - jnp.arange(width)) % width  # the position that each ring slot holds afterwards
-        index = held - first[:, None] + width - 1
-        ring = jnp.take_along_axis(inputs, index[..., None], axis=1)
-        return ConvCache(self.inputs.at[layer].set(ring.astype(self.inputs.dtype)))
+        held = newest - (newest - jnp.arange(taps)) % taps  # the position that each ring slot holds afterwards
+        index = held - first[:, None] + taps - 1
+        ring = jnp.take_along_axis(inputs, index[..., None], axis=1).astype(self.inputs.dtype)
+        width = first.shape[0] // shards
+        ring = jnp.where(live[:, None, None], ring, first_rows(self.inputs[layer], width))
+        return ConvCache(self.inputs.at[layer, :, :width].set(ring.reshape(shards, width, *ring.shape[1:])))
 
 
 @jax.tree_util.register_dataclass
@@ -97,25 +131,28 @@ class Cache:
     stacks: dict[str, AttentionCache | ConvCache]
 
     @classmethod
-    def empty(cls, config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
+    def empty(cls, config: ModelConfig, shards: int, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
+        """For `rows` rows in each of `shards` shards."""
         found: dict[str, AttentionCache | ConvCache] = {}
         for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
             count = len(stack.layers)
             if stack.kind == "conv":
-                found[stack.name] = ConvCache(jnp.zeros((count, rows, config.conv_kernel, config.d_model), dtype))
+                found[stack.name] = ConvCache(jnp.zeros((count, shards, rows, config.conv_kernel, config.d_model), dtype))
             else:
-                shape = (count, rows, config.n_kv_heads, slots, config.head_dim)
+                shape = (count, shards, rows, config.n_kv_heads, slots, config.head_dim)
                 found[stack.name] = AttentionCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         return cls(found)
 
     @property
     def slots(self) -> int:
-        return next(stack.k.shape[3] for stack in self.stacks.values() if isinstance(stack, AttentionCache))
+        return next(stack.slots for stack in self.stacks.values() if isinstance(stack, AttentionCache))
 
-    def take(self, index: jax.Array, slots: int) -> Cache:
-        """First `slots` slots of rows `index [N]`, in that order: continue, branch and move are all this gather."""
-        return Cache({name: stack.take(index, slots) for name, stack in self.stacks.items()})
+    def axes(self) -> Cache:
+        """Logical axis names of every leaf, for `sharding.Layout`."""
+        attention = AttentionCache(*[("layers", "batch", None, "kv_heads", "sequence", "head_dim")] * 2)  # type: ignore[arg-type]
+        conv = ConvCache(("layers", "batch", None, None, "channels"))  # type: ignore[arg-type]
+        return Cache({name: attention if isinstance(stack, AttentionCache) else conv for name, stack in self.stacks.items()})
 
-    def put(self, index: jax.Array, rows: Cache) -> Cache:
-        """Writes `rows` to rows `index [N]`; indices past the last row are dropped (padding)."""
-        return Cache({name: stack.put(index, rows.stacks[name]) for name, stack in self.stacks.items()})  # type: ignore[arg-type]
+    def copy_row(self, source: Cache, from_row: jax.Array, to_row: jax.Array, slots: int) -> Cache:
+        """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, in place; arrays of one shard."""
+        return Cache({name: s.copy_row(source.stacks[name], from_row, to_row, slots) for name, s in self.stacks.items()})  # type: ignore[arg-type]

@@ -97,12 +97,12 @@ def download(name: str) -> pathlib.Path:
       UsageError: there is no such model, or no network.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_WANTED)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200] or type(error).__name__
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:  # HTTPError: also of a proxy, or in the middle
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UsageError(
             f"model {name!r}", f"it is no local path, and the hub did not give it ({reason})", "check the name, network and HF_TOKEN"
         ) from None

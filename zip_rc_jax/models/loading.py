@@ -117,8 +117,15 @@ def _head(
     else:
         assert given is not None
         head = ZipHead(Grid.authors(given[0]), given[0], given[1], tokenizer.size)
-    head.check(config.vocab_size, tokenizer.unused_ids(config.vocab_size))
+    _check(head, tokenizer, config, where)
     return head
+
+
+def _check(head: ZipHead, tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
+    """Raises UsageError for a head that does not fit the tokenizer or the vocabulary beside it."""
+    if head.used_ids != tokenizer.size:
+        raise UsageError(f"model {where}", f"it says {head.used_ids} used ids, its tokenizer uses {tokenizer.size}", "export it again")
+    head.check(config.vocab_size, tokenizer.unused_ids(config.vocab_size))
 
 
 def _with_rows(lm: LanguageModel, head: ZipHead | None) -> LanguageModel:
@@ -138,18 +145,19 @@ def _load_orbax(path: pathlib.Path, dtype: Any, layout: Layout) -> LanguageModel
         try:
             meta = checkpointer.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         except (FileNotFoundError, ValueError, KeyError) as error:
-            raise UsageError(f"model {path}", f"it is no complete checkpoint ({_first_line(error)})", "train or copy it again") from None
+            reason = f"it is no complete checkpoint ({_first_line(error)}), and it has no {huggingface.CONFIG}"
+            raise UsageError(f"model {path}", reason, "train, download or copy it again") from None
         if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise UsageError(f"model {path}", "it was not written by this package", "pass a checkpoint written by `zip-rc train`")
-        config = ModelConfig.from_dict(meta["model"])
-        tokenizer = Tokenizer.from_dict(meta["tokenizer"])
-        head = ZipHead.from_dict(meta["head"]) if meta["head"] else None
+        try:
+            config = ModelConfig.from_dict(meta["model"])
+            tokenizer = Tokenizer.from_dict(meta["tokenizer"])
+            head = ZipHead.from_dict(meta["head"]) if meta["head"] else None
+        except (KeyError, TypeError) as error:
+            reason = f"another version of this package wrote it ({_first_line(error)})"
+            raise UsageError(f"model {path}", reason, "use that version, or train it again") from None
         if head:
-            if head.used_ids != tokenizer.size:
-                raise UsageError(
-                    f"model {path}", f"it says {head.used_ids} used ids, its tokenizer uses {tokenizer.size}", "export it again"
-                )
-            head.check(config.vocab_size, tokenizer.unused_ids(config.vocab_size))
+            _check(head, tokenizer, config, str(path))
         shapes: dict[str, Any] = {"body": param_shapes(config)}
         axes: dict[str, Any] = {"body": param_axes(config)}
         if head:
@@ -193,6 +201,9 @@ def export(lm: LanguageModel, directory: str | pathlib.Path, *, dtype: Any = jnp
         if not config.tied:
             body["unembed"] = table
     family, settings = write_config(config)
+    for role in ("bos", "pad"):  # or other engines take the numbers that are usual in the family
+        token = lm.tokenizer.special_tokens.get(f"{role}_token")
+        settings[f"{role}_token_id"] = None if token is None else lm.tokenizer.backend.token_to_id(token)
     if lm.head:
         settings[ZIP_BLOCK] = lm.head.to_dict()
     tensors = read_params(config, family, body, dtype)

@@ -202,7 +202,9 @@ def hidden_states(
     layout: Layout,
     segment_ids: jax.Array | None = None,
     cache: Cache | None = None,
+    slots: int | None = None,
     last: jax.Array | None = None,
+    live: jax.Array | None = None,
     remat: bool = False,
 ) -> tuple[jax.Array, Cache | None]:
     """Final hidden states (after the last norm) of a batch.
@@ -211,11 +213,13 @@ def hidden_states(
     `positions` and every query attends to all slots up to its own position, so prefill, chunked prefill and decoding are one path.
 
     Args:
-      tokens: `[B, T]` int32.
+      tokens: `[B, T]` int32. With a cache of `X` shards these are the first `B / X` rows of every shard.
       positions: `[B, T]` int32; consecutive within a row when a cache is given, starting at 0 in every segment otherwise.
       segment_ids: `[B, T]` int32, equal ids attend to each other; required without a cache.
-      cache: rows `B`, slots `S > max(positions)`.
+      cache: see `Cache`; updated in place where the caller donates it.
+      slots: slots of the cache to attend to, more than `max(positions)` (default all).
       last: `[B]` int32, index of the last token of each row that is not padding (with a cache; default `T - 1`).
+      live: `[B]` bool, rows whose state in the cache is written (default all); the output of the others means nothing.
       remat: recompute each layer in the backward pass.
 
     Returns:
@@ -229,8 +233,11 @@ def hidden_states(
     if config.scale_embedding:
         x = x * jnp.asarray(config.d_model**0.5, x.dtype)
     x = layout.constrain(x, "batch", "sequence", "embed_act")
-    last = jnp.full(tokens.shape[:1], tokens.shape[1] - 1) if last is None else last
-    masks, ropes = _masks(config, positions, segment_ids, cache), _ropes(config, positions)
+    batch, steps = tokens.shape
+    last = jnp.full(batch, steps - 1) if last is None else last
+    live = jnp.ones(batch, bool) if live is None else live
+    slots = cache.slots if cache is not None and slots is None else slots
+    masks, ropes = _masks(config, positions, segment_ids, slots), _ropes(config, positions)
     scale = config.attention_scale or config.head_dim**-0.5
 
     def mix(block: Block, x: jax.Array, layer: jax.Array, old: AttentionCache | ConvCache | None) -> tuple[jax.Array, Any]:
@@ -242,14 +249,15 @@ def hidden_states(
             width = config.conv_kernel - 1
             earlier = jnp.zeros((new.shape[0], width, new.shape[2]), new.dtype) if old is None else old.before(layer, first)
             inputs = jnp.concatenate([earlier.astype(new.dtype), new], axis=1)
-            return block.conv_output(inputs, gate, positions), old and old.append(layer, first, last, inputs)
+            return block.conv_output(inputs, gate, positions), old and old.append(layer, first, last, live, inputs)
         assert old is None or isinstance(old, AttentionCache)
         q, k, v = block.attention_inputs(x, ropes[block.kind])
         if old is None:
             keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         else:
-            old = old.append(layer, positions, k, v)
-            keys, values = old.k[layer], old.v[layer]
+            assert slots is not None
+            old = old.append(layer, positions, live, k, v)
+            keys, values = old.read(layer, batch // old.k.shape[1], slots)
         attended = attend(q, keys, values, masks[block.kind], scale)
         return block.attention_output(attended), old
 
@@ -275,10 +283,10 @@ def hidden_states(
     return rms_norm(x, model.final_norm[...], config.rms_eps, config.norm_plus_one), None if cache is None else Cache(caches)
 
 
-def _masks(config: ModelConfig, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None) -> dict[str, jax.Array]:
-    """Per attention type the `[B, T, S]` bool mask of what each query may see."""
-    if cache is not None:
-        distance = positions[:, :, None] - jnp.arange(cache.slots)
+def _masks(config: ModelConfig, positions: jax.Array, segment_ids: jax.Array | None, slots: int | None) -> dict[str, jax.Array]:
+    """Per attention type the `[B, T, S]` bool mask of what each query may see; `slots` of a cache or, with None, the row itself."""
+    if slots is not None:
+        distance = positions[:, :, None] - jnp.arange(slots)
         full = distance >= 0
     else:
         if segment_ids is None:

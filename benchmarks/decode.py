@@ -1,0 +1,142 @@
+"""Decode throughput on SmolLM2-135M float32, side by side in one run: ours, `transformers` on the same cores, and the machine's own limit.
+
+    python benchmarks/decode.py [--prompts 8] [--tokens 64] [--runs 3]
+
+Plain sampling (temperature 1) of `--prompts` prompts with 8 samples and with 1, `--tokens` new tokens each, end-of-sequence disabled, so
+that every engine does the same work. The engines take turns within every run, so a busy machine slows all of them alike; medians over runs.
+
+The limit of a decode step is the slower of its multiply-adds at the matmul rate measured here and of its bytes (weights and cache, read
+once) at the bandwidth measured here. Needs `make smollm2` and the dev extra (torch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.decoding.engine import Engine
+from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.loading import export, load
+from zip_rc_jax.pipeline import run_all
+
+MODEL = pathlib.Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+TOPICS = (
+    "the sea",
+    "prime numbers",
+    "a lost key",
+    "winter",
+    "bread",
+    "the moon",
+    "trains",
+    "an old map",
+    "rain",
+    "chess",
+    "glass",
+    "honey",
+)
+
+
+def timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def matmul_rate(rows: int) -> float:
+    """Multiply-adds times two per second of `[rows, 576] @ [576, 1536]`-like products, best of several."""
+    a, b = jnp.ones((rows, 2048)), jnp.ones((2048, 2048))
+    f = jax.jit(lambda a, b: a @ b)
+    f(a, b).block_until_ready()
+    return 2 * rows * 2048 * 2048 / min(timed(lambda: f(a, b).block_until_ready()) for _ in range(20))
+
+
+def bandwidth() -> float:
+    """Bytes per second of reading 512 MiB once, best of several."""
+    x = jnp.ones(128 * 2**20)
+    f = jax.jit(jnp.sum)
+    f(x).block_until_ready()
+    return x.nbytes / min(timed(lambda: f(x).block_until_ready()) for _ in range(8))
+
+
+def limit(lm: LanguageModel, rows: int, context: int) -> float:
+    """Tokens per second of `rows` rows that no decoder on this machine can exceed."""
+    c = lm.config
+    weights = sum(x.size for x in jax.tree.leaves(lm.params["body"]))
+    cache = rows * context * c.n_layers * c.n_kv_heads * c.head_dim * 2
+    flops = 2 * rows * weights + 4 * rows * context * c.n_layers * c.n_heads * c.head_dim
+    return rows / max(flops / matmul_rate(max(rows, 8)), 4 * (weights + cache) / bandwidth())
+
+
+class Ours:
+    """Our engine with the strategy that samples `n` continuations to the end."""
+
+    def __init__(self, lm: LanguageModel, samples: int, tokens: int, rows: int):
+        config = DecodeConfig(strategy="fixed", n=samples, rows=rows, interval=tokens, window=1, max_tokens=tokens)
+        self.engine = Engine(lm, config, 0)
+        self.engine.settings = dataclasses.replace(self.engine.settings, stop_ids=())
+
+    def __call__(self, prompts: list[str]) -> None:
+        run_all(self.engine, prompts)
+
+
+class Transformers:
+    """`generate` of torch on the same cores."""
+
+    def __init__(self, directory: pathlib.Path, samples: int, tokens: int):
+        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        self.tokenizer = AutoTokenizer.from_pretrained(directory)
+        self.options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": True, "top_k": 0, "num_return_sequences": samples}
+
+    def __call__(self, prompts: list[str]) -> None:
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+        with torch.inference_mode():
+            self.model.generate(**batch, **self.options, pad_token_id=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    lm = load(MODEL).with_head(Grid.authors("value"), "value")
+    prompts = [lm.tokenizer.chat([{"role": "user", "content": f"Write a story about {topic}."}]) for topic in TOPICS[: arguments.prompts]]
+    context = len(lm.tokenizer.encode(prompts[0])) + arguments.tokens
+    print(f"{len(prompts)} prompts, {arguments.tokens} new tokens, medians of {arguments.runs} runs\n")
+    print("| rows | ours, tokens/s | first call, s | transformers, tokens/s | ratio | limit, tokens/s | of the limit |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "model"
+        export(lm.without_head(), path, dtype=np.float32)
+        for samples in (8, 1):
+            rows = len(prompts) * samples
+            ours, theirs = Ours(lm, samples, arguments.tokens, rows), Transformers(path, samples, arguments.tokens)
+            first = timed(lambda ours=ours: ours(prompts))
+            theirs(prompts)
+            seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+            for _ in range(arguments.runs):
+                seconds["ours"].append(timed(lambda ours=ours: ours(prompts)))
+                seconds["theirs"].append(timed(lambda theirs=theirs: theirs(prompts)))
+            rate = {name: rows * arguments.tokens / statistics.median(times) for name, times in seconds.items()}
+            best = limit(lm, rows, context)
+            print(
+                f"| {rows} | {rate['ours']:.0f} | {first:.1f} | {rate['theirs']:.0f} | {rate['ours'] / rate['theirs']:.2f} "
+                f"| {best:.0f} | {rate['ours'] / best:.0%} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

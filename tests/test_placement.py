@@ -1,0 +1,53 @@
+"""Live rows stay at the beginning of their shard, whatever lies in the way, and no prefix is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zip_rc_jax.decoding.placement import Place, Shard, live_rows_first
+
+
+@dataclasses.dataclass
+class Record:
+    row: int
+
+
+@st.composite
+def shards(draw):
+    """(rows, live rows, paused rows, width)."""
+    rows = draw(st.integers(1, 12))
+    state = draw(st.lists(st.sampled_from(["live", "paused", "free"]), min_size=rows, max_size=rows))
+    live = [i for i, s in enumerate(state) if s == "live"]
+    return rows, live, [i for i, s in enumerate(state) if s == "paused"], draw(st.integers(max(len(live), 1), rows))
+
+
+@given(shards())
+def test_after_the_moves_the_live_rows_come_first_and_every_prefix_is_where_its_record_says(shard):
+    rows, live, paused, width = shard
+    contents = [f"prefix {i}" if i in live or i in paused else None for i in range(rows)] + [None]  # the last row is scratch
+    free = Shard([i for i in range(rows) if i not in live and i not in paused])
+    records = {f"prefix {i}": Record(i) for i in live + paused}
+    places = [[Place(records[f"prefix {i}"], "row") for i in group] for group in (live, paused)]
+
+    moves = live_rows_first(*places, free, width, scratch=rows)
+
+    for from_row, to_row, branch in moves:
+        assert branch == -1, "a moved prefix keeps its identity"
+        contents[to_row] = contents[from_row]
+    assert all(contents[record.row] == name for name, record in records.items())
+    assert all(records[f"prefix {i}"].row < width for i in live)
+    taken = [record.row for record in records.values()]
+    assert sorted(taken + free.free) == list(range(rows)), "every row is taken once or free"
+
+
+@given(shards())
+def test_no_more_is_moved_than_needed(shard):
+    rows, live, paused, width = shard
+    free = Shard([i for i in range(rows) if i not in live and i not in paused])
+    room = sum(i < width for i in free.free)
+    misplaced = sum(i >= width for i in live)
+    moves = live_rows_first([Place(Record(i), "row") for i in live], [Place(Record(i), "row") for i in paused], free, width, scratch=rows)
+    assert len(moves) == min(misplaced, room) + 3 * max(misplaced - room, 0)
