@@ -116,7 +116,8 @@ class ConvCache:
         ring = jnp.take_along_axis(inputs, index[..., None], axis=1).astype(self.inputs.dtype)
         width = first.shape[0] // shards
         ring = jnp.where(live[:, None, None], ring, first_rows(self.inputs[layer], width))
-        return ConvCache(self.inputs.at[layer, :, :width].set(ring.reshape(shards, width, *ring.shape[1:])))
+        start = (layer, *[jnp.zeros((), layer.dtype)] * 4)
+        return ConvCache(jax.lax.dynamic_update_slice(self.inputs, ring.reshape(1, shards, width, *ring.shape[1:]), start))
 
 
 @jax.tree_util.register_dataclass
