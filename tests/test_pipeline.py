@@ -106,6 +106,25 @@ def test_value_labels_are_the_critics_mean_over_the_last_positions(finished):
     np.testing.assert_allclose(rollouts[0].value, found[0].reward[-config.label.last :].mean(), atol=1e-6)
 
 
+def test_a_stage_can_start_from_the_rows_of_another(finished, tmp_path):
+    directory, config = finished
+    for stage in ("labelled", "lite", "critic", "policy"):
+        (tmp_path / stage).symlink_to(directory / stage)
+    warm = dataclasses.replace(
+        config, run_dir=str(tmp_path), final=dataclasses.replace(config.final, rows_from="lite", learning_rate=1e-12)
+    )
+    rows = pipeline.train_head(warm, "final").params["zip_rows"]
+    np.testing.assert_allclose(rows, load(directory / "lite").params["zip_rows"], atol=1e-9)
+    other = dataclasses.replace(warm, run_dir=str(tmp_path / "other"), data=str(directory / "labelled"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "policy").symlink_to(directory / "policy")
+    with pytest.raises(UsageError, match="run `zip-rc train --stage lite` first"):
+        pipeline.train_head(other, "final")
+    (tmp_path / "other" / "critic").symlink_to(directory / "critic")
+    with pytest.raises(UsageError, match="its head is .*correct"):
+        pipeline.train_head(dataclasses.replace(other, final=dataclasses.replace(warm.final, rows_from="critic")), "final")
+
+
 def test_lite_moves_only_the_reserved_rows(finished):
     directory, _ = finished
     policy, lite = load(directory / "policy"), load(directory / "lite")

@@ -421,6 +421,8 @@ class TrainConfig:
       joint_weight: weight of the joint cross-entropy.
       cache_features: with trainable="zip_rows", run the frozen body once over all rollouts and keep its final hidden states in host
         memory (4 * d_model bytes per labelled position). Rows then hold labelled positions only, and a step costs next to nothing.
+      rows_from: stage ("critic" or "lite") whose trained reserved rows are the starting point; empty starts from zeros. On few data a
+        trained head first keeps the body from chasing a random one.
       zip_lr_multiplier: the reserved rows learn this many times faster than the body.
       save_seconds: a checkpoint at least this often; also at the end and on SIGINT / SIGTERM.
       log_every: steps between metric records.
@@ -445,6 +447,7 @@ class TrainConfig:
     lm_weight: float = 0.0
     joint_weight: float = 1.0
     cache_features: bool = False
+    rows_from: str = ""
     zip_lr_multiplier: float = 1.0
     loss_chunk: int = 2048
     seed: int = 0
@@ -457,6 +460,7 @@ class TrainConfig:
         _one_of("label", self.label, LABELS)
         _one_of("trainable", self.trainable, TRAINABLE)
         _one_of("kl_kind", self.kl_kind, KL_KINDS)
+        _one_of("rows_from", self.rows_from, ("", "critic", "lite"))
         for field in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every", "evaluations"):
             _require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
         for field in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds"):

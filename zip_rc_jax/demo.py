@@ -37,8 +37,8 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
         ("grade", lambda: pipeline.make_grades(config)),
         ("train critic", lambda: pipeline.train_head(config, "critic")),
         ("label values", lambda: pipeline.make_labels(config)),
-        ("train final model", lambda: pipeline.train_head(config, "final")),
         ("train ZIP-RC-Lite", lambda: pipeline.train_head(config, "lite")),
+        ("train final model", lambda: pipeline.train_head(config, "final")),
         ("decode and compare", lambda: run_evaluation(config, argv)),
     ]
     for number, (title, stage) in enumerate(stages, 1):

@@ -315,6 +315,8 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
         raise UsageError(f"dataset {path}", f"stage {stage!r} trains on the label {settings.label!r}", f"run `{before}` first")
     policy = load_policy(config)
     lm = policy.with_head(config.grid.grid(settings.label), settings.label)
+    if settings.rows_from:
+        lm = _with_rows_of(lm, run_directory(config) / settings.rows_from)
     source, metadata = open_rollouts(path)
     rollouts = list(source)
     _check_tokens(rollouts, policy)
@@ -325,11 +327,23 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
         training,
         settings,
         run_directory(config) / stage,
-        source={"data": metadata, "policy": policy.digest()},
+        source={"data": metadata, "policy": policy.digest()} | ({"rows": lm.digest()} if settings.rows_from else {}),
         validation=validation,
         validation_last=config.label.last,
         title=stage,
     )
+
+
+def _with_rows_of(lm: LanguageModel, stage: pathlib.Path) -> LanguageModel:
+    """`lm` with the trained reserved rows of another stage of the run."""
+    if not stage.is_dir():
+        raise UsageError(f"rows_from={stage.name!r}", f"there is no {stage}", f"run `zip-rc train --stage {stage.name}` first")
+    trained = load(stage)
+    if trained.head != lm.head:
+        raise UsageError(
+            f"rows_from={stage.name!r}", f"its head is {trained.head}, this stage trains {lm.head}", "use a stage of the same label"
+        )
+    return dataclasses.replace(lm, params={**lm.params, "zip_rows": trained.params["zip_rows"]})
 
 
 def _check_graded(validation: Sequence[Rollout], stage: str, settings: TrainConfig) -> None:
