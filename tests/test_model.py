@@ -445,7 +445,9 @@ def test_bfloat16_parameters_give_finite_bfloat16_hidden_states_near_float32(con
     assert hidden.dtype == jnp.bfloat16
     half = full(config, params, TOKENS)
     assert np.abs(half - expected(config)).mean() < 0.05 * np.abs(expected(config)).mean()
-    out, cache = cached(config, params, tokens, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape), empty(config, ROWS, jnp.bfloat16), None, None)
+    out, cache = cached(
+        config, params, tokens, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape), empty(config, ROWS, jnp.bfloat16), None, None
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
     assert np.abs(np.asarray(out) - half).mean() < 0.02 * np.abs(half).mean()
 
