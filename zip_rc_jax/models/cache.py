@@ -54,18 +54,20 @@ class AttentionCache:
         shards = self.k.shape[1]
         slot = jnp.where(live[:, None], positions, self.slots).reshape(shards, -1, positions.shape[1])  # past the end: dropped
 
-        def write(cache: jax.Array, slot: jax.Array, new: jax.Array) -> jax.Array:
-            row = jnp.arange(slot.shape[0])[:, None, None]
-            head = jnp.arange(new.shape[2])[None, :, None]
-            return cache.at[layer, row, head, slot[:, None, :]].set(new.swapaxes(1, 2).astype(cache.dtype), mode="drop")
+        row = jnp.arange(slot.shape[1])[:, None, None]
+        head = jnp.arange(k.shape[2])[None, :, None]
 
-        def write_shards(cache: jax.Array, new: jax.Array) -> jax.Array:
-            new = new.reshape(shards, -1, *new.shape[1:])
-            if shards == 1:  # without a batch axis the update is a plain one, which XLA does in place
-                return write(cache[:, 0], slot[0], new[0])[:, None]
-            return jax.vmap(write, in_axes=(1, 0, 0), out_axes=1)(cache, slot, new)
+        def write(cache: jax.Array, new: jax.Array) -> jax.Array:
+            new = new.reshape(shards, -1, *new.shape[1:]).swapaxes(2, 3).astype(cache.dtype)
+            if shards == 1:  # without a batch axis; a reshape of the cache instead would make XLA copy all of it
+                return cache.at[layer, 0, row, head, slot[0, :, None, :]].set(new[0], mode="drop")
 
-        return AttentionCache(write_shards(self.k, k), write_shards(self.v, v))
+            def one(cache: jax.Array, slot: jax.Array, new: jax.Array) -> jax.Array:
+                return cache.at[layer, row, head, slot[:, None, :]].set(new, mode="drop")
+
+            return jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)(cache, slot, new)
+
+        return AttentionCache(write(self.k, k), write(self.v, v))
 
     def read(self, layer: jax.Array, width: int, slots: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values `[X * width, K, slots, D]` of one layer: the first `slots` slots of the first `width` rows of each shard."""
