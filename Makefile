@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test test-slow lint format clean embedded smollm2
+.PHONY: demo test test-slow lint format clean embedded smollm2 compile-check
 
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
@@ -15,6 +15,15 @@ test: $(VENV)/.dev smollm2
 
 test-slow: $(VENV)/.dev smollm2
 	$(BIN)/python -m pytest -m slow
+
+# Compiles a training step for a real TPU topology; libtpu lives in an environment of its own.
+compile-check: .venv-tpu/.done
+	.venv-tpu/bin/python -m pytest tests/test_compile.py
+
+.venv-tpu/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]' pytest
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from zip_rc_jax import pipeline
+from zip_rc_jax.aot.command import add_compile_parser, run_compile
 from zip_rc_jax.config import LABELS
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.demo import run_decode, run_demo, run_evaluation, run_export
@@ -168,6 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Output: run_dir/report with report.html, pareto.png, results.jsonl, metadata.json. Finished settings survive Ctrl-C.\n\n"
         "example: zip-rc evaluate configs/chain_sum.yaml evaluate.prompts=800",
     )
+    add_compile_parser(commands)
     return parser
 
 
@@ -203,7 +205,10 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `zip-rc`. Returns the exit status: 0, 2 for bad input, 130 after an interruption that can be resumed."""
+    """Entry point of `zip-rc`. Returns the exit status: 0, 2 for bad input, 130 after an interruption that can be resumed.
+
+    `zip-rc compile` returns 1 if a program does not fit.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(argv)
     _quiet()
@@ -213,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_decode(arguments, argv)
         elif arguments.command == "export":
             run_export(arguments)
+        elif arguments.command == "compile":
+            return run_compile(arguments)
         else:
             _run_pipeline(arguments, argv)
     except UsageError as error:

@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation for TPU topologies on a machine without a TPU: what the programs need, compute, read and send."""

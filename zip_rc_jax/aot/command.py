@@ -1,0 +1,145 @@
+"""`zip-rc compile`: what a training or decode step would need on a TPU, found out on any machine."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+
+import jax
+
+from zip_rc_jax.aot.programs import DTYPES, STAGES, compile_decode, compile_train
+from zip_rc_jax.aot.report import Report, report_table
+from zip_rc_jax.config import ModelConfig, PipelineConfig, PolicyConfig
+from zip_rc_jax.config_file import load_config
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models import huggingface
+from zip_rc_jax.models.families import read_config
+from zip_rc_jax.models.loading import load
+
+DESCRIPTION = """Compiles the real training step or decoder for a TPU topology, without a TPU (libtpu does it on any CPU machine), and
+prints per chip: memory against what the chip has, operations and HBM bytes against what they should be, and what crosses the
+network. Exit status 1 if a program leaves less than 10% of the memory free.
+Needs libtpu, best in an environment of its own: pip install 'zip-rc-jax[tpu]'.
+
+"""
+
+
+def add_compile_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Adds `compile train` and `compile decode` to the subcommands of `zip-rc`."""
+    parser = commands.add_parser(
+        "compile",
+        help="what training or decoding needs on a TPU, without one",
+        description=DESCRIPTION + "example: zip-rc compile train configs/qwen3_1.7b.yaml --stage final --topology v5e:4x4 --mesh fsdp=16",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="what")
+    train = kinds.add_parser(
+        "train",
+        help="the training step",
+        description=DESCRIPTION
+        + "example: zip-rc compile train configs/qwen3_1.7b.yaml --stage final --topology v5e:4x4 --mesh fsdp=16 final.row_tokens=2048",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", help="YAML file; the model is policy.path if that is on this machine, else the model section")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to override, e.g. final.row_tokens=2048")
+    train.add_argument("--stage", required=True, choices=STAGES, help="which training step")
+    _add_target(train, "v5e:4x4", "fsdp=16; default all chips on fsdp")
+
+    decode = kinds.add_parser(
+        "decode",
+        help="prefill, decode steps, and the copies when prefixes branch",
+        description=DESCRIPTION + "example: zip-rc compile decode configs/qwen3_1.7b.yaml --topology v5e:2x4 --rows 64 --context 8192",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    decode.add_argument("config", metavar="config_or_model", help="YAML file as for train, or a model on this machine")
+    decode.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to override, e.g. decode.window=256")
+    _add_target(decode, "v5e:2x4", "data=4,tensor=2; default all chips on data")
+    decode.add_argument("--rows", type=int, help="rows of the pool (default decode.rows)")
+    decode.add_argument("--context", type=int, default=8192, help="tokens per row, prompt and answer (default 8192)")
+    decode.add_argument("--prompt", type=int, default=512, help="tokens per prompt in prefill (default 512)")
+    decode.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of parameters and cache (default bfloat16)")
+    return parser
+
+
+def _add_target(parser: argparse.ArgumentParser, topology: str, mesh: str) -> None:
+    parser.add_argument("--topology", required=True, help=f"chips, such as {topology}")
+    parser.add_argument("--mesh", default="", help=f"sizes of the mesh axes data, fsdp and tensor, such as {mesh}")
+
+
+def with_model(config: PipelineConfig, name: str) -> PipelineConfig:
+    """The config with the sizes of its model in `model`: those of `policy.path` if it is on this machine, else as they stand.
+
+    Args:
+      name: of the file, for messages.
+
+    Raises:
+      UsageError: the policy is not here and the config does not give its sizes.
+    """
+    path = config.policy.path
+    sizes = _sizes_on_disk(path) if path else None
+    if sizes is None and path and config.model == ModelConfig():
+        raise UsageError(
+            f"policy.path={path!r} of {name}",
+            "it is not on this machine, and there is no model section",
+            "write its sizes in a model section",
+        )
+    return config if sizes is None else dataclasses.replace(config, model=sizes)
+
+
+def _sizes_on_disk(path: str) -> ModelConfig | None:
+    """Sizes of a model on this machine, without its parameters where the format allows; None if it is not here.
+
+    Raises:
+      UsageError: it is here and damaged.
+    """
+    local = pathlib.Path(path).expanduser()
+    if (local / huggingface.CONFIG).is_file():
+        settings = huggingface.read_json(local / huggingface.CONFIG)
+        settings.pop("zip_rc", None)
+        return read_config(settings, str(local))[1]
+    if local.suffix == ".gguf" and local.is_file():
+        from zip_rc_jax.models.gguf_file import GgufSource
+
+        return read_config(GgufSource(local).settings, path)[1]
+    return load(path).config if path.startswith("embedded:") or local.is_dir() else None
+
+
+def _read(arguments: argparse.Namespace) -> PipelineConfig:
+    name = arguments.config
+    if pathlib.Path(name).suffix in (".yaml", ".yml"):
+        return with_model(load_config(name, arguments.overrides), name)
+    sizes = _sizes_on_disk(name)
+    if sizes is None:
+        raise UsageError(f"config_or_model {name!r}", "there is no such file or directory", "pass a .yaml file or a model on this machine")
+    if arguments.overrides:
+        raise UsageError(f"overrides {arguments.overrides}", "they belong to a config file, and this is a model", "leave them out")
+    return PipelineConfig(model=sizes, policy=PolicyConfig(path=name))
+
+
+def compile_from(arguments: argparse.Namespace) -> Report:
+    """The report that the parsed arguments ask for. Raises UsageError as `compile_train` and `compile_decode` do."""
+    jax.config.update("jax_platforms", "cpu")  # with libtpu installed, JAX would look for a TPU here and wait
+    config = _read(arguments)
+    if arguments.what == "train":
+        return compile_train(config, arguments.stage, arguments.topology, arguments.mesh)
+    return compile_decode(
+        config,
+        arguments.topology,
+        arguments.mesh,
+        rows=config.decode.rows if arguments.rows is None else arguments.rows,
+        context=arguments.context,
+        dtype=arguments.dtype,
+        prompt=arguments.prompt,
+    )
+
+
+def run_compile(arguments: argparse.Namespace) -> int:
+    """Prints the report. Returns 0, or 1 if something does not fit with 10% to spare.
+
+    Raises:
+      UsageError: as `compile_from`.
+    """
+    report = compile_from(arguments)
+    print(report_table(report))
+    return 0 if report.fits else 1

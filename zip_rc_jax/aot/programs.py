@@ -1,0 +1,339 @@
+"""The programs of training and decoding, compiled for a TPU topology from shapes and shardings alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from zip_rc_jax.aot.analytic import decode_flops, train_flops
+from zip_rc_jax.aot.costs import CacheShape, Costs, measure
+from zip_rc_jax.aot.hlo import parse_module
+from zip_rc_jax.aot.report import Memory, Part, Program, Report
+from zip_rc_jax.aot.topology import chip_of, tpu_mesh
+from zip_rc_jax.config import ModelConfig, PipelineConfig, TrainConfig
+from zip_rc_jax.data.batches import TrainBatch
+from zip_rc_jax.decoding import rows as decode_rows
+from zip_rc_jax.decoding.network import TransformerNetwork
+from zip_rc_jax.decoding.rows import Rows
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.transformer import param_axes, param_shapes
+from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from zip_rc_jax.training import step as train_module
+from zip_rc_jax.training.step import TrainState, init_state, train_step
+from zip_rc_jax.zip_head import ZipHead
+
+STAGES = ("policy", "critic", "final", "lite")
+DTYPES = ("bfloat16", "float32")
+
+
+# Abstract arguments.
+
+
+def _abstract(layout: Layout, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(axes, shape))
+
+
+def place(layout: Layout, shapes: Any, axes: Any) -> Any:
+    """`shapes` with shardings; `axes` is the matching tree of logical names. Raises UsageError where a size does not divide."""
+    return jax.tree.map(lambda s, a: _abstract(layout, s.shape, s.dtype, a), shapes, axes)
+
+
+def head_for(model: ModelConfig, grid: Grid, label: str) -> ZipHead:
+    """A head in the last rows of the vocabulary: where exactly it lies does not change what is compiled.
+
+    Raises:
+      UsageError: the vocabulary is smaller than the grid.
+    """
+    first = model.vocab_size - grid.n_cells
+    head = ZipHead(grid, label, first, first)
+    head.check(model.vocab_size)
+    return head
+
+
+def abstract_state(layout: Layout, model: ModelConfig, head: ZipHead, train: TrainConfig) -> TrainState:
+    """The train state as `training.loop` lays it out: moments like their parameters, counters on every chip."""
+    shapes = {"body": param_shapes(model), "zip_rows": jax.ShapeDtypeStruct((head.grid.n_cells, model.d_model), jnp.float32)}
+    params = place(layout, shapes, {"body": param_axes(model), "zip_rows": ("cells", "embed")})
+    found = jax.eval_shape(lambda p: init_state(p, train), params)
+    placed = {_keys(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def like_params(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = placed.get(_keys(path)) or layout.sharding((None,) * leaf.ndim)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = jax.tree_util.tree_map_with_path(like_params, found.opt_state)
+    counter: Any = _abstract(layout, (), jnp.int32, ())
+    return TrainState(params, opt_state, counter, counter)
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    """The dictionary keys of a path: those of a parameter, also inside an optimizer's own structures."""
+    return tuple(p.key for p in path if isinstance(p, jax.tree_util.DictKey))
+
+
+def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> TrainBatch:
+    """A packed batch, rows laid out as `training.loop` does."""
+    shape = (train.batch_rows, train.row_tokens)
+    types = {
+        "tokens": jnp.int32,
+        "segment_ids": jnp.int32,
+        "positions": jnp.int32,
+        "labelled": jnp.bool_,
+        "reward": jnp.float32,
+        "remaining": jnp.int32,
+        "censored": jnp.bool_,
+        "targets": jnp.int32,
+        "lm_weight": jnp.float32,
+    }
+    fields = {name: _abstract(layout, shape, dtype, ("batch", "sequence")) for name, dtype in types.items()}
+    if train.cache_features:
+        fields["hidden"] = _abstract(layout, (*shape, model.d_model), jnp.float32, ("batch", "sequence", "embed_act"))
+    return TrainBatch(**fields)
+
+
+def abstract_decode_params(layout: Layout, model: ModelConfig, dtype: str) -> dict[str, Any]:
+    """What `decoding.engine` passes: the body, and the unembedding with the reserved rows folded in."""
+    shapes = {"body": param_shapes(model), "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)}
+    typed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), shapes)
+    return place(layout, typed, {"body": param_axes(model), "table": ("vocab", "embed")})
+
+
+def abstract_pool(settings: decode_rows.StepSettings, rows: int, slots: int) -> Rows:
+    """The pool of `decoding.rows.empty_rows`, laid out as it is."""
+    found = jax.eval_shape(lambda: decode_rows.empty_rows(settings, rows, slots))
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), found, found.sharding(settings))
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of one chip's share of abstract arrays, without padding."""
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+# Compilation.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    name: str
+    memory: Memory | None
+    error: str
+    text: str
+    xla_flops: float
+    seconds: float
+
+    def costs(self, *, per_step: bool, cache: CacheShape | None = None) -> Costs | None:
+        return measure(parse_module(self.text), per_step=per_step, cache=cache) if self.text else None
+
+    def program(self, *parts: Part) -> Program:
+        return Program(self.name, self.memory, self.error, parts, self.xla_flops, self.seconds)
+
+
+def _compile(function: Any, *arguments: Any) -> _Compiled:
+    """Lowers and compiles one jitted function. A program that is larger than the chip is an answer, not an error."""
+    started = time.monotonic()
+    name = function.__name__
+    cached = jax.config.values["jax_enable_compilation_cache"]
+    # A program for chips that are not there cannot be read back from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        compiled = function.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        return _Compiled(name, None, reason, "", 0.0, time.monotonic() - started)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+    m = compiled.memory_analysis()
+    memory = Memory(
+        arguments=m.argument_size_in_bytes,
+        outputs=m.output_size_in_bytes,
+        aliased=m.alias_size_in_bytes,
+        temporaries=m.temp_size_in_bytes,
+        code=m.generated_code_size_in_bytes,
+        peak=m.argument_size_in_bytes
+        + m.output_size_in_bytes
+        - m.alias_size_in_bytes
+        + m.temp_size_in_bytes
+        + m.generated_code_size_in_bytes,
+    )
+    text, flops = compiled.as_text(), float(compiled.cost_analysis()["flops"])
+    return _Compiled(name, memory, "", text, flops, time.monotonic() - started)
+
+
+def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str | Mapping[str, int] = "") -> Report:
+    """Compiles the training step of a stage.
+
+    Args:
+      config: its `model` section must hold the sizes of the model (`command.with_model` takes them from `policy.path`).
+      stage: "policy", "critic", "final" or "lite".
+      topology: such as `v5e:4x4`.
+      mesh: such as `fsdp=8,tensor=2`; empty: all chips on `fsdp`.
+
+    Raises:
+      UsageError: no libtpu, an unknown stage or topology, a mesh of another size, or sizes that do not divide over it.
+    """
+    if stage not in STAGES:
+        raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(STAGES)}", "choose one of them")
+    train: TrainConfig = config.policy.train if stage == "policy" else getattr(config, stage)
+    model = config.model
+    layout = Layout(tpu_mesh(topology, mesh, "fsdp"), TRAIN_RULES)
+    head = head_for(model, config.grid.grid(train.label), train.label)
+    settings = train_module.StepSettings(model, head, layout, train)
+    state = abstract_state(layout, model, head, train)
+    teacher = state.params["body"] if train.kl_weight else None
+    batch = abstract_batch(layout, model, train)
+    compiled = _compile(train_step, settings, state, teacher, batch)
+    chips = layout.mesh.size
+    flops = train_flops(model, train, head.grid.n_cells)
+    part = Part(
+        name=f"one step of {train.batch_rows} rows of {train.row_tokens} tokens",
+        costs=compiled.costs(per_step=False),
+        useful_flops=flops.useful // chips,
+        expected_flops=flops.total // chips,
+        expected_bytes=2 * shard_bytes((state.params, state.opt_state)),
+        expected="state read and written",
+    )
+    title = f"train {stage}: {_sizes(model)}, {_devices(topology, layout.mesh)}"
+    return Report(title, chip_of(topology), chips, (compiled.program(part),))
+
+
+def compile_decode(
+    config: PipelineConfig,
+    topology: str,
+    mesh: str | Mapping[str, int] = "",
+    *,
+    rows: int,
+    context: int,
+    dtype: str = "bfloat16",
+    prompt: int = 512,
+) -> Report:
+    """Compiles what the decoder runs: prefill, an interval of steps, and the copy of rows (branch, admit, making room).
+
+    Args:
+      config: as for `compile_train`; window and sampling come from its `decode` section.
+      topology: such as `v5e:2x4`.
+      mesh: such as `data=4,tensor=2`; empty: all chips on `data`.
+      rows: of the pool, over all chips; all of them are stepped.
+      context: slots of every row: prompt and answer, in tokens.
+      dtype: of parameters and cache, one of `DTYPES`.
+      prompt: tokens of the prompts that one prefill takes; at most `context`.
+
+    Raises:
+      UsageError: as for `compile_train`, rows that do not divide over the mesh, or a context that the model does not have.
+    """
+    model, decode = config.model, config.decode
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r}", f"parameters and cache are {' or '.join(DTYPES)}", "choose one of them")
+    if not 1 <= context <= model.max_positions:
+        raise UsageError(f"context {context}", f"the model has {model.max_positions} positions", "choose one within them")
+    if rows < 1 or prompt < 1:
+        raise UsageError(f"rows {rows}, prompt {prompt}", "they count rows and tokens", "use positive numbers")
+    layout = Layout(tpu_mesh(topology, mesh, "data"), DECODE_RULES)
+    layout.sharding(("batch",), (rows,))
+    head = head_for(model, config.grid.grid("value"), "value")
+    settings = decode_rows.StepSettings(
+        network=TransformerNetwork(model, layout, dtype),
+        head=head,
+        vocab_size=model.vocab_size,
+        sampling=decode.sampling,
+        window=decode.window,
+        max_tokens=context,
+        stop_ids=(0,),
+    )
+    chips, shards = layout.mesh.size, layout.mesh.shape["data"]
+    width, prompt = rows // shards, min(prompt, context)
+    params = abstract_decode_params(layout, model, dtype)
+    pool = abstract_pool(settings, width + 1, context)  # with the engine's scratch row
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    # What the engine makes on the host is not laid out: the compiler may choose.
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    lanes, moved = decode_rows.bucket(1, width), decode_rows.bucket(1)
+    prompts = [jax.ShapeDtypeStruct(s, t) for s, t in (((shards, lanes, prompt), "i4"), ((shards, lanes), "i4"), ((shards, lanes), "u4"))]
+    active = jax.ShapeDtypeStruct((shards, width), jnp.bool_)
+    moves, count = jax.ShapeDtypeStruct((shards, moved, 3), jnp.int32), jax.ShapeDtypeStruct((shards,), jnp.int32)
+
+    prefill = _compile(decode_rows.prefill, settings, params, *prompts)
+    advance = _compile(decode_rows.advance, settings, params, pool, active, scalar, key, context)
+    copy = _compile(decode_rows.copy_rows, settings, pool, None, moves, count, context)
+
+    weights = shard_bytes([params["table"], {k: v for k, v in params["body"].items() if k not in ("embed", "unembed")}])
+    held, per_row = shard_bytes(pool.cache), shard_bytes(pool) // (width + 1)
+    small = shard_bytes(pool) - held
+    step_flops = decode_flops(model, rows, context) // chips
+    layer = _leaf_elements(pool) // model.n_layers if model.n_layers else 0
+    count_prompts = shards * lanes
+    # Prefill reads the unembedding for the last token of each prompt only.
+    unread = 2 * count_prompts * (prompt - 1) * model.vocab_size * model.d_model
+    prompt_flops = (decode_flops(model, count_prompts * prompt, prompt) - unread) // chips
+    programs = (
+        prefill.program(
+            Part(
+                name=f"{count_prompts} prompts of {prompt} tokens",
+                costs=prefill.costs(per_step=False),
+                useful_flops=prompt_flops,
+                expected_flops=prompt_flops,
+                expected_bytes=weights,
+                expected="weights read once",
+            )
+        ),
+        advance.program(
+            Part(
+                name=f"one decode step of {rows} rows with {context} slots",
+                costs=advance.costs(per_step=True, cache=CacheShape(context, model.head_dim, layer * width // (width + 1))),
+                useful_flops=step_flops,
+                expected_flops=step_flops,
+                expected_bytes=weights + held * width // (width + 1),
+                expected="weights and cache read once",
+            ),
+            Part(
+                name="once per interval of steps",
+                costs=advance.costs(per_step=False, cache=CacheShape(context, model.head_dim, layer * width // (width + 1))),
+                useful_flops=0,
+                expected_flops=0,
+                expected_bytes=2 * small,
+                expected="tokens, logits and joints of all rows read and written",
+            ),
+        ),
+        copy.program(
+            Part(
+                name="one row copied in every shard",
+                costs=copy.costs(per_step=True, cache=CacheShape(context, model.head_dim, _leaf_elements(pool))),
+                useful_flops=0,
+                expected_flops=0,
+                expected_bytes=2 * per_row,
+                expected="a row read and written",
+            ),
+            Part(
+                name="besides",
+                costs=copy.costs(per_step=False, cache=CacheShape(context, model.head_dim, layer)),
+                useful_flops=0,
+                expected_flops=0,
+                expected_bytes=0,
+                expected="needed",
+            ),
+        ),
+    )
+    title = f"decode in {dtype}: {_sizes(model)}, {_devices(topology, layout.mesh)}"
+    return Report(title, chip_of(topology), chips, programs)
+
+
+def _leaf_elements(pool: Rows) -> int:
+    """Elements of one chip's share of the largest leaf of the cache."""
+    return max(int(np.prod(x.sharding.shard_shape(x.shape))) for x in jax.tree.leaves(pool.cache))
+
+
+def _sizes(model: ModelConfig) -> str:
+    return f"{model.n_layers} layers, d_model {model.d_model}, vocabulary {model.vocab_size}"
+
+
+def _devices(topology: str, mesh: Mesh) -> str:
+    return f"{topology} as " + " ".join(f"{name}={count}" for name, count in mesh.shape.items())

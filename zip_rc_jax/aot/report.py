@@ -1,0 +1,196 @@
+"""What was found about compiled programs, and its table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from zip_rc_jax.aot.costs import Costs, Write
+from zip_rc_jax.aot.topology import MARGIN, Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip's HBM, padding included, as XLA's memory analysis gives them.
+
+    Attributes:
+      arguments, outputs: of the program.
+      aliased: outputs that take the place of donated arguments.
+      temporaries: everything in between.
+      code: of the program.
+      peak: largest total at any moment.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    code: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A program, or a part of one that runs another number of times, per chip.
+
+    Attributes:
+      name: such as "one decode step".
+      costs: what the compiled module does; None if it does not fit.
+      useful_flops, expected_flops: by hand (see `analytic`): without and with what rematerialisation repeats. 0 = nothing to count.
+      expected_bytes: HBM bytes that cannot be avoided; `expected` says which.
+      expected: what `expected_bytes` holds.
+    """
+
+    name: str
+    costs: Costs | None
+    useful_flops: int
+    expected_flops: int
+    expected_bytes: int
+    expected: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One jitted function, compiled.
+
+    Attributes:
+      name: of the function.
+      memory: None if the compiler gave up because it does not fit.
+      error: the compiler's words in that case.
+      parts: see `Part`.
+      xla_flops: XLA's own count, which takes every loop body once.
+      seconds: what lowering and compiling took.
+    """
+
+    name: str
+    memory: Memory | None
+    error: str
+    parts: tuple[Part, ...]
+    xla_flops: float
+    seconds: float
+
+    def fits(self, chip: Chip) -> bool:
+        """Whether it leaves a tenth of the memory free."""
+        return self.memory is not None and self.memory.peak <= (1 - MARGIN) * chip.hbm
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `compile_train` and `compile_decode` found.
+
+    Attributes:
+      title: what was compiled for what.
+      chip: of the topology.
+      devices: chips in it.
+      programs: in the order in which they run.
+    """
+
+    title: str
+    chip: Chip
+    devices: int
+    programs: tuple[Program, ...]
+
+    @property
+    def fits(self) -> bool:
+        return all(p.fits(self.chip) for p in self.programs)
+
+
+def size(count: float) -> str:
+    """Bytes for reading, in binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def number(count: float) -> str:
+    """Operations for reading, in decimal units."""
+    for unit in ("", "k", "M", "G"):
+        if count < 1000:
+            return f"{count:.0f}" if not unit else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} T"
+
+
+def report_table(report: Report, lines: int = 6) -> str:
+    """The report as text, for a terminal of 120 columns.
+
+    Args:
+      lines: longest list of arrays or collectives shown.
+    """
+    out = [report.title, f"per chip of {report.devices}, {size(report.chip.hbm)} of memory"]
+    for program in report.programs:
+        out += ["", f"{program.name} ({program.seconds:.0f} s to compile)"]
+        out += _memory(program, report.chip)
+        for part in program.parts:
+            if not _idle(part):
+                out += _part(part, report.chip, lines)
+    return "\n".join(out)
+
+
+def _idle(part: Part) -> bool:
+    """Whether there is nothing to say about it."""
+    return part.costs is not None and not part.expected_flops and not part.costs.collectives and part.costs.bytes < 2**20
+
+
+def _memory(program: Program, chip: Chip) -> list[str]:
+    if program.memory is None:
+        return [f"  memory       DOES NOT FIT: {program.error}"]
+    m = program.memory
+    verdict = "fits with 10% to spare" if program.fits(chip) else "TOO LARGE for 10% to spare"
+    return [
+        f"  memory       peak {size(m.peak)} of {size(chip.hbm)}: {verdict}",
+        f"               arguments {size(m.arguments)}, outputs {size(m.outputs)} (of them in place {size(m.aliased)}), "
+        f"temporaries {size(m.temporaries)}, code {size(m.code)}",
+    ]
+
+
+def _part(part: Part, chip: Chip, lines: int) -> list[str]:
+    c = part.costs
+    if c is None:
+        wanted = f", {number(part.expected_flops)} with what is recomputed" if part.expected_flops > part.useful_flops else ""
+        return [f"  {part.name}", f"    products   not compiled; by hand {number(part.useful_flops)}{wanted}"] if part.useful_flops else []
+    out = [f"  {part.name}"]
+    if part.expected_flops:
+        share = c.matmul_flops / part.expected_flops
+        hand = f"by hand {number(part.expected_flops)} ({share:.2f} times), useful {number(part.useful_flops)}"
+        out.append(f"    products   {number(c.matmul_flops)}; {hand}")
+    kernels = f"; {c.kernels} calls of kernels whose operations are not in here" if c.kernels else ""
+    out.append(f"    other      {number(c.vector_flops)} elementwise{kernels}")
+    out.append(f"    HBM bytes  {size(c.bytes)}; {part.expected} {size(part.expected_bytes)} ({_ratio(c.bytes, part.expected_bytes)})")
+    out.append(f"    time       at least {_time(c.matmul_flops / chip.flops)} of products, {_time(c.bytes / chip.bandwidth)} of HBM")
+    kinds = [f"{kind} {count:,} x, {size(total)}" for kind, (count, total) in sorted(c.by_kind().items(), key=lambda k: -k[1][1])]
+    out.append(f"    network    {'; '.join(kinds) or 'no collectives'}")
+    for x in c.collectives[:lines]:
+        if x.bytes >= 0.01 * max(1, c.collectives[0].bytes):
+            out.append(f"      {x.kind} {x.count:,} x {_short(x.shape)}, {size(x.bytes)}: {_origin(x.op_name)}")
+    if c.cache_moves:
+        out.append("    CACHE MOVES")
+        out += [f"      {_write(w)}" for w in c.cache_moves[:lines]]
+    large = [w for w in c.writes if w.bytes >= 2**20][:lines]
+    if large:
+        out.append("    largest arrays written")
+        out += [f"      {_write(w)}" for w in large]
+    return out
+
+
+def _ratio(found: float, expected: float) -> str:
+    return f"{found / expected:.1f} times" if expected else "none needed"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.2f} ms"
+
+
+def _write(w: Write) -> str:
+    return f"{w.opcode} {w.count:,} x {w.shape}, {size(w.bytes)} each: {_origin(w.op_name)}"
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _origin(op_name: str) -> str:
+    """The end of a path in the Python program, without the parts that say nothing."""
+    parts = [p for p in op_name.split("/") if p not in ("closed_call", "body", "while")]
+    return "/".join(parts[-3:]) or "inserted by the compiler"
