@@ -205,7 +205,16 @@ class Machine:
         path = self.fake / f"output-{time.monotonic_ns()}"
         command = [str(self.checkout / "launch" / script), *map(str, arguments)]
         with path.open("w") as output:
-            process = subprocess.Popen(command, cwd=self.checkout, env=self.env, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            # What runs in the background of a script ignores SIGINT and hands that on; a user's terminal does not.
+            process = subprocess.Popen(
+                command,
+                cwd=self.checkout,
+                env=self.env,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
         process.shown = path.read_text
         self.started.append(process)
         return process

@@ -11,6 +11,7 @@ from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.data.prompts import prompt_texts, worked_examples
 from zip_rc_jax.data.tasks import problems
+from zip_rc_jax.data.worked_solutions import parse_question
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.tokenizer import Tokenizer
 
@@ -37,25 +38,41 @@ def test_a_chat_is_what_the_template_makes_of_it():
     assert texts(PromptConfig(style="chat")) == [chatml().chat([{"role": "user", "content": p.question}]) for p in FOUND]
 
 
-def test_worked_examples_come_as_earlier_turns_the_same_for_all():
+def test_worked_examples_of_its_own_level_come_before_a_problem_as_earlier_turns():
     prompt = PromptConfig(style="chat", instruction="Q: {question}", examples=2, example_answer="Answer: {answer}")
     examples = worked_examples(TASK, 2)
-    earlier = []
-    for p in examples:
-        earlier += [{"role": "user", "content": f"Q: {p.question}"}, {"role": "assistant", "content": f"Answer: {p.answer}"}]
-    wanted = [chatml().chat([*earlier, {"role": "user", "content": f"Q: {p.question}"}]) for p in FOUND]
+    wanted = []
+    for p in FOUND:
+        turns = []
+        for e in examples[p.level]:
+            turns += [{"role": "user", "content": f"Q: {e.question}"}, {"role": "assistant", "content": f"Answer: {e.answer}"}]
+        wanted.append(chatml().chat([*turns, {"role": "user", "content": f"Q: {p.question}"}]))
     assert texts(prompt) == wanted
     assert texts(prompt, found=FOUND[3:]) == wanted[3:], "they do not depend on which problems are asked"
 
 
-@pytest.mark.parametrize(
-    ("count", "levels"), [(0, []), (1, [0]), (2, [0, 2]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (8, [0, 0, 1, 1, 2, 2, 3, 3])]
-)
-def test_worked_examples_are_spread_over_the_levels(count, levels):
+def test_worked_steps_of_a_chain_sum():
+    (text, *_) = texts(PromptConfig(style="chat", examples=1, example_answer="{steps}. Answer: {answer}"))
+    (example,) = worked_examples(TASK, 1)[0]
+    terms, operators = parse_question(example.question)
+    total = terms[0] + terms[1] if operators == ["+"] else terms[0] - terms[1]
+    assert f"{terms[0]} {operators[0]} {terms[1]} = {total}. Answer: {total}" in text
+    other = PipelineConfig(task=TaskConfig(name="gcd"), prompt=PromptConfig(style="chat", examples=1, example_answer="{steps}: {answer}"))
+    with pytest.raises(UsageError, match="only chain sums have steps"):
+        prompt_texts(problems(other.task, "train", 1), other, chatml())
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_every_level_has_its_worked_examples(count):
     found = worked_examples(TASK, count)
-    assert [p.level for p in found] == levels
-    assert len({p.question for p in found}) == count
+    assert [[p.level for p in level] for level in found] == [[level] * count for level in range(4)]
+    assert len({p.question for level in found for p in level}) == 4 * count
     assert found == worked_examples(TASK, count)
+
+
+def test_levels_of_different_tasks_have_examples_of_their_own_task():
+    task = TaskConfig(levels=({"name": "gcd", "min_value": 1, "max_value": 12}, LEVELS[0]))
+    assert [[p.task for p in level] for level in worked_examples(task, 2)] == [["gcd"] * 2, ["chain_sum"] * 2]
 
 
 @pytest.mark.parametrize(("train_seed", "heldout_seed"), [(50, 1_000_000), (1_000_000, 50), (0, 400)])
@@ -63,13 +80,13 @@ def test_worked_examples_have_seeds_of_their_own(train_seed, heldout_seed):
     task = dataclasses.replace(TASK, train_seed=train_seed, heldout_seed=heldout_seed)
     count = 400 if heldout_seed == 400 else 40
     seeds = [{p.seed for p in problems(task, split, count)} for split in ("train", "heldout")]
-    examples = {p.seed for p in worked_examples(task, 8)}
+    examples = {p.seed for level in worked_examples(task, 2) for p in level}
     assert len(examples) == 8
     assert not examples & (seeds[0] | seeds[1])
 
 
 def test_worked_examples_of_a_task_without_levels():
-    found = worked_examples(TaskConfig(name="chain_sum"), 3)
+    (found,) = worked_examples(TaskConfig(name="chain_sum"), 3)
     assert [p.level for p in found] == [0, 0, 0]
     assert len({p.question for p in found}) == 3
 
