@@ -214,7 +214,7 @@ class Engine:
         width = max(map(len, batch))
         if not width:
             return pool, []
-        width = bucket(width, self.rows)
+        width = bucket(width, self.rows, least=1)  # a padded prompt costs as much as a real one
         longest = max(len(ids[i]) for part in batch for i, _ in part)
         tokens = np.zeros((len(shards), width, slot_bucket(longest, pool.tokens.shape[2])), np.int32)
         length, hashes = np.ones(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], np.uint32)

@@ -72,8 +72,9 @@ class Rows:
 
     def sharding(self, settings: StepSettings) -> Rows:
         """Where every leaf lies: shards over the data axis."""
-        axes = {name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL}
-        named = Rows(**axes, cache=self.cache.axes())  # type: ignore[arg-type]
+        axes: dict[str, Any] = {name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL}
+        axes["logits"] = ("batch", None, "vocab")
+        named = Rows(**axes, cache=self.cache.axes())
         return jax.tree.map(lambda x, a: settings.network.layout.sharding(a, x.shape), self, named)
 
     def copy_row(self, source: Rows, from_row: jax.Array, to_row: jax.Array, branch: jax.Array, slots: int) -> Rows:
@@ -115,6 +116,12 @@ def empty_rows(settings: StepSettings, rows: int, slots: int) -> Rows:
         )
 
     return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))()
+
+
+# Per lane, one entry: `x[i, index[i]]` of `x [N, M, ...]`, and the same written. As a batched gather and scatter they stay on the lane's
+# device; indexed with the lane's number they would cross the mesh.
+_pick = jax.vmap(lambda row, i: row[i])
+_place = jax.vmap(lambda row, i, value: row.at[i].set(value))
 
 
 def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
@@ -172,7 +179,6 @@ def advance(
     """
     shards, width = active.shape
     stop_ids = jnp.asarray(settings.stop_ids, jnp.int32)
-    lanes = jnp.arange(shards * width)
     active = active.reshape(-1)
     window = settings.window
 
@@ -188,7 +194,7 @@ def advance(
         live = active & ~done
         # A row that is not live is fed its last token, and nothing of it is kept.
         slot = jnp.where(live, length, length - 1)
-        token = jnp.where(live, drawn, tokens[lanes, slot])
+        token = jnp.where(live, drawn, _pick(tokens, slot))
         length = length + live
         generated = length - rows["prompt_length"]
         ended = jnp.any(token[:, None] == stop_ids, axis=1) | (generated >= settings.max_tokens)
@@ -196,13 +202,13 @@ def advance(
         logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), live, cache, slots)
         place = generated % window
         # The joint after the last token of a row is never read.
-        joint = jnp.where((live & ~done)[:, None], _joint(logits, settings.head), rows["ring"][lanes, place])
+        joint = jnp.where((live & ~done)[:, None], _joint(logits, settings.head), _pick(rows["ring"], place))
         changed = {
-            "tokens": tokens.at[lanes, slot].set(token),
+            "tokens": _place(tokens, slot, token),
             "length": length,
             "done": done,
             "logits": logits,
-            "ring": rows["ring"].at[lanes, place].set(joint),
+            "ring": _place(rows["ring"], place, joint),
         }
         return step + 1, rows | changed, cache
 
@@ -255,9 +261,9 @@ def copy_rows(settings: StepSettings, pool: Rows, source: Rows | None, moves: ja
     return mapped(pool, source, moves, count)
 
 
-def bucket(size: int, most: int | None = None) -> int:
-    """Smallest of 8, 16, 32, ... that holds `size`, at most `most`: few shapes mean few compilations."""
-    wanted = 8
+def bucket(size: int, most: int | None = None, least: int = 8) -> int:
+    """Smallest of `least`, 2 `least`, 4 `least`, ... that holds `size`, at most `most`: few shapes mean few compilations."""
+    wanted = least
     while wanted < size:
         wanted *= 2
     return wanted if most is None else min(wanted, most)
