@@ -539,6 +539,7 @@ class EvaluateConfig:
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
       headline_beta: one beta per alpha, fixed beforehand, whose row is the headline.
       bootstrap: resamples of the paired bootstrap over prompts.
+      drift_rollouts: samples of the starting policy on which the drift of the trained models is measured (three forwards of each).
       seed: seed of the decoding.
     """
 
@@ -549,6 +550,7 @@ class EvaluateConfig:
     candidates: tuple[str, ...] = ("published",)
     headline_beta: tuple[float, ...] = (0.05, 0.05)
     bootstrap: int = 2000
+    drift_rollouts: int = 1024
     seed: int = 0
 
     def __post_init__(self) -> None:
