@@ -463,6 +463,12 @@ train() {
   exit "$FOUND"
 }
 
+unfollow() {
+  say "no longer following TPU $NAME; what runs there goes on. The same command follows it again"
+  kill "$CHILD" 2>/dev/null || true
+  exit 130
+}
+
 main() {
   parse "$@"
   validate
@@ -473,8 +479,11 @@ main() {
   fi
   SCRATCH=$(mktemp -d)
   trap 'rm -rf "$SCRATCH"' EXIT
-  trap 'say "no longer following TPU $NAME; what runs there goes on. The same command follows it again"; exit 130' INT TERM
-  train
+  # The work is done by a child, and this shell only waits: bash 5.2 may die of a trap that comes while it expands $(...).
+  train &
+  CHILD=$!
+  trap 'unfollow' INT TERM
+  wait "$CHILD"
 }
 
 main "$@"

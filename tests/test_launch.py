@@ -203,18 +203,10 @@ class Machine:
     def start(self, script, *arguments):
         """The same in the background; `shown()` of the process is what it has printed so far."""
         path = self.fake / f"output-{time.monotonic_ns()}"
-        command = [str(self.checkout / "launch" / script), *map(str, arguments)]
+        # What runs in the background of a script ignores SIGINT and hands that on; a user's terminal does not.
+        command = [shutil.which("env"), "--default-signal=INT", str(self.checkout / "launch" / script), *map(str, arguments)]
         with path.open("w") as output:
-            # What runs in the background of a script ignores SIGINT and hands that on; a user's terminal does not.
-            process = subprocess.Popen(
-                command,
-                cwd=self.checkout,
-                env=self.env,
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
+            process = subprocess.Popen(command, cwd=self.checkout, env=self.env, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         process.shown = path.read_text
         self.started.append(process)
         return process
