@@ -105,6 +105,19 @@ def test_draws_follow_the_probabilities(config):
     assert statistic < CHI_SQUARE[len(probs) - 1]
 
 
+def test_draws_follow_the_probabilities_across_blocks_of_a_large_vocabulary():
+    """Allowed ids in the first, in middle and in the last, shorter block; whole blocks without any; all other ids are forbidden."""
+    allowed, probs = np.array([0, 127, 128, 300, 301, 302, 640, 999]), np.array([0.05, 0.2, 0.1, 0.3, 0.01, 0.14, 0.15, 0.05])
+    logits = np.full(1000, -np.inf, np.float32)
+    logits[allowed] = np.log(probs) + 40
+    count = 20000
+    keys = jax.random.split(jax.random.key(3), count)
+    drawn = np.asarray(jax.jit(lambda k: sample(k, jnp.broadcast_to(logits, (count, 1000)), SamplingConfig()))(keys))
+    observed = np.bincount(drawn, minlength=1000)
+    assert observed[allowed].sum() == count
+    assert float(((observed[allowed] - count * probs) ** 2 / (count * probs)).sum()) < CHI_SQUARE[7]
+
+
 def test_greedy_takes_the_likeliest_and_the_first_of_equals():
     logits = jnp.asarray([[0.0, 2.0, 1.0], [5.0, 1.0, 5.0], [-jnp.inf, -3.0, -4.0]])
     keys = jax.random.split(jax.random.key(0), 3)

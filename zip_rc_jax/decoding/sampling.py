@@ -53,8 +53,15 @@ def row_keys(seed_key: jax.Array, prompt_hash: jax.Array, branch: jax.Array, pos
     return jax.vmap(one)(prompt_hash, branch, position)
 
 
+BLOCK = 128
+
+
 def sample(keys: jax.Array, logits: jax.Array, config: SamplingConfig) -> jax.Array:
     """Next token of each row.
+
+    The inverse of the cumulative distribution, in two draws: a block of ids by its mass, then an id of that block. That takes two random
+    numbers a row and one pass over the vocabulary; Gumbel noise for every id took half of a decode step. Two draws also keep the
+    resolution of a float32 uniform for ids deep in the tail.
 
     Args:
       keys: `[R]` keys, consumed.
@@ -65,4 +72,18 @@ def sample(keys: jax.Array, logits: jax.Array, config: SamplingConfig) -> jax.Ar
     """
     if config.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, filter_logits(logits, config)).astype(jnp.int32)
+    logits = filter_logits(logits, config)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % BLOCK))).reshape(len(weights), -1, BLOCK)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    block = _draw(uniform[:, 0], jnp.sum(weights, axis=-1))
+    inside = _draw(uniform[:, 1], jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0])
+    return block * BLOCK + inside
+
+
+def _draw(uniform: jax.Array, weights: jax.Array) -> jax.Array:
+    """Index `[R]` int32 drawn in proportion to `weights [R, N]`, with one number from [0, 1) each."""
+    cumulative = jnp.cumsum(weights, axis=-1)
+    # Rounding may lift a cumulative sum where the weight is 0, or keep all of them from exceeding the last: neither may be drawn.
+    found = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
+    return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), jnp.argmax(weights, axis=-1)).astype(jnp.int32)
