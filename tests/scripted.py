@@ -45,7 +45,8 @@ class History:
         return History(("batch", None, None))
 
     def copy_row(self, source: History, from_row: jax.Array, to_row: jax.Array, slots: int) -> History:
-        return History(self.tokens.at[0, to_row, :slots].set(source.tokens[0, from_row, :slots]))
+        tokens = source.tokens[0, from_row, :slots]
+        return History(self.tokens.at[0, to_row, : len(tokens)].set(tokens))
 
 
 @dataclasses.dataclass(frozen=True)

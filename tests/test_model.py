@@ -19,7 +19,7 @@ from zip_rc_jax.config import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation
 from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache
 from zip_rc_jax.models.stacks import segments
-from zip_rc_jax.models.transformer import hidden_states, init_params, logits, param_axes, param_shapes, unembedding
+from zip_rc_jax.models.transformer import hidden_states, init_params, logits, param_axes, param_shapes, unembedding, unstack
 
 # The first two differ in every switch that plain models have; the third mixes layer types irregularly and uses all
 # the rest, and EACH_MODEL is its short form for what must be compiled often.
@@ -153,6 +153,28 @@ def test_rows_that_are_not_live_keep_their_state(config):
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(old[:, :, ~live], new[:, :, ~live])
     close(step(config, params, after, TOKENS[:, 8], at)[0], expected(config)[:, 8])
+
+
+@functools.partial(fast_jit, static_argnames=("config", "slots"))
+def cached_unrolled(config, params, tokens, positions, cache, slots):
+    hidden, cache = hidden_states(config, params, tokens, positions, layout=LAYOUT, cache=cache, slots=slots, unrolled=True)
+    return logits(config, hidden, unembedding(config, params)), cache
+
+
+@pytest.mark.parametrize(("rows", "slots"), [(3, 10), (3, 24), (4, 15), (9, 15)], ids=["all rows", "all", "most", "a part"])
+@every_config
+def test_layers_with_arrays_of_their_own_compute_the_same(config, rows, slots):
+    """Two shards, of which three rows each are fed; the cache may have more rows and slots than are looked at."""
+    params = unstack(config, parameters(config))
+    which, split = np.arange(6) % ROWS, 7
+    tokens, wanted = TOKENS[which], expected(config)[which]
+    cache = jax.tree.map(lambda x: x + 7, Cache.empty(config, 2, rows, SLOTS, jnp.float32, unrolled=True))
+    positions = jnp.broadcast_to(jnp.arange(split), (6, split))
+    before, cache = cached_unrolled(config, params, jnp.asarray(tokens[:, :split]), positions, cache, slots)
+    close(before, wanted[:, :split])
+    for at in range(split, 9):
+        out, cache = cached_unrolled(config, params, jnp.asarray(tokens[:, at : at + 1]), jnp.full((6, 1), at), cache, slots)
+        close(out[:, 0], wanted[:, at])
 
 
 @every_config

@@ -26,6 +26,7 @@ from zip_rc_jax.decoding.rows import Rows, StepSettings, advance, bucket, copy_r
 from zip_rc_jax.decoding.strategies import View, choose
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.transformer import unstack
 from zip_rc_jax.zip_head import ZipHead
 
 ROOT = -1
@@ -100,6 +101,14 @@ def _longest(groups: Sequence[Group]) -> int:
     return max(len(g.prompt_ids) + max((len(b.tokens) for b in g.branches), default=0) for g in groups)
 
 
+def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
+    """The network that decodes with `lm`, and its parameters. On CPU layers are unrolled, see `models.transformer.unstack`."""
+    unrolled = lm.layout.mesh.devices.flat[0].platform == "cpu"
+    body = unstack(lm.config, lm.params["body"]) if unrolled else lm.params["body"]
+    network = TransformerNetwork(lm.config, lm.layout, str(body["embed"].dtype), unrolled)
+    return network, {"body": body, "table": lm.folded_table()}
+
+
 class Engine:
     """Decodes prompts with one model and one configuration. Construct once, `run` many times; compiled programs are shared."""
 
@@ -114,8 +123,9 @@ class Engine:
         lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
         self.lm, self.config = lm, config
         self.head: ZipHead = lm.head
+        network, self.params = transformer_network(lm) if network is None else (network, lm.params)
         self.settings = StepSettings(
-            network=network or TransformerNetwork(lm.config, lm.layout, str(lm.params["body"]["embed"].dtype)),
+            network=network,
             head=self.head,
             vocab_size=lm.config.vocab_size,
             sampling=config.sampling,
@@ -131,7 +141,6 @@ class Engine:
         self.unreadable = lm.tokenizer.unused_ids(lm.config.vocab_size)  # [V] ids that no prompt may hold
         self.unreadable[head.first_id : head.last_id] = True
         self.key = jax.random.key(seed)
-        self.params = {"body": lm.params["body"], "table": lm.folded_table()} if network is None else lm.params
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
         self.shards = self.settings.network.layout.mesh.shape["data"]
         self.rows = config.rows // self.shards  # of each shard
@@ -216,7 +225,7 @@ class Engine:
             return pool, []
         width = bucket(width, self.rows, least=1)  # a padded prompt costs as much as a real one
         longest = max(len(ids[i]) for part in batch for i, _ in part)
-        tokens = np.zeros((len(shards), width, slot_bucket(longest, pool.tokens.shape[2])), np.int32)
+        tokens = np.zeros((len(shards), width, slot_bucket(longest, pool.tokens.shape[2], least=16)), np.int32)
         length, hashes = np.ones(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], np.uint32)
         for s, part in enumerate(batch):
             for lane, (number, _) in enumerate(part):

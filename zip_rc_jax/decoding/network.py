@@ -25,7 +25,10 @@ class Network(Protocol):
     def layout(self) -> Layout: ...
 
     def empty_cache(self, shards: int, rows: int, slots: int) -> Any:
-        """A pytree with `axes()` and `copy_row(source, from_row, to_row, slots)`, as `models.cache.Cache`."""
+        """A pytree with `axes()` and `copy_row(source, from_row, to_row, slots)`, as `models.cache.Cache`.
+
+        A source may have fewer slots than are copied.
+        """
 
     def logits(
         self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, live: jax.Array, cache: Any, slots: int
@@ -52,20 +55,31 @@ class TransformerNetwork:
     Attributes:
       config, layout: of the model.
       dtype: of the cache, the parameters' own.
+      unrolled: see `models.transformer.unstack`.
     """
 
     config: ModelConfig
     layout: Layout
     dtype: str
+    unrolled: bool = False
 
     def empty_cache(self, shards: int, rows: int, slots: int) -> Cache:
-        return Cache.empty(self.config, shards, rows, slots, jnp.dtype(self.dtype))
+        return Cache.empty(self.config, shards, rows, slots, jnp.dtype(self.dtype), self.unrolled)
 
     def logits(
         self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, live: jax.Array, cache: Cache, slots: int
     ) -> tuple[jax.Array, Any]:
         hidden, cache_out = hidden_states(
-            self.config, params["body"], tokens, positions, layout=self.layout, cache=cache, slots=slots, last=last, live=live
+            self.config,
+            params["body"],
+            tokens,
+            positions,
+            layout=self.layout,
+            cache=cache,
+            slots=slots,
+            last=last,
+            live=live,
+            unrolled=self.unrolled,
         )
         at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         return logits(self.config, at_last, params["table"]), cache_out

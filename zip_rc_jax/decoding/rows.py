@@ -269,9 +269,9 @@ def bucket(size: int, most: int | None = None, least: int = 8) -> int:
     return wanted if most is None else min(wanted, most)
 
 
-def slot_bucket(tokens: int, most: int) -> int:
-    """Smallest of 64, 96, 128, 192, 256, 384, ... that holds `tokens`, at most `most`."""
-    wanted = 64
+def slot_bucket(tokens: int, most: int, least: int = 64) -> int:
+    """Smallest of `least` (a power of two), 3/2 `least`, 2 `least`, 3 `least`, 4 `least`, ... that holds `tokens`, at most `most`."""
+    wanted = least
     while wanted < tokens:
         wanted += wanted // 2 if wanted & (wanted - 1) == 0 else wanted // 3
     return min(wanted, most)

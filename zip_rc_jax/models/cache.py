@@ -20,6 +20,14 @@ def first_rows(x: jax.Array, width: int) -> jax.Array:
     return x[:, :width].reshape(-1, *x.shape[2:])
 
 
+def resize_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
+    """Lanes `[X * W, ...]` as `[X * rows, ...]`: the first rows of every shard, or more of them, that repeat its last."""
+    x = x.reshape(shards, -1, *x.shape[1:])
+    more = max(0, rows - x.shape[1])
+    x = jnp.pad(x[:, :rows], ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)), mode="edge") if more else x[:, :rows]
+    return x.reshape(-1, *x.shape[2:])
+
+
 def copy_row(pool: jax.Array, source: jax.Array, from_row: jax.Array, to_row: jax.Array, axis: int) -> jax.Array:
     """One row of `source` into `pool`, in place, where both have their rows on `axis`; a shorter row overwrites the beginning."""
     row = jax.lax.dynamic_slice_in_dim(source, from_row, 1, axis)
@@ -134,10 +142,10 @@ class Cache:
     stacks: dict[str, AttentionCache | ConvCache]
 
     @classmethod
-    def empty(cls, config: ModelConfig, shards: int, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
-        """For `rows` rows in each of `shards` shards."""
+    def empty(cls, config: ModelConfig, shards: int, rows: int, slots: int, dtype: jnp.dtype, unrolled: bool = False) -> Cache:
+        """For `rows` rows in each of `shards` shards; `unrolled` as in `stacks.segments`."""
         found: dict[str, AttentionCache | ConvCache] = {}
-        for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
+        for stack in (stack for segment in segments(config.kinds, unrolled) for stack in segment.stacks):
             count = len(stack.layers)
             if stack.kind == "conv":
                 found[stack.name] = ConvCache(jnp.zeros((count, shards, rows, config.conv_kernel, config.d_model), dtype))
@@ -146,9 +154,15 @@ class Cache:
                 found[stack.name] = AttentionCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         return cls(found)
 
-    @property
-    def slots(self) -> int:
-        return next(stack.slots for stack in self.stacks.values() if isinstance(stack, AttentionCache))
+    def window(self, lanes: int, slots: int | None, unrolled: bool) -> tuple[int, int, int]:
+        """What a forward of `lanes` lanes looks at: shards `X`, rows of each (at least `lanes / X`), and slots (at least `slots`).
+
+        That is no more than asked for, unless the layers have arrays of their own and it is most of the cache: looking at all of it then
+        costs less than the copy that XLA makes of a part on CPU.
+        """
+        _, shards, rows, _, total, _ = next(stack.k.shape for stack in self.stacks.values() if isinstance(stack, AttentionCache))
+        width, slots = lanes // shards, slots or total
+        return (shards, rows, total) if unrolled and 2 * width > rows and 2 * slots > total else (shards, width, slots)
 
     def axes(self) -> Cache:
         """Logical axis names of every leaf, for `sharding.Layout`."""

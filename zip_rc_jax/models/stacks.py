@@ -38,12 +38,16 @@ class Segment:
 
 
 @functools.cache
-def segments(kinds: tuple[str, ...]) -> tuple[Segment, ...]:
+def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, ...]:
     """The cut of the layer types with the fewest stacks (what is compiled), and then the fewest segments.
 
     Args:
       kinds: type of every layer.
+      unrolled: every layer is a segment of its own instead. More is compiled, but no layer is sliced from an array of many: XLA copies
+        such slices on CPU, which takes a third of a decode step there.
     """
+    if unrolled:
+        return tuple(Segment((Stack(f"{i}_{kind}", kind, (i,)),)) for i, kind in enumerate(kinds))
     count = len(kinds)
     # best[i]: (stacks, segments, pattern length, repeats) for the layers from i on.
     best: list[tuple[int, int, int, int]] = [(0, 0, 0, 0)] * (count + 1)
