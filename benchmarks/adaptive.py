@@ -1,0 +1,105 @@
+"""Do saved tokens become saved seconds? Adaptive decoding against fixed best-of-n in the same engine, over a queue of held-out problems.
+
+    python benchmarks/adaptive.py [--config FILE] [--model PATH] [--prompts 240] [--betas 0.05 0.02 0.01] [--runs 3]
+
+Without options: the embedded demo model and its tasks. The engines take turns within every run, so a busy machine slows all of them
+alike; medians over runs, after one run that compiles. `serial steps` is the mean number of decode steps that a prompt waited for.
+The last line names the cheapest adaptive setting that reaches the accuracy of best-of-n, and its share of best-of-n's seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import time
+
+import numpy as np
+
+from zip_rc_jax.config import DecodeConfig, PipelineConfig
+from zip_rc_jax.config_file import load_config
+from zip_rc_jax.data.graders import Grader, correct
+from zip_rc_jax.data.prompts import prompt_texts
+from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.decoding.engine import Engine
+from zip_rc_jax.decoding.results import Result
+from zip_rc_jax.models.loading import load
+from zip_rc_jax.pipeline import run_all
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Means over prompts: accuracy in [0, 1], tokens, serial steps; and seconds for all prompts together."""
+
+    name: str
+    accuracy: float
+    tokens: float
+    steps: float
+    seconds: float
+
+
+def engines(config: PipelineConfig, model: str, betas: list[float]) -> dict[str, Engine]:
+    lm = load(model)
+    fixed = dataclasses.replace(config.decode, strategy="fixed")
+    found: dict[str, DecodeConfig] = {f"best of {config.decode.n}": fixed}
+    found |= {f"adaptive, beta {beta:g}": dataclasses.replace(config.decode, strategy="zip_rc", beta=beta) for beta in betas}
+    return {name: Engine(lm, decode, config.evaluate.seed) for name, decode in found.items()}
+
+
+def measure(found: list[Problem], config: PipelineConfig, engines: dict[str, Engine], runs: int) -> list[Row]:
+    """Row 0 is best-of-n."""
+    texts = prompt_texts(found, config, next(iter(engines.values())).lm.tokenizer)
+    results: dict[str, list[Result]] = {name: run_all(engine, texts, name) for name, engine in engines.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(runs):
+        for name, engine in engines.items():
+            started = time.perf_counter()
+            run_all(engine, texts)
+            seconds[name].append(time.perf_counter() - started)
+    rows = []
+    with Grader() as grader:
+        for name, answers in results.items():
+            scores = grader.grade_many(zip(found, (r.text or "" for r in answers), strict=True))
+            rows.append(
+                Row(
+                    name,
+                    float(np.mean([correct(s) for s in scores])),
+                    float(np.mean([r.usage.tokens for r in answers])),
+                    float(np.mean([r.usage.serial_steps for r in answers])),
+                    statistics.median(seconds[name]),
+                )
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "zip_rc_jax" / "assets" / "chain_sum_demo.yaml"))
+    parser.add_argument("--model", default="embedded:chain_sum_zip")
+    parser.add_argument("--prompts", type=int, default=240)
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.05, 0.02, 0.01])
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, [])
+    found = problems(config.task, "heldout", arguments.prompts)
+    rows = measure(found, config, engines(config, arguments.model, arguments.betas), arguments.runs)
+    best = rows[0]
+    print(f"\n{len(found)} prompts, alpha {config.decode.alpha:g}, answer by {config.decode.answer}, medians of {arguments.runs} runs\n")
+    print("| | accuracy | tokens | serial steps | seconds | seconds / best of n |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        share = row.seconds / best.seconds
+        print(f"| {row.name} | {row.accuracy:.3f} | {row.tokens:.0f} | {row.steps:.0f} | {row.seconds:.2f} | {share:.2f} |")
+    reached = [row for row in rows[1:] if row.accuracy >= best.accuracy]
+    if reached:
+        row = min(reached, key=lambda r: r.seconds)
+        print(f"\n{row.name} reaches the accuracy of {best.name} in {row.seconds / best.seconds:.2f} of its seconds")
+    else:
+        print(f"\nno adaptive setting reaches the accuracy of {best.name}")
+
+
+if __name__ == "__main__":
+    main()
