@@ -39,15 +39,48 @@ def _norm_scale(config: ModelConfig, shape: tuple[int, ...]) -> jax.Array:
     return jnp.zeros(shape) if config.norm_plus_one else jnp.ones(shape)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def product(x: jax.Array, weight: jax.Array, master: jax.Array, dtype: Any) -> jax.Array:
+    """`x [..., m] @ weight [m, n]` as `dtype`, where `weight` stands for the parameter `master` in another dtype or layout.
+
+    The gradient goes to `master` alone, summed in its own dtype: a float32 parameter that is used in bfloat16 gets a float32
+    gradient, over all positions, all chunks of a loop and all devices.
+    """
+    del master
+    return jnp.matmul(x, weight, preferred_element_type=dtype)
+
+
+def _product_forward(x: jax.Array, weight: jax.Array, master: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return product(x, weight, master, dtype), (x, weight, jnp.zeros((), master.dtype))
+
+
+def _product_backward(dtype: Any, saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+    x, weight, like_master = saved
+    cotangent = cotangent.astype(x.dtype)
+    # XLA's CPU backend has no fast path for weight gradients that contract over two axes: all positions become one axis.
+    flat = x.reshape(-1, x.shape[-1]).T
+    gradient = jnp.matmul(flat, cotangent.reshape(-1, cotangent.shape[-1]), preferred_element_type=like_master.dtype)
+    return jnp.matmul(cotangent, weight.T), None, gradient
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` as one two-dimensional matmul.
+    """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` in the dtype of `x`, as one two-dimensional matmul.
 
     XLA's CPU backend has no fast path for weight gradients that contract over two axes (they made
     the backward pass clearly slower here), so batch and sequence are merged first.
     """
     batch, steps, width = x.shape
-    out = x.reshape(batch * steps, width) @ weight.reshape(width, -1)
+    flat, matrix = x.reshape(batch * steps, width), weight.reshape(width, -1)
+    out = flat @ matrix if matrix.dtype == x.dtype else product(flat, matrix.astype(x.dtype), matrix, x.dtype)
     return out.reshape(batch, steps, *weight.shape[1:])
+
+
+def add_bias(x: jax.Array, bias: nnx.Param) -> jax.Array:
+    """`x + bias` in the dtype of `x`."""
+    return x + bias[...].astype(x.dtype)
 
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -112,7 +145,7 @@ class Block(nnx.Module):
         x = self.norm(x, self.mixer_norm)
         q, k, v = project(x, self.q[...]), project(x, self.k[...]), project(x, self.v[...])
         if c.attention_bias:
-            q, k, v = q + self.q_bias[...], k + self.k_bias[...], v + self.v_bias[...]
+            q, k, v = add_bias(q, self.q_bias), add_bias(k, self.k_bias), add_bias(v, self.v_bias)
         if c.qk_norm:
             q, k = self.norm(q, self.q_norm), self.norm(k, self.k_norm)
         return rotate(q, *rope), rotate(k, *rope), v
@@ -121,13 +154,13 @@ class Block(nnx.Module):
         """`[B, T, d]` from the heads' outputs `[B, T, H, D]`."""
         heads, dim, width = self.o[...].shape
         out = project(attended.reshape(*attended.shape[:2], heads * dim), self.o[...].reshape(heads * dim, width))
-        return out + self.o_bias[...] if self.config.attention_bias else out
+        return add_bias(out, self.o_bias) if self.config.attention_bias else out
 
     def conv_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What is convolved, and the gate of the result, both `[B, T, d]` (LFM2)."""
         y = project(self.norm(x, self.mixer_norm), self.conv_in[...])
         if self.config.conv_bias:
-            y = y + self.conv_in_bias[...]
+            y = add_bias(y, self.conv_in_bias)
         return y[:, :, 0] * y[:, :, 2], y[:, :, 1]
 
     def conv_output(self, before: jax.Array, gate: jax.Array, positions: jax.Array) -> jax.Array:
@@ -138,14 +171,14 @@ class Block(nnx.Module):
           gate: `[B, T, d]`.
           positions: `[B, T]` within the sequence: taps that would reach before its start (into the segment packed before it) are 0.
         """
-        taps, steps = self.config.conv_kernel, gate.shape[1]
+        taps, steps, kernel = self.config.conv_kernel, gate.shape[1], self.conv[...].astype(gate.dtype)
         y = jnp.zeros_like(gate)
         for offset in range(taps):
             shifted = jax.lax.slice_in_dim(before, taps - 1 - offset, taps - 1 - offset + steps, axis=1)
-            y = y + jnp.where((positions >= offset)[..., None], shifted, 0) * self.conv[...][taps - 1 - offset]
-        y = y + self.conv_bias[...] if self.config.conv_bias else y
+            y = y + jnp.where((positions >= offset)[..., None], shifted, 0) * kernel[taps - 1 - offset]
+        y = add_bias(y, self.conv_bias) if self.config.conv_bias else y
         out = project(gate * y, self.conv_out[...])
-        return out + self.conv_out_bias[...] if self.config.conv_bias else out
+        return add_bias(out, self.conv_out_bias) if self.config.conv_bias else out
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Residual of the mixer's output, then the MLP with its own."""
@@ -154,9 +187,9 @@ class Block(nnx.Module):
         y = self.norm(x, self.mlp_norm)
         gate, up = project(y, self.gate[...]), project(y, self.up[...])
         if c.mlp_bias:
-            gate, up = gate + self.gate_bias[...], up + self.up_bias[...]
+            gate, up = add_bias(gate, self.gate_bias), add_bias(up, self.up_bias)
         y = project(ACTIVATION_FUNCTIONS[c.activation](gate) * up, self.down[...])
-        y = y + self.down_bias[...] if c.mlp_bias else y
+        y = add_bias(y, self.down_bias) if c.mlp_bias else y
         return x + (self.norm(y, self.mlp_post_norm) if c.post_norms else y)
 
 
@@ -206,6 +239,7 @@ def hidden_states(
     last: jax.Array | None = None,
     live: jax.Array | None = None,
     remat: bool = False,
+    dtype: Any = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Final hidden states (after the last norm) of a batch.
 
@@ -221,15 +255,17 @@ def hidden_states(
       last: `[B]` int32, index of the last token of each row that is not padding (with a cache; default `T - 1`).
       live: `[B]` bool, rows whose state in the cache is written (default all); the output of the others means nothing.
       remat: recompute each layer in the backward pass.
+      dtype: what is computed in (default: the dtype of the parameters). Norms, softmax and the gradients of the parameters stay in
+        float32 where the parameters are.
 
     Returns:
-      `[B, T, d_model]` in the dtype of the parameters, and the updated cache (None without one).
+      `[B, T, d_model]` in `dtype`, and the updated cache (None without one).
     """
     graphdef, abstract = _abstract(config)
     state = jax.tree.map(lambda x: x, abstract)
     nnx.replace_by_pure_dict(state, params)
     model = nnx.merge(graphdef, state)
-    x = model.embed[...][tokens]
+    x = model.embed[...][tokens].astype(dtype or model.embed[...].dtype)
     if config.scale_embedding:
         x = x * jnp.asarray(config.d_model**0.5, x.dtype)
     x = layout.constrain(x, "batch", "sequence", "embed_act")
@@ -316,8 +352,15 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
     return params["embed"] if config.tied else params["unembed"]
 
 
-def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array) -> jax.Array:
-    """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N, d_model]`, soft-capped if the model is."""
-    found = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array, master: jax.Array | None = None) -> jax.Array:
+    """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N, d_model]`, soft-capped if the model is.
+
+    Args:
+      master: the parameter that `table` stands for, see `product`; None if it is `table` itself.
+    """
+    if master is None:
+        found = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+    else:
+        found = product(hidden, table.T, master.T, jnp.float32)
     cap = config.logit_softcap
     return cap * jnp.tanh(found / cap) if cap else found
