@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
-from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation
+from zip_rc_jax.models.attention import Attention, attend, packed_attention, rope_frequencies, rotate, rotation
 from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache
 from zip_rc_jax.models.stacks import segments
 from zip_rc_jax.sharding import Layout
@@ -240,6 +240,7 @@ def hidden_states(
     live: jax.Array | None = None,
     remat: bool = False,
     dtype: Any = None,
+    attention: str = "auto",
 ) -> tuple[jax.Array, Cache | None]:
     """Final hidden states (after the last norm) of a batch.
 
@@ -257,6 +258,7 @@ def hidden_states(
       remat: recompute each layer in the backward pass.
       dtype: what is computed in (default: the dtype of the parameters). Norms, softmax and the gradients of the parameters stay in
         float32 where the parameters are.
+      attention: how a forward without a cache attends, see `packed_attention`.
 
     Returns:
       `[B, T, d_model]` in `dtype`, and the updated cache (None without one).
@@ -273,8 +275,13 @@ def hidden_states(
     last = jnp.full(batch, steps - 1) if last is None else last
     live = jnp.ones(batch, bool) if live is None else live
     slots = cache.slots if cache is not None and slots is None else slots
-    masks, ropes = _masks(config, positions, segment_ids, slots), _ropes(config, positions)
-    scale = config.attention_scale or config.head_dim**-0.5
+    ropes = _ropes(config, positions)
+    if slots is not None:
+        attentions = _cached_attentions(config, positions, slots)
+    elif segment_ids is not None:
+        attentions = _packed_attentions(config, layout, segment_ids, attention)
+    else:
+        raise ValueError("segment_ids are required when no cache is given")
 
     def mix(block: Block, x: jax.Array, layer: jax.Array, old: AttentionCache | ConvCache | None) -> tuple[jax.Array, Any]:
         """The mixer's output of one layer, and its stack's updated cache."""
@@ -294,8 +301,7 @@ def hidden_states(
             assert slots is not None
             old = old.append(layer, positions, live, k, v)
             keys, values = old.read(layer, batch // old.k.shape[1], slots)
-        attended = attend(q, keys, values, masks[block.kind], scale)
-        return block.attention_output(attended), old
+        return block.attention_output(attentions[block.kind](q, keys, values)), old
 
     caches: dict[str, Any] = {}
     for segment in segments(config.kinds):
@@ -319,21 +325,23 @@ def hidden_states(
     return rms_norm(x, model.final_norm[...], config.rms_eps, config.norm_plus_one), None if cache is None else Cache(caches)
 
 
-def _masks(config: ModelConfig, positions: jax.Array, segment_ids: jax.Array | None, slots: int | None) -> dict[str, jax.Array]:
-    """Per attention type the `[B, T, S]` bool mask of what each query may see; `slots` of a cache or, with None, the row itself."""
-    if slots is not None:
-        distance = positions[:, :, None] - jnp.arange(slots)
-        full = distance >= 0
-    else:
-        if segment_ids is None:
-            raise ValueError("segment_ids are required when no cache is given")
-        index = jnp.arange(positions.shape[1])
-        distance = (index[:, None] - index)[None]
-        full = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (distance >= 0)
-    masks = {"attention": full}
+def _scale(config: ModelConfig) -> float:
+    return config.attention_scale or config.head_dim**-0.5
+
+
+def _cached_attentions(config: ModelConfig, positions: jax.Array, slots: int) -> dict[str, Attention]:
+    """Per attention type, what queries at `positions [B, T]` do with the first `slots` slots of a cache."""
+    distance = positions[:, :, None] - jnp.arange(slots)
+    masks = {"attention": distance >= 0}
     if config.sliding_window:
-        masks["sliding"] = full & (distance < config.sliding_window)
-    return masks
+        masks["sliding"] = masks["attention"] & (distance < config.sliding_window)
+    return {kind: functools.partial(attend, mask=mask, scale=_scale(config)) for kind, mask in masks.items()}
+
+
+def _packed_attentions(config: ModelConfig, layout: Layout, segment_ids: jax.Array, name: str) -> dict[str, Attention]:
+    """Per attention type, what queries do with the keys of their own packed row."""
+    windows = {"attention": 0, "sliding": config.sliding_window} if config.sliding_window else {"attention": 0}
+    return {kind: packed_attention(name, layout, segment_ids, _scale(config), window) for kind, window in windows.items()}
 
 
 def _ropes(config: ModelConfig, positions: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -96,7 +96,15 @@ def losses(
 
     def forward(body: dict[str, Any]) -> jax.Array:
         return hidden_states(
-            model, body, batch.tokens, batch.positions, layout=layout, segment_ids=batch.segment_ids, remat=True, dtype=dtype
+            model,
+            body,
+            batch.tokens,
+            batch.positions,
+            layout=layout,
+            segment_ids=batch.segment_ids,
+            remat=True,
+            dtype=dtype,
+            attention=config.attention,
         )[0]
 
     def mean(x: jax.Array) -> jax.Array:
