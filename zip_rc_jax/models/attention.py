@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +192,7 @@ def _splash(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, block: int, scale: float, window: int, interpret: bool
 ) -> jax.Array:
     """JAX's TPU kernel, on one device's rows and heads."""
-    kernel = _splash_kernel(q.shape[1], q.shape[2], block, window, interpret)
+    kernel: Any = _splash_kernel(q.shape[1], q.shape[2], block, window, interpret)
     queries = (q * jnp.asarray(scale, q.dtype)).swapaxes(1, 2)
     return jax.vmap(kernel)(queries, k, v, splash.SegmentIds(segment_ids, segment_ids)).swapaxes(1, 2)
 

@@ -158,10 +158,12 @@ class Block(nnx.Module):
 
     def conv_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What is convolved, and the gate of the result, both `[B, T, d]` (LFM2)."""
-        y = project(self.norm(x, self.mixer_norm), self.conv_in[...])
+        x = self.norm(x, self.mixer_norm)
+        # Three products: in one, the channels would be merged with the part's number and lose their place on the mesh.
+        parts = [project(x, self.conv_in[...][:, part]) for part in range(3)]
         if self.config.conv_bias:
-            y = add_bias(y, self.conv_in_bias)
-        return y[:, :, 0] * y[:, :, 2], y[:, :, 1]
+            parts = [y + bias.astype(y.dtype) for y, bias in zip(parts, self.conv_in_bias[...], strict=True)]
+        return parts[0] * parts[2], parts[1]
 
     def conv_output(self, before: jax.Array, gate: jax.Array, positions: jax.Array) -> jax.Array:
         """The causal depthwise convolution and its output projection.
