@@ -27,7 +27,7 @@ from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, split_validation, train
-from zip_rc_jax.training.loss import FullTeacher, Unembedding, joint_loss, split_positions, teacher_top_k, token_losses
+from zip_rc_jax.training.loss import FullTeacher, Unembedding, joint_loss, largest, split_positions, teacher_top_k, token_losses
 from zip_rc_jax.training.predict import labelled_features
 from zip_rc_jax.training.step import StepSettings, TrainState, init_state, learning_rate, losses, train_step
 from zip_rc_jax.zip_head import policy_logits
@@ -158,6 +158,16 @@ def test_the_chunk_size_does_not_matter(kind):
     for chunk in (1, 5, 22, 24, 68, 1000):
         for a, b in zip(found_losses(HIDDEN, TABLE, kind, chunk=chunk), whole, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [60, 64, 1000, 1024])
+def test_the_largest_are_found_in_the_groups_with_the_largest_maxima(size):
+    x = jnp.asarray(np.random.default_rng(4).permutation(3 * 2 * size).reshape(3, 2, size), jnp.float32)
+    for found, expected in zip(largest(x, 4, group=8), jax.lax.top_k(x, 4), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    equal = largest(jnp.zeros((1, size)), 4, group=8)[1]
+    assert len(set(np.asarray(equal)[0].tolist())) == 4, "of equal values, any, but each once"
+    assert np.asarray(equal).max() < size, "and no padding"
 
 
 def test_a_chunk_is_an_even_stretch_of_every_row():

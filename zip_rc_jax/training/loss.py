@@ -57,7 +57,9 @@ class Unembedding(NamedTuple):
 
     @classmethod
     def of(cls, master: jax.Array, dtype: Any, layout: Layout) -> Unembedding:
-        return cls(layout.constrain(jax.lax.stop_gradient(master).astype(dtype), "vocab", None), master)
+        # The gradient, too, is whole on every device while it is summed: laid out like the parameter, it would cross the network in
+        # every chunk, instead of once.
+        return cls(layout.constrain(jax.lax.stop_gradient(master).astype(dtype), "vocab", None), layout.constrain(master, "vocab", None))
 
 
 class FullTeacher(NamedTuple):
@@ -101,17 +103,34 @@ def _by_chunks(layout: Layout, chunk: int, function: Callable[..., Any], *arrays
     return jax.tree.map(join, found)
 
 
-def _log_policy(model: ModelConfig, hidden: jax.Array, unembedding: Unembedding, sampleable: np.ndarray) -> jax.Array:
-    """Log-probabilities `[..., V]` float32 over the sampleable ids."""
+def _policy_logits(model: ModelConfig, hidden: jax.Array, unembedding: Unembedding, sampleable: np.ndarray) -> jax.Array:
+    """Logits `[..., V]` float32, of which only those of sampleable ids count."""
     # A large finite mask instead of -inf: 0 * -inf would poison the divergences.
-    return jax.nn.log_softmax(jnp.where(sampleable, logits(model, hidden, *unembedding), -1e30), axis=-1)
+    return jnp.where(sampleable, logits(model, hidden, *unembedding), -1e30)
+
+
+def largest(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Array]:
+    """The `k` largest of `x [..., V]` with their indices, `[..., k]` each, as `jax.lax.top_k` up to the order of equal values.
+
+    Compilers sort for it (TPU), and a vocabulary is long. The largest ones lie in the `k` groups with the largest maxima, so only
+    the maxima and these groups are sorted.
+    """
+    size = x.shape[-1]
+    if size <= 2 * k * group:
+        return jax.lax.top_k(x, k)
+    groups = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -size % group)], constant_values=-jnp.inf).reshape(*x.shape[:-1], -1, group)
+    _, chosen = jax.lax.top_k(jnp.max(groups, axis=-1), k)
+    candidates = jnp.take_along_axis(groups, chosen[..., None], axis=-2)
+    ids = chosen[..., None] * group + jnp.arange(group)
+    values, at = jax.lax.top_k(candidates.reshape(*x.shape[:-1], -1), k)
+    return values, jnp.take_along_axis(ids.reshape(*x.shape[:-1], -1), at, axis=-1)
 
 
 def teacher_top_k(model: ModelConfig, layout: Layout, teacher: FullTeacher, sampleable: np.ndarray, *, k: int, chunk: int) -> TopK:
     """The teacher's `k` likeliest ids (fewer if fewer are sampleable) at every position; see `token_losses` for the arguments."""
 
     def one(hidden: jax.Array) -> TopK:
-        top, ids = jax.lax.top_k(_log_policy(model, hidden, teacher.unembedding, sampleable), min(k, int(np.sum(sampleable))))
+        top, ids = largest(_policy_logits(model, hidden, teacher.unembedding, sampleable), min(k, int(np.sum(sampleable))))
         return TopK(ids, jax.nn.log_softmax(top, axis=-1))
 
     return jax.lax.stop_gradient(_by_chunks(layout, chunk, one, teacher.hidden))
@@ -143,16 +162,19 @@ def token_losses(
     """
 
     def one(h: jax.Array, target: jax.Array, *given: jax.Array) -> TokenLosses:
-        student = _log_policy(model, h, unembedding, sampleable)
-        nll = -jnp.take_along_axis(student, target[..., None], axis=-1)[..., 0]
+        student = _policy_logits(model, h, unembedding, sampleable)
+        total = jax.nn.logsumexp(student, axis=-1, keepdims=True)
+        ids = jnp.concatenate([target[..., None], *given[:1]], axis=-1) if isinstance(teacher, TopK) else target[..., None]
+        # Log-probabilities of few ids: the others need no array of their own.
+        at = jnp.take_along_axis(student, ids, axis=-1) - total
         if teacher is None:
-            return TokenLosses(nll, jnp.zeros_like(nll))
+            return TokenLosses(-at[..., 0], jnp.zeros_like(at[..., 0]))
         if isinstance(teacher, TopK):
-            ids, top = given
-            return TokenLosses(nll, jnp.sum(jnp.exp(top) * (top - jnp.take_along_axis(student, ids, axis=-1)), axis=-1))
-        reference = jax.lax.stop_gradient(_log_policy(model, given[0], teacher.unembedding, sampleable))
-        p, difference = (reference, reference - student) if kl_kind == "forward" else (student, student - reference)
-        return TokenLosses(nll, jnp.sum(jnp.exp(p) * difference, axis=-1))
+            return TokenLosses(-at[..., 0], jnp.sum(jnp.exp(given[1]) * (given[1] - at[..., 1:]), axis=-1))
+        log_q = student - total
+        log_p = jax.lax.stop_gradient(jax.nn.log_softmax(_policy_logits(model, given[0], teacher.unembedding, sampleable), axis=-1))
+        weight, difference = (log_p, log_p - log_q) if kl_kind == "forward" else (log_q, log_q - log_p)
+        return TokenLosses(-at[..., 0], jnp.sum(jnp.exp(weight) * difference, axis=-1))
 
     given = () if teacher is None else tuple(teacher) if isinstance(teacher, TopK) else (teacher.hidden,)
     return _by_chunks(layout, chunk, one, hidden, targets, *given)
