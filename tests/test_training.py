@@ -16,7 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY_GRID, TINY_MODEL, tiny_lm
+from forwards import fast_jit
 from jax.sharding import PartitionSpec
+from naive_loss import naive_losses
 
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import train_batches
@@ -29,7 +31,7 @@ from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, split_validation, train
 from zip_rc_jax.training.loss import FullTeacher, Unembedding, joint_loss, largest, split_positions, teacher_top_k, token_losses
 from zip_rc_jax.training.predict import labelled_features
-from zip_rc_jax.training.step import StepSettings, TrainState, init_state, learning_rate, losses, train_step
+from zip_rc_jax.training.step import StepSettings, TrainState, frozen, init_state, learning_rate, losses, train_step
 from zip_rc_jax.zip_head import policy_logits
 
 CONFIG = TrainConfig(
@@ -122,17 +124,8 @@ def found_losses(hidden, table, kind, top_k=4, chunk=21, teacher=True, layout=ON
     )  # fmt: skip
 
 
-def naive_losses(hidden, table, kind, top_k=4):
-    """All `[B, S, used]` probabilities at once, in as many words."""
-    p = jax.nn.softmax(TEACHER_HIDDEN @ TEACHER_TABLE[:USED].T)
-    q = jax.nn.softmax(hidden @ table[:USED].T)
-    nll = -jnp.log(jnp.take_along_axis(q, TARGETS[..., None], axis=-1))[..., 0]
-    if kind == "reverse":
-        return nll, (q * jnp.log(q / p)).sum(-1)
-    if kind == "forward_topk":
-        kept = p >= jnp.sort(p, axis=-1)[..., -top_k][..., None]
-        p = jnp.where(kept, p, 0) / jnp.where(kept, p, 0).sum(-1, keepdims=True)
-    return nll, jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1) / q), 0).sum(-1)
+def expected_losses(hidden, table, kind, top_k=4):
+    return naive_losses(hidden, table[:USED], TARGETS, TEACHER_HIDDEN, TEACHER_TABLE[:USED], kind, top_k)
 
 
 @pytest.mark.parametrize("kind", ["forward_topk", "forward", "reverse"])
@@ -143,9 +136,9 @@ def test_divergences_and_their_gradients_equal_the_naive_ones(kind):
         nll, kl = f(hidden, table, kind)
         return jnp.sum(weights * (0.3 * nll + kl)) / B / S
 
-    for a, b in zip(found_losses(HIDDEN, TABLE, kind), naive_losses(HIDDEN, TABLE, kind), strict=True):
+    for a, b in zip(found_losses(HIDDEN, TABLE, kind), expected_losses(HIDDEN, TABLE, kind), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-    found, naive = (jax.grad(functools.partial(total, f), argnums=(0, 1))(HIDDEN, TABLE) for f in (found_losses, naive_losses))
+    found, naive = (jax.grad(functools.partial(total, f), argnums=(0, 1))(HIDDEN, TABLE) for f in (found_losses, expected_losses))
     for a, b in zip(found, naive, strict=True):
         assert np.abs(b).max() > 1e-3
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
@@ -197,6 +190,33 @@ def test_no_array_of_all_positions_times_the_vocabulary_exists():
     assert "64,2,32,999" not in text, "nothing of that size is stacked for the backward pass"
 
 
+@pytest.mark.parametrize("kind", ["forward_topk", "forward", "reverse"])
+def test_peak_memory_is_that_of_a_few_chunks(kind):
+    """2,048 positions in chunks of 64; `benchmarks/loss.py` does the same for a real vocabulary."""
+    shapes = [(1, 2048, D), (1500, D)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes + shapes]
+
+    def chunked(hidden, table, teacher_hidden, teacher_table):
+        sampleable = np.ones(1500, bool)
+        teacher = FullTeacher(teacher_hidden, Unembedding.of(teacher_table, jnp.float32, ONE))
+        if kind == "forward_topk":
+            teacher = teacher_top_k(TINY_MODEL, ONE, teacher, sampleable, k=4, chunk=64)
+        unembedding, targets = Unembedding.of(table, jnp.float32, ONE), jnp.zeros((1, 2048), jnp.int32)
+        found = token_losses(TINY_MODEL, ONE, hidden, unembedding, targets, sampleable, teacher=teacher, kl_kind=kind, chunk=64)
+        return jnp.sum(found.nll + found.kl)
+
+    def at_once(hidden, table, teacher_hidden, teacher_table):
+        nll, kl = naive_losses(hidden, table, jnp.zeros((1, 2048), jnp.int32), teacher_hidden, teacher_table, kind, 4)
+        return jnp.sum(nll + kl)
+
+    found, naive = (
+        jax.jit(jax.grad(f, argnums=(0, 1))).lower(*arrays).compile().memory_analysis().temp_size_in_bytes for f in (chunked, at_once)
+    )
+    one = 4 * 2048 * 1500
+    assert naive > 2 * one
+    assert found < one / 4
+
+
 def test_kl_is_zero_for_the_teacher_itself_and_absent_without_one():
     for kind in ("forward", "reverse"):
         np.testing.assert_allclose(found_losses(TEACHER_HIDDEN, TEACHER_TABLE, kind).kl, 0, atol=1e-5)
@@ -221,6 +241,39 @@ def test_the_loss_is_the_weighted_sum_of_means_over_labelled_positions(lm):
         targets=jnp.where(batch.labelled, batch.targets, 3),
     )
     assert float(losses(settings(lm), lm.params, lm.params["body"], noise)[0]) == float(loss), "unlabelled positions do not count"
+
+
+def test_bfloat16_computes_close_to_float32_and_leaves_float32_gradients(lm):
+    (batch,) = batches()
+    teacher = jax.tree.map(lambda x: 1.2 * x, lm.params["body"])
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        setting = settings(lm, dataclasses.replace(CONFIG, compute_dtype=dtype))
+        objective = fast_jit(jax.value_and_grad(lambda p, s=setting: losses(s, p, frozen(teacher, s.train), batch)[0]))
+        assert ("bf16" in str(jax.make_jaxpr(objective)(lm.params))) == (dtype == "bfloat16")
+        found.append(objective(lm.params))
+    (loss, grads), (half_loss, half_grads) = found
+    assert half_loss.dtype == jnp.float32
+    assert float(half_loss) == pytest.approx(float(loss), rel=0.02)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(half_grads))
+    for a, b in zip(jax.tree.leaves(half_grads), jax.tree.leaves(grads), strict=True):
+        assert 0.97 < float(jnp.vdot(a, b) / (jnp.linalg.norm(a) * jnp.linalg.norm(b))) < 1 - 1e-7
+
+
+def test_gradients_of_many_chunks_are_summed_in_float32():
+    """512 chunks in bfloat16: a sum in bfloat16 would lose all of a term that is 256 times smaller."""
+    hidden = jnp.asarray(np.random.default_rng(6).standard_normal((1, 512, D)), jnp.bfloat16)
+
+    def gradient(chunk):
+        def total(table):
+            unembedding, targets = Unembedding.of(table, jnp.bfloat16, ONE), jnp.ones((1, 512), jnp.int32)
+            options = {"teacher": None, "kl_kind": "forward", "chunk": chunk}
+            return token_losses(TINY_MODEL, ONE, hidden, unembedding, targets, SAMPLEABLE, **options).nll.sum()
+
+        return jax.grad(total)(jnp.asarray(TABLE))
+
+    whole = gradient(512)
+    np.testing.assert_allclose(gradient(1), whole, atol=1e-3 * float(jnp.abs(whole).max()))
 
 
 def test_cached_features_give_the_loss_and_the_gradient_of_the_body_itself(lm):
