@@ -382,8 +382,16 @@ LONG = {"row_tokens": 1000, "attention": "chunked", "loss_chunk": 1200, "batch_r
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [(MODEL, {}), (MODEL, {"kl_weight": 0.0}), (MODEL, LITE), (MIXED, {}), (MODEL, {"kl_kind": "forward"}), (MIXED, LONG)],
-    ids=["final", "critic", "lite", "mixed", "full", "long"],
+    [
+        (MODEL, {}),
+        (MODEL, {"kl_weight": 0.0}),
+        (MODEL, LITE),
+        (MIXED, {}),
+        (MODEL, {"kl_kind": "forward"}),
+        (MIXED, LONG),
+        (MODEL, {"cache_teacher": True}),
+    ],
+    ids=["final", "critic", "lite", "mixed", "full", "long", "cached"],
 )
 def test_the_train_step_takes_the_operations_counted_by_hand(model, options):
     """On one CPU device, where XLA keeps the products as they were written."""
@@ -420,11 +428,13 @@ def test_the_abstract_state_is_the_one_that_training_makes():
 def test_the_abstract_batch_has_every_field():
     layout = Layout(make_mesh(data=2, fsdp=4), TRAIN_RULES)
     batch = programs.abstract_batch(layout, MODEL, TRAIN)
-    assert all(x is not None for name, x in vars(batch).items() if name != "hidden")
+    assert all(x is not None for name, x in vars(batch).items() if name not in ("hidden", "teacher"))
     assert {f.name for f in dataclasses.fields(TrainBatch)} == set(vars(batch))
     assert batch.tokens.sharding.shard_shape(batch.tokens.shape) == (1, 32)
     cached = TrainConfig(trainable="zip_rows", cache_features=True, batch_rows=8, row_tokens=32)
     assert programs.abstract_batch(layout, MODEL, cached).hidden.shape == (8, 32, 64)
+    teacher = programs.abstract_batch(layout, MODEL, dataclasses.replace(TRAIN, cache_teacher=True)).teacher
+    assert [x.shape for x in teacher] == [(8, 32, 32)] * 2
 
 
 def test_the_abstract_pool_is_the_one_that_the_engine_makes():
@@ -575,16 +585,21 @@ def test_the_command_exits_with_1_if_something_does_not_fit(monkeypatch, capsys)
 def test_a_small_model_compiles_for_tpu():
     pytest.importorskip("libtpu")
     model = dataclasses.replace(MODEL, d_model=256, n_heads=8, n_kv_heads=4, head_dim=128, d_ff=512, max_positions=16384)
-    config = PipelineConfig(model=model, final=dataclasses.replace(TRAIN, row_tokens=128, loss_chunk=256))
+    final = dataclasses.replace(TRAIN, row_tokens=1024, loss_chunk=2048, compute_dtype="bfloat16")
+    config = PipelineConfig(model=model, final=final)
     trained = programs.compile_train(config, "final", "v5e:2x2", "fsdp=4")
     (step,) = trained.programs
     (part,) = step.parts
     assert trained.fits
     assert step.memory is not None
     assert part.costs is not None
-    assert part.costs.matmul_flops == pytest.approx(part.expected_flops, rel=0.05)
+    assert part.found_flops == pytest.approx(part.expected_flops, rel=0.05)
+    assert part.kernel_flops == train_flops(model, final, GRID.n_cells, "tpu").kernels // 4, "the long rows go through the kernel"
     assert part.costs.matmul_flops > step.xla_flops, "XLA counts every loop body once"
     assert "all-gather" in part.costs.by_kind(), "parameters are sharded"
+    summed = [c.shape for c in part.costs.collectives if c.kind in ("all-reduce", "reduce-scatter")]
+    assert any("f32[512,256]" in shape for shape in summed)
+    assert not any("bf16" in shape for shape in summed), "gradients are summed over the chips in float32"
     assert step.memory.aliased > 0.9 * step.memory.outputs, "the state is updated in place"
 
     decoded = programs.compile_decode(config, "v5e:2x2", "data=2,tensor=2", rows=16, context=16384)

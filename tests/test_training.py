@@ -30,7 +30,7 @@ from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, split_validation, train
 from zip_rc_jax.training.loss import FullTeacher, Unembedding, joint_loss, largest, split_positions, teacher_top_k, token_losses
-from zip_rc_jax.training.predict import labelled_features
+from zip_rc_jax.training.predict import labelled_features, teacher_features
 from zip_rc_jax.training.step import StepSettings, TrainState, frozen, init_state, learning_rate, losses, train_step
 from zip_rc_jax.zip_head import policy_logits
 
@@ -292,6 +292,25 @@ def test_cached_features_give_the_loss_and_the_gradient_of_the_body_itself(lm):
     np.testing.assert_allclose(grad, cached_grad, atol=1e-5)
 
 
+def test_a_cached_teacher_gives_the_loss_and_gradient_of_the_one_on_the_device(lm):
+    """A starting policy that is not the student, in packed rows with prompts and padding."""
+    policy = dataclasses.replace(lm, params={**lm.params, "body": jax.tree.map(lambda x: 1.2 * x, lm.params["body"])})
+    config = dataclasses.replace(CONFIG, cache_teacher=True)
+    data = functools.partial(train_batches, rollouts(), label="value", batch_rows=4, row_tokens=24, seed=0)
+    found = []
+    for batch, body in (
+        (next(iter(data())), policy.params["body"]),
+        (next(iter(data(teacher=teacher_features(policy, rollouts(), config)))), None),
+    ):
+        objective = fast_jit(jax.value_and_grad(lambda p, b, t: losses(settings(lm, config), p, t, b), has_aux=True))
+        found.append(objective(lm.params, jax.tree.map(jnp.asarray, batch), body))
+    ((loss, parts), grads), ((cached_loss, cached_parts), cached_grads) = found
+    assert float(parts["kl"]) > 0.1
+    assert float(cached_parts["kl"]) == pytest.approx(float(parts["kl"]), rel=1e-5)
+    assert float(cached_loss) == pytest.approx(float(loss), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max() + 1)), cached_grads, grads)
+
+
 def test_lite_on_cached_features_learns_without_running_the_body_again(tmp_path):
     lm = tiny_lm()
     trained = train(lm, rollouts(), dataclasses.replace(LITE, cache_features=True, steps=30), tmp_path, source={})
@@ -441,6 +460,14 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monk
     assert_equal(resumed.params, whole.params)
     assert without_clock(records(tmp_path / "run")) == without_clock(records(where))
     assert [r["step"] for r in records(where)] == list(range(1, config.steps + 1))
+
+
+def test_training_with_a_cached_teacher_is_training_with_one(tmp_path, uninterrupted):
+    _, where = uninterrupted["all"]
+    train(tiny_lm(), rollouts(), dataclasses.replace(CONFIG, cache_teacher=True), tmp_path / "run", source={})
+    for cached, whole in zip(records(tmp_path / "run"), records(where), strict=True):
+        assert cached["train/kl"] == pytest.approx(whole["train/kl"], rel=1e-3, abs=1e-6)
+        assert cached["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-4)
 
 
 def test_a_crash_between_checkpoints_goes_back_to_the_last_one_and_leaves_no_record_twice(tmp_path, monkeypatch, uninterrupted):

@@ -423,6 +423,8 @@ class TrainConfig:
       joint_weight: weight of the joint cross-entropy.
       cache_features: with trainable="zip_rows", run the frozen body once over all rollouts and keep its final hidden states in host
         memory (4 * d_model bytes per labelled position). Rows then hold labelled positions only, and a step costs next to nothing.
+      cache_teacher: with kl_kind="forward_topk", run the frozen policy once over all rollouts and keep its likeliest ids in host memory
+        (8 * kl_top_k bytes per labelled position). No teacher lies on the devices then, and a step takes a quarter less work.
       rows_from: stage ("critic" or "lite") whose trained reserved rows are the starting point; empty starts from zeros. On few data a
         trained head first keeps the body from chasing a random one.
       zip_lr_multiplier: the reserved rows learn this many times faster than the body.
@@ -455,6 +457,7 @@ class TrainConfig:
     lm_weight: float = 0.0
     joint_weight: float = 1.0
     cache_features: bool = False
+    cache_teacher: bool = False
     rows_from: str = ""
     zip_lr_multiplier: float = 1.0
     loss_chunk: int = 2048
@@ -496,6 +499,12 @@ class TrainConfig:
             f"cache_features=true with trainable={self.trainable!r}",
             "the features change when the body is trained",
             "set trainable=zip_rows",
+        )
+        _require(
+            not self.cache_teacher or (self.kl_weight > 0 and self.kl_kind == "forward_topk"),
+            f"cache_teacher=true with kl_weight={self.kl_weight}, kl_kind={self.kl_kind!r}",
+            "only the likeliest ids of a teacher are kept",
+            "set kl_weight and kl_kind=forward_topk, or cache_teacher=false",
         )
         _require(
             not (self.trainable == "zip_rows" and (self.kl_weight or self.lm_weight)),

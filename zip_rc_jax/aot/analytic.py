@@ -116,7 +116,7 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
         run = 0 if train.cache_features else 1
         return TrainFlops(run * body + head, head, 0, 0, run * 2 * scores, kernel * run * 2 * scores)
     last = 2 * tokens * d * config.d_ff * sum(segment.repeats for segment in segments(config.kinds))
-    teacher = body + table if train.kl_weight else 0
+    teacher = body + table if train.kl_weight and not train.cache_teacher else 0
     again = BACKWARD_PRODUCTS[chosen] - 4
     attention = scores * ((2 if teacher else 0) + 2 + 2 + 4 + again)
     return TrainFlops(

@@ -81,7 +81,7 @@ def _keys(path: Any) -> tuple[str, ...]:
 
 def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | None:
     """The frozen policy as `training.loop` passes it: laid out like the student's body."""
-    if not train.kl_weight:
+    if not train.kl_weight or train.cache_teacher:
         return None
     body = state.params["body"]
     found = jax.eval_shape(lambda b: frozen(b, train), body)
@@ -102,9 +102,12 @@ def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> Tr
         "targets": jnp.int32,
         "lm_weight": jnp.float32,
     }
-    fields = {name: _abstract(layout, shape, dtype, ("batch", "sequence")) for name, dtype in types.items()}
+    fields: dict[str, Any] = {name: _abstract(layout, shape, dtype, ("batch", "sequence")) for name, dtype in types.items()}
     if train.cache_features:
         fields["hidden"] = _abstract(layout, (*shape, model.d_model), jnp.float32, ("batch", "sequence", "embed_act"))
+    if train.cache_teacher:
+        top, axes = (*shape, train.kl_top_k), ("batch", "sequence", None)
+        fields["teacher"] = tuple(_abstract(layout, top, dtype, axes) for dtype in (jnp.int32, jnp.float32))
     return TrainBatch(**fields)
 
 

@@ -72,8 +72,8 @@ class FullTeacher(NamedTuple):
 class TopK(NamedTuple):
     """A frozen policy cut to its likeliest ids at every position: `ids [B, S, k]` int32, `log_probs [B, S, k]` float32, renormalised."""
 
-    ids: jax.Array
-    log_probs: jax.Array
+    ids: Any
+    log_probs: Any
 
 
 def split_positions(rows: int, steps: int, chunk: int) -> tuple[int, int]:

@@ -88,7 +88,7 @@ def losses(
     """The weighted loss of a packed batch and its parts, each a mean over labelled positions.
 
     Args:
-      teacher: body parameters of the frozen starting policy (see `frozen`); None without KL.
+      teacher: body parameters of the frozen starting policy (see `frozen`); None without KL, or where the batch holds its ids.
     """
     model, head, layout, config = settings.model, settings.head, settings.layout, settings.train
 
@@ -119,7 +119,9 @@ def losses(
         parts["joint"] = mean(joint_loss(log_joint, batch.reward, batch.remaining, batch.censored, head.grid))
         loss += config.joint_weight * parts["joint"]
     if config.kl_weight or config.lm_weight:
-        with_kl = config.kl_weight > 0 and teacher is not None
+        reference: FullTeacher | TopK | None = batch.teacher and TopK(*batch.teacher)
+        if teacher is not None:
+            reference = _teacher_policy(settings, forward(teacher), teacher)
         nll, kl = token_losses(
             model,
             layout,
@@ -127,7 +129,7 @@ def losses(
             Unembedding.of(unembedding(model, body), dtype, layout),
             batch.targets,
             head.sampleable(model.vocab_size),
-            teacher=_teacher_policy(settings, forward(teacher), teacher) if with_kl and teacher is not None else None,
+            teacher=reference,
             kl_kind=config.kl_kind,
             chunk=config.loss_chunk,
         )
