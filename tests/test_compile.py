@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from zip_rc_jax.aot import programs
-from zip_rc_jax.aot.analytic import attention_flops, body_weights, decode_flops, train_flops
+from zip_rc_jax.aot.analytic import attention_flops, body_weights, decode_flops, kernel_flops, score_flops, train_flops
 from zip_rc_jax.aot.command import _read, add_compile_parser, run_compile, with_model
 from zip_rc_jax.aot.costs import CacheShape, Collective, Costs, Write, _valid_positions, measure
 from zip_rc_jax.aot.hlo import Shape, executions, parse_instruction, parse_module, parse_shapes
@@ -99,7 +99,7 @@ def test_line_breaks_in_metadata_do_not_end_a_computation():
     found = parse_module(text)
     assert [i.opcode for i in found.computations["main"].instructions] == ["custom-call", "copy"]
     assert found.computations["main"].instructions[0].op_name == "attention"
-    assert measure(found, per_step=False).kernels == 1
+    assert measure(found, per_step=False).kernels == {"k": 1}
     with pytest.raises(ValueError, match="no ENTRY"):
         parse_module("HloModule m\n")
 
@@ -336,19 +336,38 @@ def test_weights_are_those_of_the_parameters():
 def test_train_flops_by_hand():
     tokens, body = 8 * 32, body_weights(MODEL)
     scores, table, head = 4 * tokens * 32 * 64 * 3, 2 * tokens * 512 * 64, 2 * tokens * 6 * 64
-    found = train_flops(MODEL, TRAIN, cells=6)
+    found = train_flops(MODEL, TRAIN, 6, "cpu")
     assert found.forward == 2 * body * tokens + scores + table + head
     assert found.backward == 2 * found.forward
     assert found.teacher == 2 * body * tokens + scores + table
-    assert found.recomputed == 2 * body * tokens + scores - 2 * tokens * 3 * 64 * 96 + 2 * table
-    assert found.attention == 5 * scores
+    assert found.recomputed == 2 * body * tokens + scores - 2 * tokens * 3 * 64 * 96 + table, "the teacher's ids are found once"
+    assert (found.attention, found.kernels) == (5 * scores, 0)
     assert found.useful == 8 * body * tokens + 4 * scores + 4 * table + 3 * head, "6 N D, and 2 N D of the teacher"
-    critic = train_flops(MODEL, dataclasses.replace(TRAIN, kl_weight=0.0), cells=6)
+    whole = train_flops(MODEL, dataclasses.replace(TRAIN, kl_kind="reverse"), 6, "cpu")
+    assert whole.total == found.total + table
+    critic = train_flops(MODEL, dataclasses.replace(TRAIN, kl_weight=0.0), 6, "cpu")
     assert (critic.teacher, critic.forward) == (0, 2 * body * tokens + scores + head)
     lite = TrainConfig(trainable="zip_rows", batch_rows=8, row_tokens=32)
-    assert train_flops(MODEL, lite, 6).total == 2 * body * tokens + scores + 2 * head
+    assert train_flops(MODEL, lite, 6, "cpu").total == 2 * body * tokens + scores + 2 * head
     cached = dataclasses.replace(lite, cache_features=True)
-    assert (train_flops(MODEL, cached, 6).total, train_flops(MODEL, cached, 6).attention) == (2 * head, 0)
+    assert (train_flops(MODEL, cached, 6, "cpu").total, train_flops(MODEL, cached, 6, "cpu").attention) == (2 * head, 0)
+
+
+def test_long_rows_count_the_blocks_that_their_attention_runs():
+    """2,048 tokens: 4 blocks of 512 with XLA, 2 of 1,024 in the kernel; a window of 512 leaves a block and the one before it."""
+    model = dataclasses.replace(MODEL, layer_types=("attention", "sliding", "sliding"), sliding_window=512)
+    train = dataclasses.replace(TRAIN, row_tokens=2048)
+    one_block = 2 * 8 * 512 * 512 * 4 * 16
+    assert score_flops(model, train, "cpu") == {"attention": 10 * one_block, "sliding": 2 * 7 * one_block}
+    assert score_flops(model, train, "tpu") == {"attention": 3 * 4 * one_block, "sliding": 2 * 3 * 4 * one_block}
+    cpu, tpu = (train_flops(model, train, 6, platform) for platform in ("cpu", "tpu"))
+    assert cpu.attention == (2 + 2 + 2 + 5) * 24 * one_block, "teacher, forward, again for the backward pass, backward with scores again"
+    assert tpu.attention == tpu.kernels == (2 + 2 + 2 + 7) * 36 * one_block
+    plain = train_flops(model, dataclasses.replace(train, attention="plain"), 6, "tpu")
+    assert plain.attention == 10 * 3 * 16 * one_block
+    assert tpu.useful - cpu.useful == 8 * 12 * one_block
+    calls = {"splash_mha_fwd_segmented": 9, "splash_mha_dq_segmented": 3, "splash_mha_dkv_segmented": 3, "other": 5}
+    assert kernel_flops(model, train, "tpu", calls) == (9 * 2 + 3 * 3 + 3 * 4) * 12 * one_block
 
 
 def test_decode_flops_by_hand():
@@ -357,10 +376,22 @@ def test_decode_flops_by_hand():
 
 MIXED = dataclasses.replace(MODEL, n_layers=5, layer_types=("conv", "attention", "conv", "attention", "conv"), conv_kernel=3)
 LITE = {"kl_weight": 0.0, "trainable": "zip_rows"}
+# Two blocks a row; the last chunk of the loss is padded.
+LONG = {"row_tokens": 1000, "attention": "chunked", "loss_chunk": 1200, "batch_rows": 2}
 
 
 @pytest.mark.parametrize(
-    ("model", "options"), [(MODEL, {}), (MODEL, {"kl_weight": 0.0}), (MODEL, LITE), (MIXED, {})], ids=["final", "critic", "lite", "mixed"]
+    ("model", "options"),
+    [
+        (MODEL, {}),
+        (MODEL, {"kl_weight": 0.0}),
+        (MODEL, LITE),
+        (MIXED, {}),
+        (MODEL, {"kl_kind": "forward"}),
+        (MIXED, LONG),
+        (MODEL, {"cache_teacher": True}),
+    ],
+    ids=["final", "critic", "lite", "mixed", "full", "long", "cached"],
 )
 def test_the_train_step_takes_the_operations_counted_by_hand(model, options):
     """On one CPU device, where XLA keeps the products as they were written."""
@@ -369,10 +400,10 @@ def test_the_train_step_takes_the_operations_counted_by_hand(model, options):
     head = programs.head_for(model, GRID, "value")
     state = programs.abstract_state(layout, model, head, train)
     settings = train_module.StepSettings(model, head, layout, train)
-    teacher = state.params["body"] if train.kl_weight else None
+    teacher = programs.abstract_teacher(state, train)
     lowered = train_module.train_step.lower(settings, state, teacher, programs.abstract_batch(layout, model, train))
     found = measure(parse_module(lowered.compile().as_text()), per_step=False)
-    assert found.matmul_flops == pytest.approx(train_flops(model, train, GRID.n_cells).total, rel=0.002)
+    assert found.matmul_flops == pytest.approx(train_flops(model, train, GRID.n_cells, "cpu").total, rel=0.002)
 
 
 # Abstract arguments.
@@ -397,11 +428,13 @@ def test_the_abstract_state_is_the_one_that_training_makes():
 def test_the_abstract_batch_has_every_field():
     layout = Layout(make_mesh(data=2, fsdp=4), TRAIN_RULES)
     batch = programs.abstract_batch(layout, MODEL, TRAIN)
-    assert all(x is not None for name, x in vars(batch).items() if name != "hidden")
+    assert all(x is not None for name, x in vars(batch).items() if name not in ("hidden", "teacher"))
     assert {f.name for f in dataclasses.fields(TrainBatch)} == set(vars(batch))
     assert batch.tokens.sharding.shard_shape(batch.tokens.shape) == (1, 32)
     cached = TrainConfig(trainable="zip_rows", cache_features=True, batch_rows=8, row_tokens=32)
     assert programs.abstract_batch(layout, MODEL, cached).hidden.shape == (8, 32, 64)
+    teacher = programs.abstract_batch(layout, MODEL, dataclasses.replace(TRAIN, cache_teacher=True)).teacher
+    assert [x.shape for x in teacher] == [(8, 32, 32)] * 2
 
 
 def test_the_abstract_pool_is_the_one_that_the_engine_makes():
@@ -502,10 +535,10 @@ def report(peak: int = 2 * GIB) -> Report:
         collectives=(Collective("all-gather", "bf16[16,128]", 28, 28 * 4096, "jit(f)/while/body/closed_call/dot_general"),),
         cache_moves=(Write("copy", "bf16[28,8,8,1024,128]", 2, 448 * 2**20, "jit(f)/gather"),),
         writes=(Write("fusion", "f32[2048,151936]", 16, 1244659712, "jit(f)/loss"), Write("copy", "s32[4]", 1, 16, "")),
-        kernels=2,
+        kernels={"splash_mha_fwd": 2},
     )
     memory = Memory(arguments=GIB, outputs=GIB, aliased=GIB, temporaries=GIB, code=5 * 2**20, peak=peak)
-    part = Part("one step", costs, 2_000_000_000, 3_000_000_000, 2**20, "weights read once")
+    part = Part("one step", costs, 2_000_000_000, 4_000_000_000, 2**20, "weights read once", kernel_flops=500_000_000)
     idle = Part("besides", dataclasses.replace(costs, bytes=10, collectives=()), 0, 0, 0, "needed")
     lost = Program("advance", None, "Ran out of memory", (Part("a step", None, 10, 20, 0, ""),), 0.0, 1.0)
     return Report("train final", CHIPS["v5e"], 16, (Program("train_step", memory, "", (part, idle), 1.0, 60.0), lost))
@@ -516,8 +549,8 @@ def test_the_table_says_what_fits_and_what_moves():
     for line in (
         "peak 2.00 GiB of 16.00 GiB: fits with 10% to spare",
         "arguments 1.00 GiB, outputs 1.00 GiB (of them in place 1.00 GiB), temporaries 1.00 GiB, code 5.0 MiB",
-        "products   3.0 G; by hand 3.0 G (1.00 times), useful 2.0 G",
-        "elementwise; 2 calls of kernels whose operations are not in here",
+        "products   3.5 G; by hand 4.0 G (0.88 times), useful 2.0 G",
+        "kernels    2 x splash_mha_fwd: 500.0 M of these",
         "HBM bytes  4.0 MiB; weights read once 1.0 MiB (4.0 times)",
         "network    all-gather 28 x, 112.0 KiB",
         "all-gather 28 x bf16[16,128], 112.0 KiB: jit(f)/dot_general",
@@ -552,16 +585,21 @@ def test_the_command_exits_with_1_if_something_does_not_fit(monkeypatch, capsys)
 def test_a_small_model_compiles_for_tpu():
     pytest.importorskip("libtpu")
     model = dataclasses.replace(MODEL, d_model=256, n_heads=8, n_kv_heads=4, head_dim=128, d_ff=512, max_positions=16384)
-    config = PipelineConfig(model=model, final=dataclasses.replace(TRAIN, row_tokens=128, loss_chunk=256))
+    final = dataclasses.replace(TRAIN, row_tokens=1024, loss_chunk=2048, compute_dtype="bfloat16")
+    config = PipelineConfig(model=model, final=final)
     trained = programs.compile_train(config, "final", "v5e:2x2", "fsdp=4")
     (step,) = trained.programs
     (part,) = step.parts
     assert trained.fits
     assert step.memory is not None
     assert part.costs is not None
-    assert part.costs.matmul_flops == pytest.approx(part.expected_flops, rel=0.05)
+    assert part.found_flops == pytest.approx(part.expected_flops, rel=0.05)
+    assert part.kernel_flops == train_flops(model, final, GRID.n_cells, "tpu").kernels // 4, "the long rows go through the kernel"
     assert part.costs.matmul_flops > step.xla_flops, "XLA counts every loop body once"
     assert "all-gather" in part.costs.by_kind(), "parameters are sharded"
+    summed = [c.shape for c in part.costs.collectives if c.kind in ("all-reduce", "reduce-scatter")]
+    assert any("f32[512,256]" in shape for shape in summed)
+    assert not any("bf16" in shape for shape in summed), "gradients are summed over the chips in float32"
     assert step.memory.aliased > 0.9 * step.memory.outputs, "the state is updated in place"
 
     decoded = programs.compile_decode(config, "v5e:2x2", "data=2,tensor=2", rows=16, context=16384)

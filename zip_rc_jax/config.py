@@ -20,6 +20,8 @@ LABELS = ("correct", "value")
 KL_KINDS = ("forward_topk", "forward", "reverse")
 TRAINABLE = ("all", "zip_rows")
 LAYER_TYPES = ("attention", "sliding", "conv")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("auto", "plain", "chunked", "splash")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
@@ -421,9 +423,17 @@ class TrainConfig:
       joint_weight: weight of the joint cross-entropy.
       cache_features: with trainable="zip_rows", run the frozen body once over all rollouts and keep its final hidden states in host
         memory (4 * d_model bytes per labelled position). Rows then hold labelled positions only, and a step costs next to nothing.
+      cache_teacher: with kl_kind="forward_topk", run the frozen policy once over all rollouts and keep its likeliest ids in host memory
+        (8 * kl_top_k bytes per labelled position). No teacher lies on the devices then, and a step takes a quarter less work.
       rows_from: stage ("critic" or "lite") whose trained reserved rows are the starting point; empty starts from zeros. On few data a
         trained head first keeps the body from chasing a random one.
       zip_lr_multiplier: the reserved rows learn this many times faster than the body.
+      loss_chunk: positions, over all rows of the batch, whose next-token logits exist at the same time (4 * vocab_size bytes each, a few
+        times). Large chunks read the unembedding less often.
+      compute_dtype: "float32" or "bfloat16" for products and activations. Parameters, their gradients, the optimizer, norms, softmax
+        and losses are float32 in either case.
+      attention: "plain" builds all scores, "chunked" blocks of them with XLA alone, "splash" blocks in a TPU kernel; "auto" chooses by
+        platform and length (see `models.attention`).
       save_seconds: a checkpoint at least this often; also at the end and on SIGINT / SIGTERM.
       log_every: steps between metric records.
       eval_rollouts: held-back rollouts for the validation metrics (within-prompt AUC among them).
@@ -447,9 +457,12 @@ class TrainConfig:
     lm_weight: float = 0.0
     joint_weight: float = 1.0
     cache_features: bool = False
+    cache_teacher: bool = False
     rows_from: str = ""
     zip_lr_multiplier: float = 1.0
     loss_chunk: int = 2048
+    compute_dtype: str = "float32"
+    attention: str = "auto"
     seed: int = 0
     save_seconds: float = 60.0
     log_every: int = 50
@@ -461,6 +474,8 @@ class TrainConfig:
         _one_of("trainable", self.trainable, TRAINABLE)
         _one_of("kl_kind", self.kl_kind, KL_KINDS)
         _one_of("rows_from", self.rows_from, ("", "critic", "lite"))
+        _one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        _one_of("attention", self.attention, ATTENTIONS)
         for field in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every", "evaluations"):
             _require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
         for field in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds"):
@@ -484,6 +499,12 @@ class TrainConfig:
             f"cache_features=true with trainable={self.trainable!r}",
             "the features change when the body is trained",
             "set trainable=zip_rows",
+        )
+        _require(
+            not self.cache_teacher or (self.kl_weight > 0 and self.kl_kind == "forward_topk"),
+            f"cache_teacher=true with kl_weight={self.kl_weight}, kl_kind={self.kl_kind!r}",
+            "only the likeliest ids of a teacher are kept",
+            "set kl_weight and kl_kind=forward_topk, or cache_teacher=false",
         )
         _require(
             not (self.trainable == "zip_rows" and (self.kl_weight or self.lm_weight)),

@@ -1,29 +1,41 @@
 """How many floating-point operations a step must take, counted by hand: what the compiled programs are held against.
 
-Everything counts 2 per multiply-add, matrix products only. Attention counts the whole `[T, S]` square, as `models.attention.attend`
-computes it; a kernel that skips what the causal mask hides does half of it.
+Everything counts 2 per multiply-add, matrix products only. Attention counts what its implementation computes: "plain" the whole
+`[T, T]` square, "chunked" and "splash" the blocks in which the causal mask or the window leaves anything to see.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
+from zip_rc_jax.models.attention import block_size, choose_attention, visible_blocks
 from zip_rc_jax.models.stacks import segments
+from zip_rc_jax.training.loss import split_positions
+
+# Products of the size of the scores in one layer: 2 in a forward pass (scores, weighted values) and 4 more in a backward pass. Blocks
+# keep no scores, so they compute them again for the gradients, and the TPU kernel does so twice, with the gradient of the weights.
+BACKWARD_PRODUCTS = {"plain": 4, "chunked": 5, "splash": 7}
+KERNEL_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_KERNEL = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainFlops:
-    """Of one optimizer step over all chips. With `N` matrix weights per token outside the unembedding, `D` tokens, `L_a` attention layers:
+    """Of one optimizer step over all chips. With `N` matrix weights per token outside the unembedding, `D` tokens, and `A` operations
+    of one product of the size of all attention scores (see `score_flops`):
 
     Attributes:
-      forward: `2 N D` + attention `4 D S H head_dim L_a` + unembedding `2 D V d` (with KL or next-token loss) + joint
-        `2 D cells d`.
+      forward: `2 N D` + attention `2 A` + unembedding `2 D V d` (with KL or next-token loss) + joint `2 D cells d`.
       backward: twice the forward pass; for trainable="zip_rows" only the reserved rows' own gradient.
       teacher: the frozen policy's forward pass with its unembedding (with KL).
       recomputed: what rematerialisation repeats: the layers of the student (but for the last product of every scan step, which no
-        gradient needs), and both unembeddings of the chunked loss.
-      attention: the share of attention scores and their product with the values in all of the above.
+        gradient needs), the unembedding of the chunked loss (also the teacher's, unless it was cut to its likeliest ids before), and
+        what blocked attention computes again (`BACKWARD_PRODUCTS`).
+      attention: the share of attention in all of the above.
+      kernels: the share of attention that TPU kernels compute, which is in no compiled program's own count.
     """
 
     forward: int
@@ -31,6 +43,7 @@ class TrainFlops:
     teacher: int
     recomputed: int
     attention: int
+    kernels: int
 
     @property
     def useful(self) -> int:
@@ -59,29 +72,60 @@ def attention_flops(config: ModelConfig, queries: int, keys: int) -> int:
     return 4 * queries * keys * config.n_heads * config.head_dim * sum(kind != "conv" for kind in config.kinds)
 
 
-def train_flops(config: ModelConfig, train: TrainConfig, cells: int) -> TrainFlops:
+def score_flops(config: ModelConfig, train: TrainConfig, platform: str) -> dict[str, int]:
+    """Per attention type `A`: operations of one product of the size of the scores, in all its layers and rows of a batch."""
+    steps = train.row_tokens
+    chosen = choose_attention(train.attention, platform, steps)
+    found = {}
+    for kind, window in (("attention", 0), ("sliding", config.sliding_window)):
+        block = steps if chosen == "plain" else block_size(chosen, steps)
+        pairs = 1 if chosen == "plain" else len(visible_blocks(steps, block, window))
+        found[kind] = 2 * train.batch_rows * pairs * block**2 * config.n_heads * config.head_dim * config.kinds.count(kind)
+    return found
+
+
+def kernel_flops(config: ModelConfig, train: TrainConfig, platform: str, calls: Mapping[str, int]) -> int:
+    """Operations of the attention kernels that a compiled program calls, over all chips. A call is one layer of all rows.
+
+    Args:
+      calls: how often each kernel runs, by its name in the program (`costs.Costs.kernels`); only attention counts.
+    """
+    scores = sum(score_flops(config, train, platform).values())
+    layers = sum(kind != "conv" for kind in config.kinds)
+    products = sum(count * KERNEL_PRODUCTS[found[1]] for name, count in calls.items() if (found := _KERNEL.match(name)))
+    return products * scores // layers
+
+
+def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: str) -> TrainFlops:
     """See `TrainFlops`.
 
     Args:
       cells: reserved ids.
+      platform: "cpu", "gpu" or "tpu", which decides what attention="auto" means.
     """
-    tokens, d = train.batch_rows * train.row_tokens, config.d_model
-    attention = attention_flops(config, tokens, train.row_tokens)
-    body = 2 * body_weights(config) * tokens + attention
-    table = 2 * tokens * config.vocab_size * d
+    rows, steps, d = train.batch_rows, train.row_tokens, config.d_model
+    tokens = rows * steps
+    chosen, scores = choose_attention(train.attention, platform, steps), sum(score_flops(config, train, platform).values())
+    body = 2 * body_weights(config) * tokens + 2 * scores
+    chunks, width = split_positions(rows, steps, train.loss_chunk)
+    table = 2 * rows * chunks * width * config.vocab_size * d  # the last chunk may be padded
     student = table if train.kl_weight or train.lm_weight else 0
     head = 2 * tokens * cells * d if train.joint_weight else 0
+    kernel = int(chosen == "splash")
     if train.trainable == "zip_rows":
-        run = 0 if train.cache_features else body
-        return TrainFlops(run + head, head, 0, 0, attention if run else 0)
+        run = 0 if train.cache_features else 1
+        return TrainFlops(run * body + head, head, 0, 0, run * 2 * scores, kernel * run * 2 * scores)
     last = 2 * tokens * d * config.d_ff * sum(segment.repeats for segment in segments(config.kinds))
-    teacher = body + table if train.kl_weight else 0
+    teacher = body + table if train.kl_weight and not train.cache_teacher else 0
+    again = BACKWARD_PRODUCTS[chosen] - 4
+    attention = scores * ((2 if teacher else 0) + 2 + 2 + 4 + again)
     return TrainFlops(
         forward=body + student + head,
         backward=2 * (body + student + head),
         teacher=teacher,
-        recomputed=body - last + student + (table if teacher else 0),
-        attention=attention * (5 if teacher else 4),
+        recomputed=body - last + again * scores + student + (table if teacher and train.kl_kind != "forward_topk" else 0),
+        attention=attention,
+        kernels=kernel * attention,
     )
 
 

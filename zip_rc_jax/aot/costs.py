@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class Costs:
       collectives: largest first.
       cache_moves: copies and collectives whose result has the slots and channels of the cache and at least one layer's share of it.
       writes: the largest arrays written to HBM, largest first.
-      kernels: calls of hand-written (Pallas) kernels, whose operations are not in the counts above.
+      kernels: how often each hand-written (Pallas) kernel is called, by name; their operations are not in the counts above.
     """
 
     matmul_flops: int
@@ -83,7 +84,7 @@ class Costs:
     collectives: tuple[Collective, ...]
     cache_moves: tuple[Write, ...]
     writes: tuple[Write, ...]
-    kernels: int
+    kernels: Mapping[str, int]
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """(count, bytes) of every kind of collective that occurs."""
@@ -123,7 +124,8 @@ def measure(module: Module, *, per_step: bool, cache: CacheShape | None = None) 
       per_step: one iteration of the loops whose trip count depends on data (the decode loop), rather than the rest of the program.
       cache: reports what moves arrays of this shape.
     """
-    matmul = vector = total = kernels = 0
+    matmul = vector = total = 0
+    kernels: collections.Counter[str] = collections.Counter()
     calls: collections.Counter[tuple[str, str, int, str]] = collections.Counter()
     writes: collections.Counter[tuple[str, str, int, str]] = collections.Counter()
     moves: collections.Counter[tuple[str, str, int, str]] = collections.Counter()
@@ -133,7 +135,9 @@ def measure(module: Module, *, per_step: bool, cache: CacheShape | None = None) 
         inside = _fused(module, e.computation, e.instruction)
         matmul += e.times * sum(matmul_flops(c, i) for c, i in inside)
         vector += e.times * sum(vector_flops(c, i) for c, i in inside)
-        kernels += e.times * sum('custom_call_target="tpu_custom_call"' in i.attributes for _, i in inside)
+        for _, i in inside:
+            if 'custom_call_target="tpu_custom_call"' in i.attributes:
+                kernels[_kernel_name(i)] += e.times
         total += e.times * hbm_bytes(module, e.computation, e.instruction)
         for c, i in inside:
             kind = _collective_kind(c, i)
@@ -161,8 +165,13 @@ def measure(module: Module, *, per_step: bool, cache: CacheShape | None = None) 
         ),
         cache_moves=tuple(sorted((Write(k, s, n, b, o) for (k, s, b, o), n in moves.items()), key=lambda w: w.count * w.bytes)[::-1]),
         writes=tuple(sorted((Write(k, s, n, b, o) for (k, s, b, o), n in writes.items()), key=lambda w: w.bytes, reverse=True)),
-        kernels=kernels,
+        kernels=dict(kernels),
     )
+
+
+def _kernel_name(instruction: Instruction) -> str:
+    """The name that a Pallas kernel was given, as far as XLA kept it."""
+    return instruction.name.rstrip(".0123456789")
 
 
 def _fused(module: Module, computation: Computation, instruction: Instruction) -> list[tuple[Computation, Instruction]]:

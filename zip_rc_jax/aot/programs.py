@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from zip_rc_jax.aot.analytic import decode_flops, train_flops
+from zip_rc_jax.aot.analytic import decode_flops, kernel_flops, train_flops
 from zip_rc_jax.aot.costs import CacheShape, Costs, measure
 from zip_rc_jax.aot.hlo import parse_module
 from zip_rc_jax.aot.report import Memory, Part, Program, Report
@@ -27,7 +27,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.transformer import param_axes, param_shapes
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
-from zip_rc_jax.training.step import TrainState, init_state, train_step
+from zip_rc_jax.training.step import TrainState, frozen, init_state, train_step
 from zip_rc_jax.zip_head import ZipHead
 
 STAGES = ("policy", "critic", "final", "lite")
@@ -79,6 +79,15 @@ def _keys(path: Any) -> tuple[str, ...]:
     return tuple(p.key for p in path if isinstance(p, jax.tree_util.DictKey))
 
 
+def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | None:
+    """The frozen policy as `training.loop` passes it: laid out like the student's body."""
+    if not train.kl_weight or train.cache_teacher:
+        return None
+    body = state.params["body"]
+    found = jax.eval_shape(lambda b: frozen(b, train), body)
+    return jax.tree.map(lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, body)
+
+
 def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> TrainBatch:
     """A packed batch, rows laid out as `training.loop` does."""
     shape = (train.batch_rows, train.row_tokens)
@@ -93,9 +102,12 @@ def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> Tr
         "targets": jnp.int32,
         "lm_weight": jnp.float32,
     }
-    fields = {name: _abstract(layout, shape, dtype, ("batch", "sequence")) for name, dtype in types.items()}
+    fields: dict[str, Any] = {name: _abstract(layout, shape, dtype, ("batch", "sequence")) for name, dtype in types.items()}
     if train.cache_features:
         fields["hidden"] = _abstract(layout, (*shape, model.d_model), jnp.float32, ("batch", "sequence", "embed_act"))
+    if train.cache_teacher:
+        top, axes = (*shape, train.kl_top_k), ("batch", "sequence", None)
+        fields["teacher"] = tuple(_abstract(layout, top, dtype, axes) for dtype in (jnp.int32, jnp.float32))
     return TrainBatch(**fields)
 
 
@@ -189,14 +201,16 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str |
     head = head_for(model, config.grid.grid(train.label), train.label)
     settings = train_module.StepSettings(model, head, layout, train)
     state = abstract_state(layout, model, head, train)
-    teacher = state.params["body"] if train.kl_weight else None
+    teacher = abstract_teacher(state, train)
     batch = abstract_batch(layout, model, train)
     compiled = _compile(train_step, settings, state, teacher, batch)
     chips = layout.mesh.size
-    flops = train_flops(model, train, head.grid.n_cells)
+    flops = train_flops(model, train, head.grid.n_cells, "tpu")
+    costs = compiled.costs(per_step=False)
     part = Part(
         name=f"one step of {train.batch_rows} rows of {train.row_tokens} tokens",
-        costs=compiled.costs(per_step=False),
+        costs=costs,
+        kernel_flops=kernel_flops(model, train, "tpu", costs.kernels) // chips if costs else 0,
         useful_flops=flops.useful // chips,
         expected_flops=flops.total // chips,
         expected_bytes=2 * shard_bytes((state.params, state.opt_state)),

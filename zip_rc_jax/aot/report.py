@@ -38,6 +38,8 @@ class Part:
       useful_flops, expected_flops: by hand (see `analytic`): without and with what rematerialisation repeats. 0 = nothing to count.
       expected_bytes: HBM bytes that cannot be avoided; `expected` says which.
       expected: what `expected_bytes` holds.
+      kernel_flops: of the calls of hand-written kernels, which no compiler counts: the number of calls is the program's, the operations
+        of a call are by hand.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Part:
     expected_flops: int
     expected_bytes: int
     expected: str
+    kernel_flops: int = 0
+
+    @property
+    def found_flops(self) -> int:
+        """Operations of all products of the compiled program; 0 if it does not fit."""
+        return self.costs.matmul_flops + self.kernel_flops if self.costs else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,13 +160,15 @@ def _part(part: Part, chip: Chip, lines: int) -> list[str]:
         return [f"  {part.name}", f"    products   not compiled; by hand {number(part.useful_flops)}{wanted}"] if part.useful_flops else []
     out = [f"  {part.name}"]
     if part.expected_flops:
-        share = c.matmul_flops / part.expected_flops
+        share = part.found_flops / part.expected_flops
         hand = f"by hand {number(part.expected_flops)} ({share:.2f} times), useful {number(part.useful_flops)}"
-        out.append(f"    products   {number(c.matmul_flops)}; {hand}")
-    kernels = f"; {c.kernels} calls of kernels whose operations are not in here" if c.kernels else ""
-    out.append(f"    other      {number(c.vector_flops)} elementwise{kernels}")
+        out.append(f"    products   {number(part.found_flops)}; {hand}")
+    if c.kernels:
+        calls = ", ".join(f"{count} x {name}" for name, count in c.kernels.items())
+        out.append(f"    kernels    {calls}: {number(part.kernel_flops)} of these")
+    out.append(f"    other      {number(c.vector_flops)} elementwise")
     out.append(f"    HBM bytes  {size(c.bytes)}; {part.expected} {size(part.expected_bytes)} ({_ratio(c.bytes, part.expected_bytes)})")
-    out.append(f"    time       at least {_time(c.matmul_flops / chip.flops)} of products, {_time(c.bytes / chip.bandwidth)} of HBM")
+    out.append(f"    time       at least {_time(part.found_flops / chip.flops)} of products, {_time(c.bytes / chip.bandwidth)} of HBM")
     kinds = [f"{kind} {count:,} x, {size(total)}" for kind, (count, total) in sorted(c.by_kind().items(), key=lambda k: -k[1][1])]
     out.append(f"    network    {'; '.join(kinds) or 'no collectives'}")
     for x in c.collectives[:lines]:

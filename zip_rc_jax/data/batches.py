@@ -37,6 +37,8 @@ class TrainBatch:
       targets: int32 next token of the same rollout.
       lm_weight: float32, 1 where `targets` is a response token, else 0.
       hidden: float32 `[B, S, d_model]`, final hidden states of a frozen body; None if the step runs the body itself.
+      teacher: likeliest ids of the frozen policy, int32 `[B, S, k]`, and their log-probabilities, float32 `[B, S, k]`; of no meaning
+        where not labelled. None if the step runs the policy itself, or has none.
     """
 
     tokens: Any
@@ -49,6 +51,7 @@ class TrainBatch:
     targets: Any
     lm_weight: Any
     hidden: Any = None
+    teacher: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +148,7 @@ def train_batches(
     seed: int,
     epochs: int | None = None,
     features: np.ndarray | None = None,
+    teacher: tuple[Any, Any] | None = None,
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
@@ -159,6 +163,7 @@ def train_batches(
         of one epoch and the beginning of the next.
       features: float32 `[N, d_model]`, hidden states at all `N` labelled positions, rollout after rollout. Rows are then packed with
         labelled positions only, and batches have `hidden`.
+      teacher: `[N, k]` arrays for the same positions; batches then have `teacher`.
 
     Raises:
       UsageError: a rollout lacks the label, is empty or is longer than `row_tokens`; there are none; or the seed is out of range.
@@ -179,7 +184,10 @@ def train_batches(
     def batch(rows: dict[str, np.ndarray]) -> TrainBatch:
         rows = {name: np.pad(array, ((0, batch_rows - len(array)), (0, 0)), constant_values=pad[name]) for name, array in rows.items()}
         hidden = None if features is None else features[columns.labelled_number(rows["at"])]
-        return TrainBatch(**columns.fields(rows["at"]), segment_ids=rows["at_segment_ids"], positions=rows["at_positions"], hidden=hidden)
+        fields = columns.fields(rows["at"])
+        number = np.where(fields["labelled"], columns.labelled_number(rows["at"]), 0)
+        top = teacher and tuple(array[number] for array in teacher)
+        return TrainBatch(**fields, segment_ids=rows["at_segment_ids"], positions=rows["at_positions"], hidden=hidden, teacher=top)
 
     pad = {"at": -1, "at_segment_ids": 0, "at_positions": 0}
     dataset = grain.MapDataset.source(_Spans(columns, features is not None)).shuffle(seed=seed).repeat(epochs)

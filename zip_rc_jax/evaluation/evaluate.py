@@ -34,7 +34,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, run_all, run_directory
-from zip_rc_jax.training.loss import token_losses
+from zip_rc_jax.training.loss import FullTeacher, Unembedding, token_losses
 from zip_rc_jax.training.predict import Profile, profiles
 
 POLICY_RUN = "start policy"
@@ -170,24 +170,23 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
 
         def forward(body: Any) -> tuple[jax.Array, jax.Array]:
             hidden, _ = hidden_states(trained.config, body, tokens, positions, layout=trained.layout, segment_ids=ones)
-            return hidden.reshape(-1, trained.config.d_model), unembedding(trained.config, body)
+            return hidden, unembedding(trained.config, body)
 
         (ha, ta), (hb, tb) = forward(a), forward(b)
         kl = token_losses(
             trained.config,
+            trained.layout,
             hb,
-            tb,
-            tokens.reshape(-1),
+            Unembedding.of(tb, tb.dtype, trained.layout),
+            tokens,
             sampleable,
-            teacher_hidden=ha,
-            teacher_table=ta,
+            teacher=FullTeacher(ha, Unembedding.of(ta, ta.dtype, trained.layout)),
             kl_kind="forward",
-            kl_top_k=1,
             chunk=2048,
         ).kl
         gap = jnp.abs(logits(trained.config, ha, ta) - logits(trained.config, hb, tb))
         gap = jnp.where(sampleable, gap, 0).max(-1)
-        return kl.reshape(tokens.shape), gap.reshape(tokens.shape)
+        return kl, gap
 
     total, count, largest = 0.0, 0, 0.0
     for begin in range(0, len(rollouts), 64):

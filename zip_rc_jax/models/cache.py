@@ -22,9 +22,10 @@ def first_rows(x: jax.Array, width: int) -> jax.Array:
 
 def resize_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
     """Lanes `[X * W, ...]` as `[X * rows, ...]`: the first rows of every shard, or more of them, that repeat its last."""
-    x = x.reshape(shards, -1, *x.shape[1:])
-    more = max(0, rows - x.shape[1])
-    x = jnp.pad(x[:, :rows], ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)), mode="edge") if more else x[:, :rows]
+    if len(x) == shards * rows:
+        return x
+    x = x.reshape(shards, -1, *x.shape[1:])[:, :rows]
+    x = jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), *[(0, 0)] * (x.ndim - 2)), mode="edge")
     return x.reshape(-1, *x.shape[2:])
 
 

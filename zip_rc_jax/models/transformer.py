@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
-from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation
+from zip_rc_jax.models.attention import Attention, attend, packed_attention, rope_frequencies, rotate, rotation
 from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache, resize_rows
 from zip_rc_jax.models.stacks import segments
 from zip_rc_jax.sharding import Layout
@@ -39,15 +39,48 @@ def _norm_scale(config: ModelConfig, shape: tuple[int, ...]) -> jax.Array:
     return jnp.zeros(shape) if config.norm_plus_one else jnp.ones(shape)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def product(x: jax.Array, weight: jax.Array, master: jax.Array, dtype: Any) -> jax.Array:
+    """`x [..., m] @ weight [m, n]` as `dtype`, where `weight` stands for the parameter `master` in another dtype or layout.
+
+    The gradient goes to `master` alone, summed in its own dtype: a float32 parameter that is used in bfloat16 gets a float32
+    gradient, over all positions, all chunks of a loop and all devices.
+    """
+    del master
+    return jnp.matmul(x, weight, preferred_element_type=dtype)
+
+
+def _product_forward(x: jax.Array, weight: jax.Array, master: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return product(x, weight, master, dtype), (x, weight, jnp.zeros((), master.dtype))
+
+
+def _product_backward(dtype: Any, saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+    x, weight, like_master = saved
+    cotangent = cotangent.astype(x.dtype)
+    # XLA's CPU backend has no fast path for weight gradients that contract over two axes: all positions become one axis.
+    flat = x.reshape(-1, x.shape[-1]).T
+    gradient = jnp.matmul(flat, cotangent.reshape(-1, cotangent.shape[-1]), preferred_element_type=like_master.dtype)
+    return jnp.matmul(cotangent, weight.T), None, gradient
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` as one two-dimensional matmul.
+    """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` in the dtype of `x`, as one two-dimensional matmul.
 
     XLA's CPU backend has no fast path for weight gradients that contract over two axes (they made
     the backward pass clearly slower here), so batch and sequence are merged first.
     """
     batch, steps, width = x.shape
-    out = x.reshape(batch * steps, width) @ weight.reshape(width, -1)
+    flat, matrix = x.reshape(batch * steps, width), weight.reshape(width, -1)
+    out = flat @ matrix if matrix.dtype == x.dtype else product(flat, matrix.astype(x.dtype), matrix, x.dtype)
     return out.reshape(batch, steps, *weight.shape[1:])
+
+
+def add_bias(x: jax.Array, bias: nnx.Param) -> jax.Array:
+    """`x + bias` in the dtype of `x`."""
+    return x + bias[...].astype(x.dtype)
 
 
 # Rows up to which XLA's CPU matmuls are faster with the output features in front (measured on 2 cores: 1.2x with 64 rows, 1.4x with 8).
@@ -122,9 +155,9 @@ class Block(nnx.Module):
     def _bias(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
         return nnx.Param(jnp.zeros((self.count, *shape)), axes=("layers", *axes))
 
-    def project(self, x: jax.Array, kernel: nnx.Param) -> jax.Array:
-        """`[B, T, *out]` from `x [B, T, *in]`."""
-        weight, inputs = kernel[...], x.ndim - 2
+    def project(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        """`[B, T, *out]` from `x [B, T, *in]` and a kernel `[*in, *out]`, or `[*out, *in]` if unrolled."""
+        inputs = x.ndim - 2
         x = x.reshape(*x.shape[:2], -1)
         if self.unrolled:
             return project_output_major(x, weight.reshape(*weight.shape[:-inputs], -1))
@@ -137,24 +170,27 @@ class Block(nnx.Module):
         """Queries `[B, T, H, D]`, keys and values `[B, T, K, D]` of hidden states `x [B, T, d]`."""
         c = self.config
         x = self.norm(x, self.mixer_norm)
-        q, k, v = self.project(x, self.q), self.project(x, self.k), self.project(x, self.v)
+        q, k, v = self.project(x, self.q[...]), self.project(x, self.k[...]), self.project(x, self.v[...])
         if c.attention_bias:
-            q, k, v = q + self.q_bias[...], k + self.k_bias[...], v + self.v_bias[...]
+            q, k, v = add_bias(q, self.q_bias), add_bias(k, self.k_bias), add_bias(v, self.v_bias)
         if c.qk_norm:
             q, k = self.norm(q, self.q_norm), self.norm(k, self.k_norm)
         return rotate(q, *rope), rotate(k, *rope), v
 
     def attention_output(self, attended: jax.Array) -> jax.Array:
         """`[B, T, d]` from the heads' outputs `[B, T, H, D]`."""
-        out = self.project(attended, self.o)
-        return out + self.o_bias[...] if self.config.attention_bias else out
+        out = self.project(attended, self.o[...])
+        return add_bias(out, self.o_bias) if self.config.attention_bias else out
 
     def conv_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What is convolved, and the gate of the result, both `[B, T, d]` (LFM2)."""
-        y = self.project(self.norm(x, self.mixer_norm), self.conv_in)
+        x = self.norm(x, self.mixer_norm)
+        # Three products: in one, the channels would be merged with the part's number and lose their place on the mesh.
+        kernels = [self.conv_in[...][part] if self.unrolled else self.conv_in[...][:, part] for part in range(3)]
+        parts = [self.project(x, kernel) for kernel in kernels]
         if self.config.conv_bias:
-            y = y + self.conv_in_bias[...]
-        return y[:, :, 0] * y[:, :, 2], y[:, :, 1]
+            parts = [y + bias.astype(y.dtype) for y, bias in zip(parts, self.conv_in_bias[...], strict=True)]
+        return parts[0] * parts[2], parts[1]
 
     def conv_output(self, before: jax.Array, gate: jax.Array, positions: jax.Array) -> jax.Array:
         """The causal depthwise convolution and its output projection.
@@ -164,25 +200,25 @@ class Block(nnx.Module):
           gate: `[B, T, d]`.
           positions: `[B, T]` within the sequence: taps that would reach before its start (into the segment packed before it) are 0.
         """
-        taps, steps = self.config.conv_kernel, gate.shape[1]
+        taps, steps, kernel = self.config.conv_kernel, gate.shape[1], self.conv[...].astype(gate.dtype)
         y = jnp.zeros_like(gate)
         for offset in range(taps):
             shifted = jax.lax.slice_in_dim(before, taps - 1 - offset, taps - 1 - offset + steps, axis=1)
-            y = y + jnp.where((positions >= offset)[..., None], shifted, 0) * self.conv[...][taps - 1 - offset]
-        y = y + self.conv_bias[...] if self.config.conv_bias else y
-        out = self.project(gate * y, self.conv_out)
-        return out + self.conv_out_bias[...] if self.config.conv_bias else out
+            y = y + jnp.where((positions >= offset)[..., None], shifted, 0) * kernel[taps - 1 - offset]
+        y = add_bias(y, self.conv_bias) if self.config.conv_bias else y
+        out = self.project(gate * y, self.conv_out[...])
+        return add_bias(out, self.conv_out_bias) if self.config.conv_bias else out
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """Residual of the mixer's output, then the MLP with its own."""
         c = self.config
         x = x + (self.norm(mixed, self.mixer_post_norm) if c.post_norms else mixed)
         y = self.norm(x, self.mlp_norm)
-        gate, up = self.project(y, self.gate), self.project(y, self.up)
+        gate, up = self.project(y, self.gate[...]), self.project(y, self.up[...])
         if c.mlp_bias:
-            gate, up = gate + self.gate_bias[...], up + self.up_bias[...]
-        y = self.project(ACTIVATION_FUNCTIONS[c.activation](gate) * up, self.down)
-        y = y + self.down_bias[...] if c.mlp_bias else y
+            gate, up = add_bias(gate, self.gate_bias), add_bias(up, self.up_bias)
+        y = self.project(ACTIVATION_FUNCTIONS[c.activation](gate) * up, self.down[...])
+        y = add_bias(y, self.down_bias) if c.mlp_bias else y
         return x + (self.norm(y, self.mlp_post_norm) if c.post_norms else y)
 
 
@@ -252,6 +288,8 @@ def hidden_states(
     last: jax.Array | None = None,
     live: jax.Array | None = None,
     remat: bool = False,
+    dtype: Any = None,
+    attention: str = "auto",
     unrolled: bool = False,
 ) -> tuple[jax.Array, Cache | None]:
     """Final hidden states (after the last norm) of a batch.
@@ -268,25 +306,34 @@ def hidden_states(
       last: `[B]` int32, index of the last token of each row that is not padding (with a cache; default `T - 1`).
       live: `[B]` bool, rows whose state in the cache is written (default all); the output of the others means nothing.
       remat: recompute each layer in the backward pass.
+      dtype: what is computed in (default: the dtype of the parameters). Norms, softmax and the gradients of the parameters stay in
+        float32 where the parameters are.
+      attention: how a forward without a cache attends, see `packed_attention`.
       unrolled: parameters and cache have arrays for every layer, see `unstack`.
 
     Returns:
-      `[B, T, d_model]` in the dtype of the parameters, and the updated cache (None without one).
+      `[B, T, d_model]` in `dtype`, and the updated cache (None without one).
     """
     graphdef, abstract = _abstract(config, unrolled)
     state = jax.tree.map(lambda x: x, abstract)
     nnx.replace_by_pure_dict(state, params)
     model = nnx.merge(graphdef, state)
-    x = model.embed[...][tokens]
+    x = model.embed[...][tokens].astype(dtype or model.embed[...].dtype)
     if config.scale_embedding:
         x = x * jnp.asarray(config.d_model**0.5, x.dtype)
     x = layout.constrain(x, "batch", "sequence", "embed_act")
     batch, steps = tokens.shape
     last = jnp.full(batch, steps - 1) if last is None else last
     live = jnp.ones(batch, bool) if live is None else live
-    shards, rows, looked_at = (1, batch, None) if cache is None else cache.window(batch, slots, unrolled)
-    masks, ropes = _masks(config, positions, segment_ids, looked_at), _ropes(config, positions)
-    scale = config.attention_scale or config.head_dim**-0.5
+    ropes = _ropes(config, positions)
+    shards, rows = 1, batch
+    if cache is not None:
+        shards, rows, slots = cache.window(batch, slots, unrolled)
+        attentions = _cached_attentions(config, resize_rows(positions, shards, rows), slots)
+    elif segment_ids is not None:
+        attentions = _packed_attentions(config, layout, segment_ids, attention)
+    else:
+        raise ValueError("segment_ids are required when no cache is given")
 
     def mix(block: Block, x: jax.Array, layer: jax.Array, old: AttentionCache | ConvCache | None) -> tuple[jax.Array, Any]:
         """The mixer's output of one layer, and its stack's updated cache."""
@@ -301,13 +348,13 @@ def hidden_states(
         assert old is None or isinstance(old, AttentionCache)
         q, k, v = block.attention_inputs(x, ropes[block.kind])
         if old is None:
-            attended = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), masks[block.kind], scale)
+            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         else:
-            assert looked_at is not None
+            assert slots is not None
             old = old.append(layer, positions, live, k, v)
-            q, mask = (resize_rows(x, shards, rows) for x in (q, masks[block.kind]))
-            attended = resize_rows(attend(q, *old.read(layer, rows, looked_at), mask, scale), shards, batch // shards)
-        return block.attention_output(attended), old
+            keys, values = old.read(layer, rows, slots)
+        attended = attentions[block.kind](resize_rows(q, shards, rows), keys, values)
+        return block.attention_output(resize_rows(attended, shards, batch // shards)), old
 
     caches: dict[str, Any] = {}
     for segment in segments(config.kinds, unrolled):
@@ -331,21 +378,23 @@ def hidden_states(
     return rms_norm(x, model.final_norm[...], config.rms_eps, config.norm_plus_one), None if cache is None else Cache(caches)
 
 
-def _masks(config: ModelConfig, positions: jax.Array, segment_ids: jax.Array | None, slots: int | None) -> dict[str, jax.Array]:
-    """Per attention type the `[B, T, S]` bool mask of what each query may see; `slots` of a cache or, with None, the row itself."""
-    if slots is not None:
-        distance = positions[:, :, None] - jnp.arange(slots)
-        full = distance >= 0
-    else:
-        if segment_ids is None:
-            raise ValueError("segment_ids are required when no cache is given")
-        index = jnp.arange(positions.shape[1])
-        distance = (index[:, None] - index)[None]
-        full = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (distance >= 0)
-    masks = {"attention": full}
+def _scale(config: ModelConfig) -> float:
+    return config.attention_scale or config.head_dim**-0.5
+
+
+def _cached_attentions(config: ModelConfig, positions: jax.Array, slots: int) -> dict[str, Attention]:
+    """Per attention type, what queries at `positions [B, T]` do with the first `slots` slots of a cache."""
+    distance = positions[:, :, None] - jnp.arange(slots)
+    masks = {"attention": distance >= 0}
     if config.sliding_window:
-        masks["sliding"] = full & (distance < config.sliding_window)
-    return masks
+        masks["sliding"] = masks["attention"] & (distance < config.sliding_window)
+    return {kind: functools.partial(attend, mask=mask, scale=_scale(config)) for kind, mask in masks.items()}
+
+
+def _packed_attentions(config: ModelConfig, layout: Layout, segment_ids: jax.Array, name: str) -> dict[str, Attention]:
+    """Per attention type, what queries do with the keys of their own packed row."""
+    windows = {"attention": 0, "sliding": config.sliding_window} if config.sliding_window else {"attention": 0}
+    return {kind: packed_attention(name, layout, segment_ids, _scale(config), window) for kind, window in windows.items()}
 
 
 def _ropes(config: ModelConfig, positions: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -364,8 +413,15 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
     return params["embed"] if config.tied else params["unembed"]
 
 
-def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array) -> jax.Array:
-    """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N, d_model]`, soft-capped if the model is."""
-    found = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array, master: jax.Array | None = None) -> jax.Array:
+    """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N, d_model]`, soft-capped if the model is.
+
+    Args:
+      master: the parameter that `table` stands for, see `product`; None if it is `table` itself.
+    """
+    if master is None:
+        found = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+    else:
+        found = product(hidden, table.T, master.T, jnp.float32)
     cap = config.logit_softcap
     return cap * jnp.tanh(found / cap) if cap else found

@@ -24,8 +24,8 @@ from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
-from zip_rc_jax.training.predict import labelled_features, validation_metrics
-from zip_rc_jax.training.step import StepSettings, TrainState, init_state, train_step
+from zip_rc_jax.training.predict import labelled_features, teacher_features, validation_metrics
+from zip_rc_jax.training.step import StepSettings, TrainState, frozen, init_state, train_step
 
 
 class Interrupted(KeyboardInterrupt):
@@ -91,13 +91,14 @@ def train(
         row_tokens=config.row_tokens,
         seed=config.seed,
         features=labelled_features(lm, rollouts, config.batch_rows) if config.cache_features else None,
+        teacher=teacher_features(lm, rollouts, config) if config.cache_teacher else None,
     )
     batches = iter(dataset)
     layout = Layout(lm.layout.mesh, TRAIN_RULES)
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
     # Copies: the step donates its state, and the caller's model (also the teacher) must stay alive.
     params = layout.shard(jax.tree.map(jnp.array, lm.params), axes)
-    teacher = layout.shard(lm.params["body"], axes["body"]) if config.kl_weight else None
+    teacher = layout.shard(frozen(lm.params["body"], config), axes["body"]) if config.kl_weight and not config.cache_teacher else None
     # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), init_state(params, config))
     step_settings = StepSettings(lm.config, lm.head, layout, config)

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.metrics import within_prompt_auc
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, logits
+from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import Layout
+from zip_rc_jax.training.loss import FullTeacher, TopK, Unembedding, teacher_top_k
+from zip_rc_jax.training.step import frozen
 from zip_rc_jax.zip_head import ZipHead, cell_log_probs
 
 
@@ -78,6 +80,34 @@ def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows
             done += len(spans)
             bar(done, None)
     return np.concatenate(result)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "head", "layout", "train"))
+def _top_k(model: ModelConfig, head: ZipHead, layout: Layout, train: TrainConfig, table: jax.Array, hidden: jax.Array) -> TopK:
+    teacher = FullTeacher(hidden, Unembedding.of(table, hidden.dtype, layout))
+    return teacher_top_k(model, layout, teacher, head.sampleable(model.vocab_size), k=train.kl_top_k, chunk=train.loss_chunk)
+
+
+def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: TrainConfig) -> TopK:
+    """What the policy of `lm`, frozen, says at all labelled positions, rollout after rollout: numpy arrays `[N, k]`.
+
+    Raises:
+      ValueError: the model has no head, so it is not known which ids the policy may emit.
+    """
+    if lm.head is None:
+        raise ValueError("the model has no ZIP head")
+    policy = dataclasses.replace(lm, params={**lm.params, "body": frozen(lm.params["body"], train)})
+    table = unembedding(lm.config, policy.params["body"])
+    result: list[TopK | None] = [None] * len(rollouts)
+    done = 0
+    with progress("teacher", len(rollouts)) as bar:
+        for hidden, spans in _batches(policy, rollouts, train.batch_rows):
+            found = [np.asarray(x) for x in _top_k(lm.config, lm.head, lm.layout, train, table, hidden)]
+            for lane, (i, span) in enumerate(spans):
+                result[i] = TopK(*(x[lane, span].copy() for x in found))
+            done += len(spans)
+            bar(done, None)
+    return TopK(*(np.concatenate(arrays) for arrays in zip(*(r for r in result if r is not None), strict=True)))
 
 
 def _batches(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> Iterator[tuple[jax.Array, list[tuple[int, slice]]]]:

@@ -15,7 +15,7 @@ from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.sharding import Layout
-from zip_rc_jax.training.loss import joint_loss, token_losses
+from zip_rc_jax.training.loss import FullTeacher, TopK, Unembedding, joint_loss, teacher_top_k, token_losses
 from zip_rc_jax.zip_head import ZipHead, cell_log_probs
 
 
@@ -25,7 +25,7 @@ class TrainState:
     """What a checkpoint must hold to continue exactly.
 
     Attributes:
-      params: `{"body": ..., "zip_rows": [cells, d]}` float32.
+      params: `{"body": ..., "zip_rows": [cells, d]}` float32, also where the step computes in bfloat16.
       opt_state: of the trained part of `params` only.
       step: int32, optimizer steps done.
       skipped: int32, steps whose loss or gradient was not finite and which changed nothing.
@@ -77,51 +77,74 @@ def init_state(params: dict[str, Any], config: TrainConfig) -> TrainState:
     return TrainState(params, optimizer(config).init(trained_part(params, config)), jnp.int32(0), jnp.int32(0))
 
 
+def frozen(body: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """The teacher's parameters as the step takes them: in the compute dtype, for nothing moves them."""
+    return jax.tree.map(lambda x: x.astype(config.compute_dtype), body)
+
+
 def losses(
     settings: StepSettings, params: dict[str, Any], teacher: dict[str, Any] | None, batch: TrainBatch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The weighted loss of a packed batch and its parts, each a mean over labelled positions.
 
     Args:
-      teacher: body parameters of the frozen starting policy; None without KL.
+      teacher: body parameters of the frozen starting policy (see `frozen`); None without KL, or where the batch holds its ids.
     """
     model, head, layout, config = settings.model, settings.head, settings.layout, settings.train
 
-    def forward(body: dict[str, Any]) -> jax.Array:
-        hidden, _ = hidden_states(model, body, batch.tokens, batch.positions, layout=layout, segment_ids=batch.segment_ids, remat=True)
-        return hidden.reshape(-1, model.d_model)
+    dtype = jnp.dtype(config.compute_dtype)
 
-    flat = jax.tree.map(lambda x: x.reshape(-1), dataclasses.replace(batch, hidden=None))
-    weight = flat.labelled.astype(jnp.float32)
-    total = jnp.maximum(weight.sum(), 1)
+    def forward(body: dict[str, Any]) -> jax.Array:
+        return hidden_states(
+            model,
+            body,
+            batch.tokens,
+            batch.positions,
+            layout=layout,
+            segment_ids=batch.segment_ids,
+            remat=True,
+            dtype=dtype,
+            attention=config.attention,
+        )[0]
 
     def mean(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(weight > 0, x, 0) * weight) / total
+        return jnp.sum(jnp.where(batch.labelled, x, 0)) / jnp.maximum(jnp.sum(batch.labelled), 1)
 
     body = params["body"] if config.trainable == "all" else jax.lax.stop_gradient(params["body"])
-    hidden = forward(body) if batch.hidden is None else batch.hidden.reshape(-1, model.d_model)
+    hidden = forward(body) if batch.hidden is None else batch.hidden
     loss, parts = jnp.float32(0), {}
     if config.joint_weight:
-        log_joint = cell_log_probs(logits(model, hidden, params["zip_rows"]), head.grid)
-        parts["joint"] = mean(joint_loss(log_joint, flat.reward, flat.remaining, flat.censored, head.grid))
+        rows = params["zip_rows"]
+        log_joint = cell_log_probs(logits(model, hidden, rows.astype(hidden.dtype), rows), head.grid)
+        parts["joint"] = mean(joint_loss(log_joint, batch.reward, batch.remaining, batch.censored, head.grid))
         loss += config.joint_weight * parts["joint"]
     if config.kl_weight or config.lm_weight:
-        with_kl = config.kl_weight > 0 and teacher is not None
+        reference: FullTeacher | TopK | None = batch.teacher and TopK(*batch.teacher)
+        if teacher is not None:
+            reference = _teacher_policy(settings, forward(teacher), teacher)
         nll, kl = token_losses(
             model,
+            layout,
             hidden,
-            unembedding(model, body),
-            flat.targets,
+            Unembedding.of(unembedding(model, body), dtype, layout),
+            batch.targets,
             head.sampleable(model.vocab_size),
-            teacher_hidden=jax.lax.stop_gradient(forward(teacher)) if with_kl and teacher is not None else None,
-            teacher_table=unembedding(model, teacher) if with_kl and teacher is not None else None,
+            teacher=reference,
             kl_kind=config.kl_kind,
-            kl_top_k=config.kl_top_k,
             chunk=config.loss_chunk,
         )
         parts["nll"], parts["kl"] = mean(nll), mean(kl)
         loss += config.kl_weight * parts["kl"] + config.lm_weight * parts["nll"]
     return loss, parts | {"loss": loss}
+
+
+def _teacher_policy(settings: StepSettings, hidden: jax.Array, body: dict[str, Any]) -> FullTeacher | TopK:
+    """The frozen policy of a batch, as the divergence needs it, from its final hidden states `[B, S, d]`."""
+    model, layout, config = settings.model, settings.layout, settings.train
+    found = FullTeacher(jax.lax.stop_gradient(hidden), Unembedding.of(unembedding(model, body), config.compute_dtype, layout))
+    if config.kl_kind != "forward_topk":
+        return found
+    return teacher_top_k(model, layout, found, settings.head.sampleable(model.vocab_size), k=config.kl_top_k, chunk=config.loss_chunk)
 
 
 @functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("state",))
