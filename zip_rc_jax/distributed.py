@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ TPU with several hosts they find each other. Elsewhere set, in each process,
 If one ends, the others end too, after at most {HEARTBEAT} (60). Started again, all go on from the last checkpoint."""
 RESUMABLE = 130
 _METADATA = "http://{}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+_SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 _barriers = itertools.count()
 
 
@@ -97,13 +98,25 @@ def cloud_tpu_hosts(environment: Mapping[str, str], platforms: str | None) -> in
     return slices * len((hosts or "").split(","))
 
 
-def start(environment: Mapping[str, str] = os.environ) -> None:
+def one_order(environment: MutableMapping[str, str]) -> None:
+    """Makes XLA run the collectives of a program in the same order on all CPU devices. Only before JAX has touched one.
+
+    Otherwise one device may wait in one collective and another one in the next, for ever if these are all threads there are.
+    """
+    flags = environment.get("XLA_FLAGS", "")
+    if _SCHEDULER not in flags:
+        environment["XLA_FLAGS"] = f"{flags} --{_SCHEDULER}=false".strip()
+
+
+def start(environment: MutableMapping[str, str] = os.environ) -> None:
     """Connects this process with the others, if there are any. Before anything else touches a device.
 
     Raises:
       UsageError: impossible settings, or the others are not found within five minutes.
     """
     found = plan(environment, cloud_tpu_hosts(environment, jax.config.values["jax_platforms"]))
+    if found is not None or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", ""):
+        one_order(environment)
     if found is None or jax.distributed.is_initialized():
         return
     # SIGTERM is ours (training.loop.stop_signal); JAX's service would take it and let the process live on.
