@@ -17,6 +17,7 @@ from zip_rc_jax import distributed
 from zip_rc_jax.cli import main
 from zip_rc_jax.config import MeshConfig, TrainConfig
 from zip_rc_jax.data.batches import fill_rate, train_batches
+from zip_rc_jax.data.records import read_rollouts
 from zip_rc_jax.distributed import Processes, cloud_tpu_hosts, plan
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.loading import load
@@ -96,6 +97,13 @@ def test_the_metadata_server_knows_the_hosts_of_a_tpu(answer, expected):
     with HTTPServer(("localhost", 0), Answer) as server:
         Thread(target=server.handle_request, daemon=True).start()
         assert cloud_tpu_hosts({"GCE_METADATA_IP": f"localhost:{server.server_port}"}, "tpu,cpu") == expected
+
+
+def test_a_command_of_one_process_refuses_others(monkeypatch, capsys):
+    for name, value in {"ZIP_RC_COORDINATOR": "localhost:1", "ZIP_RC_PROCESSES": "2", "ZIP_RC_PROCESS_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["evaluate", "configs/chain_sum_demo.yaml"]) == 2
+    assert "ZIP_RC_COORDINATOR=localhost:1: this command runs in one process" in capsys.readouterr().err
 
 
 def test_one_process_starts_alone_and_agrees_with_itself():
@@ -242,6 +250,66 @@ def test_when_one_process_is_killed_the_other_ends_and_both_resume(tmp_path, alo
     with started(["train", config, "--stage", "final"], tmp_path, count=2) as here:
         assert here.wait() == [0, 0], here.text()
     assert_same_run(stage, alone)
+
+
+# ---- rollouts of several processes
+
+ROLLOUT = ["configs/chain_sum_demo.yaml", "rollout.prompts=24", "rollout.rows=2", "rollout.max_tokens=12"]  # six chunks of four prompts
+
+
+@pytest.fixture(scope="module")
+def rollouts_of_one(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rollouts") / "run"
+    assert main(["rollout", *ROLLOUT, f"run_dir={directory}"]) == 0
+    return read_rollouts(directory / "rollouts")
+
+
+def assert_same_rollouts(found, expected):
+    assert len(found) == len(expected) == 48
+    for a, b in zip(found, expected, strict=True):
+        assert (a.prompt_index, a.sample_index, a.response) == (b.prompt_index, b.sample_index, b.response)
+        np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
+
+
+def as_process(monkeypatch, index, count=2):
+    """This process takes the part of one of several, alone."""
+    monkeypatch.setattr(distributed, "share", lambda items: items[index::count])
+    monkeypatch.setattr(distributed, "is_chief", lambda: index == 0)
+
+
+def test_processes_share_the_chunks_and_the_first_merges_when_none_is_missing(tmp_path, monkeypatch, capsys, rollouts_of_one):
+    arguments = ["rollout", *ROLLOUT, f"run_dir={tmp_path}"]
+    chunks = tmp_path / ".rollouts.partial"
+    as_process(monkeypatch, 0)
+    assert main(arguments) == 2, "the other one is gone"
+    assert "chunks [1, 3, 5] of 6 are not there" in capsys.readouterr().err
+    assert not (tmp_path / "rollouts").exists()
+    (chunks / "chunk-00000002.jsonl").unlink()  # so [1, 2, 3, 5] are left: after a restart, the first makes 1 and 3
+    as_process(monkeypatch, 1)
+    assert main(arguments) == 0
+    assert sorted(int(p.stem[-1]) for p in chunks.glob("chunk-*")) == [0, 2, 4, 5]
+    assert not (tmp_path / "rollouts").exists(), "only the first merges"
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    assert_same_rollouts(read_rollouts(tmp_path / "rollouts"), rollouts_of_one)
+
+
+@pytest.mark.slow
+def test_rollouts_of_two_processes_survive_the_death_of_one(tmp_path, rollouts_of_one):
+    arguments = ["rollout", *ROLLOUT, f"run_dir={tmp_path}/run"]
+    with started(arguments, tmp_path, count=2) as here:
+        while not list((tmp_path / "run").glob(".rollouts.partial/chunk-*")):
+            assert here.processes[0].poll() is None, here.text()
+            time.sleep(0.05)
+        here.processes[1].kill()
+        assert here.wait()[0] in (130, -signal.SIGABRT), here.text()
+    assert not (tmp_path / "run" / "rollouts").exists()
+    with started(arguments, tmp_path, count=2) as here:
+        assert here.wait() == [0, 0], here.text()
+    assert_same_rollouts(read_rollouts(tmp_path / "run" / "rollouts"), rollouts_of_one)
+    with started(["grade", ROLLOUT[0], f"run_dir={tmp_path}/run"], tmp_path, count=2) as here:
+        assert here.wait() == [0, 0], here.text()
+    assert len(read_rollouts(tmp_path / "run" / "graded")) == 48
 
 
 # ---- data

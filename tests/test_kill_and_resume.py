@@ -204,6 +204,18 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(tmp_path, whol
     assert_equal(run(directory, often).params, whole[0].params)
 
 
+def test_a_full_disk_is_reported_by_every_command_of_the_shell(tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    config = prepare(tmp_path, steps=2)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+        assert main(["train", str(config), "--stage", "final", "mesh.fsdp=1"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Fix: make room on the disk; the same command then resumes." in capsys.readouterr().err
+    assert main(["train", str(config), "--stage", "final", "mesh.fsdp=1"]) == 0
+
+
 # ---- batches that cannot be learned from
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import pathlib
 import sys
@@ -25,8 +26,7 @@ DATA_HELP = (
     "such *.parquet files, or a directory of rollouts that zip-rc wrote."
 )
 OVERRIDE_HELP = "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; unknown keys are errors"
-
-
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TOGETHER = ("rollout", "grade", "train", "label")  # the stages that several processes run together
 
 
@@ -221,8 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet()
     started = time.monotonic()
     try:
-        if arguments.command in TOGETHER:
-            distributed.start()
+        distributed.start(together=arguments.command in TOGETHER)
         if arguments.command == "decode":
             run_decode(arguments, argv)
         elif arguments.command == "export":
@@ -235,6 +234,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end(2, f"zip-rc {arguments.command}: {error}")
     except KeyboardInterrupt as stop:
         return _end(130, f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command resumes.")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return _end(2, f"zip-rc {arguments.command}: {error}. Fix: make room on the disk; the same command then resumes.")
     except jax.errors.JaxRuntimeError as error:
         if not distributed.several():
             raise

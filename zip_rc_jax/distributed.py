@@ -108,13 +108,18 @@ def one_order(environment: MutableMapping[str, str]) -> None:
         environment["XLA_FLAGS"] = f"{flags} --{_SCHEDULER}=false".strip()
 
 
-def start(environment: MutableMapping[str, str] = os.environ) -> None:
+def start(environment: MutableMapping[str, str] = os.environ, *, together: bool = True) -> None:
     """Connects this process with the others, if there are any. Before anything else touches a device.
 
+    Args:
+      together: whether the command is one that several processes run together.
+
     Raises:
-      UsageError: impossible settings, or the others are not found within five minutes.
+      UsageError: impossible settings, the others are not found within five minutes, or several processes for a command of one.
     """
-    found = plan(environment, cloud_tpu_hosts(environment, jax.config.values["jax_platforms"]))
+    found = plan(environment, cloud_tpu_hosts(environment, jax.config.values["jax_platforms"]) if together else 1)
+    if found is not None and not together:
+        raise UsageError(f"{COORDINATOR}={environment[COORDINATOR]}", "this command runs in one process", "unset it")
     if found is not None or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", ""):
         one_order(environment)
     if found is None or jax.distributed.is_initialized():
@@ -163,6 +168,11 @@ def _wait(name: str, seconds: int) -> None:
 def share(items: Sequence[Any]) -> Sequence[Any]:
     """This process's part of `items`, which all processes have in the same order."""
     return items[jax.process_index() :: jax.process_count()] if several() else items
+
+
+def everywhere(condition: bool) -> bool:
+    """Whether `condition` holds in all processes. All of them must call it."""
+    return bool(multihost_utils.process_allgather(np.array(condition)).all()) if several() else condition
 
 
 def end(status: int) -> None:

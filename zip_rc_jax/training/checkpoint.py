@@ -55,29 +55,35 @@ class Checkpoints:
           UsageError: the checkpoints belong to a run with other settings, or none of them can be read.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         steps = sorted(self.manager.all_steps(), reverse=True)
-        damaged = []
+        damaged: list[str] = []
         for step in steps:
-            try:
-                stored = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
-                if not isinstance(stored, dict):
-                    raise ValueError("its settings are no settings of a training run")
-                check_settings(stored, self.settings, str(self.directory))
-                restored = self.manager.restore(step, args=args)
-            except UsageError:
-                raise
-            except Exception as error:  # what Orbax and its storage raise about a file that is cut or not theirs is not documented
-                damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({_short(error)})")
-                continue
-            if damaged:
-                self._set_aside([s for s in steps if s > step], f"{'; '.join(damaged)}. Going on from step {step}")
-            return restored["state"], restored["data"]
+            found, reason = self._read(step, abstract)
+            if distributed.everywhere(found is not None):
+                if damaged:
+                    self._set_aside([s for s in steps if s > step], f"{'; '.join(damaged)}. Going on from step {step}")
+                return found
+            damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({reason or 'by another process'})")
         if damaged:
             raise UsageError(
                 "; ".join(damaged), "there is none before to go on from", f"delete {self.directory} to start afresh, or use a copy of it"
             )
         return None
+
+    def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """State and data position; or None, and why they cannot be read."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+        try:
+            stored = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
+            if not isinstance(stored, dict):
+                return None, "its settings are those of no training run"
+            check_settings(stored, self.settings, str(self.directory))
+            restored = self.manager.restore(step, args=args)
+        except UsageError:
+            raise
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # what Orbax raises about files that are cut or not its own
+            return None, _short(error)
+        return (restored["state"], restored["data"]), ""
 
     def _set_aside(self, steps: list[int], message: str) -> None:
         """Renames checkpoints, for a run that goes on from an earlier one will want their names."""
