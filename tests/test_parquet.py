@@ -309,7 +309,7 @@ def test_rollouts_open_alike_wherever_they_are(tmp_path):
 
 CONFIG = "configs/chain_sum_demo.yaml"
 SMALL = ["rollout.prompts=12", "rollout.rows=24", "rollout.max_tokens=64", "critic.steps=2", "critic.log_every=1", "critic.batch_rows=4",
-         "critic.eval_rollouts=8"]  # fmt: skip
+         "critic.eval_rollouts=8", "mesh.fsdp=1"]  # fmt: skip
 
 
 def stage(*arguments):

@@ -27,6 +27,7 @@ from zip_rc_jax.training.loop import Interrupted
 from zip_rc_jax.training.predict import final_values, profiles
 
 SMALL = [
+    "mesh.fsdp=1",
     "policy.path=''",
     "model.n_layers=2",
     "policy.examples=256",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import pathlib
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from zip_rc_jax import pipeline
+from zip_rc_jax import distributed, pipeline
 from zip_rc_jax.aot.command import add_compile_parser, run_compile
 from zip_rc_jax.config import LABELS
 from zip_rc_jax.config_file import load_config
@@ -25,10 +26,15 @@ DATA_HELP = (
     "such *.parquet files, or a directory of rollouts that zip-rc wrote."
 )
 OVERRIDE_HELP = "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; unknown keys are errors"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TOGETHER = ("rollout", "grade", "train", "label")  # the stages that several processes run together
 
 
 def _pipeline_command(commands: argparse._SubParsersAction, name: str, summary: str, details: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=details, formatter_class=argparse.RawDescriptionHelpFormatter)
+    epilog = distributed.HELP if name in TOGETHER else None
+    parser = commands.add_parser(
+        name, help=summary, description=details, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help=CONFIG_HELP)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
     return parser
@@ -104,7 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
         "  critic  the joint on `correct`, no KL (reads run_dir/graded)\n"
         "  final   the joint on `value`, with KL to the starting policy (reads run_dir/labelled)\n"
         "  lite    only the reserved rows, so every next-token logit stays bit-identical (reads run_dir/labelled)\n"
-        "Output: run_dir/STAGE with model/, checkpoints/, metrics.jsonl.\n"
+        "Output: run_dir/STAGE with model/, checkpoints/, metrics.jsonl, settings.json, environment.json.\n"
+        "It runs on all devices there are: `mesh.data`, `mesh.fsdp`, `mesh.tensor` say how, and any of them gives the same model.\n"
         "Watch eval/within_prompt_auc: at 0.5 the head cannot select.\n"
         f"{DATA_HELP}\n\n"
         "example: zip-rc train configs/chain_sum_demo.yaml --stage critic critic.steps=1000\n"
@@ -199,7 +206,7 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         "evaluate": lambda: run_evaluation(config, argv),
     }
     made = stages[name]()
-    if getattr(arguments, "format", "tfds") == "parquet":
+    if getattr(arguments, "format", "tfds") == "parquet" and distributed.is_chief():
         assert isinstance(made, pathlib.Path)  # the stages with a --format return their dataset
         pipeline.export_parquet(config, made)
 
@@ -214,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet()
     started = time.monotonic()
     try:
+        distributed.start(together=arguments.command in TOGETHER)
         if arguments.command == "decode":
             run_decode(arguments, argv)
         elif arguments.command == "export":
@@ -223,13 +231,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _run_pipeline(arguments, argv)
     except UsageError as error:
-        print(f"zip-rc {arguments.command}: {error}", file=sys.stderr)
-        return 2
+        return _end(2, f"zip-rc {arguments.command}: {error}")
     except KeyboardInterrupt as stop:
-        print(f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command resumes.", file=sys.stderr)
-        return 130
-    print(f"zip-rc {arguments.command}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+        return _end(130, f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command resumes.")
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return _end(2, f"zip-rc {arguments.command}: {error}. Fix: make room on the disk; the same command then resumes.")
+    except jax.errors.JaxRuntimeError as error:
+        if not distributed.several():
+            raise
+        gone = f"process {jax.process_index()} of {jax.process_count()} lost the others, or one of them: {str(error).splitlines()[0]}"
+        return _end(130, f"zip-rc {arguments.command}: {gone}. The same command, in all of them, resumes.")
+    if distributed.is_chief():
+        print(f"zip-rc {arguments.command}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
     return 0
+
+
+def _end(status: int, message: str) -> int:
+    print(message, file=sys.stderr)
+    if distributed.several():
+        distributed.end(status)
+    return status
 
 
 def _quiet() -> None:

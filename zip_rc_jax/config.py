@@ -434,7 +434,10 @@ class TrainConfig:
         and losses are float32 in either case.
       attention: "plain" builds all scores, "chunked" blocks of them with XLA alone, "splash" blocks in a TPU kernel; "auto" chooses by
         platform and length (see `models.attention`).
-      save_seconds: a checkpoint at least this often; also at the end and on SIGINT / SIGTERM.
+      pack_batches: batches that are packed together: more let more rollouts find a row they fit into, and shuffle their rows.
+      max_skipped: steps in a row with a non-finite loss or gradient (each changes nothing) after which training stops.
+      save_seconds: a checkpoint at least this often, and on SIGINT / SIGTERM.
+      keep_checkpoints: the newest that are kept.
       log_every: steps between metric records.
       eval_rollouts: held-back rollouts for the validation metrics (within-prompt AUC among them).
       evaluations: how often in the run they are computed, the last time at its end.
@@ -464,7 +467,10 @@ class TrainConfig:
     compute_dtype: str = "float32"
     attention: str = "auto"
     seed: int = 0
+    pack_batches: int = 4
+    max_skipped: int = 10
     save_seconds: float = 60.0
+    keep_checkpoints: int = 2
     log_every: int = 50
     eval_rollouts: int = 2048
     evaluations: int = 10
@@ -476,7 +482,8 @@ class TrainConfig:
         _one_of("rows_from", self.rows_from, ("", "critic", "lite"))
         _one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         _one_of("attention", self.attention, ATTENTIONS)
-        for field in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every", "evaluations"):
+        counts = ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every", "evaluations")
+        for field in (*counts, "pack_batches", "max_skipped", "keep_checkpoints"):
             _require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
         for field in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds"):
             _require(getattr(self, field) > 0, f"{field}={getattr(self, field)}", "it must be positive", "use a positive number")
@@ -511,6 +518,34 @@ class TrainConfig:
             f"trainable='zip_rows' with kl_weight={self.kl_weight}, lm_weight={self.lm_weight}",
             "the next-token logits do not depend on the reserved rows, so these losses have no gradient",
             "set both to 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How training is laid over the devices of all processes (see `sharding.py`). It changes where numbers lie, not what is trained.
+
+    Attributes:
+      data: groups of devices that each hold all parameters and take a share of the rows.
+      fsdp: devices of a group that split rows, parameters and optimizer state among them. It divides `d_model`.
+      tensor: devices that split heads, MLP and vocabulary, and see the same rows. It divides `n_heads`, `n_kv_heads`, `d_ff` and
+        `vocab_size`.
+      -1 on one axis is what the others leave over.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for axis, size in sizes.items():
+            _require(size >= 1 or size == -1, f"mesh.{axis}={size}", "it counts devices", "use a positive number, or -1 for the rest")
+        _require(
+            list(sizes.values()).count(-1) <= 1,
+            "mesh " + " ".join(f"{axis}={size}" for axis, size in sizes.items()),
+            "only one axis can be what the others leave over",
+            "give the other axes a size",
         )
 
 
@@ -604,6 +639,7 @@ class PipelineConfig:
     prompt: PromptConfig = PromptConfig()
     model: ModelConfig = ModelConfig()
     grid: GridConfig = GridConfig()
+    mesh: MeshConfig = MeshConfig()
     policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()
     critic: TrainConfig = TrainConfig(learning_rate=1e-4)

@@ -2,6 +2,9 @@
 
 policy -> rollouts -> graded -> critic -> labelled -> final (and lite). `zip-rc` has one subcommand per stage; `demo` runs them all.
 Grading, labelling and training the head read `config.data` instead, if it names rollouts from elsewhere.
+
+With several processes, all call the same stage. Training is one program on all their devices. Rollouts are made by each on a device
+of its own. Grading and labelling are done by process 0, and the others wait for it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from zip_rc_jax import distributed
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
@@ -27,6 +31,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import Tokenizer, word_level
 from zip_rc_jax.progress import progress
+from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training.loop import Interrupted, split_validation, stop_signal, train
 from zip_rc_jax.training.predict import final_values, profiles
 
@@ -46,9 +51,14 @@ def source_path(config: PipelineConfig, stage: str) -> pathlib.Path:
     return pathlib.Path(config.data) if config.data else run_directory(config) / stage
 
 
-def load_policy(config: PipelineConfig) -> LanguageModel:
-    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory."""
-    return load(config.policy.path or run_directory(config) / "policy")
+def load_policy(config: PipelineConfig, layout: Layout | None = None) -> LanguageModel:
+    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory. `layout`: see `load`."""
+    return load(config.policy.path or run_directory(config) / "policy", layout=layout)
+
+
+def train_layout(config: PipelineConfig) -> Layout:
+    """Where training lies. Raises UsageError for a mesh that the devices do not give."""
+    return Layout(make_mesh(**to_dict(config.mesh)), TRAIN_RULES)
 
 
 # Policy.
@@ -74,6 +84,7 @@ def make_policy(config: PipelineConfig) -> LanguageModel:
     """Trains the demo policy from scratch on worked solutions; result in `run_dir/policy`."""
     tokenizer = word_level(vocabulary(LARGEST_NUMBER))
     lm = LanguageModel.create(config.model, tokenizer, config.policy.train.seed).with_head(config.grid.grid("correct"), "correct")
+    lm = dataclasses.replace(lm, layout=train_layout(config))
     policy = to_dict(config.policy)
     policy.pop("train"), policy.pop("path")
     source = {"policy": policy, "task": to_dict(config.task)}
@@ -122,6 +133,9 @@ def run_all(engine: Engine, prompts: Sequence[str], title: str = "") -> list[Res
 def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     """Samples the policy on the training problems; result in `run_dir/rollouts`. Finished chunks survive an interruption.
 
+    Several processes share the chunks that are not there yet. A sample depends on the seed and its prompt alone, so the result is the
+    same for any number of them, also if it changes between an interruption and the next start.
+
     Raises:
       UsageError: `config.data` names other rollouts, the directory holds some of other settings, or the policy or task is impossible.
     """
@@ -152,17 +166,29 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     partial = PartialRollouts(directory.with_name(".rollouts.partial"), fingerprint=settings)
     size = max(1, decode.rows // r.samples) * 4
     chunks = [found[i : i + size] for i in range(0, len(found), size)]
-    done = partial.done()
-    with progress("rollout", len(found) * r.samples, len(done) * size * r.samples) as bar, stop_signal() as received:
-        for number, chunk in enumerate(chunks):
-            if number in done:
-                continue
+    missing = sorted(set(range(len(chunks))) - partial.done())
+    distributed.barrier()  # all have seen the same chunks before one of them adds any
+    mine = distributed.share(missing)
+    total, before = len(found) * r.samples, (len(chunks) - len(missing)) * size * r.samples
+    with progress("rollout", total, before) as bar, stop_signal() as received:
+        for count, number in enumerate(mine, 1):
+            chunk = chunks[number]
             results = run_all(engine, texts[chunk[0].index : chunk[-1].index + 1])
             partial.add(number, [x for p, result in zip(chunk, results, strict=True) for x in as_rollouts(p, result, policy)])
-            bar(min((number + 1) * size, len(found)) * r.samples, None)
+            bar(min(before + count * len(missing) // len(mine) * size * r.samples, total), None)  # the others are about as far
             if received:
-                raise Interrupted(f"rollout: stopped after chunk {number + 1} of {len(chunks)}")
-    write_rollouts(directory, partial.all(), metadata=settings)
+                raise Interrupted(f"rollout: stopped after {count} of {len(mine)} chunks")
+    distributed.barrier()
+    if distributed.is_chief():
+        absent = sorted(set(range(len(chunks))) - partial.done())
+        if absent:
+            raise UsageError(
+                f"partial rollouts {partial.directory}",
+                f"chunks {absent[:5]} of {len(chunks)} are not there, though every process made its own",
+                "give all processes the same run_dir, on a file system that all of them see",
+            )
+        write_rollouts(directory, partial.all(), metadata=settings)
+    distributed.barrier()
     return directory
 
 
@@ -199,10 +225,13 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
         return directory
     rollouts = list(source)
     _check_answers(rollouts)
-    with Grader() as grader:
-        scores = grader.grade_many((r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in rollouts)
-    graded = (dataclasses.replace(r, correct=correct(s)) for r, s in zip(rollouts, scores, strict=True))
-    write_rollouts(directory, graded, metadata=settings)
+    distributed.barrier()  # all have looked for the result before there is one
+    if distributed.is_chief():
+        with Grader() as grader:
+            scores = grader.grade_many((r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in rollouts)
+        graded = (dataclasses.replace(r, correct=correct(s)) for r, s in zip(rollouts, scores, strict=True))
+        write_rollouts(directory, graded, metadata=settings)
+    distributed.barrier()
     return directory
 
 
@@ -228,14 +257,18 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
         return directory
     rollouts = list(source)
     _check_tokens(rollouts, critic)
-    found = []
-    size = config.label.batch_rows * 64
-    with progress("label", len(rollouts)) as bar:
-        for start in range(0, len(rollouts), size):
-            found += profiles(critic, rollouts[start : start + size], config.label.batch_rows)
-            bar(len(found), None)
-    values = final_values(found, config.label.last)
-    write_rollouts(directory, (dataclasses.replace(r, value=float(v)) for r, v in zip(rollouts, values, strict=True)), metadata=settings)
+    distributed.barrier()  # all have looked for the result before there is one
+    if distributed.is_chief():
+        found = []
+        size = config.label.batch_rows * 64
+        with progress("label", len(rollouts)) as bar:
+            for start in range(0, len(rollouts), size):
+                found += profiles(critic, rollouts[start : start + size], config.label.batch_rows)
+                bar(len(found), None)
+        values = final_values(found, config.label.last)
+        labelled = (dataclasses.replace(r, value=float(v)) for r, v in zip(rollouts, values, strict=True))
+        write_rollouts(directory, labelled, metadata=settings)
+    distributed.barrier()
     return directory
 
 
@@ -313,7 +346,7 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
     if not config.data and not path.is_dir():
         before = {"graded": "zip-rc grade", "labelled": "zip-rc label"}[path.name]
         raise UsageError(f"dataset {path}", f"stage {stage!r} trains on the label {settings.label!r}", f"run `{before}` first")
-    policy = load_policy(config)
+    policy = load_policy(config, train_layout(config))
     lm = policy.with_head(config.grid.grid(settings.label), settings.label)
     if settings.rows_from:
         lm = _with_rows_of(lm, run_directory(config) / settings.rows_from)
@@ -338,7 +371,7 @@ def _with_rows_of(lm: LanguageModel, stage: pathlib.Path) -> LanguageModel:
     """`lm` with the trained reserved rows of another stage of the run."""
     if not stage.is_dir():
         raise UsageError(f"rows_from={stage.name!r}", f"there is no {stage}", f"run `zip-rc train --stage {stage.name}` first")
-    trained = load(stage)
+    trained = load(stage, layout=lm.layout)
     if trained.head != lm.head:
         raise UsageError(
             f"rows_from={stage.name!r}", f"its head is {trained.head}, this stage trains {lm.head}", "use a stage of the same label"

@@ -8,10 +8,12 @@ tables below say which mesh axis each name is laid over. Training shards paramet
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zip_rc_jax.errors import UsageError
@@ -51,20 +53,28 @@ DECODE_RULES: Rules = (
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of the first `data * fsdp * tensor` devices.
+    """A mesh of `data * fsdp * tensor` devices, of all processes together; -1 on one axis takes what the others leave over.
+
+    One process may use some of its devices. Of several, each must have its part in the mesh.
 
     Raises:
-      UsageError: more devices are asked for than there are.
+      UsageError: more devices are asked for than there are, or not all of several processes.
     """
-    shape = (data, fsdp, tensor)
-    wanted, devices = int(np.prod(shape)), jax.devices()
+    devices, shape = jax.devices(), [data, fsdp, tensor]
+    asked = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
+    if -1 in shape:
+        others = -math.prod(shape)
+        if len(devices) % others:
+            raise UsageError(asked, f"{len(devices)} devices are visible, which do not divide by {others}", "use other sizes")
+        shape[shape.index(-1)] = len(devices) // others
+    wanted = math.prod(shape)
     if wanted > len(devices):
-        raise UsageError(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor}",
-            f"it needs {wanted} devices and {len(devices)} are visible",
-            "use a smaller mesh",
-        )
-    return Mesh(np.asarray(devices[:wanted]).reshape(shape), MESH_AXES)
+        raise UsageError(asked, f"it needs {wanted} devices and {len(devices)} are visible", "use a smaller mesh")
+    if jax.process_count() == 1:
+        return Mesh(np.asarray(devices[:wanted]).reshape(shape), MESH_AXES)
+    if wanted != len(devices):
+        raise UsageError(asked, f"the {jax.process_count()} processes have {len(devices)} devices, and all must take part", "use them all")
+    return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES)  # on a TPU, neighbours on the mesh are neighbours on the wire
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Layout:
         spec = self.spec(axes)
         for size, name, part in zip(shape or (), axes, spec, strict=False):
             parts = [part] if isinstance(part, str) else list(part or ())
-            ways = int(np.prod([self.mesh.shape[p] for p in parts]))
+            ways = math.prod(self.mesh.shape[p] for p in parts)
             if size % ways:
                 raise UsageError(
                     f"axis {name!r} of size {size}",
@@ -121,7 +131,16 @@ class Layout:
         """Puts every array of `tree` on the mesh; `axes` is the matching tree of name tuples."""
         return jax.tree.map(lambda x, a: jax.device_put(x, self.sharding(a, x.shape)), tree, axes)
 
+    def ways(self, name: str) -> int:
+        """Into how many parts an axis of this logical name is cut."""
+        part = self.spec((name,))[0]
+        return math.prod(self.mesh.shape[p] for p in ([part] if isinstance(part, str) else part or ()))
+
+    def padded(self, size: int, name: str) -> int:
+        """`size` rounded up to what divides over the mesh axes of `name`."""
+        return -(-size // self.ways(name)) * self.ways(name)
+
 
 def single_device(rules: Rules = DECODE_RULES) -> Layout:
-    """The layout of one device, the default everywhere."""
-    return Layout(make_mesh(), rules)
+    """The layout of one device of this process, the default everywhere."""
+    return Layout(Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1), MESH_AXES), rules)

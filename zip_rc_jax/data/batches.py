@@ -147,13 +147,14 @@ def train_batches(
     row_tokens: int,
     seed: int,
     epochs: int | None = None,
+    pack_batches: int = 1,
     features: np.ndarray | None = None,
     teacher: tuple[Any, Any] | None = None,
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
-    Rollouts are shuffled anew in every epoch (from `seed` alone) and packed first-fit into the rows of a batch; a batch ends at the
-    first rollout that fits into no row. `iter(...)` gives an iterator with `get_state` (a JSON-able dict) and `set_state`, after
+    Rollouts are shuffled anew in every epoch (from `seed` alone) and packed first-fit into the rows of `pack_batches` batches, which
+    end at the first rollout that fits into no row. `iter(...)` gives an iterator with `get_state` (a JSON-able dict) and `set_state`, after
     which it continues exactly. The tokens and labels are held in RAM, about 4 bytes a token.
 
     Args:
@@ -161,6 +162,8 @@ def train_batches(
       label: "correct" or "value": the reward.
       epochs: passes over the rollouts; None repeats for ever. The last batch is padded with empty rows. A batch may hold the end
         of one epoch and the beginning of the next.
+      pack_batches: batches that are packed together. If more than one, their rows are shuffled: first-fit fills the early ones with
+        what is short.
       features: float32 `[N, d_model]`, hidden states at all `N` labelled positions, rollout after rollout. Rows are then packed with
         labelled positions only, and batches have `hidden`.
       teacher: `[N, k]` arrays for the same positions; batches then have `teacher`.
@@ -195,10 +198,11 @@ def train_batches(
         dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
         length_struct={"at": row_tokens},
         padding_struct={"at": -1},
-        num_packing_bins=batch_rows,
-        shuffle_bins=False,
+        num_packing_bins=batch_rows * pack_batches,
+        seed=seed,
+        shuffle_bins=pack_batches > 1,
     )
-    # The packer emits the rows of a batch one by one, only the last batch with fewer than `batch_rows`.
+    # The packer emits the rows of its batches one by one, only the last batch of all with fewer than `batch_rows`.
     return packed.batch(batch_rows, drop_remainder=False).map(batch)
 
 

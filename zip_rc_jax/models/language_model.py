@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zip_rc_jax.config import ModelConfig, to_dict
+from zip_rc_jax.distributed import gather
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.tokenizer import Tokenizer
@@ -91,10 +92,13 @@ class LanguageModel:
         return fold(table, self.params["zip_rows"], self.head) if self.head else table
 
     def digest(self) -> str:
-        """Hash of parameters, config and head: the identity of this model in the records of what was made from it."""
+        """Hash of parameters, config and head: the identity of this model in the records of what was made from it.
+
+        With several processes all must call it, as everything else here.
+        """
         hasher = hashlib.blake2b(json.dumps([to_dict(self.config), self.head and self.head.to_dict()]).encode(), digest_size=16)
         for leaf in jax.tree.leaves(self.params):
-            hasher.update(np.ascontiguousarray(leaf).tobytes())
+            hasher.update(np.ascontiguousarray(gather(leaf)).tobytes())
         return hasher.hexdigest()
 
     def save(self, path: str | pathlib.Path, dtype: Any = None) -> None:

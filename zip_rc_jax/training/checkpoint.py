@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import sys
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from zip_rc_jax import distributed
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.training.step import TrainState
 
@@ -15,43 +20,108 @@ from zip_rc_jax.training.step import TrainState
 class Checkpoints:
     """The checkpoints of one run: train state, data-iterator position, and the settings that they belong to.
 
-    Orbax writes each to a temporary name and renames it, keeps the last two, and saves in the background.
+    Orbax writes each to a temporary name and renames it, keeps the last few, and saves in the background. With several processes all
+    call every method, and each writes its own shards.
     """
 
-    def __init__(self, directory: pathlib.Path, settings: dict[str, Any]):
+    def __init__(self, directory: pathlib.Path, settings: dict[str, Any], keep: int = 2):
         self.settings = settings
+        self.directory = directory.absolute()
         self.manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True, cleanup_tmp_directories=True),
+            self.directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
             item_names=("state", "data", "settings"),
         )
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
+        """Starts to save; the state may be donated at once.
+
+        Raises:
+          UsageError: this save or the one before failed.
+        """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state), settings=ocp.args.JsonSave(self.settings)
         )
-        self.manager.save(int(state.step), args=args)
+        with self._failures():
+            # Forced: Orbax would leave it out while the one before is still being written.
+            self.manager.save(int(state.step), args=args, force=True)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest state and data position, laid out like `like`; None if there is no checkpoint.
 
+        A damaged checkpoint is named on standard error and set aside, and the one before it is taken.
+
         Raises:
-          UsageError: the checkpoints belong to a run with other settings.
+          UsageError: the checkpoints belong to a run with other settings, or none of them can be read.
         """
-        step = self.manager.latest_step()
-        if step is None:
-            return None
-        stored = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
-        check_settings(stored, self.settings, str(self.manager.directory))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        damaged: list[str] = []
+        for step in steps:
+            found, reason = self._read(step, abstract)
+            if distributed.everywhere(found is not None):
+                if damaged:
+                    self._set_aside([s for s in steps if s > step], f"{'; '.join(damaged)}. Going on from step {step}")
+                return found
+            damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({reason or 'by another process'})")
+        if damaged:
+            raise UsageError(
+                "; ".join(damaged), "there is none before to go on from", f"delete {self.directory} to start afresh, or use a copy of it"
+            )
+        return None
+
+    def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """State and data position; or None, and why they cannot be read."""
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        restored = self.manager.restore(step, args=args)
-        return restored["state"], restored["data"]
+        try:
+            stored = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
+            if not isinstance(stored, dict):
+                return None, "its settings are those of no training run"
+            check_settings(stored, self.settings, str(self.directory))
+            restored = self.manager.restore(step, args=args)
+        except UsageError:
+            raise
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # what Orbax raises about files that are cut or not its own
+            return None, _short(error)
+        return (restored["state"], restored["data"]), ""
+
+    def _set_aside(self, steps: list[int], message: str) -> None:
+        """Renames checkpoints, for a run that goes on from an earlier one will want their names."""
+        if distributed.is_chief():
+            print(f"zip-rc train: {message}; what cannot be read was renamed to damaged-STEP", file=sys.stderr)
+            for step in steps:
+                (self.directory / str(step)).rename(self.directory.parent / f"damaged-{step}-{uuid.uuid4().hex[:8]}")
+        distributed.barrier()
+        self.manager.reload()
 
     def close(self) -> None:
-        """Waits until the last save lies on disk."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits until the last save lies on disk. Raises UsageError if it failed."""
+        with self._failures():
+            try:
+                self.manager.wait_until_finished()
+            finally:
+                self.manager.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise  # another process is gone
+        except (OSError, ValueError, RuntimeError) as error:
+            self.manager.reload()
+            last = self.manager.latest_step()
+            kept = "there is none before it" if last is None else f"the last complete one is that of step {last}"
+            raise UsageError(
+                f"checkpoint in {self.directory}",
+                f"it could not be written ({_short(error)}), and {kept}",
+                "make room on the disk; the same command then resumes",
+            ) from error
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def check_settings(stored: dict[str, Any], wanted: dict[str, Any], where: str) -> None:

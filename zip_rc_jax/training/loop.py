@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
+import os
 import pathlib
 import signal
 import time
@@ -14,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zip_rc_jax import distributed
 from zip_rc_jax.config import TrainConfig, to_dict
-from zip_rc_jax.data.batches import TrainBatch, train_batches
+from zip_rc_jax.data.batches import TrainBatch, fill_rate, train_batches
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.evaluation.report import run_metadata, write_json
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.transformer import param_axes
@@ -61,18 +66,21 @@ def train(
     """Trains the head (and, unless Lite, the body) of `lm` and saves the result as `directory/model`.
 
     The same call after an interruption continues where it stopped; after the end it loads the finished model. `directory` also
-    holds `checkpoints/`, `metrics.jsonl` and `settings.json`.
+    holds `checkpoints/`, `metrics.jsonl`, `settings.json`, and `environment.json` (commit, versions, devices of the latest start).
+
+    With several processes, all call it with the same arguments, and all see `directory`. Each feeds the rows of its own devices.
 
     Args:
-      lm: starting point with a head; with `kl_weight` its body is also the frozen teacher.
+      lm: starting point with a head, which is trained on the mesh of its layout; with `kl_weight` its body is also the frozen teacher.
       rollouts: training data with the label that `config.label` names.
       source: what the data and the starting point were made from (JSON-able); a later run with another source is refused.
       validation: held-back rollouts with `correct`, for the within-prompt AUC, `config.evaluations` times in the run.
       validation_last: labelled positions averaged for the final value.
 
     Raises:
-      UsageError: the directory belongs to other settings, or the data does not fit.
-      Interrupted: after SIGINT or SIGTERM, once the state is saved.
+      UsageError: the directory belongs to other settings, the data does not fit, a checkpoint cannot be written, or
+        `config.max_skipped` steps in a row had no finite loss and gradient.
+      Interrupted: after SIGINT or SIGTERM (to any of several processes), once the state is saved.
     """
     if lm.head is None:
         raise ValueError("attach a head first: lm.with_head(grid, label)")
@@ -90,6 +98,7 @@ def train(
         batch_rows=config.batch_rows,
         row_tokens=config.row_tokens,
         seed=config.seed,
+        pack_batches=config.pack_batches,
         features=labelled_features(lm, rollouts, config.batch_rows) if config.cache_features else None,
         teacher=teacher_features(lm, rollouts, config) if config.cache_teacher else None,
     )
@@ -104,13 +113,16 @@ def train(
     step_settings = StepSettings(lm.config, lm.head, layout, config)
 
     directory.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(directory / "checkpoints", settings)
+    checkpoints = Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints)
     try:
         restored = checkpoints.restore(state)
         if restored:
             state, position = restored
             batches.set_state(position)
-        (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+        if distributed.is_chief():
+            (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+            mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
+            write_json(directory / "environment.json", run_metadata(settings) | mesh)
         with stop_signal() as received:
             state = _run(state, batches, step_settings, teacher, checkpoints, directory, received, lm, validation, validation_last, title)
     finally:
@@ -140,21 +152,25 @@ def _run(
 ) -> TrainState:
     config = settings.train
     start = step = int(state.step)
-    metrics_path = directory / "metrics.jsonl"
+    metrics_path = directory / "metrics.jsonl" if distributed.is_chief() else pathlib.Path(os.devnull)
     _drop_later_lines(metrics_path, start)
     every = max(1, config.steps // config.evaluations)
     saved = logged = time.monotonic()
-    tokens = 0
+    tokens, fill = 0, 0.0
+    agree, skips = distributed.Agreement(), _Skips(config.max_skipped, directory)
     with progress(title, config.steps, start) as bar, metrics_path.open("a") as log:
         while step < config.steps:
             batch = next(batches)
             tokens += int(np.sum(batch.segment_ids > 0))
+            fill += fill_rate(batch)
             state, metrics = train_step(settings, state, teacher, _on_mesh(batch, settings.layout))
             step += 1
+            skips.add(step, batch, metrics)
             if step % config.log_every == 0 or step == config.steps:
                 recent = {k: float(v) for k, v in metrics.items()}  # waits for the step, so the clock is read after it
                 now = time.monotonic()
                 record = {"step": step, **{f"train/{k}": v for k, v in recent.items()}, "train/tokens_per_second": tokens / (now - logged)}
+                record["train/fill"] = fill_rate(batch)
                 tokens, logged = 0, now
                 if validation and (step // every != (step - config.log_every) // every or step == config.steps):
                     current = _with_params(lm, state.params, {})
@@ -162,15 +178,58 @@ def _run(
                     logged = time.monotonic()
                 log.write(json.dumps(record) + "\n")
                 log.flush()
-                bar(step, _status(record))
+                bar(step, f"{_status(record)}  rows {fill / (step - start):.1%} full")
             else:
                 bar(step, None)
-            if received or time.monotonic() - saved > config.save_seconds:
+            stop, save = agree(bool(received), time.monotonic() - saved > config.save_seconds)
+            if stop or save:
                 checkpoints.save(state, batches.get_state())
                 saved = time.monotonic()
-            if received:
-                raise Interrupted(f"{title}: stopped by signal {received[0]} at step {step} of {config.steps}")
+            if stop:
+                reason = f"signal {received[0]}" if received else "a signal to another process"
+                raise Interrupted(f"{title}: stopped by {reason} at step {step} of {config.steps}")
+        skips.check()
     return state
+
+
+@dataclasses.dataclass
+class _Skips:
+    """Ends a run whose steps no longer change anything. It looks one step back, so that no device waits for the host.
+
+    Attributes:
+      limit: skipped steps in a row that are too many.
+      directory: where the last batch goes.
+      count: skipped steps in a row.
+    """
+
+    limit: int
+    directory: pathlib.Path
+    count: int = 0
+    _last: tuple[int, TrainBatch, dict[str, jax.Array]] | None = None
+
+    def add(self, step: int, batch: TrainBatch, metrics: dict[str, jax.Array]) -> None:
+        """Checks the step before this one. Raises as `check`."""
+        self.check()
+        self._last = step, batch, metrics
+
+    def check(self) -> None:
+        """Raises UsageError, once the batch is saved, if the last step was one skipped step too many."""
+        if self._last is None:
+            return
+        step, batch, metrics = self._last
+        self._last = None
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        self.count = 0 if math.isfinite(loss) and math.isfinite(norm) else self.count + 1
+        if self.count < self.limit:
+            return
+        path = self.directory / f"skipped_batch_{step}.npz"
+        if distributed.is_chief():
+            np.savez_compressed(path, **{k: v for k, v in vars(batch).items() if v is not None})
+        raise UsageError(
+            f"step {step}",
+            f"loss {loss} and gradient norm {norm}: {self.count} steps in a row were not finite and changed nothing",
+            f"look at the last batch ({path}), lower the learning rate, or start afresh; max_skipped sets the limit",
+        )
 
 
 def _status(record: dict[str, float]) -> str:
@@ -180,7 +239,18 @@ def _status(record: dict[str, float]) -> str:
 
 
 def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
-    return jax.tree.map(lambda x: jax.device_put(x, layout.sharding(("batch", "sequence", "embed_act")[: x.ndim], x.shape)), batch)
+    """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses are means over labelled positions).
+
+    Every process has the whole batch, which is a function of seed and position alone, and hands over the rows of its own devices. So
+    any number of processes trains on the same batches, and a position saved by one number of them is valid for every other. Packing
+    costs milliseconds a batch; one that was packed by each process for itself would be another batch for each number of processes.
+    """
+
+    def put(x: np.ndarray) -> jax.Array:
+        x = np.pad(x, [(0, layout.padded(len(x), "batch") - len(x)), *[(0, 0)] * (x.ndim - 1)])
+        return jax.make_array_from_callback(x.shape, layout.sharding(("batch", "sequence", "embed_act")[: x.ndim], x.shape), x.__getitem__)
+
+    return jax.tree.map(put, batch)
 
 
 def _drop_later_lines(path: pathlib.Path, step: int) -> None:

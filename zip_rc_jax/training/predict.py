@@ -13,6 +13,7 @@ import numpy as np
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.distributed import gather
 from zip_rc_jax.metrics import within_prompt_auc
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
@@ -61,7 +62,7 @@ def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) ->
     grid, rows = lm.head.grid, lm.params["zip_rows"]
     result: list[Profile | None] = [None] * len(rollouts)
     for hidden, spans in _batches(lm, rollouts, batch_rows):
-        reward, remaining, joint = map(np.asarray, _joints(lm.config, lm.head, rows, hidden))
+        reward, remaining, joint = gather(_joints(lm.config, lm.head, rows, hidden))
         for lane, (i, span) in enumerate(spans):
             first = joint[lane, span.start].reshape(grid.n_reward, grid.n_length).copy()
             result[i] = Profile(reward[lane, span].copy(), remaining[lane, span].copy(), first)
@@ -74,7 +75,7 @@ def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows
     done = 0
     with progress("features", len(rollouts)) as bar:
         for hidden, spans in _batches(lm, rollouts, batch_rows):
-            found = np.asarray(hidden.astype(jnp.float32))
+            found = gather(hidden.astype(jnp.float32))
             for lane, (i, span) in enumerate(spans):
                 result[i] = found[lane, span].copy()
             done += len(spans)
@@ -113,8 +114,10 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
 def _batches(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> Iterator[tuple[jax.Array, list[tuple[int, slice]]]]:
     """Hidden states `[batch_rows, width, d]` of batches of rollouts, and per lane the rollout's number and its labelled positions.
 
-    Rollouts are sorted by length and padded to multiples of 32 tokens, so that few shapes are compiled and little is padding.
+    Rollouts are sorted by length and padded to multiples of 32 tokens, so that few shapes are compiled and little is padding. Rows are
+    added until they divide over the mesh.
     """
+    batch_rows = lm.layout.padded(batch_rows, "batch")
     lengths = np.array([len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts])
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_rows):
@@ -124,7 +127,7 @@ def _batches(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) ->
         for lane, i in enumerate(members):
             tokens[lane, : lengths[i]] = np.concatenate([rollouts[i].prompt_token_ids, rollouts[i].output_token_ids])[:-1]
         valid = np.arange(width) < np.append(lengths[members], [0] * (batch_rows - len(members)))[:, None]
-        hidden = _hidden(lm.config, lm.layout, lm.params["body"], jnp.asarray(tokens), jnp.asarray(valid))
+        hidden = _hidden(lm.config, lm.layout, lm.params["body"], tokens, valid)
         yield hidden, [(int(i), slice(len(rollouts[i].prompt_token_ids) - 1, int(lengths[i]))) for i in members]
 
 
