@@ -24,8 +24,9 @@ from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
-from zip_rc_jax.training.predict import labelled_features, validation_metrics
+from zip_rc_jax.training.predict import labelled_features, validate
 from zip_rc_jax.training.step import StepSettings, TrainState, init_state, train_step
+from zip_rc_jax.training.tracking import Tracker
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,7 +62,7 @@ def train(
     """Trains the head (and, unless Lite, the body) of `lm` and saves the result as `directory/model`.
 
     The same call after an interruption continues where it stopped; after the end it loads the finished model. `directory` also
-    holds `checkpoints/`, `metrics.jsonl` and `settings.json`.
+    holds `checkpoints/`, `settings.json`, and what `tracking` writes: `metrics.jsonl`, `tensorboard/` and `heatmaps/`.
 
     Args:
       lm: starting point with a head; with `kl_weight` its body is also the frozen teacher.
@@ -139,12 +140,10 @@ def _run(
 ) -> TrainState:
     config = settings.train
     start = step = int(state.step)
-    metrics_path = directory / "metrics.jsonl"
-    _drop_later_lines(metrics_path, start)
     every = max(1, config.steps // config.evaluations)
     saved = logged = time.monotonic()
     tokens = 0
-    with progress(title, config.steps, start) as bar, metrics_path.open("a") as log:
+    with Tracker(directory, start) as tracker, progress(title, config.steps, start) as bar:
         while step < config.steps:
             batch = next(batches)
             tokens += int(np.sum(batch.segment_ids > 0))
@@ -157,11 +156,13 @@ def _run(
                 tokens, logged = 0, now
                 if validation and (step // every != (step - config.log_every) // every or step == config.steps):
                     current = _with_params(lm, state.params, {})
-                    record |= validation_metrics(current, validation, last=validation_last, batch_rows=64)
+                    found = validate(current, validation, label=config.label, last=validation_last, batch_rows=64)
+                    record |= found.metrics
+                    if found.joints:
+                        tracker.heatmap(step, found.joints, settings.head.grid)
                     logged = time.monotonic()
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                bar(step, _status(record))
+                tracker.record(record)
+                bar(step, tracker.status)
             else:
                 bar(step, None)
             if received or time.monotonic() - saved > config.save_seconds:
@@ -172,24 +173,8 @@ def _run(
     return state
 
 
-def _status(record: dict[str, float]) -> str:
-    shown = {"train/joint": "joint", "train/nll": "nll", "train/kl": "kl", "eval/within_prompt_auc": "within-prompt AUC"}
-    parts = [f"{name} {record[key]:.4f}" for key, name in shown.items() if key in record]
-    return "  ".join([*parts, f"{record['train/tokens_per_second']:,.0f} tok/s"])
-
-
 def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
     return jax.tree.map(lambda x: jax.device_put(x, layout.sharding(("batch", "sequence", "embed_act")[: x.ndim], x.shape)), batch)
-
-
-def _drop_later_lines(path: pathlib.Path, step: int) -> None:
-    """After a resume, records past the restored step would stand twice."""
-    if not path.is_file():
-        return
-    kept = [
-        line for line in path.read_text().splitlines() if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= step
-    ]
-    path.write_text("".join(line + "\n" for line in kept))
 
 
 def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[list[Rollout], list[Rollout]]:
