@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def joint_heatmaps(predicted: Any, empirical: Any, grid: Grid, titles: Sequence[
       predicted, empirical: `[K, B_V, B_T]` (or one `[B_V, B_T]`), each joint summing to 1.
       grid: names the bins.
       titles: K row titles.
-      note: a line above everything.
+      note: text above everything.
     """
     predicted = np.asarray(predicted, np.float64).reshape(-1, grid.n_reward, grid.n_length)
     empirical = np.asarray(empirical, np.float64).reshape(predicted.shape)
@@ -55,7 +56,7 @@ def joint_heatmaps(predicted: Any, empirical: Any, grid: Grid, titles: Sequence[
     height = 0.9 + (0.9 + 0.3 * grid.n_reward) * len(predicted)
     figure, axes = new_figure(3.0 + 1.0 * grid.n_length, height, len(predicted), 2, sharex=True, sharey=True)
     if note:
-        figure.suptitle(note, fontsize=9, parse_math=False)
+        figure.suptitle(textwrap.fill(note, round(13 * figure.get_figwidth())), fontsize=9, parse_math=False)  # 13 characters an inch
     top = max(predicted.max(), empirical.max())
     for k, row in enumerate(axes):
         prefix = f"{titles[k]}: " if titles else ""
