@@ -424,6 +424,7 @@ class TrainConfig:
       rows_from: stage ("critic" or "lite") whose trained reserved rows are the starting point; empty starts from zeros. On few data a
         trained head first keeps the body from chasing a random one.
       zip_lr_multiplier: the reserved rows learn this many times faster than the body.
+      remat: the backward pass computes every layer's activations again instead of keeping them.
       save_seconds: a checkpoint at least this often; also at the end and on SIGINT / SIGTERM.
       log_every: steps between metric records.
       eval_rollouts: held-back rollouts for the validation metrics (within-prompt AUC among them).
@@ -450,6 +451,7 @@ class TrainConfig:
     rows_from: str = ""
     zip_lr_multiplier: float = 1.0
     loss_chunk: int = 2048
+    remat: bool = True
     seed: int = 0
     save_seconds: float = 60.0
     log_every: int = 50

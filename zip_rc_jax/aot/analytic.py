@@ -21,8 +21,8 @@ class TrainFlops:
         `2 D cells d`.
       backward: twice the forward pass; for trainable="zip_rows" only the reserved rows' own gradient.
       teacher: the frozen policy's forward pass with its unembedding (with KL).
-      recomputed: what rematerialisation repeats: the layers of the student (but for the last product of every scan step, which no
-        gradient needs), and both unembeddings of the chunked loss.
+      recomputed: what rematerialisation repeats: with `remat` the layers of the student (but for the last product of every scan step,
+        which no gradient needs), and both unembeddings of the chunked loss.
       attention: the share of attention scores and their product with the values in all of the above.
     """
 
@@ -80,8 +80,8 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int) -> TrainFlo
         forward=body + student + head,
         backward=2 * (body + student + head),
         teacher=teacher,
-        recomputed=body - last + student + (table if teacher else 0),
-        attention=attention * (5 if teacher else 4),
+        recomputed=(body - last if train.remat else 0) + student + (table if teacher else 0),
+        attention=attention * (3 + train.remat + (teacher > 0)),
     )
 
 

@@ -88,7 +88,9 @@ def losses(
     model, head, layout, config = settings.model, settings.head, settings.layout, settings.train
 
     def forward(body: dict[str, Any]) -> jax.Array:
-        hidden, _ = hidden_states(model, body, batch.tokens, batch.positions, layout=layout, segment_ids=batch.segment_ids, remat=True)
+        hidden, _ = hidden_states(
+            model, body, batch.tokens, batch.positions, layout=layout, segment_ids=batch.segment_ids, remat=config.remat
+        )
         return hidden.reshape(-1, model.d_model)
 
     flat = jax.tree.map(lambda x: x.reshape(-1), dataclasses.replace(batch, hidden=None))
