@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from zip_rc_jax import metrics
+from zip_rc_jax import drawing, metrics
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
 from zip_rc_jax.evaluation import plots, report, tables
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves
@@ -84,7 +84,7 @@ def evaluation():
         headline=headline(runs, curves, pool, alphas=ALPHAS, headline_beta=(0.05, 0.05), resamples=100),
         quality={**metrics.binary_metrics(value, correct), "calibration/ece": metrics.ece(value, correct), "auc/none": np.nan},
         drift={"drift/kl": 0.00123},
-        joint=plots.joint_heatmaps(
+        joint=drawing.joint_heatmaps(
             RNG.dirichlet(np.ones(9), 2).reshape(2, 3, 3), np.full((2, 3, 3), 1 / 9), GRID, ["costs $1", "costs $2"]
         ),
         calibration=plots.calibration_figure(value, correct, calibration),
@@ -153,7 +153,7 @@ def test_figures_have_content_and_nothing_runs_off_the_canvas(evaluation, tmp_pa
         "trace": evaluation.trace,
     }
     for name, figure in figures.items():
-        pixels = matplotlib.image.imread(plots.save(figure, tmp_path / f"{name}.png"))[..., :3]
+        pixels = matplotlib.image.imread(drawing.save(figure, tmp_path / f"{name}.png"))[..., :3]
         ink = np.any(pixels < 0.9, axis=-1)
         assert ink.mean() > 0.01, name
         border = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])

@@ -357,6 +357,20 @@ def test_the_first_step_is_adamw_with_clipping_written_out(lm):
     assert (int(state.step), int(state.skipped)) == (1, 0)
 
 
+def test_keeping_activations_changes_what_is_computed_again_and_nothing_else(lm):
+    (batch,) = batches()
+    found, programs = [], []
+    for remat in (True, False):
+        setting = settings(lm, dataclasses.replace(CONFIG, remat=remat))
+        objective = jax.value_and_grad(lambda p, s=setting: losses(s, p, lm.params["body"], batch)[0])
+        found.append(jax.jit(objective)(lm.params))
+        programs.append(str(jax.make_jaxpr(objective)(lm.params)).count("remat"))
+    assert programs[0] > programs[1]
+    (loss, grads), (kept_loss, kept_grads) = found
+    assert float(loss) == pytest.approx(float(kept_loss), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max() + 1e-7), grads, kept_grads)
+
+
 @pytest.mark.parametrize("config", [CONFIG, LITE], ids=["all", "lite"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_step_whose_loss_is_not_finite_changes_nothing_but_the_counters(lm, config, bad):

@@ -428,6 +428,7 @@ class TrainConfig:
       rows_from: stage ("critic" or "lite") whose trained reserved rows are the starting point; empty starts from zeros. On few data a
         trained head first keeps the body from chasing a random one.
       zip_lr_multiplier: the reserved rows learn this many times faster than the body.
+      remat: the backward pass computes every layer's activations again instead of keeping them.
       loss_chunk: positions, over all rows of the batch, whose next-token logits exist at the same time (4 * vocab_size bytes each, a few
         times). Large chunks read the unembedding less often.
       compute_dtype: "float32" or "bfloat16" for products and activations. Parameters, their gradients, the optimizer, norms, softmax
@@ -466,6 +467,7 @@ class TrainConfig:
     loss_chunk: int = 2048
     compute_dtype: str = "float32"
     attention: str = "auto"
+    remat: bool = True
     seed: int = 0
     pack_batches: int = 4
     max_skipped: int = 10

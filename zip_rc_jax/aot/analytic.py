@@ -31,9 +31,9 @@ class TrainFlops:
       forward: `2 N D` + attention `2 A` + unembedding `2 D V d` (with KL or next-token loss) + joint `2 D cells d`.
       backward: twice the forward pass; for trainable="zip_rows" only the reserved rows' own gradient.
       teacher: the frozen policy's forward pass with its unembedding (with KL).
-      recomputed: what rematerialisation repeats: the layers of the student (but for the last product of every scan step, which no
-        gradient needs), the unembedding of the chunked loss (also the teacher's, unless it was cut to its likeliest ids before), and
-        what blocked attention computes again (`BACKWARD_PRODUCTS`).
+      recomputed: what rematerialisation repeats: with `remat` the layers of the student (but for the last product of every scan step,
+        which no gradient needs), the unembedding of the chunked loss (also the teacher's, unless it was cut to its likeliest ids before),
+        and what blocked attention computes again (`BACKWARD_PRODUCTS`).
       attention: the share of attention in all of the above.
       kernels: the share of attention that TPU kernels compute, which is in no compiled program's own count.
     """
@@ -118,12 +118,17 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
     last = 2 * tokens * d * config.d_ff * sum(segment.repeats for segment in segments(config.kinds))
     teacher = body + table if train.kl_weight and not train.cache_teacher else 0
     again = BACKWARD_PRODUCTS[chosen] - 4
-    attention = scores * ((2 if teacher else 0) + 2 + 2 + 4 + again)
+    layers = body - last if train.remat else 0
+    full_teacher = table if teacher and train.kl_kind != "forward_topk" else 0
+    attention = scores * ((2 if teacher else 0) + 2 + (2 if train.remat else 0) + 4 + again)
     return TrainFlops(
         forward=body + student + head,
         backward=2 * (body + student + head),
         teacher=teacher,
-        recomputed=body - last + again * scores + student + (table if teacher and train.kl_kind != "forward_topk" else 0),
+        recomputed=(body - last if train.remat else 0)
+        + again * scores
+        + student
+        + (table if teacher and train.kl_kind != "forward_topk" else 0),
         attention=attention,
         kernels=kernel * attention,
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from zip_rc_jax import metrics
+from zip_rc_jax import drawing, metrics
 from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
@@ -282,7 +282,7 @@ def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile
     empirical = metrics.empirical_joint(pool.value, pool.self_length, grid)
     levels = np.unique(pool.level)
     predicted, observed = (np.stack([x[pool.level == level].mean(0) for level in levels]) for x in (first, empirical))
-    return plots.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
+    return drawing.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
 
 
 def _calibration_figure(pool: SamplePool, found: Sequence[Profile]) -> Figure:

@@ -1,28 +1,25 @@
-"""Figures of an evaluation, as `matplotlib.figure.Figure` objects on the Agg canvas (no pyplot, so no global state).
+"""Figures of an evaluation. What training draws too is in `drawing`.
 
 Colours are the Okabe-Ito set, which stays distinct for colour-blind readers; lines also differ in marker or dash.
 """
 
 from __future__ import annotations
 
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from zip_rc_jax.decoding.results import Decision, Prefix, Result
+from zip_rc_jax.drawing import new_figure, percent
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.compare import restrict
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.grid import Grid
-from zip_rc_jax.metrics import LengthCalibration, reliability, total_variation
+from zip_rc_jax.metrics import LengthCalibration, reliability
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#666666"
 _BASELINES = {
@@ -35,30 +32,8 @@ _POINTS = (("D", SKY), ("P", PURPLE), ("X", ORANGE), ("v", GREEN))
 _TRACES = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, GREY, "#000000")
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=9)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
 _SIDES = ((-14, 13), (0, 14), (0, -14), (14, -13), (26, -8), (-26, 8), (28, 0), (-28, 0), (-14, -13), (14, 13))  # offsets in points
 Label = tuple[float, float, str, str]  # x, y, text, colour
-# No label above 100%: the axis may reach higher to make room for the names of the curves.
-_percent = FuncFormatter(lambda share, _: f"{round(100 * share, 2):g}%" if share < 1.001 else "")
-
-
-def save(figure: Figure, path: str | pathlib.Path) -> pathlib.Path:
-    """Writes a PNG through a temporary file, so that a reader never sees half an image. Returns the path."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
-    return path
 
 
 def _spread(positions: Sequence[float], gap: float) -> np.ndarray:
@@ -153,7 +128,7 @@ def _pareto_panel(
     axis.margins(0.08, 0.12)
     _count_axis(axis, alpha, curves)
     axis.grid(color="#dddddd", linewidth=0.6)
-    axis.yaxis.set_major_formatter(_percent)
+    axis.yaxis.set_major_formatter(percent)
     price = {0.0: "latency only", 1.0: "compute only"}.get(float(alpha), r"$\alpha\cdot$compute + $(1-\alpha)\cdot$latency")
     axis.set_xlabel("GenCost (one sample = 1)", fontsize=10)
     axis.set_title(rf"$\alpha$ = {alpha:g}: {price}", fontsize=11)
@@ -197,46 +172,12 @@ def pareto_figure(
     """
     if level is not None:
         curves, runs, pool = restrict(curves, runs, pool, level)
-    figure, axes = _figure(6.6 * len(alphas), 5.0, 1, len(alphas), sharey=True)
+    figure, axes = new_figure(6.6 * len(alphas), 5.0, 1, len(alphas), sharey=True)
     axes[0, 0].set_ylabel("accuracy" if level is None else f"accuracy on level {level}", fontsize=10)
     betas = [_pareto_panel(axis, alpha, curves, runs, pool, answer) for axis, alpha in zip(axes[0], alphas, strict=True)]
     figure.draw_without_rendering()  # fixes the layout, so that distances in points are known
     for axis, labels in zip(axes[0], betas, strict=True):
         _near_labels(axis, labels)
-    return figure
-
-
-def joint_heatmaps(predicted: Any, empirical: Any, grid: Grid, titles: Sequence[str] = ()) -> Figure:
-    """Predicted against empirical joint, one row per prefix: the same colour scale on both sides, probability in percent.
-
-    Args:
-      predicted, empirical: `[K, B_V, B_T]` (or one `[B_V, B_T]`), each joint summing to 1.
-      grid: names the bins.
-      titles: K row titles.
-    """
-    predicted = np.asarray(predicted, np.float64).reshape(-1, grid.n_reward, grid.n_length)
-    empirical = np.asarray(empirical, np.float64).reshape(predicted.shape)
-    distance = total_variation(predicted, empirical)
-    height = 0.9 + (0.9 + 0.3 * grid.n_reward) * len(predicted)
-    figure, axes = _figure(3.0 + 1.0 * grid.n_length, height, len(predicted), 2, sharex=True, sharey=True)
-    top = max(predicted.max(), empirical.max())
-    for k, row in enumerate(axes):
-        prefix = f"{titles[k]}: " if titles else ""
-        for axis, joint, title in zip(row, (predicted[k], empirical[k]), ("predicted", "empirical"), strict=True):
-            image = axis.imshow(joint, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=top)
-            note = f" (total variation {distance[k]:.2f})" if title == "predicted" else ""
-            axis.set_title(f"{prefix}{title}{note}", fontsize=10, parse_math=False)
-            for (b, cell), p in np.ndenumerate(joint):
-                if p >= 0.005:
-                    axis.text(cell, b, f"{100 * p:.0f}", ha="center", va="center", fontsize=7.5, color="black" if p > top / 2 else "white")
-        row[0].set_ylabel("final reward", fontsize=9)
-        row[0].set_yticks(range(grid.n_reward), [f"{v:.2g}" for v in grid.reward_centres])
-    ends = [str(edge) for edge in grid.length_edges[1:-1]]
-    names = [f"<{ends[0]}", *(f"{a}+" for a in ends)] if ends else ["all"]
-    for axis in axes[-1]:
-        axis.set_xlabel("remaining tokens", fontsize=9)
-        axis.set_xticks(range(grid.n_length), names)
-    figure.colorbar(image, ax=axes, shrink=0.9, label="probability", format=_percent)
     return figure
 
 
@@ -247,7 +188,7 @@ def calibration_figure(prob: Any, outcome: Any, length: LengthCalibration) -> Fi
       prob, outcome: items as in `metrics.reliability`.
       length: from `metrics.length_calibration`.
     """
-    figure, axes = _figure(10, 4.4, 1, 2)
+    figure, axes = new_figure(10, 4.4, 1, 2)
     left, right = axes[0]
     table = reliability(prob, outcome)
     largest = max((b.count for b in table), default=1)
@@ -297,7 +238,7 @@ def trace_figure(result: Result) -> Figure:
 
     Solid: generating. Dotted: paused (hollow square where a pause began). Circle: finished. Star: the answer.
     """
-    figure, axes = _figure(8.6, 4.6)
+    figure, axes = new_figure(8.6, 4.6)
     axis = axes[0, 0]
     labels = []
     for prefix in result.prefixes:

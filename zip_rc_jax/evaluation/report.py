@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from zip_rc_jax import drawing
 from zip_rc_jax.evaluation import plots
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.compare import HeadlineRow
@@ -240,7 +241,7 @@ def write_report(directory: str | pathlib.Path, evaluation: Evaluation, title: s
     }
     images = {name: _image(figure, name.replace("_", " ")) for name, figure in figures.items() if figure is not None}
     for name in images:
-        plots.save(figures[name], directory / f"{name}.png")  # type: ignore[arg-type]
+        drawing.save(figures[name], directory / f"{name}.png")  # type: ignore[arg-type]
     levels = level_table(e.runs, e.curves, e.pool, resamples=e.resamples, seed=e.seed)
     quality = metric_table(
         "Prediction quality", e.quality, "The within-prompt AUC decides whether selection can help at all; 0.5 is chance."

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import signal
 import time
@@ -29,8 +28,9 @@ from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
-from zip_rc_jax.training.predict import labelled_features, teacher_features, validation_metrics
+from zip_rc_jax.training.predict import labelled_features, teacher_features, validate
 from zip_rc_jax.training.step import StepSettings, TrainState, frozen, init_state, train_step
+from zip_rc_jax.training.tracking import Tracker
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,7 +66,8 @@ def train(
     """Trains the head (and, unless Lite, the body) of `lm` and saves the result as `directory/model`.
 
     The same call after an interruption continues where it stopped; after the end it loads the finished model. `directory` also
-    holds `checkpoints/`, `metrics.jsonl`, `settings.json`, and `environment.json` (commit, versions, devices of the latest start).
+    holds `checkpoints/`, `settings.json`, `environment.json` (commit, versions, devices of the latest start), and what `tracking`
+    writes: `metrics.jsonl`, `tensorboard/` and `heatmaps/`.
 
     With several processes, all call it with the same arguments, and all see `directory`. Each feeds the rows of its own devices.
 
@@ -152,13 +153,11 @@ def _run(
 ) -> TrainState:
     config = settings.train
     start = step = int(state.step)
-    metrics_path = directory / "metrics.jsonl" if distributed.is_chief() else pathlib.Path(os.devnull)
-    _drop_later_lines(metrics_path, start)
     every = max(1, config.steps // config.evaluations)
     saved = logged = time.monotonic()
     tokens, fill = 0, 0.0
     agree, skips = distributed.Agreement(), _Skips(config.max_skipped, directory)
-    with progress(title, config.steps, start) as bar, metrics_path.open("a") as log:
+    with Tracker(directory, start, writes=distributed.is_chief()) as tracker, progress(title, config.steps, start) as bar:
         while step < config.steps:
             batch = next(batches)
             tokens += int(np.sum(batch.segment_ids > 0))
@@ -174,11 +173,13 @@ def _run(
                 tokens, logged = 0, now
                 if validation and (step // every != (step - config.log_every) // every or step == config.steps):
                     current = _with_params(lm, state.params, {})
-                    record |= validation_metrics(current, validation, last=validation_last, batch_rows=64)
+                    found = validate(current, validation, label=config.label, last=validation_last, batch_rows=64)
+                    record |= found.metrics
+                    if found.joints:
+                        tracker.heatmap(step, found.joints, settings.head.grid)
                     logged = time.monotonic()
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                bar(step, f"{_status(record)}  rows {fill / (step - start):.1%} full")
+                tracker.record(record)
+                bar(step, f"{tracker.status}  rows {fill / (step - start):.1%} full")
             else:
                 bar(step, None)
             stop, save = agree(bool(received), time.monotonic() - saved > config.save_seconds)
@@ -232,12 +233,6 @@ class _Skips:
         )
 
 
-def _status(record: dict[str, float]) -> str:
-    shown = {"train/joint": "joint", "train/nll": "nll", "train/kl": "kl", "eval/within_prompt_auc": "within-prompt AUC"}
-    parts = [f"{name} {record[key]:.4f}" for key, name in shown.items() if key in record]
-    return "  ".join([*parts, f"{record['train/tokens_per_second']:,.0f} tok/s"])
-
-
 def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
     """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses are means over labelled positions).
 
@@ -251,16 +246,6 @@ def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
         return jax.make_array_from_callback(x.shape, layout.sharding(("batch", "sequence", "embed_act")[: x.ndim], x.shape), x.__getitem__)
 
     return jax.tree.map(put, batch)
-
-
-def _drop_later_lines(path: pathlib.Path, step: int) -> None:
-    """After a resume, records past the restored step would stand twice."""
-    if not path.is_file():
-        return
-    kept = [
-        line for line in path.read_text().splitlines() if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= step
-    ]
-    path.write_text("".join(line + "\n" for line in kept))
 
 
 def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[list[Rollout], list[Rollout]]:

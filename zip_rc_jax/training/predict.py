@@ -14,7 +14,8 @@ import numpy as np
 from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.distributed import gather
-from zip_rc_jax.metrics import within_prompt_auc
+from zip_rc_jax.grid import Grid
+from zip_rc_jax.metrics import empirical_joint, within_prompt_auc
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.progress import progress
@@ -32,11 +33,41 @@ class Profile:
       reward: float32 `[m]`, expected reward at every labelled position (root first).
       remaining: float32 `[m]`, expected remaining tokens there.
       first_joint: float32 `[B_V, B_T]`, the joint at the root.
+      mean_joint: float32 `[B_V, B_T]`, mean over the labelled positions.
     """
 
     reward: np.ndarray
     remaining: np.ndarray
     first_joint: np.ndarray
+    mean_joint: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanJoints:
+    """Predicted against observed (reward, remaining length), averaged over the same labelled positions of finished rollouts.
+
+    A truncated rollout has no true length, so it is left out on both sides.
+
+    Attributes:
+      predicted: float64 `[B_V, B_T]`, mean joint.
+      observed: float64 `[B_V, B_T]`, share of the positions whose rollout ended in each cell.
+      positions, rollouts: how many were averaged.
+      left_out: rollouts that are truncated or have no label.
+    """
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    positions: int
+    rollouts: int
+    left_out: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Named numbers for the record of a step, and the joints for its heat map (None if every rollout would be left out)."""
+
+    metrics: dict[str, float]
+    joints: MeanJoints | None
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layout"))
@@ -59,13 +90,14 @@ def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) ->
     """
     if lm.head is None:
         raise ValueError("the model has no ZIP head")
-    grid, rows = lm.head.grid, lm.params["zip_rows"]
+    rows = lm.params["zip_rows"]
     result: list[Profile | None] = [None] * len(rollouts)
     for hidden, spans in _batches(lm, rollouts, batch_rows):
         reward, remaining, joint = gather(_joints(lm.config, lm.head, rows, hidden))
         for lane, (i, span) in enumerate(spans):
-            first = joint[lane, span.start].reshape(grid.n_reward, grid.n_length).copy()
-            result[i] = Profile(reward[lane, span].copy(), remaining[lane, span].copy(), first)
+            result[i] = Profile(
+                reward[lane, span].copy(), remaining[lane, span].copy(), joint[lane, span.start].copy(), joint[lane, span].mean(axis=0)
+            )
     return [p for p in result if p is not None]
 
 
@@ -136,12 +168,43 @@ def final_values(found: Sequence[Profile], last: int) -> np.ndarray:
     return np.array([p.reward[-last:].mean() for p in found], np.float32)
 
 
-def validation_metrics(lm: LanguageModel, rollouts: Sequence[Rollout], *, last: int, batch_rows: int) -> dict[str, float]:
+def validate(lm: LanguageModel, rollouts: Sequence[Rollout], *, label: str, last: int, batch_rows: int) -> Validation:
+    """Predictions for held-back rollouts against what became of them.
+
+    Args:
+      rollouts: with `correct`.
+      label: "correct" or "value": the reward that the head was trained on.
+      last: labelled positions averaged for the final value.
+
+    Raises:
+      ValueError: the model has no head.
+    """
+    found = profiles(lm, rollouts, batch_rows)
+    assert lm.head is not None
+    return Validation(validation_metrics(found, rollouts, last), mean_joints(found, rollouts, label, lm.head.grid))
+
+
+def mean_joints(found: Sequence[Profile], rollouts: Sequence[Rollout], label: str, grid: Grid) -> MeanJoints | None:
+    """See `MeanJoints`; None if no rollout has both a true length and a label.
+
+    Args:
+      found: the profile of each rollout.
+    """
+    used = [(p, r) for p, r in zip(found, rollouts, strict=True) if r.finished and not np.isnan(getattr(r, label))]
+    if not used:
+        return None
+    lengths = [len(p.remaining) for p, _ in used]
+    remaining = np.concatenate([np.arange(m, 0, -1) for m in lengths])
+    rewards = np.repeat([getattr(r, label) for _, r in used], lengths)
+    predicted = np.average(np.stack([p.mean_joint for p, _ in used]), axis=0, weights=lengths)
+    return MeanJoints(predicted, empirical_joint(rewards, remaining, grid), len(remaining), len(used), len(rollouts) - len(used))
+
+
+def validation_metrics(found: Sequence[Profile], rollouts: Sequence[Rollout], last: int) -> dict[str, float]:
     """Within-prompt AUC of the final value against `correct`, over prompts that have both outcomes, and the mean length error.
 
     This is the number the whole method stands on: a head that cannot tell good from bad within a prompt cannot select.
     """
-    found = profiles(lm, rollouts, batch_rows)
     values = final_values(found, last)
     prompts, where = np.unique([r.prompt_index for r in rollouts], return_inverse=True)
     counts = np.bincount(where)

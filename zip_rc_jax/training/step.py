@@ -102,7 +102,7 @@ def losses(
             batch.positions,
             layout=layout,
             segment_ids=batch.segment_ids,
-            remat=True,
+            remat=config.remat,
             dtype=dtype,
             attention=config.attention,
         )[0]
