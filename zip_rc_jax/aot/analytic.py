@@ -125,10 +125,7 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
         forward=body + student + head,
         backward=2 * (body + student + head),
         teacher=teacher,
-        recomputed=(body - last if train.remat else 0)
-        + again * scores
-        + student
-        + (table if teacher and train.kl_kind != "forward_topk" else 0),
+        recomputed=layers + again * scores + student + full_teacher,
         attention=attention,
         kernels=kernel * attention,
     )
