@@ -17,8 +17,9 @@ from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.tasks import problems, problems_from_jsonl
-from zip_rc_jax.decoding.api import Prompt, decode_stream, resolve
+from zip_rc_jax.decoding.api import decode_stream, resolve
 from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
+from zip_rc_jax.decoding.requests import Prompt
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
 from zip_rc_jax.evaluation.report import run_metadata, write_json, write_jsonl
