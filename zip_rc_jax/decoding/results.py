@@ -121,6 +121,7 @@ class Result:
         def tuples(value: Any) -> Any:
             return tuple(value) if isinstance(value, list) else math.nan if value is None else value
 
+        expected = {name: tuples(data[name]) for name in ("expected_reward", "expected_remaining")}
         prefixes = tuple(Prefix(**{k: tuples(v) for k, v in x.items()}) for x in data["prefixes"])
         trace = tuple(Decision(**{k: tuples(v) for k, v in x.items()}) for x in data["trace"])
-        return cls(**{**data, "prefixes": prefixes, "trace": trace, "usage": Usage(**data["usage"])})
+        return cls(**{**data, **expected, "prefixes": prefixes, "trace": trace, "usage": Usage(**data["usage"])})
