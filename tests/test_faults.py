@@ -131,18 +131,17 @@ def test_what_is_not_finite_in_the_cache_does_not_reach_the_next_prefix_in_that_
 
     def with_embedding(value):
         body = lm.params["body"]
-        rare = {"unembed": body["unembed"].at[d].multiply(0.1), "embed": body["embed"].at[d].set(value)}
-        return dataclasses.replace(lm, params=lm.params | {"body": body | rare})
+        return dataclasses.replace(lm, params=lm.params | {"body": body | {"embed": body["embed"].at[d].set(value)}})
 
-    prompts = ["1 + 2 =", "d", "a b a b c 9 9 9", "11 + 10 + 9 =", "3", "wait so check", "1 = 3", "= 2 + 2", "b"]
-    config = DecodeConfig(n=1, rows=1, interval=8, window=4, max_tokens=80, strategy="fixed")
-    found, healthy = (results_of(Engine(with_embedding(x), config, 0).run(prompts)) for x in (jnp.nan, 0.0))
-    fails = [d in (*lm.tokenizer.encode(prompt), *r.prefixes[0].token_ids[:-1]) for prompt, r in zip(prompts, healthy, strict=True)]
-    assert [bool(r.error) for r in found] == fails
-    assert [r.prefixes[0].token_ids for r in found if not r.error] == [
-        r.prefixes[0].token_ids for r, failed in zip(healthy, fails, strict=True) if not failed
-    ]
-    assert not all(fails[fails.index(True, 2) :]), "a healthy prompt comes after one that failed while it was generated"
+    # The second prompt overwrites the first 64 slots of its rows, and looks at what lies beyond once it grows past them. It never reads
+    # the word, which ends its prefixes.
+    prompts = [" ".join("1 + 2 = 3 so wait a b c 9".split() * 7), Request(" ".join("4 + 5 = 9 so".split() * 10), stop_token_ids=(d,))]
+    config = DecodeConfig(n=4, rows=4, interval=4, window=4, max_tokens=18, strategy="fixed")
+    (failed, mine), (_, theirs) = (results_of(Engine(with_embedding(x), config, 0).run(prompts)) for x in (jnp.nan, 0.0))
+    assert failed.finish_reason == "error"
+    assert max(p.usage.prompt_tokens + len(x.token_ids) for p in (failed,) for x in p.prefixes if x.state == "failed") > 64
+    assert max(len(p.token_ids) for p in theirs.prefixes) > 4
+    assert exact(mine) == exact(theirs)
 
 
 # ---- prompts that cannot be decoded
