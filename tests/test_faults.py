@@ -135,7 +135,7 @@ def test_what_is_not_finite_in_the_cache_does_not_reach_the_next_prefix_in_that_
 
     # The second prompt overwrites the first 64 slots of its rows, and looks at what lies beyond once it grows past them. It never reads
     # the word, which ends its prefixes.
-    prompts = [" ".join("1 + 2 = 3 so wait a b c 9".split() * 7), Request(" ".join("4 + 5 = 9 so".split() * 10), stop_token_ids=(d,))]
+    prompts = [" ".join(["1 + 2 = 3 so wait a b c 9"] * 7), Request(" ".join(["4 + 5 = 9 so"] * 10), stop_token_ids=(d,))]
     config = DecodeConfig(n=4, rows=4, interval=4, window=4, max_tokens=18, strategy="fixed")
     (failed, mine), (_, theirs) = (results_of(Engine(with_embedding(x), config, 0).run(prompts)) for x in (jnp.nan, 0.0))
     assert failed.finish_reason == "error"

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from zip_rc_jax import pipeline
@@ -133,8 +134,9 @@ def show_live(
         else:
             results[event.prompt_index] = event.result
             r = event.result
+            answer = r.text.split()[-1] if r.text else f"({r.error or 'abstains'})"
             console.print(
-                f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{r.text.split()[-1] if r.text else '(abstains)'}[/bold] "
+                f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{escape(answer)}[/bold] "
                 f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in {r.usage.serial_steps} serial steps"
             )
     return [results[i] for i in range(len(prompts))]

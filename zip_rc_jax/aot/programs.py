@@ -20,6 +20,7 @@ from zip_rc_jax.aot.topology import chip_of, tpu_mesh
 from zip_rc_jax.config import ModelConfig, PipelineConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.decoding import rows as decode_rows
+from zip_rc_jax.decoding.memory import abstract_pool, shard_bytes
 from zip_rc_jax.decoding.network import TransformerNetwork
 from zip_rc_jax.decoding.rows import Rows
 from zip_rc_jax.decoding.sampling import Filters
@@ -105,17 +106,6 @@ def abstract_decode_params(layout: Layout, model: ModelConfig, dtype: str) -> di
     shapes = {"body": param_shapes(model), "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)}
     typed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), shapes)
     return place(layout, typed, {"body": param_axes(model), "table": ("vocab", "embed")})
-
-
-def abstract_pool(settings: decode_rows.StepSettings, rows: int, slots: int) -> Rows:
-    """The pool of `decoding.rows.empty_rows`, laid out as it is."""
-    found = jax.eval_shape(lambda: decode_rows.empty_rows(settings, rows, slots))
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), found, found.sharding(settings))
-
-
-def shard_bytes(tree: Any) -> int:
-    """Bytes of one chip's share of abstract arrays, without padding."""
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 # Compilation.

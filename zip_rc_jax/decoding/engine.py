@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.decoding import memory
 from zip_rc_jax.decoding.groups import ROOT, Branch, Group, failure
 from zip_rc_jax.decoding.network import Network, TransformerNetwork
 from zip_rc_jax.decoding.placement import Move, Place, Shard, live_rows_first
@@ -100,7 +101,7 @@ class Engine:
         lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
-        self.intake = Intake(lm, config, seed, chat_template_kwargs)
+        self.intake = Intake(lm, config, seed, chat_template_kwargs or {}, self._check_memory)
         self.settings = StepSettings(
             network=network or TransformerNetwork(lm.config, lm.layout, str(lm.params["body"]["embed"].dtype)),
             head=self.head,
@@ -119,6 +120,28 @@ class Engine:
                 f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
                 f"set rows to at least {(config.n + self.branching) * self.shards}",
             )
+        self._known_to_fit: set[tuple[int, int]] = set()
+
+    def _pool_slots(self, tokens: int, listed: bool) -> int:
+        """Slots of rows that hold `tokens`: just enough for a list, which is known as a whole; else rounded, as more may come."""
+        return -(-tokens // 32) * 32 if listed else slot_bucket(tokens, self.lm.config.max_positions)
+
+    def _check_memory(self, job: Job, listed: bool) -> None:
+        """Raises UsageError if the rows that this job needs do not fit into the device's memory."""
+        slots, prompt = self._pool_slots(job.slots, listed), slot_bucket(len(job.ids), job.slots)
+        if (slots, prompt) in self._known_to_fit:
+            return
+        per_prompt = self.config.n + self.branching
+        held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
+
+        def needed(rows: int, slots: int) -> memory.Estimate:
+            prompts = bucket(max(1, rows // per_prompt), rows, least=1)
+            return memory.estimate(self.settings, held, rows, slots, prompts, min(prompt, slots))
+
+        devices = self.settings.network.layout.mesh.devices
+        limit = memory.device_limit(devices.flat[0], devices.size)
+        memory.check_fits(needed, limit, self.rows, slots, len(job.ids), self.shards, int(self.branching))
+        self._known_to_fit.add((slots, prompt))
 
     def run(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterator[StepEvent | ResultEvent]:
         """Decodes all prompts; yields an event per decision and a result per prompt, as they come.
@@ -144,7 +167,7 @@ class Engine:
         while groups or queue.peek() is not None:
             if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
                 pool = None  # is freed before its successor is made
-                pool = self._empty_pool(-(-longest // 32) * 32 or slot_bucket(job.slots, self.lm.config.max_positions))
+                pool = empty_rows(self.settings, self.rows + 1, self._pool_slots(longest or job.slots, longest > 0))  # with a scratch row
             batch, refused = self._next_batch(queue, pool, shards)
             yield from refused
             if pool is None:
@@ -161,9 +184,6 @@ class Engine:
                 yield ResultEvent(group.job.number, result)
             if groups:
                 pool = self._advance(pool, shards, groups)
-
-    def _empty_pool(self, slots: int) -> Rows:
-        return empty_rows(self.settings, self.rows + 1, slots)  # with a scratch row
 
     # Admission.
 

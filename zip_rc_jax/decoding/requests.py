@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,11 +118,22 @@ def prompt_hash(ids: Sequence[int]) -> int:
 class Intake:
     """Turns requests into jobs for one model and one configuration."""
 
-    def __init__(self, lm: LanguageModel, config: DecodeConfig, seed: int, template_kwargs: Mapping[str, Any] | None = None):
-        """Raises UsageError: the configuration itself has a stop id that the policy cannot emit."""
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: DecodeConfig,
+        seed: int,
+        template_kwargs: Mapping[str, Any],
+        check_memory: Callable[[Job, bool], None],
+    ):
+        """Args: `check_memory` raises a UsageError for a job that the device cannot hold; its flag says that the job is one of a list.
+
+        Raises:
+          UsageError: the configuration itself has a stop id that the policy cannot emit.
+        """
         assert lm.head is not None
         self.lm, self.config, self.seed = lm, config, seed
-        self.template_kwargs = dict(template_kwargs or {})
+        self.template_kwargs, self.check_memory = dict(template_kwargs), check_memory
         self.head = lm.head
         self.sampleable = lm.head.sampleable(lm.config.vocab_size)
         self.unreadable = lm.tokenizer.unused_ids(lm.config.vocab_size)  # [V] ids that no prompt may hold
@@ -138,14 +149,15 @@ class Intake:
 
         Raises:
           UsageError: no prompts, one text or chat instead of a list of them, template variables without any chat, an unknown `on_error`,
-            or (with "raise") an unencodable, empty or too long prompt, an id that is reserved or never used, or impossible options.
+            or (with "raise") an unencodable, empty or too long prompt, an id that is reserved or never used, impossible options, or more
+            rows and tokens than the device can hold.
         """
         if isinstance(prompts, str):
             raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
         if on_error not in (None, *ON_ERROR):
             raise UsageError(f"on_error={on_error!r}", f"it is one of {', '.join(ON_ERROR)}", "choose one of them, or leave it out")
         if not isinstance(prompts, Sequence):
-            return self._read(prompts, on_error == "raise")
+            return self._read(prompts, on_error == "raise", listed=False)
         if not prompts:
             raise UsageError("prompts=[]", "there is nothing to decode", "pass at least one prompt")
         if any(isinstance(prompt, Mapping) for prompt in prompts):
@@ -157,17 +169,20 @@ class Intake:
                 "every prompt is a string, which no template renders",
                 'pass chats: [{"role": "user", "content": prompt}]',
             )
-        return list(self._read(prompts, on_error != "result"))
+        return list(self._read(prompts, on_error != "result", listed=True))
 
-    def _read(self, prompts: Iterable[Prompt | Request], strict: bool) -> Iterator[Job | Refusal]:
+    def _read(self, prompts: Iterable[Prompt | Request], strict: bool, listed: bool) -> Iterator[Job | Refusal]:
         for number, prompt in enumerate(prompts):
             request = prompt if isinstance(prompt, Request) else Request(prompt)
             try:
-                yield self._job(number, request)
+                job = self._job(number, request)
+                self.check_memory(job, listed)
             except UsageError as error:
                 if strict:
                     raise
                 yield Refusal(number, request.prompt if isinstance(request.prompt, str) else "", str(error))
+            else:
+                yield job
 
     def _job(self, number: int, request: Request) -> Job:
         config = request.over(self.config)
