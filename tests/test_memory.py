@@ -109,9 +109,9 @@ def test_the_length_that_fits_is_named_too(monkeypatch, lm):
 
 
 def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch):
-    prompts = ["x", " ".join("y" * 40), "z"]
+    prompts = ["x", " ".join("y" * 60), "z"]
     engine = Engine(MIXED.lm(max_positions=128), CONFIG, 0, ScriptedNetwork())
-    limited(monkeypatch, memory.estimate(engine.settings, engine.params, CONFIG.rows, 48, 4, 48).total)
+    limited(monkeypatch, memory.estimate(engine.settings, engine.params, CONFIG.rows, 64, 4, 25).total)
     found = {e.prompt_index: e.result for e in engine.run(iter(prompts)) if isinstance(e, ResultEvent)}
     assert [found[i].finish_reason == "error" for i in range(3)] == [False, True, False]
     assert "decoding needs" in found[1].error

@@ -114,11 +114,12 @@ class Engine:
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
         self.shards = self.settings.network.layout.mesh.shape["data"]
         self.rows = config.rows // self.shards  # of each shard
-        if config.n + self.branching > self.rows:
+        self.per_prompt = config.n + self.branching  # most rows of one prompt
+        if self.per_prompt > self.rows:
             raise UsageError(
                 f"rows={config.rows} on {self.shards} shards with n={config.n}",
                 f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
-                f"set rows to at least {(config.n + self.branching) * self.shards}",
+                f"set rows to at least {self.per_prompt * self.shards}",
             )
         self._known_to_fit: set[tuple[int, int]] = set()
 
@@ -131,11 +132,10 @@ class Engine:
         slots, prompt = self._pool_slots(job.slots, listed), slot_bucket(len(job.ids), job.slots)
         if (slots, prompt) in self._known_to_fit:
             return
-        per_prompt = self.config.n + self.branching
         held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
 
         def needed(rows: int, slots: int) -> memory.Estimate:
-            prompts = bucket(max(1, rows // per_prompt), rows, least=1)
+            prompts = bucket(max(1, rows // self.per_prompt), rows, least=1)
             return memory.estimate(self.settings, held, rows, slots, prompts, min(prompt, slots))
 
         devices = self.settings.network.layout.mesh.devices
@@ -191,7 +191,7 @@ class Engine:
         """Per shard, the waiting requests that its free rows can hold; and the results of those that cannot be decoded at all.
 
         Each is promised all the rows it may ever need, in one shard. A request whose prefixes may become longer than the rows waits until
-        no other is in flight.
+        no other is in flight. Requests of fewer samples than the engine's do not make a batch larger than its memory was estimated for.
         """
         batch: list[list[Job]] = [[] for _ in shards]
         refused: list[ResultEvent] = []
@@ -203,6 +203,8 @@ class Engine:
                 break
             else:
                 best = int(np.argmax(room))
+                if len(batch[best]) == self.rows // self.per_prompt:
+                    break
                 room[best] -= request.config.n + self.branching
                 batch[best].append(request)
             queue.pop()
