@@ -12,7 +12,6 @@ once) at the bandwidth measured here. Needs `make smollm2` and the dev extra (to
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
 import statistics
 import tempfile
@@ -86,7 +85,7 @@ class Ours:
     def __init__(self, lm: LanguageModel, samples: int, tokens: int, rows: int):
         config = DecodeConfig(strategy="fixed", n=samples, rows=rows, interval=tokens, window=1, max_tokens=tokens)
         self.engine = Engine(lm, config, 0)
-        self.engine.settings = dataclasses.replace(self.engine.settings, stop_ids=())
+        self.engine.eos_ids = ()  # every sample has all its tokens
 
     def __call__(self, prompts: list[str]) -> None:
         run_all(self.engine, prompts)

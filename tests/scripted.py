@@ -84,6 +84,9 @@ class ScriptedNetwork:
         kept = jnp.where(live[:, None], history, before).reshape(shards, width, slots)
         return logits.at[:, HEAD.first_id : HEAD.last_id].set(cells), History(cache.tokens.at[:, :width, :slots].set(kept))
 
+    def temporary_bytes(self, rows, tokens, slots):
+        return 4 * rows * slots
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

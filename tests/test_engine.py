@@ -21,7 +21,8 @@ from small_tokenizers import chatml, gemma
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding import api
 from zip_rc_jax.decoding import engine as engine_module
-from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent, best_prefix, voted_prefix
+from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
+from zip_rc_jax.decoding.groups import best_prefix, voted_prefix
 from zip_rc_jax.decoding.results import Prefix, Result
 from zip_rc_jax.decoding.strategies import View, choose
 from zip_rc_jax.errors import UsageError
@@ -384,7 +385,8 @@ def test_streaming_adds_up_to_the_results(config):
         assert log.index(end) > max(map(log.index, mine)), "the result comes last"
         assert tuple(e.decision for e in mine) == end.result.trace
         for p in end.result.prefixes:
-            assert " ".join(t for e in mine if (t := e.new_text.get(p.id))) == p.text
+            assert "".join(e.new_text.get(p.id, "") for e in mine) == p.text
+            assert sum((e.new_tokens.get(p.id, ()) for e in mine), ()) == p.token_ids
 
 
 def test_a_result_is_plain_data():
@@ -408,7 +410,7 @@ def random_view(rng, prompts=60, n=5):
     exists = rng.random((prompts, n)) < 0.85
     exists[:, 0] = True
     return View(joint, rng.random((prompts, n)) < rng.random((prompts, 1)), rng.integers(0, 20, (prompts, n)), exists,
-                np.zeros(prompts, np.int32), np.ones(prompts, bool))  # fmt: skip
+                np.zeros(prompts, np.int32), np.ones(prompts, bool), *np.full((2, prompts), 0.1, np.float32))  # fmt: skip
 
 
 def expected_choice(strategy, view, p, config):
@@ -555,7 +557,7 @@ def test_prompts_with_reserved_or_unused_ids_are_refused(reserved):
     i = gemma().backend.token_to_id(name)
     assert (lm.head.first_id <= i < lm.head.last_id) == reserved
     with pytest.raises(UsageError, match=rf"prompt 1 with ids {i} \({name}\): they are reserved or unused"):
-        Engine(lm, CHATTY, 0).check(["fine", f"not {name} so {name}"])
+        Engine(lm, CHATTY, 0).intake.jobs(["fine", f"not {name} so {name}"])
     chat = [{"role": "user", "content": f"say {name}"}]
     with pytest.raises(UsageError, match=rf"prompt 0 with ids {i} \({name}\)"):
         api.decode(lm, [chat], CHATTY)
@@ -570,7 +572,7 @@ def test_ids_past_the_models_rows_are_refused():
     text = gemma().backend.id_to_token(last).replace("▁", " ")
     assert last in gemma().encode(text)
     with pytest.raises(UsageError, match=rf"prompt 0 with ids {last} "):
-        Engine(short, CHATTY, 0).check([text])
+        Engine(short, CHATTY, 0).intake.jobs([text])
 
 
 def test_a_model_without_a_head_is_refused():
@@ -631,9 +633,9 @@ def test_bad_chats_are_refused_at_once(monkeypatch, decoder, prompts, arguments,
         decoder(chat_lm(chatml()), prompts, CHATTY, chat_template_kwargs=arguments)
 
 
-def test_a_model_without_a_chat_template_takes_raw_prompts_only():
+def test_a_model_without_a_chat_template_takes_raw_prompts_only(lm):
     with pytest.raises(UsageError, match=r"the tokenizer has no chat template\. Fix: pass raw prompts"):
-        api.decode(MIXED.lm(), [CHAT], CONFIG)
+        api.decode(lm, [CHAT], CONFIG)
 
 
 # ---- the real transformer

@@ -523,9 +523,9 @@ def test_a_tokenizer_may_have_more_ids_than_the_model_has_rows(shelf):
     assert found.config == lm.config
     assert found.without_head().config == lm.config
     engine = Engine(found, SEARCH, 0)
-    assert engine.check(PROMPTS) == [lm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert [job.ids for job in engine.intake.jobs(PROMPTS)] == [lm.tokenizer.encode(prompt) for prompt in PROMPTS]
     with pytest.raises(UsageError, match=f"{lm.tokenizer.size - 1} .*reserved or unused"):
-        engine.check([f"{PROMPTS[0]} {last}"])
+        engine.intake.jobs([f"{PROMPTS[0]} {last}"])
 
 
 def test_a_checkpoint_of_ours_with_unknown_settings_is_from_another_version(lm, tmp_path):

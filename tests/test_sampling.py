@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zip_rc_jax.config import SamplingConfig
-from zip_rc_jax.decoding.sampling import filter_logits, row_keys, sample
+from zip_rc_jax.decoding.sampling import ALL_FILTERS, Filters, Sampling, filter_logits, row_keys, sample
 
 # log of these probabilities, in an order that is not sorted; two never-drawn ids
 PROBABILITIES = np.array([0.05, 0.3, 0.0, 0.02, 0.4, 0.1, 0.0, 0.13])
@@ -116,6 +116,70 @@ def test_draws_follow_the_probabilities_across_blocks_of_a_large_vocabulary():
     observed = np.bincount(drawn, minlength=1000)
     assert observed[allowed].sum() == count
     assert float(((observed[allowed] - count * probs) ** 2 / (count * probs)).sum()) < CHI_SQUARE[7]
+
+
+def test_every_row_draws_by_its_own_settings():
+    """All settings in one batch, greedy ones among them: each row as if all were like it."""
+    each = 4000
+    configs = [*CONFIGS, SamplingConfig(temperature=0)]
+    count = each * len(configs)
+    stacked = Sampling.stack([c for c in configs for _ in range(each)])
+    keys = row_keys(jax.random.key(5), jnp.full(count, 7, jnp.uint32), jnp.arange(count) % 100, jnp.arange(count) // 100)
+    logits = jnp.broadcast_to(jnp.asarray(LOGITS), (count, 8))
+    kept = np.asarray(jax.nn.softmax(filter_logits(logits, stacked), axis=-1)).reshape(-1, each, 8)
+    drawn = np.asarray(sample(keys, logits, stacked)).reshape(-1, each)
+    for config, found, ids in zip(configs, kept, drawn, strict=True):
+        if config.temperature == 0:
+            assert (ids == 4).all()
+            continue
+        probs = expected(LOGITS, config)
+        np.testing.assert_allclose(found, np.broadcast_to(probs, found.shape), atol=2e-6)
+        observed = np.bincount(ids, minlength=8)
+        assert not observed[probs == 0].any()
+        observed, probs = observed[probs > 0], probs[probs > 0]
+        statistic = float(((observed - each * probs) ** 2 / (each * probs)).sum())
+        assert len(probs) == 1 or statistic < CHI_SQUARE[len(probs) - 1]
+
+
+@pytest.mark.parametrize("shape", ["peaked", "flat", "ties"])
+def test_nothing_is_lost_in_a_large_vocabulary(shape):
+    """However many tokens the nucleus holds, against sorting: no bounded set of candidates is too small."""
+    rng = np.random.default_rng(2)
+    logits = rng.standard_normal((4, 20_000)) * {"peaked": 4.0, "flat": 0.05, "ties": 2.0}[shape]
+    logits = np.round(logits) if shape == "ties" else logits
+    logits[:, ::7] = -np.inf  # reserved ids
+    logits = logits.astype(np.float32)
+    for top_p in (0.01, 0.5, 0.9, 0.999):
+        found = np.isfinite(np.asarray(filter_logits(jnp.asarray(logits), SamplingConfig(top_p=top_p))))
+        for row, kept in zip(logits, found, strict=True):
+            probs = np.exp(row.astype(np.float64) - row.max())
+            probs /= probs.sum()
+            ordered = np.sort(probs)[::-1]
+            cumulated = np.cumsum(ordered)
+            # Within rounding of float32 sums, the least probability that is kept is the one at which the sorted mass reaches top_p.
+            low, high = (ordered[min(np.searchsorted(cumulated, top_p + d), len(ordered) - 1)] for d in (2e-5, -2e-5))
+            assert low * (1 - 1e-5) <= probs[kept].min() <= high * (1 + 1e-5)
+            assert probs[~kept].max() < probs[kept].min()
+            assert probs[kept].sum() >= top_p - 2e-5
+    for top_k in (1, 40, 3000):
+        found = np.isfinite(np.asarray(filter_logits(jnp.asarray(logits), SamplingConfig(top_k=top_k))))
+        kth = np.sort(logits, axis=-1)[:, ::-1][:, top_k - 1 : top_k]
+        np.testing.assert_array_equal(found, logits >= kth)
+
+
+def test_filters_that_no_row_uses_are_not_compiled_and_change_nothing():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(3 * rng.standard_normal((30, 50)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 30)
+    for configs, wanted in (
+        ([SamplingConfig(), SamplingConfig(min_p=0.1)], Filters(True, False, False, False)),
+        ([SamplingConfig(temperature=0, top_k=3)], Filters(False, True, False, False)),
+        ([SamplingConfig(), SamplingConfig(temperature=0.5, top_p=0.8)], Filters(True, False, False, True)),
+        ([SamplingConfig(top_k=5), SamplingConfig(temperature=0)], Filters(True, True, True, False)),
+    ):
+        assert Filters.of(configs) == wanted
+        stacked = Sampling.stack([configs[i % len(configs)] for i in range(30)])
+        np.testing.assert_array_equal(sample(keys, logits, stacked, wanted), sample(keys, logits, stacked, ALL_FILTERS))
 
 
 def test_greedy_takes_the_likeliest_and_the_first_of_equals():

@@ -9,6 +9,7 @@ from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.api import decode, decode_stream
 from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
 from zip_rc_jax.decoding.meta_actions import MetaAction, choose_meta_action
+from zip_rc_jax.decoding.requests import Request
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
@@ -24,6 +25,7 @@ __all__ = [
     "LanguageModel",
     "MetaAction",
     "Prefix",
+    "Request",
     "Result",
     "ResultEvent",
     "StepEvent",

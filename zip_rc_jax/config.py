@@ -221,11 +221,16 @@ class DecodeConfig:
         "half_finished" (drop the rest once half have finished).
       answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the largest sum of values).
       abstain: allow a prompt to end before any prefix has finished.
+      abstain_below: answers whose expected reward is below it are withheld; 0 withholds none.
       skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head to select within a prompt.
       joint_temperature, joint_top_p: sharpening of the joint before the search; 1 leaves it.
       max_tokens: most tokens generated per prefix.
       temperature, top_k, top_p, min_p: see `SamplingConfig`.
       stop_token_ids: ids that end a prefix besides the tokenizer's end-of-sequence ids.
+      token_budget: most tokens generated for one prompt by all its prefixes together (a shared prefix counts once); 0 sets no limit.
+        It is never exceeded: where it runs short, the live prefixes share what is left.
+      time_budget: seconds from a prompt's admission after which its next decision is the last; 0 sets no limit. A running interval is
+        not interrupted.
       rows: rows of the pool, shared by all prompts in flight.
     """
 
@@ -241,6 +246,7 @@ class DecodeConfig:
     length_budget: int = 0
     answer: str = "value"
     abstain: bool = False
+    abstain_below: float = 0.0
     skill: float = 1.0
     joint_temperature: float = 1.0
     joint_top_p: float = 1.0
@@ -250,6 +256,8 @@ class DecodeConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
+    token_budget: int = 0
+    time_budget: float = 0.0
     rows: int = 64
 
     def __post_init__(self) -> None:
@@ -282,6 +290,10 @@ class DecodeConfig:
         _require(
             0 <= self.reward_threshold <= 1, f"reward_threshold={self.reward_threshold}", "rewards lie in [0, 1]", "use a number in [0, 1]"
         )
+        _require(0 <= self.abstain_below <= 1, f"abstain_below={self.abstain_below}", "rewards lie in [0, 1]", "use a number in [0, 1]")
+        for field in ("token_budget", "time_budget"):
+            value = getattr(self, field)
+            _require(math.isfinite(value) and value >= 0, f"{field}={value}", "it limits what a prompt may spend", "use 0 for no limit")
         _require(self.skill >= 0, f"skill={self.skill}", "it is an exponent between mean (0) and maximum (1)", "use a number >= 0")
         _require(
             self.joint_temperature > 0, f"joint_temperature={self.joint_temperature}", "log-probs are divided by it", "use 1 to leave it"

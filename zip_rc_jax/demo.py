@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from zip_rc_jax import pipeline
@@ -17,8 +18,9 @@ from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.tasks import problems, problems_from_jsonl
-from zip_rc_jax.decoding.api import Prompt, decode_stream, resolve
+from zip_rc_jax.decoding.api import decode_stream, resolve
 from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
+from zip_rc_jax.decoding.requests import Prompt
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
 from zip_rc_jax.evaluation.report import run_metadata, write_json, write_jsonl
@@ -132,8 +134,9 @@ def show_live(
         else:
             results[event.prompt_index] = event.result
             r = event.result
+            answer = r.text.split()[-1] if r.text else f"({r.error or 'abstains'})"
             console.print(
-                f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{r.text.split()[-1] if r.text else '(abstains)'}[/bold] "
+                f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{escape(answer)}[/bold] "
                 f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in {r.usage.serial_steps} serial steps"
             )
     return [results[i] for i in range(len(prompts))]

@@ -20,8 +20,10 @@ from zip_rc_jax.aot.topology import chip_of, tpu_mesh
 from zip_rc_jax.config import ModelConfig, PipelineConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.decoding import rows as decode_rows
+from zip_rc_jax.decoding.memory import abstract_pool, shard_bytes
 from zip_rc_jax.decoding.network import TransformerNetwork
 from zip_rc_jax.decoding.rows import Rows
+from zip_rc_jax.decoding.sampling import Filters
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.transformer import param_axes, param_shapes
@@ -116,17 +118,6 @@ def abstract_decode_params(layout: Layout, model: ModelConfig, dtype: str) -> di
     shapes = {"body": param_shapes(model), "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)}
     typed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), shapes)
     return place(layout, typed, {"body": param_axes(model), "table": ("vocab", "embed")})
-
-
-def abstract_pool(settings: decode_rows.StepSettings, rows: int, slots: int) -> Rows:
-    """The pool of `decoding.rows.empty_rows`, laid out as it is."""
-    found = jax.eval_shape(lambda: decode_rows.empty_rows(settings, rows, slots))
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), found, found.sharding(settings))
-
-
-def shard_bytes(tree: Any) -> int:
-    """Bytes of one chip's share of abstract arrays, without padding."""
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 # Compilation.
@@ -258,25 +249,22 @@ def compile_decode(
         network=TransformerNetwork(model, layout, dtype),
         head=head,
         vocab_size=model.vocab_size,
-        sampling=decode.sampling,
+        filters=Filters.of([decode.sampling]),
         window=decode.window,
-        max_tokens=context,
-        stop_ids=(0,),
     )
     chips, shards = layout.mesh.size, layout.mesh.shape["data"]
     width, prompt = rows // shards, min(prompt, context)
     params = abstract_decode_params(layout, model, dtype)
     pool = abstract_pool(settings, width + 1, context)  # with the engine's scratch row
-    key = jax.eval_shape(lambda: jax.random.key(0))
     # What the engine makes on the host is not laid out: the compiler may choose.
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     lanes, moved = decode_rows.bucket(1, width), decode_rows.bucket(1)
     prompts = [jax.ShapeDtypeStruct(s, t) for s, t in (((shards, lanes, prompt), "i4"), ((shards, lanes), "i4"), ((shards, lanes), "u4"))]
-    active = jax.ShapeDtypeStruct((shards, width), jnp.bool_)
+    lanes_of_requests = decode_rows.abstract_lanes(shards, width)
     moves, count = jax.ShapeDtypeStruct((shards, moved, 3), jnp.int32), jax.ShapeDtypeStruct((shards,), jnp.int32)
 
     prefill = _compile(decode_rows.prefill, settings, params, *prompts)
-    advance = _compile(decode_rows.advance, settings, params, pool, active, scalar, key, context)
+    advance = _compile(decode_rows.advance, settings, params, pool, lanes_of_requests, scalar, context)
     copy = _compile(decode_rows.copy_rows, settings, pool, None, moves, count, context)
 
     weights = shard_bytes([params["table"], {k: v for k, v in params["body"].items() if k not in ("embed", "unembed")}])

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
+from zip_rc_jax.decoding.requests import Prompt, Request
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.tokenizer import Tokenizer
 
-Prompt = str | Sequence[Mapping[str, Any]]
 ALIASES = {"max_new_tokens": "max_tokens"}
 
 
@@ -36,21 +35,27 @@ def resolve(config: DecodeConfig | None, options: dict[str, Any]) -> DecodeConfi
 
 def decode(
     lm: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt | Request],
     config: DecodeConfig | None = None,
     *,
     seed: int = 0,
+    on_error: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[Result]:
     """Answers every prompt with the adaptive search (paper, section 4).
 
-    The same seed and prompt give the same tokens whatever else is in the batch.
+    The same seed and prompt give the same tokens whatever else is in the batch. That holds for a prompt that occurs twice, too: give two
+    `Request`s different seeds to get different samples.
 
     Args:
       lm: a model with a ZIP head, from `load`.
-      prompts: each a text that is already templated, or a chat (`[{"role": "user", "content": ...}]`) for the model's own template.
+      prompts: each a text that is already templated, a chat (`[{"role": "user", "content": ...}]`) for the model's own template, or a
+        `Request`, which has options of its own.
       config: the search and its limits; default `DecodeConfig()`.
+      on_error: what happens to a prompt that cannot be decoded (empty, too long, reserved ids, ...): "raise", before anything is decoded
+        if `prompts` is a sequence; or "result", a `Result` with the finish reason "error". Default: raise for a sequence, a result for
+        any other iterable. A model that fails on a prompt gives such a result in any case.
       chat_template_kwargs: variables of the chat template, such as `{"enable_thinking": False}`.
       options: fields of `DecodeConfig` to override, e.g. `n=4, beta=0.02, max_new_tokens=512`.
 
@@ -58,57 +63,27 @@ def decode(
       one `Result` per prompt, in order.
 
     Raises:
-      UsageError: bad prompts or options, before any compilation.
+      UsageError: bad prompts (see `on_error`) or options, before any compilation.
     """
-    events = decode_stream(lm, prompts, config, seed=seed, chat_template_kwargs=chat_template_kwargs, **options)
+    events = decode_stream(lm, prompts, config, seed=seed, on_error=on_error, chat_template_kwargs=chat_template_kwargs, **options)
     results = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
-    return [results[i] for i in range(len(prompts))]
+    return [results[i] for i in range(len(results))]
 
 
 def decode_stream(
     lm: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt | Request],
     config: DecodeConfig | None = None,
     *,
     seed: int = 0,
+    on_error: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[StepEvent | ResultEvent]:
     """As `decode`, but yields a `StepEvent` at every decision of every prompt and a `ResultEvent` at each prompt's end.
 
-    Results equal those of `decode`. A consumer that stops early frees everything.
+    Results equal those of `decode`. An iterator of prompts is read only as rows become free, so it may be endless. A consumer that stops
+    early (`close`, or leaving the loop) frees everything.
     """
-    config = resolve(config, options)
-    texts = render(lm.tokenizer, prompts, chat_template_kwargs or {})
-    engine = Engine(lm, config, seed)
-    engine.check(texts)
-    hashes = [None if isinstance(prompt, str) else lm.tokenizer.template_hash for prompt in prompts]
-    return _with_template_hash(engine.run(texts), hashes)
-
-
-def render(tokenizer: Tokenizer, prompts: Sequence[Prompt], chat_template_kwargs: dict[str, Any]) -> Sequence[str]:
-    """The texts of the prompts: a string is one already, a chat goes through the tokenizer's template.
-
-    Raises:
-      UsageError: one prompt instead of a list of them, something that is neither text nor chat, a chat that the template refuses, or
-        `chat_template_kwargs` without any chat.
-    """
-    if isinstance(prompts, str):
-        return prompts  # the engine says what is wrong
-    if any(isinstance(prompt, Mapping) for prompt in prompts):
-        raise UsageError("prompts given as one chat", "a list of prompts is expected", "pass [messages]")
-    if chat_template_kwargs and all(isinstance(prompt, str) for prompt in prompts):
-        raise UsageError(
-            f"chat_template_kwargs={chat_template_kwargs}",
-            "every prompt is a string, which no template renders",
-            'pass chats: [{"role": "user", "content": prompt}]',
-        )
-    return [prompt if isinstance(prompt, str) else tokenizer.chat(prompt, **chat_template_kwargs) for prompt in prompts]
-
-
-def _with_template_hash(events: Iterator[StepEvent | ResultEvent], hashes: list[str | None]) -> Iterator[StepEvent | ResultEvent]:
-    """`events` with `hashes[i]` in the result of prompt `i`."""
-    for event in events:
-        if isinstance(event, ResultEvent):
-            event = dataclasses.replace(event, result=dataclasses.replace(event.result, template_hash=hashes[event.prompt_index]))
-        yield event
+    engine = Engine(lm, resolve(config, options), seed, chat_template_kwargs=chat_template_kwargs)
+    return engine.decode(engine.intake.jobs(prompts, on_error))

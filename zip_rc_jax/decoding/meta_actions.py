@@ -61,6 +61,8 @@ def choose_meta_action(
     free_rows: Any = None,
     normaliser: Any = None,
     must_extend: Any = None,
+    alpha: Any = None,
+    beta: Any = None,
 ) -> MetaAction:
     """The best meta-action of each prompt, from the candidate set `config.candidates`.
 
@@ -79,6 +81,7 @@ def choose_meta_action(
       normaliser: [P], tokens that one unit of cost stands for; default the mean over the group of tokens so far plus expected remaining
         tokens. When branching the root does not count, unless it is alone.
       must_extend: [P] bool, prompts that may not choose to extend nothing (where they can extend anything); default none.
+      alpha, beta: [P], prices of each prompt; default the config's.
 
     With `candidates="branching"` the last slot is the root, an unfinished prefix of no tokens; 0 there starts no new sample. An action that
     extends nothing has multiplicity 0 at every unfinished slot.
@@ -100,7 +103,7 @@ def choose_meta_action(
         )
     prompts, slots = joint.shape[:2]
     per_slot = {"unfinished": unfinished, "tokens_so_far": tokens_so_far, "exists": exists}
-    per_prompt = {"free_rows": free_rows, "normaliser": normaliser, "must_extend": must_extend}
+    per_prompt = {"free_rows": free_rows, "normaliser": normaliser, "must_extend": must_extend, "alpha": alpha, "beta": beta}
     for name, value in (per_slot | per_prompt).items():
         expected = (prompts, slots) if name in per_slot else (prompts,)
         if value is not None and np.shape(value) != expected:
@@ -123,8 +126,8 @@ def choose_meta_action(
         np.full(prompts, config.n, np.int32) if free_rows is None else free_rows,
         normaliser,
         must_extend,
-        config.alpha,
-        config.beta,
+        np.full(prompts, config.alpha) if alpha is None else alpha,
+        np.full(prompts, config.beta) if beta is None else beta,
         grid=grid,
         candidates=config.candidates,
         n=config.n,
@@ -166,6 +169,7 @@ def _choose(
         alone = ~samples.any(-1, keepdims=True)
         scale = normaliser(joint, tokens_so_far, jnp.where(alone, exists, samples), grid)
     scale = scale.astype(joint.dtype)
+    alpha, beta = (x.astype(joint.dtype)[:, None, None] for x in (alpha, beta))
     terms = prefix_terms(joint, grid)
     budget = jnp.clip(jnp.minimum(free_rows, n - samples.sum(-1)), 0)
     if must_extend is not None:

@@ -47,6 +47,9 @@ class Network(Protocol):
           logits `[N, V]` float32 after token `last`, and the cache.
         """
 
+    def temporary_bytes(self, rows: int, tokens: int, slots: int) -> int:
+        """Most bytes that `logits` holds per device besides its arguments and results, for `rows` rows of each shard."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerNetwork:
@@ -83,3 +86,13 @@ class TransformerNetwork:
         )
         at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         return logits(self.config, at_last, params["table"]), cache_out
+
+    def temporary_bytes(self, rows: int, tokens: int, slots: int) -> int:
+        c, ways = self.config, self.layout.mesh.shape["tensor"]
+        heads, kv, hidden = c.n_heads * c.head_dim // ways, c.n_kv_heads * c.head_dim // ways, c.d_ff // ways
+        scores = 2 * 4 * rows * (c.n_heads // ways) * tokens * slots
+        activations = 4 * rows * tokens * (4 * c.d_model + 2 * hidden + 2 * heads)
+        # One layer is worked on at a time: its cache and its weights may be copied.
+        cache = 2 * 2 * jnp.dtype(self.dtype).itemsize * rows * slots * kv
+        weights = 4 * c.d_model * (3 * hidden + 2 * heads + 2 * kv)
+        return scores + activations + cache + weights

@@ -17,8 +17,8 @@ class Prefix:
       fork_position: generated tokens shared with the parent.
       token_ids: all generated tokens, shared ones included, end-of-sequence token included.
       text: decoded without special tokens.
-      state: "finished" or "paused".
-      finish_reason: "stop" (end token), "length" (max_tokens), "paused".
+      state: "finished", "paused", or "failed" (the model's logits after it are not finite).
+      finish_reason: "stop" (end token), "length" (max_tokens), "paused", "error".
       expected_reward: mean over the last `window` tokens of the joint's expected reward.
       expected_remaining: same for remaining tokens.
     """
@@ -82,14 +82,18 @@ class Result:
 
     Attributes:
       prompt: as given, or as the chat template rendered it.
-      text: the answer prefix's text ("" after abstention).
-      prefix_id: id of the answer prefix, -1 after abstention.
-      finish_reason: of the answer prefix, or "abstain".
-      expected_reward, expected_remaining: of the answer prefix (of the root after abstention).
+      text: the answer prefix's text ("" where there is no answer).
+      prefix_id: id of the answer prefix, -1 where there is none.
+      finish_reason: of the answer prefix; "abstain" where none finished or its expected reward is below `abstain_below`; "token_budget"
+        or "time_budget" if that ended the search: the answer is what had finished until then, else the most promising unfinished prefix;
+        "error" if the prompt could not be decoded or the model failed on it: no answer, though some prefixes may have finished.
+      expected_reward, expected_remaining: of the answer prefix, also of one withheld by `abstain_below`; of the root where there is no
+        such prefix (NaN if the model never saw the prompt).
       value_text: text of the finished prefix with the highest value.
       vote_text: text of the most valuable prefix of the answer group with the largest sum of values. `text` is one of these two.
       prefixes, trace, usage: see the classes.
       template_hash: `Tokenizer.template_hash` of the template that rendered the prompt; None for a raw prompt.
+      error: what went wrong, "" if nothing did.
     """
 
     prompt: str
@@ -104,6 +108,7 @@ class Result:
     trace: tuple[Decision, ...]
     usage: Usage
     template_hash: str | None = None
+    error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, ready for JSON."""
@@ -116,6 +121,7 @@ class Result:
         def tuples(value: Any) -> Any:
             return tuple(value) if isinstance(value, list) else math.nan if value is None else value
 
+        expected = {name: tuples(data[name]) for name in ("expected_reward", "expected_remaining")}
         prefixes = tuple(Prefix(**{k: tuples(v) for k, v in x.items()}) for x in data["prefixes"])
         trace = tuple(Decision(**{k: tuples(v) for k, v in x.items()}) for x in data["trace"])
-        return cls(**{**data, "prefixes": prefixes, "trace": trace, "usage": Usage(**data["usage"])})
+        return cls(**{**data, **expected, "prefixes": prefixes, "trace": trace, "usage": Usage(**data["usage"])})

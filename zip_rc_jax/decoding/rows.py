@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from zip_rc_jax.config import SamplingConfig
 from zip_rc_jax.decoding.network import Network
-from zip_rc_jax.decoding.sampling import row_keys, sample
+from zip_rc_jax.decoding.sampling import Filters, Sampling, row_keys, sample
 from zip_rc_jax.models.cache import copy_row, first_rows
 from zip_rc_jax.zip_head import ZipHead, joint_log_probs, policy_logits
 
@@ -29,19 +28,47 @@ class StepSettings:
       network: the model.
       head: where the joint lies in its logits.
       vocab_size: `V`.
-      sampling: how tokens are drawn.
+      filters: parts of sampling that are compiled.
       window: joints averaged per prefix.
-      max_tokens: generated tokens after which a row is done.
-      stop_ids: ids that end a row.
     """
 
     network: Network
     head: ZipHead
     vocab_size: int
-    sampling: SamplingConfig
+    filters: Filters
     window: int
-    max_tokens: int
-    stop_ids: tuple[int, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """What the requests say about the rows to step, `[X, W]`. It comes anew with every interval, so the pool does not hold it.
+
+    Attributes:
+      active: bool, rows to step. The others (paused or free) stay as they are.
+      key: `[X, W, 2]` uint32, data of the request's random key.
+      quota: int32, generated tokens at which the row rests until the next interval.
+      max_tokens: int32, generated tokens after which the row is done.
+      stop_ids: `[X, W, K]` int32, ids that end the row; -1 is none.
+      sampling: how tokens are drawn.
+    """
+
+    active: Any
+    key: Any
+    quota: Any
+    max_tokens: Any
+    stop_ids: Any
+    sampling: Sampling
+
+
+def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> Lanes:
+    """Shapes of `Lanes`, to compile for."""
+
+    def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shards, width, *shape), dtype)
+
+    sampling = Sampling(lane(jnp.float32), lane(jnp.int32), lane(jnp.float32), lane(jnp.float32))
+    return Lanes(lane(jnp.bool_), lane(jnp.uint32, 2), lane(jnp.int32), lane(jnp.int32), lane(jnp.int32, stop_ids), sampling)
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +81,7 @@ class Rows:
       length: `[X, R]` int32, tokens so far, prompt included.
       prompt_length: `[X, R]` int32.
       prompt_hash: `[X, R]` uint32 and branch `[X, R]` int32: identity of the row's randomness.
-      done: `[X, R]` bool, ended by a stop id or by max_tokens.
+      done: `[X, R]` bool, ended by a stop id, by max_tokens or by a fault.
       logits: `[X, R, V]` float32, of the next token, for the whole prefix.
       ring: `[X, R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i % W`.
       cache: the network's; slots `0 .. length - 1` are valid.
@@ -128,6 +155,11 @@ def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
     return jnp.exp(joint_log_probs(logits, head)).reshape(*logits.shape[:-1], -1)
 
 
+def _fault(logits: jax.Array, joint: jax.Array) -> jax.Array:
+    """`[...]` bool: NaN or infinity among the logits `[..., V]` (a NaN is also their maximum), or no joint `[..., C]` in them."""
+    return ~(jnp.isfinite(jnp.max(logits, axis=-1)) & jnp.isfinite(joint).all(-1))
+
+
 @functools.partial(jax.jit, static_argnames=("settings",))
 def prefill(settings: StepSettings, params: Any, tokens: jax.Array, length: jax.Array, prompt_hash: jax.Array) -> tuple[Rows, jax.Array]:
     """Root prefixes of `X * N` prompts: their cache, their next-token logits and their first joint.
@@ -139,7 +171,7 @@ def prefill(settings: StepSettings, params: Any, tokens: jax.Array, length: jax.
       prompt_hash: `[X, N]` uint32.
 
     Returns:
-      the rows, and the joints `[X, N, C]`.
+      the rows, where `done` marks prompts whose logits are at fault, and the joints `[X, N, C]`.
     """
     shards, count, slots = tokens.shape
     lanes = tokens.reshape(-1, slots)
@@ -150,72 +182,79 @@ def prefill(settings: StepSettings, params: Any, tokens: jax.Array, length: jax.
     logits = logits.reshape(shards, count, -1)
     joint = _joint(logits, settings.head)
     ring = jnp.zeros((shards, count, settings.window, settings.head.grid.n_cells), jnp.float32).at[:, :, 0].set(joint)
-    rows = Rows(tokens, length, length, prompt_hash, jnp.zeros_like(length), jnp.zeros(length.shape, bool), logits, ring, cache)
+    rows = Rows(tokens, length, length, prompt_hash, jnp.zeros_like(length), _fault(logits, joint), logits, ring, cache)
     return jax.lax.with_sharding_constraint(rows, rows.sharding(settings)), joint
 
 
 class Stepped(NamedTuple):
     """What the host reads after an interval, for the `N = X * W` lanes that were stepped.
 
-    `tokens [N, S]`, `length [N]`, `done [N]`, and `joint [N, C]`: the mean over the last `window` tokens (fewer while it is shorter).
+    `tokens [N, S]`, `length [N]`, `done [N]`, `fault [N]`: done because the logits after its last token are not finite, and
+    `joint [N, C]`: the mean over the last `window` tokens (fewer while it is shorter), without those logits.
     """
 
     tokens: jax.Array
     length: jax.Array
     done: jax.Array
+    fault: jax.Array
     joint: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def advance(
-    settings: StepSettings, params: Any, pool: Rows, active: jax.Array, steps: jax.Array, seed_key: jax.Array, slots: int
-) -> tuple[Rows, Stepped]:
-    """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when all active ones are done.
+def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps: jax.Array, slots: int) -> tuple[Rows, Stepped]:
+    """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when all active ones are done or rest.
 
     Args:
-      active: `[X, W]` bool, rows to step. The others (paused or free) stay as they are.
+      lanes: what to do with these rows.
       steps: scalar int32.
       slots: slots the stepped rows may reach; at least their longest length + steps.
     """
-    shards, width = active.shape
-    stop_ids = jnp.asarray(settings.stop_ids, jnp.int32)
-    active = active.reshape(-1)
+    shards, width = lanes.active.shape
+    lanes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lanes)
+    seed_keys = jax.random.wrap_key_data(lanes.key)
     window = settings.window
+
+    def live_rows(rows: dict[str, jax.Array]) -> jax.Array:
+        return lanes.active & ~rows["done"] & (rows["length"] - rows["prompt_length"] < lanes.quota)
 
     def cond(carry: tuple[jax.Array, dict[str, jax.Array], Any]) -> jax.Array:
         step, rows, _ = carry
-        return (step < steps) & jnp.any(active & ~rows["done"])
+        return (step < steps) & jnp.any(live_rows(rows))
 
     def body(carry: tuple[jax.Array, dict[str, jax.Array], Any]) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         step, rows, cache = carry
         tokens, length, done = rows["tokens"], rows["length"], rows["done"]
-        keys = row_keys(seed_key, rows["prompt_hash"], rows["branch"], length)
-        drawn = sample(keys, policy_logits(rows["logits"], settings.head), settings.sampling)
-        live = active & ~done
+        keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
+        drawn = sample(keys, policy_logits(rows["logits"], settings.head), lanes.sampling, settings.filters)
+        live = live_rows(rows)
         # A row that is not live is fed its last token, and nothing of it is kept.
         slot = jnp.where(live, length, length - 1)
         token = jnp.where(live, drawn, _pick(tokens, slot))
         length = length + live
         generated = length - rows["prompt_length"]
-        ended = jnp.any(token[:, None] == stop_ids, axis=1) | (generated >= settings.max_tokens)
+        ended = jnp.any(token[:, None] == lanes.stop_ids, axis=1) | (generated >= lanes.max_tokens)
         done = done | (live & ended)
         logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), live, cache, slots)
         place = generated % window
-        # The joint after the last token of a row is never read.
-        joint = jnp.where((live & ~done)[:, None], _joint(logits, settings.head), _pick(rows["ring"], place))
+        # Neither logits nor joint after the last token of a row are ever read.
+        read = live & ~done
+        joint = _joint(logits, settings.head)
+        fault = read & _fault(logits, joint)
+        joint = jnp.where((read & ~fault)[:, None], joint, _pick(rows["ring"], place))
         changed = {
             "tokens": _place(tokens, slot, token),
             "length": length,
-            "done": done,
-            "logits": logits,
+            "done": done | fault,
+            "fault": rows["fault"] | fault,
+            "logits": jnp.where(read[:, None], logits, rows["logits"]),
             "ring": _place(rows["ring"], place, joint),
         }
         return step + 1, rows | changed, cache
 
     before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
     before["tokens"] = before["tokens"][:, :slots]
+    before["fault"] = jnp.zeros_like(lanes.active)
     _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
-    after["logits"] = jnp.where(active[:, None], after["logits"], before["logits"])
 
     def put(name: str) -> jax.Array:
         whole, part = getattr(pool, name), after[name].reshape(shards, width, *after[name].shape[1:])
@@ -224,7 +263,7 @@ def advance(
     seen = jnp.minimum(after["length"] - after["prompt_length"] + ~after["done"], window)
     valid = jnp.arange(window) < seen[:, None]
     joint = jnp.einsum("rwc,rw->rc", after["ring"], valid.astype(jnp.float32)) / jnp.maximum(seen, 1)[:, None]
-    stepped = Stepped(after["tokens"], after["length"], after["done"], joint)
+    stepped = Stepped(after["tokens"], after["length"], after["done"], after["fault"], joint)
     return Rows(**{name: put(name) for name in _SMALL}, cache=cache), stepped
 
 

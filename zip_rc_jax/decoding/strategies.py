@@ -26,6 +26,7 @@ class View:
       exists: `[P, n]` bool.
       free_rows: `[P]` int32, rows that branching may take.
       must_extend: `[P]` bool: the prompt may not stop yet.
+      alpha, beta: `[P]` float32, prices of the prompt.
     """
 
     joint: np.ndarray
@@ -34,6 +35,8 @@ class View:
     exists: np.ndarray
     free_rows: np.ndarray
     must_extend: np.ndarray
+    alpha: np.ndarray
+    beta: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,5 +84,7 @@ def _search(view: View, grid: Grid, config: DecodeConfig) -> Choice:
         exists=view.exists,
         free_rows=view.free_rows,
         must_extend=view.must_extend,
+        alpha=view.alpha,
+        beta=view.beta,
     )
     return Choice(np.asarray(action.multiplicity), np.asarray(action.future_bin), np.asarray(action.utility))

@@ -1,0 +1,178 @@
+"""What decoding needs of a device is known before anything is allocated, and what is not needed any more is given back."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from scripted import ScriptedNetwork
+from test_engine import CONFIG, MIXED, REAL, REAL_PROMPTS, exact
+
+from zip_rc_jax import decode, decode_stream
+from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.decoding import engine as engine_module
+from zip_rc_jax.decoding import memory
+from zip_rc_jax.decoding.engine import Engine, ResultEvent
+from zip_rc_jax.decoding.network import TransformerNetwork
+from zip_rc_jax.decoding.rows import StepSettings, abstract_lanes, advance, empty_rows, prefill
+from zip_rc_jax.decoding.sampling import ALL_FILTERS
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.transformer import param_shapes
+from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, single_device
+from zip_rc_jax.zip_head import ZipHead
+
+MODEL = ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=16, d_ff=192, tied=True, max_positions=1024)
+
+
+def settings_on(layout):
+    grid = Grid.authors("value")
+    head = ZipHead(grid, "value", MODEL.vocab_size - grid.n_cells, MODEL.vocab_size - grid.n_cells)
+    return StepSettings(TransformerNetwork(MODEL, layout, "float32"), head, MODEL.vocab_size, ALL_FILTERS, 16)
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 2)])
+def test_the_estimate_of_the_rows_is_what_the_pool_takes(data, tensor):
+    settings = settings_on(Layout(make_mesh(data=data, tensor=tensor), DECODE_RULES))
+    found = memory.estimate(settings, {}, 5, 96, 1, 64)
+    pool = empty_rows(settings, 6, 96)  # with the scratch row
+    device = settings.network.layout.mesh.devices.flat[1 % (data * tensor)]
+    held = sum(shard.data.nbytes for x in jax.tree.leaves(pool) for shard in x.addressable_shards if shard.device == device)
+    assert found.rows == held
+
+
+@pytest.mark.parametrize(("rows", "slots", "prompts", "prompt_slots"), [(8, 512, 1, 256), (32, 256, 8, 192)])
+def test_the_compiler_needs_no_more_than_the_estimate_and_not_much_less(rows, slots, prompts, prompt_slots):
+    settings = settings_on(single_device())
+    params = {"body": param_shapes(MODEL), "table": jax.ShapeDtypeStruct((MODEL.vocab_size, MODEL.d_model), jnp.float32)}
+    scalar, pool = jax.ShapeDtypeStruct((), jnp.int32), memory.abstract_pool(settings, rows + 1, slots)
+    step = advance.lower(settings, params, pool, abstract_lanes(1, rows), scalar, slots).compile().memory_analysis()
+    shape = (1, prompts)
+    ids = [jax.ShapeDtypeStruct(s, t) for s, t in (((*shape, prompt_slots), jnp.int32), (shape, jnp.int32), (shape, jnp.uint32))]
+    first = prefill.lower(settings, params, *ids).compile().memory_analysis()
+    needed = max(m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in (step, first))
+    assert needed <= memory.estimate(settings, {}, rows, slots, prompts, prompt_slots).temporaries <= 3 * needed
+
+
+def test_shared_parameters_count_once(lm):
+    one = memory.shard_bytes(lm.params)
+    assert one == sum(x.nbytes for x in jax.tree.leaves(lm.params))
+    table = jnp.zeros((4, 4))
+    assert memory.shard_bytes((lm.params, {"body": lm.params["body"], "table": table})) == one + table.nbytes
+
+
+def limited(monkeypatch, limit):
+    monkeypatch.setattr(memory, "device_limit", lambda device, count: limit)
+
+
+@pytest.mark.parametrize("candidates", ["published", "branching"])
+def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monkeypatch, lm, candidates):
+    config = dataclasses.replace(REAL, candidates=candidates, n=8, rows=40)
+    root = candidates == "branching"
+    needed = {}
+    monkeypatch.setattr(memory, "check_fits", lambda estimate, *rest: needed.update(estimate=estimate))
+    Engine(lm, config, 0).intake.jobs(REAL_PROMPTS[:1])
+    estimate = needed["estimate"]
+    monkeypatch.undo()
+
+    def never(*args, **kwargs):
+        raise AssertionError("allocated")
+
+    monkeypatch.setattr(engine_module, "empty_rows", never)
+    limit = estimate(6, 32).total
+    limited(monkeypatch, limit)
+    with pytest.raises(UsageError, match=r"rows=40 of 32 tokens: decoding needs .* MiB per device .* Fix: ") as refusal:
+        Engine(lm, config, 0).intake.jobs(REAL_PROMPTS[:1])
+    n, rows = map(int, re.search(r"n=(\d+) or less with rows=(\d+)", str(refusal.value)).groups())
+    assert estimate(rows, 32).total <= limit < estimate(rows + 1, 32).total
+    assert (n, rows) == (rows - root, 6)
+    Engine(lm, dataclasses.replace(config, n=n, rows=rows), 0).intake.jobs(REAL_PROMPTS[:1])
+    with pytest.raises(UsageError):
+        Engine(lm, dataclasses.replace(config, n=n + 1, rows=rows + 1), 0).intake.jobs(REAL_PROMPTS[:1])
+
+
+def test_the_length_that_fits_is_named_too(monkeypatch, lm):
+    long = dataclasses.replace(REAL, max_tokens=80)
+    engine = Engine(lm, REAL, 0)
+    fits = memory.estimate(engine.settings, (lm.params, engine.params), REAL.rows, 64, 4, 64).total
+    limited(monkeypatch, fits)
+    with pytest.raises(UsageError, match=r"rows=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(this prompt has 4\)"):
+        Engine(lm, long, 0).intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(REAL, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
+    limited(monkeypatch, 1000)
+    with pytest.raises(UsageError, match="Fix: not even one sample fits: use a smaller model"):
+        Engine(lm, REAL, 0).intake.jobs(REAL_PROMPTS[:1])
+
+
+def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch):
+    prompts = ["x", " ".join("y" * 60), "z"]
+    engine = Engine(MIXED.lm(max_positions=128), CONFIG, 0, ScriptedNetwork())
+    limited(monkeypatch, memory.estimate(engine.settings, engine.params, CONFIG.rows, 64, 4, 25).total)
+    found = {e.prompt_index: e.result for e in engine.run(iter(prompts)) if isinstance(e, ResultEvent)}
+    assert [found[i].finish_reason == "error" for i in range(3)] == [False, True, False]
+    assert "decoding needs" in found[1].error
+
+
+def test_the_limit_of_a_device(monkeypatch, tmp_path):
+    class Device:
+        stats = None
+
+        def memory_stats(self):
+            return self.stats
+
+    device = Device()
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "v2", tmp_path / "v1"))
+    physical = memory.device_limit(device, 1)
+    with open("/proc/meminfo") as file:
+        assert physical == pytest.approx(1024 * int(re.search(r"MemTotal: +(\d+) kB", file.read()).group(1)), rel=1e-3)
+    assert memory.device_limit(device, 8) == physical // 8, "the devices of a CPU share its memory"
+    (tmp_path / "v2").write_text("max\n")
+    assert memory.device_limit(device, 1) == physical
+    (tmp_path / "v1").write_text("1000000\n")
+    assert memory.device_limit(device, 2) == 500000
+    device.stats = {"bytes_limit": 123, "bytes_in_use": 7}
+    assert memory.device_limit(device, 8) == 123
+
+
+# ---- what is given back
+
+
+def live_bytes():
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+@pytest.mark.parametrize("how", ["close", "leave the loop", "to the end"])
+def test_a_consumer_that_stops_early_frees_everything(lm, how):
+    list(decode_stream(lm, REAL_PROMPTS, REAL))  # what compilation keeps is there from now on
+    before = live_bytes()
+    events = decode_stream(lm, REAL_PROMPTS, REAL)
+    next(events)
+    held = live_bytes() - before
+    assert held > memory.estimate(Engine(lm, REAL, 0).settings, {}, REAL.rows, 32, 1, 32).rows, "the pool is there meanwhile"
+    if how == "close":
+        events.close()
+        assert list(events) == []
+    elif how == "leave the loop":
+        for _ in events:
+            break
+        del events
+    else:
+        assert list(events)
+    assert live_bytes() == before
+
+
+def test_after_an_early_stop_a_new_decode_works(lm):
+    expected = decode(lm, REAL_PROMPTS, REAL)
+    engine = Engine(lm, REAL, 0)
+    for count in (1, 7):
+        events = engine.run(REAL_PROMPTS)
+        for _ in range(count):
+            next(events)
+        events.close()
+    found = {e.prompt_index: e.result for e in engine.run(REAL_PROMPTS) if isinstance(e, ResultEvent)}
+    assert [exact(found[i]) for i in range(len(expected))] == [exact(r) for r in expected]

@@ -1,0 +1,124 @@
+"""What decoding needs of a device's memory, before anything is allocated, and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from zip_rc_jax.decoding.rows import Rows, StepSettings, empty_rows
+from zip_rc_jax.errors import UsageError
+
+CGROUP_LIMITS = (pathlib.Path("/sys/fs/cgroup/memory.max"), pathlib.Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes per device.
+
+    Attributes:
+      parameters: of the model, its folded unembedding included.
+      rows: of the pool: cache, logits, joints and tokens of every row.
+      temporaries: of the larger of prefill and step; an upper bound.
+    """
+
+    parameters: int
+    rows: int
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.rows + self.temporaries
+
+
+def abstract_pool(settings: StepSettings, rows: int, slots: int) -> Rows:
+    """The pool of `rows.empty_rows` as shapes, laid out as it is."""
+    found = jax.eval_shape(lambda: empty_rows(settings, rows, slots))
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), found, found.sharding(settings))
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of one device's share of (abstract) arrays, without padding. An array that occurs twice counts once."""
+    leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+
+
+def estimate(settings: StepSettings, params: Any, rows: int, slots: int, prompts: int, prompt_slots: int) -> Estimate:
+    """What a pool of `rows` rows of `slots` slots per shard needs, when up to `prompts` prompts per shard are prefilled at once.
+
+    Args:
+      params: all parameters that are held while decoding.
+      prompt_slots: slots that a prompt is padded to.
+    """
+    network, vocab = settings.network, 4 * settings.vocab_size // settings.network.layout.mesh.shape["tensor"]
+    pool, source = (abstract_pool(settings, r, s) for r, s in ((rows + 1, slots), (prompts, prompt_slots)))
+    # Sampling holds a few arrays as large as the logits; the small leaves are carried from step to step besides the pool.
+    small = shard_bytes(dataclasses.replace(pool, cache=None))
+    step = 2 * small + 4 * rows * vocab + network.temporary_bytes(rows, 1, slots)
+    prefill = shard_bytes(source) + 4 * prompts * vocab + network.temporary_bytes(prompts, prompt_slots, prompt_slots)
+    return Estimate(shard_bytes(params), shard_bytes(pool), max(step, prefill))
+
+
+def device_limit(device: jax.Device, count: int) -> int:
+    """Bytes that one device may hold.
+
+    The devices of a CPU share its memory: physical, or what the control group allows; each of the `count` in use gets an equal part.
+    """
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    found += [int(text) for path in CGROUP_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
+    return min(found) // count
+
+
+def check_fits(
+    needed: Callable[[int, int], Estimate], limit: int, rows: int, slots: int, prompt_tokens: int, shards: int, roots: int
+) -> None:
+    """Checks the estimate against the limit of a device.
+
+    Args:
+      needed: the estimate for (rows of each shard, slots of each row); it grows with both.
+      limit: bytes of a device.
+      rows, slots: what is asked for.
+      prompt_tokens: of these slots belong to the prompt.
+      shards: of the pool.
+      roots: rows that a prompt needs besides one per sample.
+
+    Raises:
+      UsageError: it does not fit; the largest `n` and the largest length that would are named.
+    """
+    found = needed(rows, slots)
+    if found.total <= limit:
+        return
+    fit = largest(lambda r: needed(r, slots).total <= limit, rows) - roots
+    length = largest(lambda s: needed(rows, 32 * s).total <= limit, slots // 32) * 32
+    fixes = []
+    if fit >= 1:
+        fixes.append(f"use n={fit} or less with rows={(fit + roots) * shards}")
+    if length > prompt_tokens:
+        fixes.append(f"keep prompt and max_tokens within {length} tokens (this prompt has {prompt_tokens})")
+    raise UsageError(
+        f"rows={rows * shards} of {slots} tokens",
+        f"decoding needs {_size(found.total)} per device ({_size(found.parameters)} parameters, {_size(found.rows)} rows, up to "
+        f"{_size(found.temporaries)} temporaries), and a device has {_size(limit)}",
+        ", or ".join(fixes) or "not even one sample fits: use a smaller model, a lower precision, shorter prompts or more devices",
+    )
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number in 0 .. most that fits, where all below it fit too; 0 is taken to fit."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,225 @@
+"""What callers ask for, and what the engine makes of it: a `Job` that can be decoded, or the reason why it cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.language_model import LanguageModel
+
+Prompt = str | Sequence[Mapping[str, Any]]
+ON_ERROR = ("raise", "result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt with options of its own. None takes the engine's.
+
+    Requests with different options run in the same batch and in the same compiled programs. What is not here belongs to the engine: the
+    strategy and its candidates, interval, window and rows.
+
+    Attributes:
+      prompt: a text that is already templated, or a chat for the model's own template.
+      seed: of the randomness. The same prompt and seed give the same tokens, also twice in one batch; give them different seeds to get
+        different samples.
+      n, max_tokens: at most the engine's.
+      alpha, beta, answer, abstain, abstain_below, temperature, top_k, top_p, min_p, stop_token_ids, token_budget, time_budget: as in
+        `DecodeConfig`.
+    """
+
+    prompt: Prompt
+    seed: int | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    answer: str | None = None
+    abstain: bool | None = None
+    abstain_below: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    token_budget: int | None = None
+    time_budget: float | None = None
+
+    def over(self, config: DecodeConfig) -> DecodeConfig:
+        """`config` with this request's options.
+
+        Raises:
+          UsageError: an impossible value, or more than the engine has room for.
+        """
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("prompt", "seed")]
+        options = {name: value for name in names if (value := getattr(self, name)) is not None}
+        for name in ("n", "max_tokens"):
+            most = getattr(config, name)
+            if options.get(name, 0) > most:
+                raise UsageError(
+                    f"{name}={options[name]} of a request", f"the engine has {name}={most}", f"use at most {most}, or raise it"
+                )
+        return dataclasses.replace(config, **options) if options else config
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A request that can be decoded.
+
+    Attributes:
+      number: place among the prompts, from 0.
+      prompt: text, as given or as the chat template rendered it.
+      ids: its tokens.
+      config: the engine's with the request's options.
+      key: data of the request's random key, two uint32.
+      template_hash: of the chat template that rendered the prompt; None for a text.
+    """
+
+    number: int
+    prompt: str
+    ids: list[int]
+    config: DecodeConfig
+    key: tuple[int, ...]
+    template_hash: str | None
+
+    @property
+    def slots(self) -> int:
+        """Tokens that its longest prefix may have, prompt included."""
+        return len(self.ids) + self.config.max_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A request that cannot be decoded: its number, its text as far as there is one, and why."""
+
+    number: int
+    prompt: str
+    reason: str
+
+
+@functools.lru_cache(maxsize=1024)
+def key_data(seed: int) -> tuple[int, ...]:
+    """Data of the random key of `seed`."""
+    return tuple(np.asarray(jax.random.key_data(jax.random.key(seed))).tolist())
+
+
+def prompt_hash(ids: Sequence[int]) -> int:
+    """32-bit hash of a prompt's ids: its identity in the randomness, the same in every batch."""
+    return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
+
+
+class Intake:
+    """Turns requests into jobs for one model and one configuration."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: DecodeConfig,
+        seed: int,
+        template_kwargs: Mapping[str, Any],
+        check_memory: Callable[[Job, bool], None],
+    ):
+        """Args: `check_memory` raises a UsageError for a job that the device cannot hold; its flag says that the job is one of a list.
+
+        Raises:
+          UsageError: the configuration itself has a stop id that the policy cannot emit.
+        """
+        assert lm.head is not None
+        self.lm, self.config, self.seed = lm, config, seed
+        self.template_kwargs, self.check_memory = dict(template_kwargs), check_memory
+        self.head = lm.head
+        self.sampleable = lm.head.sampleable(lm.config.vocab_size)
+        self.unreadable = lm.tokenizer.unused_ids(lm.config.vocab_size)  # [V] ids that no prompt may hold
+        self.unreadable[lm.head.first_id : lm.head.last_id] = True
+        self._check_stop_ids(config)
+
+    def jobs(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterable[Job | Refusal]:
+        """A list for a sequence, checked as a whole; a lazy iterator for any other iterable, checked as it is read.
+
+        Args:
+          on_error: "raise" raises for a request that cannot be decoded, "result" makes it a `Refusal`. Default: raise for a sequence,
+            where nothing is lost yet; a refusal for an iterator, whose other requests would be lost.
+
+        Raises:
+          UsageError: no prompts, one text or chat instead of a list of them, template variables without any chat, an unknown `on_error`,
+            or (with "raise") an unencodable, empty or too long prompt, an id that is reserved or never used, impossible options, or more
+            rows and tokens than the device can hold.
+        """
+        if isinstance(prompts, str):
+            raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
+        if on_error not in (None, *ON_ERROR):
+            raise UsageError(f"on_error={on_error!r}", f"it is one of {', '.join(ON_ERROR)}", "choose one of them, or leave it out")
+        if not isinstance(prompts, Sequence):
+            return self._read(prompts, on_error == "raise", listed=False)
+        if not prompts:
+            raise UsageError("prompts=[]", "there is nothing to decode", "pass at least one prompt")
+        if any(isinstance(prompt, Mapping) for prompt in prompts):
+            raise UsageError("prompts given as one chat", "a list of prompts is expected", "pass [messages]")
+        texts = [isinstance(p.prompt if isinstance(p, Request) else p, str) for p in prompts]
+        if self.template_kwargs and all(texts):
+            raise UsageError(
+                f"chat_template_kwargs={self.template_kwargs}",
+                "every prompt is a string, which no template renders",
+                'pass chats: [{"role": "user", "content": prompt}]',
+            )
+        return list(self._read(prompts, on_error != "result", listed=True))
+
+    def _read(self, prompts: Iterable[Prompt | Request], strict: bool, listed: bool) -> Iterator[Job | Refusal]:
+        for number, prompt in enumerate(prompts):
+            request = prompt if isinstance(prompt, Request) else Request(prompt)
+            try:
+                job = self._job(number, request)
+                self.check_memory(job, listed)
+            except UsageError as error:
+                if strict:
+                    raise
+                yield Refusal(number, request.prompt if isinstance(request.prompt, str) else "", str(error))
+            else:
+                yield job
+
+    def _job(self, number: int, request: Request) -> Job:
+        config = request.over(self.config)
+        self._check_stop_ids(config)
+        tokenizer, chat = self.lm.tokenizer, not isinstance(request.prompt, str)
+        text = request.prompt if isinstance(request.prompt, str) else tokenizer.chat(request.prompt, **self.template_kwargs)
+        try:
+            ids = tokenizer.encode(text)
+        except (TypeError, UnicodeError) as error:  # half of a surrogate pair, for example
+            raise UsageError(f"prompt {number}", f"it is not text that can be encoded ({error})", "repair or leave it out") from error
+        self._check_ids(number, ids, config)
+        seed = self.seed if request.seed is None else request.seed
+        return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
+
+    def _check_stop_ids(self, config: DecodeConfig) -> None:
+        bad = [i for i in config.stop_token_ids if not (0 <= i < len(self.sampleable) and self.sampleable[i])]
+        if bad:
+            head = self.head
+            reason = f"the policy can only emit ids 0..{head.used_ids - 1}, without the reserved {head.first_id}..{head.last_id - 1}"
+            raise UsageError(f"stop_token_ids {bad}", reason, "remove them")
+
+    def _check_ids(self, number: int, ids: list[int], config: DecodeConfig) -> None:
+        if not ids:
+            raise UsageError(f"prompt {number}", "it is empty", "leave it out")
+        strange = sorted({i for i in ids if i >= len(self.unreadable) or self.unreadable[i]})
+        if strange:
+            tokens = ", ".join(f"{i} ({self.lm.tokenizer.backend.id_to_token(i)})" for i in strange[:5])
+            raise UsageError(
+                f"prompt {number} with ids {tokens}",
+                "they are reserved or unused: the model cannot read them",
+                "take them out of the text",
+            )
+        positions = self.lm.config.max_positions
+        room = positions - config.max_tokens
+        if len(ids) > room:
+            raise UsageError(
+                f"prompt {number} of {len(ids)} tokens with max_tokens={config.max_tokens}",
+                f"the model has {positions} positions",
+                f"shorten it to {max(room, 0)} tokens or lower max_tokens to {max(positions - len(ids), 0)}",
+            )
