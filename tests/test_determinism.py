@@ -87,12 +87,13 @@ def test_a_prompt_is_decoded_as_if_it_were_alone(name, prompts, rows, lazy):
         same(result, alone(name, prompt))
 
 
-@pytest.mark.parametrize(("name", "devices"), [("published", 8), ("branching", 2)])
+@pytest.mark.parametrize(("name", "devices"), [("published", 8), pytest.param("branching", 2, marks=pytest.mark.slow)])
 def test_the_number_of_devices_does_not_matter(name, devices):
     for prompt, result in zip(PROMPTS, decoded(name, PROMPTS, rows=4 * devices, devices=devices)[0], strict=True):
         same(result, alone(name, prompt))
 
 
+@pytest.mark.slow
 def test_the_buckets_of_shapes_do_not_matter():
     for prompt, result in zip(PROMPTS, decoded("published", PROMPTS, buckets=True)[0], strict=True):
         same(result, alone("published", prompt))
@@ -139,7 +140,7 @@ def test_a_transformer_gives_the_same_answers_on_two_devices_and_in_other_compan
 
 def test_streaming_gives_the_results_of_decoding_and_shows_what_led_to_them(lm):
     together = decode(lm, REAL_PROMPTS, REAL)
-    events = list(decode_stream(lm, iter(REAL_PROMPTS), REAL))
+    events = list(decode_stream(lm, REAL_PROMPTS, REAL))
     found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
     for i, result in enumerate(together):
         same(found[i], result)

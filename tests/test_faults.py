@@ -13,7 +13,7 @@ import pytest
 import scripted
 from conftest import TINY_MODEL, tiny_lm
 from scripted import FIRST_PLAN, HEAD, Plan, Script, ScriptedNetwork
-from test_engine import BRANCHING, CONFIG, FORKING, HOPELESS, MIXED, PRICED, check, check_script, exact
+from test_engine import BRANCHING, CONFIG, FORKING, HOPELESS, MIXED, PRICED, REAL, REAL_PROMPTS, check, check_script, exact
 
 from zip_rc_jax import decode
 from zip_rc_jax.config import DecodeConfig
@@ -181,12 +181,11 @@ def test_raising_is_the_rule_for_a_list_and_a_choice_for_a_stream():
         run(["x"], on_error="ignore")
 
 
-def test_the_public_functions_take_both(lm):
-    options = {"n": 2, "rows": 4, "interval": 4, "window": 2, "max_tokens": 6}
-    a = decode(lm, ["1 + 2 =", "unheard", "3"], on_error="result", **options)
-    b = decode(lm, iter(["1 + 2 =", "unheard", "3"]), **options)
-    assert [r.finish_reason == "error" for r in a] == [False, True, False]
-    assert [exact(r) for r in a] == [exact(r) for r in b]
+def test_the_public_function_takes_both(lm):
+    found = decode(lm, [*REAL_PROMPTS[:4], "unheard"], REAL, on_error="result")
+    assert [r.finish_reason == "error" for r in found] == [False] * 4 + [True]
+    assert [exact(r) for r in found[:4]] == [exact(r) for r in decode(lm, REAL_PROMPTS, REAL)[:4]]
+    assert [r.finish_reason for r in decode(lm, iter(["unheard", ""]), REAL)] == ["error", "error"]
 
 
 # ---- prompts read lazily

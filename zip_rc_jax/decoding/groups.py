@@ -44,8 +44,11 @@ class Branch:
         text = tokenizer.decode(self.tokens[self.anchor :])
         if text.endswith(UNFINISHED_CHARACTER) and not last:
             return ""
-        self.anchor, self.shown = self.shown, len(self.tokens)
-        return text[len(before) :]
+        new = text[len(before) :]
+        if new:  # special tokens have no text, so none can begin what follows them
+            self.anchor = self.shown
+        self.shown = len(self.tokens)
+        return new
 
 
 @dataclasses.dataclass
