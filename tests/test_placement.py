@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zip_rc_jax.decoding.placement import Place, Shard, live_rows_first
-from zip_rc_jax.decoding.rows import bucket, slot_bucket
+from zip_rc_jax.decoding.rows import bucket, fine_bucket
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ def test_no_more_is_moved_than_needed(shard):
 
 def test_buckets_hold_what_they_must_and_are_few():
     for least in (16, 64):
-        sizes = {slot_bucket(n, 1000, least) for n in range(1, 1001)}
+        sizes = {fine_bucket(n, 1000, least) for n in range(1, 1001)}
         assert sizes == {x for x in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1000) if x >= least}
-        assert all(n <= slot_bucket(n, 1000, least) <= max(least, 1.5 * n) for n in range(1, 1001))
+        assert all(n <= fine_bucket(n, 1000, least) <= max(least, 1.5 * n) for n in range(1, 1001))
     assert [bucket(n, 100) for n in (1, 8, 9, 64, 65)] == [8, 8, 16, 64, 100]

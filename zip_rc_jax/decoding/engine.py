@@ -23,7 +23,7 @@ from zip_rc_jax.decoding.network import Network, TransformerNetwork
 from zip_rc_jax.decoding.placement import Move, Place, Shard, live_rows_first
 from zip_rc_jax.decoding.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash
 from zip_rc_jax.decoding.results import Decision, Result
-from zip_rc_jax.decoding.rows import Lanes, Rows, StepSettings, advance, bucket, copy_rows, empty_rows, prefill, slot_bucket
+from zip_rc_jax.decoding.rows import Lanes, Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
 from zip_rc_jax.decoding.sampling import Filters, Sampling
 from zip_rc_jax.decoding.strategies import View, choose
 from zip_rc_jax.errors import UsageError
@@ -134,11 +134,11 @@ class Engine:
 
     def _pool_slots(self, tokens: int, listed: bool) -> int:
         """Slots of rows that hold `tokens`: just enough for a list, which is known as a whole; else rounded, as more may come."""
-        return -(-tokens // 32) * 32 if listed else slot_bucket(tokens, self.lm.config.max_positions)
+        return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, self.lm.config.max_positions)
 
     def _check_memory(self, job: Job, listed: bool) -> None:
         """Raises UsageError if the rows that this job needs do not fit into the device's memory."""
-        slots, prompt = self._pool_slots(job.slots, listed), slot_bucket(len(job.ids), job.slots)
+        slots, prompt = self._pool_slots(job.slots, listed), fine_bucket(len(job.ids), job.slots)
         if (slots, prompt) in self._known_to_fit:
             return
         held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
@@ -225,7 +225,7 @@ class Engine:
             return pool, [], []
         width = bucket(max(map(len, batch)), self.rows, least=1)  # a padded prompt costs as much as a real one
         longest = max(len(job.ids) for part in batch for job in part)
-        tokens = np.zeros((len(shards), width, slot_bucket(longest, pool.tokens.shape[2], least=16)), np.int32)
+        tokens = np.zeros((len(shards), width, fine_bucket(longest, pool.tokens.shape[2], least=16)), np.int32)
         length, hashes = np.ones(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], np.uint32)
         for s, part in enumerate(batch):
             for lane, job in enumerate(part):
@@ -263,7 +263,7 @@ class Engine:
         table = np.zeros((len(moves), bucket(max(count)), 3), np.int32)
         for part, row in zip(moves, table, strict=True):
             row[: len(part)] = np.reshape(part, (-1, 3))
-        slots = slot_bucket(longest, pool.tokens.shape[2])
+        slots = fine_bucket(longest, pool.tokens.shape[2])
         return copy_rows(self.settings, pool, source, jnp.asarray(table), jnp.asarray(count, jnp.int32), slots)
 
     # Stepping.
@@ -284,7 +284,7 @@ class Engine:
             pool,
             self._lanes([(lane, g.job, quota) for g, _, lane, quota in live], len(shards), width),
             jnp.int32(self.config.interval),
-            slot_bucket(longest, pool.tokens.shape[2]),
+            fine_bucket(longest, pool.tokens.shape[2]),
         )
         tokens, length, done, fault, joint = (np.asarray(x) for x in stepped)
         used = dict.fromkeys((g.job.number for g in groups), 0)
@@ -335,7 +335,7 @@ class Engine:
         """Moves rows so that the live ones of every shard are among its first `width`. Returns the pool and `width`."""
         members = [[g for g in groups if g.shard == s] for s in range(len(shards))]
         live = [[Place(b, "row") for g in part for b in g.live()] for part in members]
-        width = bucket(max(map(len, live)), self.rows)
+        width = fine_bucket(max(map(len, live)), self.rows, least=8)
         moves = []
         for shard, part, alive in zip(shards, members, live, strict=True):
             paused = [Place(b, "row") for g in part for b in g.branches if b.row is not None and not b.live]

@@ -114,7 +114,7 @@ class Rows:
         number = jnp.where(branch < 0, source.branch[0, from_row], branch)
         return Rows(
             **small | {"branch": small["branch"].at[0, to_row].set(number)},
-            tokens=copy_row(self.tokens, source.tokens[:, :, :slots], from_row, to_row, 1),
+            tokens=copy_row(self.tokens, source.tokens, from_row, to_row, 1, part=(2, slots)),
             cache=self.cache.copy_row(source.cache, from_row, to_row, slots),
         )
 
@@ -308,7 +308,7 @@ def bucket(size: int, most: int | None = None, least: int = 8) -> int:
     return wanted if most is None else min(wanted, most)
 
 
-def slot_bucket(tokens: int, most: int, least: int = 64) -> int:
+def fine_bucket(tokens: int, most: int, least: int = 64) -> int:
     """Smallest of `least` (a power of two), 3/2 `least`, 2 `least`, 3 `least`, 4 `least`, ... that holds `tokens`, at most `most`."""
     wanted = least
     while wanted < tokens:

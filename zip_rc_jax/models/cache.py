@@ -29,12 +29,24 @@ def resize_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def copy_row(pool: jax.Array, source: jax.Array, from_row: jax.Array, to_row: jax.Array, axis: int) -> jax.Array:
-    """One row of `source` into `pool`, in place, where both have their rows on `axis`; a shorter row overwrites the beginning."""
-    row = jax.lax.dynamic_slice_in_dim(source, from_row, 1, axis)
-    start = [jnp.int32(0)] * pool.ndim
-    start[axis] = to_row
-    return jax.lax.dynamic_update_slice(pool, row, start)
+def copy_row(
+    pool: jax.Array, source: jax.Array, from_row: jax.Array, to_row: jax.Array, axis: int, part: tuple[int, int] | None = None
+) -> jax.Array:
+    """One row of `source` into `pool`, in place, where both have their rows on `axis`; a shorter row overwrites the beginning.
+
+    Args:
+      part: (axis, size): only the first `size` entries of that axis.
+    """
+    sizes = list(source.shape)
+    sizes[axis] = 1
+    if part is not None:
+        sizes[part[0]] = min(part[1], sizes[part[0]])
+
+    def at(row: jax.Array) -> list[jax.Array]:
+        return [row if i == axis else jnp.int32(0) for i in range(pool.ndim)]
+
+    # Cut and picked in one slice: of the whole pool cut first, XLA makes a copy for every row.
+    return jax.lax.dynamic_update_slice(pool, jax.lax.dynamic_slice(source, at(from_row), sizes), at(to_row))
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +68,7 @@ class AttentionCache:
     def copy_row(self, source: AttentionCache, from_row: jax.Array, to_row: jax.Array, slots: int) -> AttentionCache:
         """Copies the first `slots` slots of a row of `source`; arrays of one shard."""
         pairs = ((self.k, source.k), (self.v, source.v))
-        return AttentionCache(*(copy_row(pool, other[:, :, :, :, :slots], from_row, to_row, 2) for pool, other in pairs))
+        return AttentionCache(*(copy_row(pool, other, from_row, to_row, 2, part=(4, slots)) for pool, other in pairs))
 
     def append(self, layer: jax.Array, positions: jax.Array, live: jax.Array, k: jax.Array, v: jax.Array) -> AttentionCache:
         """Writes new keys and values `[X * W, T, K, D]` of one layer to slots `positions [X * W, T]` of the rows that are `live`."""
@@ -163,7 +175,7 @@ class Cache:
         """
         _, shards, rows, _, total, _ = next(stack.k.shape for stack in self.stacks.values() if isinstance(stack, AttentionCache))
         width, slots = lanes // shards, slots or total
-        return (shards, rows, total) if unrolled and 2 * width > rows and 2 * slots > total else (shards, width, slots)
+        return (shards, rows, total) if unrolled and 4 * width >= 3 * rows and 4 * slots >= 3 * total else (shards, width, slots)
 
     def axes(self) -> Cache:
         """Logical axis names of every leaf, for `sharding.Layout`."""
