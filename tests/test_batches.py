@@ -16,7 +16,7 @@ from zip_rc_jax.data.batches import TrainBatch, example, fill_rate, train_batche
 from zip_rc_jax.data.records import Rollout, RolloutSource, write_rollouts
 from zip_rc_jax.errors import UsageError
 
-FIELDS = [field.name for field in dataclasses.fields(TrainBatch) if field.name != "hidden"]
+FIELDS = [field.name for field in dataclasses.fields(TrainBatch) if field.name not in ("hidden", "teacher")]
 
 
 def make_rollouts(n, seed=0, longest=20):

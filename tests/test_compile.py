@@ -143,6 +143,20 @@ def test_calls_branches_and_nested_loops_are_entered():
     assert runs == [6, 6, 6]
 
 
+def test_what_a_sparse_core_runs_is_read_too():
+    """A computation with a thread of its own ends in another line, and is called asynchronously."""
+    text = (
+        "%sparse (p: f32[]) -> f32[] {\n  %p = f32[4] parameter(0)\n  ROOT %leaf = f32[4] negate(%p)\n"
+        '}, execution_thread="sparsecore"\n\nENTRY %main (p: f32[]) -> f32[] {\n  %p = f32[4] parameter(0)\n'
+        '  %s = ((f32[4]), f32[4], u32[]) call-start(%p), async_execution_thread="sparsecore", to_apply=%sparse\n'
+        "  ROOT %d = f32[4] call-done(%s)\n}\n"
+    )
+    found = parse_module(text)
+    assert list(found.computations) == ["sparse", "main"]
+    assert [e.times for e in executions(found) if e.instruction.name == "leaf"] == [1]
+    assert measure(found, per_step=False).bytes == 32
+
+
 # Operations.
 
 

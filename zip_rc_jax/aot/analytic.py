@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.models.attention import block_size, choose_attention, visible_blocks
-from zip_rc_jax.models.stacks import segments
 from zip_rc_jax.training.loss import split_positions
 
 # Products of the size of the scores in one layer: 2 in a forward pass (scores, weighted values) and 4 more in a backward pass. Blocks
@@ -31,7 +30,7 @@ class TrainFlops:
       forward: `2 N D` + attention `2 A` + unembedding `2 D V d` (with KL or next-token loss) + joint `2 D cells d`.
       backward: twice the forward pass; for trainable="zip_rows" only the reserved rows' own gradient.
       teacher: the frozen policy's forward pass with its unembedding (with KL).
-      recomputed: what rematerialisation repeats: with `remat` the layers of the student (but for the last product of every scan step,
+      recomputed: what rematerialisation repeats: with `remat` the layers of the student (but for the last product of every layer,
         which no gradient needs), the unembedding of the chunked loss (also the teacher's, unless it was cut to its likeliest ids before),
         and what blocked attention computes again (`BACKWARD_PRODUCTS`).
       attention: the share of attention in all of the above.
@@ -115,7 +114,7 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
     if train.trainable == "zip_rows":
         run = 0 if train.cache_features else 1
         return TrainFlops(run * body + head, head, 0, 0, run * 2 * scores, kernel * run * 2 * scores)
-    last = 2 * tokens * d * config.d_ff * sum(segment.repeats for segment in segments(config.kinds))
+    last = 2 * tokens * d * config.d_ff * config.n_layers
     teacher = body + table if train.kl_weight and not train.cache_teacher else 0
     again = BACKWARD_PRODUCTS[chosen] - 4
     layers = body - last if train.remat else 0

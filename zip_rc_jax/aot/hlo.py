@@ -17,6 +17,7 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _START = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
+_END = re.compile(r"\}(, execution_thread=\S+)?$")  # of a computation; SparseCores have a thread of their own
 _NAME = re.compile(r"%([\w.\-]+)")
 
 
@@ -162,7 +163,7 @@ def _logical_lines(text: str) -> list[str]:
     """The lines of a module, each instruction on one: the metadata of Pallas kernels holds line breaks."""
     lines: list[str] = []
     for line in text.splitlines():
-        if lines and lines[-1].startswith("  ") and not line.startswith("  ") and line != "}":
+        if lines and lines[-1].startswith("  ") and not line.startswith("  ") and not _END.match(line):
             lines[-1] += line
         else:
             lines.append(line)
@@ -182,7 +183,7 @@ def parse_module(text: str) -> Module:
         if header := _HEADER.match(line):
             name, instructions = header[2], []
             entry = name if header[1] else entry
-        elif line == "}":
+        elif _END.match(line):
             computations[name] = Computation(name, tuple(instructions))
             name = ""
         elif name and (instruction := parse_instruction(line)):
@@ -261,7 +262,7 @@ def executions(module: Module) -> Iterator[Execution]:
             if instruction.opcode == "while":
                 trips = trip_count(module, computation, instruction)
                 yield from walk(instruction.called("body"), times * (1 if trips is None else trips), per_step or trips is None)
-            elif instruction.opcode in ("call", "async-start"):
+            elif instruction.opcode in ("call", "async-start", "call-start"):
                 yield from walk(instruction.called("to_apply") or instruction.called("calls"), times, per_step)
             elif instruction.opcode == "conditional":
                 for branch in _branches(instruction):

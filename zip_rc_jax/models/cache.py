@@ -175,7 +175,7 @@ class Cache:
         """
         _, shards, rows, _, total, _ = next(stack.k.shape for stack in self.stacks.values() if isinstance(stack, AttentionCache))
         width, slots = lanes // shards, slots or total
-        return (shards, rows, total) if unrolled and 4 * width >= 3 * rows and 4 * slots >= 3 * total else (shards, width, slots)
+        return (shards, rows, total) if unrolled and 10 * width * slots >= 7 * rows * total else (shards, width, slots)
 
     def axes(self) -> Cache:
         """Logical axis names of every leaf, for `sharding.Layout`."""

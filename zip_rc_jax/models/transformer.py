@@ -356,6 +356,12 @@ def hidden_states(
         attended = attentions[block.kind](resize_rows(q, shards, rows), keys, values)
         return block.attention_output(resize_rows(attended, shards, batch // shards)), old
 
+    def run(definition: nnx.GraphDef, weights: nnx.State, x: jax.Array, layer: jax.Array, old: Any) -> tuple[jax.Array, Any]:
+        """One layer: its output, and its stack's updated cache."""
+        block = nnx.merge(definition, weights)
+        mixed, new = mix(block, x, layer, old)
+        return layout.constrain(block.finish(x, mixed), "batch", "sequence", "embed_act"), new
+
     caches: dict[str, Any] = {}
     for segment in segments(config.kinds, unrolled):
         parts = {s.name: nnx.split(model.blocks[s.name]) for s in segment.stacks}
@@ -364,16 +370,16 @@ def hidden_states(
         def layers(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, Any], parts: Any = parts) -> tuple[tuple[jax.Array, Any], None]:
             (x, caches), (layer, weights) = carry, inputs
             for name, (definition, _) in parts.items():
-                block = nnx.merge(definition, weights[name])
-                mixed, new = mix(block, x, layer, caches.get(name))
-                x = layout.constrain(block.finish(x, mixed), "batch", "sequence", "embed_act")
+                # Layer by layer, also where the scan takes several at once: the backward pass then holds the inside of one.
+                one = functools.partial(run, definition)
+                x, new = (jax.checkpoint(one) if remat else one)(weights[name], x, layer, caches.get(name))
                 caches = caches if new is None else {**caches, name: new}
             return (x, caches), None
 
         held = {} if cache is None else {name: cache.stacks[name] for name in parts}
         weights = {name: weights for name, (_, weights) in parts.items()}
         scanned = (jnp.arange(segment.repeats), weights)
-        (x, held), _ = jax.lax.scan(jax.checkpoint(layers) if remat else layers, (x, held), scanned)
+        (x, held), _ = jax.lax.scan(layers, (x, held), scanned)
         caches |= held
     return rms_norm(x, model.final_norm[...], config.rms_eps, config.norm_plus_one), None if cache is None else Cache(caches)
 
