@@ -384,8 +384,10 @@ ask_workers() {
     case $word in
       0) ;;
       running) running=1 ;;
-      none | lost | 130 | 143) interrupted=1 ;; # 130: zip-rc saved its state after SIGTERM; 143: SIGTERM came before there was any
-      *) FOUND=$word ;;                         # the others would wait for this one in vain
+      # 130: zip-rc saved its state after SIGTERM, or lost another process; 134: JAX ended it because another one was lost;
+      # 143: SIGTERM came before there was any state.
+      none | lost | 130 | 134 | 143) interrupted=1 ;;
+      *) FOUND=$word ;; # the others would wait for this one in vain
     esac
   done
   if [[ -z $FOUND ]]; then

@@ -683,8 +683,9 @@ def test_without_a_queue_a_preempted_tpu_is_created_until_there_is_capacity(mach
     assert "still runs and costs money" in found.stderr
 
 
-def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there(machine):
-    training = 'if [[ ! -e $FAKE/once ]]; then touch "$FAKE/once"; exit 130; fi; echo fine\n'
+@pytest.mark.parametrize("status", [130, 134])
+def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there(machine, status):
+    training = f'if [[ ! -e $FAKE/once ]]; then touch "$FAKE/once"; exit {status}; fi; echo fine\n'
     machine.cloud(("ACTIVE",), training=training)
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     assert found.returncode == 0, found.stderr

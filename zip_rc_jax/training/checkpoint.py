@@ -79,9 +79,11 @@ class Checkpoints:
                 return None, "its settings are those of no training run"
             check_settings(stored, self.settings, str(self.directory))
             restored = self.manager.restore(step, args=args)
-        except UsageError:
+        except (UsageError, jax.errors.JaxRuntimeError, MemoryError):
             raise
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:  # what Orbax raises about files that are cut or not its own
+        except Exception as error:  # Orbax raises all kinds, a bare Exception among them, about files that are cut or not its own
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise  # the file system is at fault, and may be better when the command is called again
             return None, _short(error)
         return (restored["state"], restored["data"]), ""
 
