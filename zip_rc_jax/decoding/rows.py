@@ -236,7 +236,7 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
         done = done | (live & ended)
         logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), live, cache, slots)
         place = generated % window
-        # Neither logits nor joint after the last token of a row are ever read.
+        # The joint after the last token of a row is never read.
         read = live & ~done
         joint = _joint(logits, settings.head)
         fault = read & _fault(logits, joint)
@@ -246,7 +246,7 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
             "length": length,
             "done": done | fault,
             "fault": rows["fault"] | fault,
-            "logits": jnp.where(read[:, None], logits, rows["logits"]),
+            "logits": logits,
             "ring": _place(rows["ring"], place, joint),
         }
         return step + 1, rows | changed, cache
@@ -255,6 +255,8 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
     before["tokens"] = before["tokens"][:, :slots]
     before["fault"] = jnp.zeros_like(lanes.active)
     _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
+    # A row that rests is fed its last token again, which gives its logits again.
+    after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])
 
     def put(name: str) -> jax.Array:
         whole, part = getattr(pool, name), after[name].reshape(shards, width, *after[name].shape[1:])
