@@ -3,7 +3,7 @@
     python benchmarks/loss.py [--vocab 151936] [--positions 4096] [--width 128] [--chunk 256] [--compare]
 
 Prints, for every kind of divergence, the temporaries of the compiled gradient (XLA's memory analysis; nothing is run). With --compare
-both gradients are computed too, for which the one at once needs some 20 GB at the default sizes, and their largest difference is
+both gradients are computed too, for which the one at once really needs its memory, and their largest difference is
 printed, relative to the largest gradient.
 """
 
