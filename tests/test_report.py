@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from zip_rc_jax import drawing, metrics
+from zip_rc_jax import drawing, metrics, run_files
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
 from zip_rc_jax.evaluation import plots, report, tables
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves
@@ -76,7 +76,7 @@ def evaluation():
     curves = baseline_curves(pool)
     calibration = metrics.length_calibration(length * 1.1, length)
     return report.Evaluation(
-        metadata=report.run_metadata({"decode": {"n": 8}}, ["zip-rc", "evaluate", "name=<b>&"], time.time() - 2),
+        metadata=run_files.run_metadata({"decode": {"n": 8}}, ["zip-rc", "evaluate", "name=<b>&"], time.time() - 2),
         pool=pool,
         curves=curves,
         runs=tuple(runs),
@@ -195,7 +195,7 @@ def test_trace_shows_pauses_forks_and_the_answer():
 
 
 def test_json_is_strict_and_complete(evaluation, tmp_path):
-    path = report.write_jsonl(
+    path = run_files.write_jsonl(
         tmp_path / "results.jsonl", report.result_rows(evaluation.runs, evaluation.pool, [f"p{i}" for i in range(40)])
     )
     rows = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in path.read_text().splitlines()]
@@ -206,7 +206,7 @@ def test_json_is_strict_and_complete(evaluation, tmp_path):
         mine = [row for row in rows if row["run"] == run.name]
         assert np.mean([row["correct/value"] for row in mine]) == pytest.approx(run.correct_by_value.mean())
         assert [row["cost/compute"] for row in mine] == pytest.approx(run.cost(evaluation.pool.mean_length, 0.5).compute)
-    path = report.write_json(
+    path = run_files.write_json(
         tmp_path / "deep" / "metadata.json", {**evaluation.metadata, "x": np.float32(np.inf), "y": np.arange(2), "g": GRID}
     )
     data = json.loads(path.read_text())
@@ -215,14 +215,14 @@ def test_json_is_strict_and_complete(evaluation, tmp_path):
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
-    path = report.write_jsonl(tmp_path / "results.jsonl", [{"a": 1}])
+    path = run_files.write_jsonl(tmp_path / "results.jsonl", [{"a": 1}])
 
     def rows():
         yield {"a": 2}
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        report.write_jsonl(path, rows())
+        run_files.write_jsonl(path, rows())
     assert path.read_text() == '{"a": 1}\n'
 
 
@@ -233,7 +233,7 @@ def test_metadata_names_what_ran(evaluation):
     assert data["devices"]
     assert 2 <= data["seconds"] < 600
     assert data["config"] == {"decode": {"n": 8}}
-    assert report.run_metadata({}, [])["seconds"] is None
+    assert run_files.run_metadata({}, [])["seconds"] is None
 
 
 def test_commit_is_that_of_the_package_only(tmp_path):
@@ -245,17 +245,17 @@ def test_commit_is_that_of_the_package_only(tmp_path):
     package = tmp_path / "zip_rc_jax"
     package.mkdir()
     (package / "a.py").write_text("1\n")
-    assert report._git_commit(package) is None  # no repository
+    assert run_files._git_commit(package) is None  # no repository
     git("init")
     git("add", ".")
     git("commit", "-m", "a")
-    commit = report._git_commit(package)
+    commit = run_files._git_commit(package)
     assert commit is not None
     assert re.fullmatch("[0-9a-f]{40}", commit)
     (package / "a.py").write_text("2\n")
-    assert report._git_commit(package) == f"{commit}+changes"
+    assert run_files._git_commit(package) == f"{commit}+changes"
     (package / "venv").mkdir()
-    assert report._git_commit(package / "venv") is None  # inside somebody else's repository
+    assert run_files._git_commit(package / "venv") is None  # inside somebody else's repository
 
 
 def test_console_tables_show_the_same_cells(evaluation):

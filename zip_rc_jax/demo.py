@@ -23,10 +23,10 @@ from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
 from zip_rc_jax.decoding.requests import Prompt
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
-from zip_rc_jax.evaluation.report import run_metadata, write_json, write_jsonl
 from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
+from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
 
 # Tables are wide; a pipe or a log file has no width of its own.
 console = Console() if Console().is_terminal else Console(width=170)

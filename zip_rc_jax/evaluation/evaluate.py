@@ -29,11 +29,12 @@ from zip_rc_jax.evaluation import plots
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.evaluation.report import Evaluation, result_rows, run_metadata, write_json, write_jsonl, write_report
+from zip_rc_jax.evaluation.report import Evaluation, result_rows, write_report
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, run_all, run_directory
+from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
 from zip_rc_jax.training.loss import FullTeacher, Unembedding, token_losses
 from zip_rc_jax.training.predict import Profile, profiles
 

@@ -5,21 +5,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
-import importlib.metadata
 import io
 import json
-import math
-import os
 import pathlib
-import platform
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from zip_rc_jax import drawing
@@ -28,8 +19,8 @@ from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.compare import HeadlineRow
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.tables import Table, full_table, headline_table, level_table, metric_table
+from zip_rc_jax.run_files import write_text
 
-PACKAGES = ("zip-rc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "math-verify", "reasoning-gym")
 _CSS = """
 :root{color-scheme:light dark;--fg:#1c1c1c;--bg:#fff;--line:#ccc;--soft:#f3f3f3}
 @media(prefers-color-scheme:dark){:root{--fg:#e6e6e6;--bg:#161616;--line:#444;--soft:#222}}
@@ -40,43 +31,6 @@ caption{text-align:left;font-weight:600;padding:.3rem 0}th,td{padding:.25rem .6r
 th{text-align:right;background:var(--soft)}td{text-align:right}.text{text-align:left}
 .note{font-size:.86rem;opacity:.8}img{max-width:100%;background:#fff;border-radius:6px}pre{background:var(--soft);padding:.8rem;overflow-x:auto}
 """
-
-
-def plain(value: Any) -> Any:
-    """`value` as dicts, lists and scalars that strict JSON can hold: arrays become lists, NaN and infinities null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int)) else str(value)
-
-
-def _write(path: str | pathlib.Path, text: str) -> pathlib.Path:
-    """Through a temporary file in the same folder, so that an interruption leaves the old file whole."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
-
-
-def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
-    """Writes indented strict JSON (see `plain`). Returns the path."""
-    return _write(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_jsonl(path: str | pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
-    """Writes one strict JSON value per line (see `plain`). Returns the path."""
-    return _write(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
@@ -108,57 +62,6 @@ def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[s
                 "prefixes/started": run.n_started[i],
                 "prefixes/finished": run.n_finished[i],
             }
-
-
-def _git_commit(package: pathlib.Path) -> str | None:
-    """Commit of the checkout of this package, "+changes" if tracked files differ; None when the package is not in its checkout."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-
-    try:
-        # Installed below somebody else's repository (a virtual environment, say), git would name their commit.
-        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != package.resolve().parent:
-            return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def run_metadata(config: Mapping[str, Any], argv: Sequence[str] | None = None, started: float | None = None) -> dict[str, Any]:
-    """What is needed to repeat a run.
-
-    Args:
-      config: all settings as plain values (see `config.to_dict`).
-      argv: the command line; `sys.argv` if None.
-      started: `time.time()` at the start of the run; gives `seconds`, else null.
-
-    Returns:
-      `command`, `commit`, `versions`, `python`, `platform`, `devices`, `time` (UTC, ISO 8601), `seconds`, `config`.
-    """
-    import jax  # takes a second, and only this function needs it
-
-    now = time.time()
-    return {
-        "command": shlex.join(sys.argv if argv is None else argv),
-        "commit": _git_commit(pathlib.Path(__file__).resolve().parents[1]),
-        "versions": {package: version for package in PACKAGES if (version := _version(package))},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
-        "seconds": None if started is None else round(now - started, 3),
-        "config": plain(config),
-    }
 
 
 def _html_table(table: Table) -> str:
@@ -264,4 +167,4 @@ def write_report(directory: str | pathlib.Path, evaluation: Evaluation, title: s
     name = html.escape(title)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title><style>{_CSS}</style>'
     page = f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{name}</h1>\n{body}</body></html>\n'
-    return _write(directory / "report.html", page)
+    return write_text(directory / "report.html", page)

@@ -21,11 +21,11 @@ from zip_rc_jax.config import TrainConfig, to_dict
 from zip_rc_jax.data.batches import TrainBatch, fill_rate, train_batches
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.evaluation.report import run_metadata, write_json
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
+from zip_rc_jax.run_files import run_metadata, write_json
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
 from zip_rc_jax.training.predict import labelled_features, teacher_features, validate
