@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  critic  the joint on `correct`, no KL (reads run_dir/graded)\n"
         "  final   the joint on `value`, with KL to the starting policy (reads run_dir/labelled)\n"
         "  lite    only the reserved rows, so every next-token logit stays bit-identical (reads run_dir/labelled)\n"
-        "Output: run_dir/STAGE with model/, checkpoints/, metrics.jsonl, settings.json, environment.json.\n"
+        "Output: run_dir/STAGE with model/, checkpoints/, metrics.jsonl, tensorboard/, heatmaps/, settings.json, environment.json.\n"
         "It runs on all devices there are: `mesh.data`, `mesh.fsdp`, `mesh.tensor` say how, and any of them gives the same model.\n"
         "Watch eval/within_prompt_auc: at 0.5 the head cannot select.\n"
         f"{DATA_HELP}\n\n"
