@@ -6,8 +6,8 @@ A step is: forward of the student and of a frozen teacher, joint cross-entropy o
 ids, backward, clipping, AdamW. Both start from the same weights (the student a little away from the teacher, so that the KL has a
 gradient), see the same batch and the same learning rates, and must report the same losses for the first steps, or nothing is timed.
 They take turns within every run; medians over runs. torch keeps every activation (no gradient checkpointing), has fused AdamW, and with
-one segment a row (the default) needs no attention mask. Use a quiet machine: torch's threads wait for each other in busy loops, so other
-work slows it far more than us. On a busy one, compare on one core each: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/train.py`.
+one segment a row (the default) needs no attention mask. Use a quiet machine: other work was
+seen to slow torch far more than us. On a busy one, compare on one core each: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/train.py`.
 
 The limit counts the operations that no implementation can leave out (`aot.analytic`) at the matmul rate measured here. `--parts` also
 times what a step consists of. Needs `make smollm2` and the dev extra (torch).

@@ -46,6 +46,13 @@ def tiny_lm(config: ModelConfig = TINY_MODEL, grid: Grid = TINY_GRID, label: str
     return dataclasses.replace(lm, params=params)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_are_dropped():
+    """After every file: a process may hold 65,530 pieces of mapped memory, and a thousand tests compile more programs than that."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> pathlib.Path:
     """A published model: $ZIP_RC_SMOLLM2, or what `make smollm2` left. Without it the test fails, for a skipped test tells nothing."""
