@@ -50,7 +50,7 @@ def decoded(name, prompts, rows=16, devices=1, lazy=False, buckets=False, seed=7
     with pytest.MonkeyPatch.context() as patch:
         if buckets:
             patch.setattr(engine_module, "bucket", rounded_to(6))
-            patch.setattr(engine_module, "fine_bucket", lambda tokens, most: min(-(-tokens // 20) * 20, most))
+            patch.setattr(engine_module, "fine_bucket", lambda tokens, most, least=64: min(-(-tokens // 20) * 20, most))
         engine = Engine(lm, dataclasses.replace(config, rows=rows), seed, network)
         events = list(engine.run(iter(prompts) if lazy else prompts))
     found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}

@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monk
 def test_the_length_that_fits_is_named_too(monkeypatch, lm):
     long = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, REAL, 0)
-    fits = memory.estimate(engine.settings, (lm.params, engine.params), REAL.rows, 64, 4, 64).total
+    fits = memory.estimate(engine.settings, (lm.params, engine.params), REAL.rows, 64, 4, 16).total
     limited(monkeypatch, fits)
     with pytest.raises(UsageError, match=r"rows=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(this prompt has 4\)"):
         Engine(lm, long, 0).intake.jobs(REAL_PROMPTS[:1])

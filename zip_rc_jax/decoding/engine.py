@@ -138,7 +138,7 @@ class Engine:
 
     def _check_memory(self, job: Job, listed: bool) -> None:
         """Raises UsageError if the rows that this job needs do not fit into the device's memory."""
-        slots, prompt = self._pool_slots(job.slots, listed), fine_bucket(len(job.ids), job.slots)
+        slots, prompt = self._pool_slots(job.slots, listed), fine_bucket(len(job.ids), job.slots, least=16)
         if (slots, prompt) in self._known_to_fit:
             return
         held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
