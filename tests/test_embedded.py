@@ -25,7 +25,7 @@ def found(tmp_path_factory):
 
 def test_the_policy_is_worth_deciding_about(found):
     pass_1 = [found.quality[f"policy/pass@1/level_{level}"] for level in range(4)]
-    assert pass_1[0] > 0.9
+    assert pass_1[0] > 0.85
     assert pass_1[-1] <= 0.6
     assert found.quality["policy/pass@8/level_3"] >= pass_1[-1] + 0.25
     assert found.quality["policy/longest_over_mean"] >= 1.4

@@ -124,6 +124,10 @@ def start(environment: MutableMapping[str, str] = os.environ, *, together: bool 
         one_order(environment)
     if found is None or jax.distributed.is_initialized():
         return
+    if (jax.config.values["jax_platforms"] or "").startswith("cpu"):
+        # Of a program's collectives that do not depend on each other, XLA's threads run several at a time, and CPUs of different processes
+        # match them by their order. This variable is the number of threads.
+        environment.setdefault("NPROC", "1")
     # SIGTERM is ours (training.loop.stop_signal); JAX's service would take it and let the process live on.
     jax.config.update("jax_enable_preemption_service", False)
     try:

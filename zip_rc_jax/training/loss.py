@@ -172,7 +172,9 @@ def token_losses(
         if isinstance(teacher, TopK):
             return TokenLosses(-at[..., 0], jnp.sum(jnp.exp(given[1]) * (given[1] - at[..., 1:]), axis=-1))
         log_q = student - total
-        log_p = jax.lax.stop_gradient(jax.nn.log_softmax(_policy_logits(model, given[0], teacher.unembedding, sampleable), axis=-1))
+        # Like the student's, so that the divergence of equal models is exactly 0.
+        reference = jax.lax.stop_gradient(_policy_logits(model, given[0], teacher.unembedding, sampleable))
+        log_p = reference - jax.nn.logsumexp(reference, axis=-1, keepdims=True)
         weight, difference = (log_p, log_p - log_q) if kl_kind == "forward" else (log_q, log_q - log_p)
         return TokenLosses(-at[..., 0], jnp.sum(jnp.exp(weight) * difference, axis=-1))
 
