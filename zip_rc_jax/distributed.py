@@ -128,6 +128,7 @@ def start(environment: MutableMapping[str, str] = os.environ, *, together: bool 
         # Of a program's collectives that do not depend on each other, XLA's threads run several at a time, and CPUs of different processes
         # match them by their order. This variable is the number of threads.
         environment.setdefault("NPROC", "1")
+        jax.config.update("jax_enable_compilation_cache", False)  # programs from the cache were seen to run out of order all the same
     # SIGTERM is ours (training.loop.stop_signal); JAX's service would take it and let the process live on.
     jax.config.update("jax_enable_preemption_service", False)
     try:
