@@ -484,7 +484,7 @@ main() {
   # The work is done by a child, and this shell only waits: bash 5.2 may die of a trap that comes while it expands $(...).
   train &
   CHILD=$!
-  trap 'unfollow' INT TERM
+  trap unfollow INT TERM
   wait "$CHILD"
 }
 

@@ -204,7 +204,7 @@ def test_no_more_is_read_than_the_rows_can_hold():
         most = max(most, read - finished)
         finished += isinstance(event, ResultEvent)
     assert (read, finished) == (40, 40)
-    assert most <= 8 + 1, "every prompt in flight holds a row, and one is read ahead"
+    assert most <= (8 - PRICED.n) + 1 + 1, "a prompt comes when n rows are free, every other one holds a row, and one is read ahead"
 
 
 def test_a_stream_gives_the_results_of_the_list_also_when_it_outgrows_its_rows():

@@ -134,13 +134,13 @@ def test_divergences_and_their_gradients_equal_the_naive_ones(kind):
 
     def total(f, hidden, table):
         nll, kl = f(hidden, table, kind)
-        return jnp.sum(weights * (0.3 * nll + kl)) / B / S
+        return jnp.sum(weights * (0.3 * nll + kl))
 
     for a, b in zip(found_losses(HIDDEN, TABLE, kind), expected_losses(HIDDEN, TABLE, kind), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
     found, naive = (jax.grad(functools.partial(total, f), argnums=(0, 1))(HIDDEN, TABLE) for f in (found_losses, expected_losses))
     for a, b in zip(found, naive, strict=True):
-        assert np.abs(b).max() > 1e-3
+        assert np.abs(b).max() > 0.1
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
     assert not np.asarray(found[1][USED:]).any(), "reserved and padding rows get no gradient from the policy"
 

@@ -436,7 +436,7 @@ class TrainConfig:
       cache_features: with trainable="zip_rows", run the frozen body once over all rollouts and keep its final hidden states in host
         memory (4 * d_model bytes per labelled position). Rows then hold labelled positions only, and a step costs next to nothing.
       cache_teacher: with kl_kind="forward_topk", run the frozen policy once over all rollouts and keep its likeliest ids in host memory
-        (8 * kl_top_k bytes per labelled position). No teacher lies on the devices then, and a step takes a quarter less work.
+        (8 * kl_top_k bytes per labelled position). No teacher lies on the devices then, and a step has no forward pass of it.
       rows_from: stage ("critic" or "lite") whose trained reserved rows are the starting point; empty starts from zeros. On few data a
         trained head first keeps the body from chasing a random one.
       zip_lr_multiplier: the reserved rows learn this many times faster than the body.

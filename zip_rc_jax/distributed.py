@@ -29,6 +29,7 @@ TPU with several hosts they find each other. Elsewhere set, in each process,
   {COORDINATOR}=HOST:PORT  where process 0 listens; or `auto` under Slurm and Open MPI, which know the rest
   {PROCESSES}=N            how many there are
   {PROCESS_ID}=I           which one this is, from 0
+On CPUs also set JAX_PLATFORMS=cpu.
 If one ends, the others end too, after at most {HEARTBEAT} (60). Started again, all go on from the last checkpoint."""
 RESUMABLE = 130
 _METADATA = "http://{}/computeMetadata/v1/instance/attributes/worker-network-endpoints"

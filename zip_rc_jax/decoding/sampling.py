@@ -93,7 +93,7 @@ def _least_weight(weights: jax.Array, amounts: jax.Array, wanted: jax.Array) -> 
     """Largest `t [..., 1]` for which the `amounts` of all tokens of weight `t` or more add up to `wanted [..., 1]`; 0 if there is none.
 
     Exact, and without sorting: non-negative floats are ordered as their bits, so `t` is found bit by bit from the highest, each with one
-    pass over the vocabulary. That is a tenth of the time of a sort, and no set of candidates can turn out too small.
+    pass over the vocabulary. No set of candidates can turn out too small.
 
     Args:
       weights: `[..., V]` float32 in [0, 1].
@@ -134,8 +134,8 @@ def sample(keys: jax.Array, logits: jax.Array, sampling: Sampling | SamplingConf
     """Next token of each row: drawn, or the likeliest (of equals the first) at temperature 0.
 
     The inverse of the cumulative distribution, in two draws: a block of ids by its mass, then an id of that block. That takes two random
-    numbers a row and one pass over the vocabulary; Gumbel noise for every id took half of a decode step. Two draws also keep the
-    resolution of a float32 uniform for ids deep in the tail.
+    numbers a row and one pass over the vocabulary, where Gumbel noise takes a random number and two logarithms for every id. Two draws
+    also keep the resolution of a float32 uniform for ids deep in the tail.
 
     Args:
       keys: `[R]` keys, consumed.

@@ -85,7 +85,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
     groups = heads // kv_heads
     grouped = q.reshape(batch, steps, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, groups * steps, dim)
     if groups * steps < 8:
-        # Few queries: on CPU the product with the keys in front takes half the time, and the barrier keeps XLA from turning it round.
+        # Few queries: on CPU the product with the keys in front is faster, and the barrier keeps XLA from turning it round.
         scores = jnp.matmul(k, (grouped * scale).swapaxes(2, 3), preferred_element_type=jnp.float32)
         scores = jax.lax.optimization_barrier(scores).swapaxes(2, 3)
     else:

@@ -43,8 +43,8 @@ def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, .
 
     Args:
       kinds: type of every layer.
-      unrolled: every layer is a segment of its own instead. More is compiled, but no layer is sliced from an array of many: XLA copies
-        such slices on CPU, which takes a third of a decode step there.
+      unrolled: every layer is a segment of its own instead. More is compiled, but no layer is sliced from an array of many: XLA on CPU
+        copies such slices at every step.
     """
     if unrolled:
         return tuple(Segment((Stack(f"{i}_{kind}", kind, (i,)),)) for i, kind in enumerate(kinds))

@@ -83,7 +83,7 @@ def add_bias(x: jax.Array, bias: nnx.Param) -> jax.Array:
     return x + bias[...].astype(x.dtype)
 
 
-# Rows up to which XLA's CPU matmuls are faster with the output features in front (measured on 2 cores: 1.2x with 64 rows, 1.4x with 8).
+# Rows up to which XLA's CPU matmuls are faster with the output features in front.
 FEW_ROWS = 256
 
 
