@@ -92,10 +92,11 @@ class _Columns:
         return cls(np.concatenate(parts), end - prompt - output, prompt, end, reward.astype(np.float32), censored.astype(bool))
 
     def labelled_number(self, at: np.ndarray) -> np.ndarray:
-        """For indices `at` of labelled positions: which one each is, counted over all rollouts (0 for padding, -1)."""
+        """For indices `at` into `tokens`: the how many-th labelled position each is, counted over all rollouts; 0 where it is none."""
         before = np.cumsum(self.end - self.start - self.prompt) - (self.end - self.start - self.prompt)
         rollout = np.searchsorted(self.start, np.maximum(at, 0), side="right") - 1
-        return np.where(at >= 0, before[rollout] + at - (self.start[rollout] + self.prompt[rollout] - 1), 0)
+        first = self.start[rollout] + self.prompt[rollout] - 1
+        return np.where(at >= first, before[rollout] + at - first, 0)
 
     def fields(self, at: np.ndarray) -> dict[str, np.ndarray]:
         """The label fields of `TrainBatch` at indices `at` into `tokens` (any shape; -1 = padding, all zero)."""
@@ -186,11 +187,12 @@ def train_batches(
 
     def batch(rows: dict[str, np.ndarray]) -> TrainBatch:
         rows = {name: np.pad(array, ((0, batch_rows - len(array)), (0, 0)), constant_values=pad[name]) for name, array in rows.items()}
-        hidden = None if features is None else features[columns.labelled_number(rows["at"])]
-        fields = columns.fields(rows["at"])
-        number = np.where(fields["labelled"], columns.labelled_number(rows["at"]), 0)
-        top = teacher and tuple(array[number] for array in teacher)
-        return TrainBatch(**fields, segment_ids=rows["at_segment_ids"], positions=rows["at_positions"], hidden=hidden, teacher=top)
+        found = TrainBatch(**columns.fields(rows["at"]), segment_ids=rows["at_segment_ids"], positions=rows["at_positions"])
+        if features is None and teacher is None:
+            return found
+        number = columns.labelled_number(rows["at"])
+        hidden, top = (None if arrays is None else jax.tree.map(lambda x: x[number], arrays) for arrays in (features, teacher))
+        return dataclasses.replace(found, hidden=hidden, teacher=top)
 
     pad = {"at": -1, "at_segment_ids": 0, "at_positions": 0}
     dataset = grain.MapDataset.source(_Spans(columns, features is not None)).shuffle(seed=seed).repeat(epochs)
