@@ -25,7 +25,7 @@ MODEL = ModelConfig(
     vocab_size=100_096, d_model=2048, n_layers=20, n_heads=16, n_kv_heads=8, head_dim=128, d_ff=6144, tied=True, max_positions=4096
 )  # fmt: skip
 CHILD = """
-import json, resource, sys, time
+import json, re, resource, sys, time
 import jax, jax.numpy as jnp
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast  # `load` needs them; they are not what it loads
 from zip_rc_jax import load
@@ -38,7 +38,8 @@ before, started = resident(), time.monotonic()
 lm = load(sys.argv[1], dtype=jnp.dtype(sys.argv[2]))
 jax.block_until_ready(lm.params)
 seconds, after = time.monotonic() - started, resident()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not ru_maxrss: it also holds what the process that started this one had.
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 params = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))
 print(json.dumps({"peak": peak - before, "after": after - before, "params": params, "seconds": seconds}))
 """
