@@ -1,4 +1,4 @@
-"""Decode throughput against the sampler of `google-tunix`, side by side in one run: a Llama of SmolLM2-135M's sizes, random weights, float32.
+"""Decode throughput against the sampler of `google-tunix`, side by side in one run: SmolLM2-135M's sizes, random weights, float32.
 
     python benchmarks/against_tunix.py [--prompts 8] [--samples 8 1] [--tokens 64] [--runs 3]
 
