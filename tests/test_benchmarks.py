@@ -1,0 +1,47 @@
+"""Every benchmark runs from beginning to end, at its smallest size, and prints its table. What it measures is not judged here."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from zip_rc_jax.config import KL_KINDS
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+NUMBER = r"[+-]?\d[\d.,]*(?:%|e[+-]?\d+)?"
+# Arguments, and what every line of the table must look like; how many lines there are.
+SMALLEST = {
+    "adaptive.py": ("--prompts 6 --betas 0.05 --runs 1", rf"\| (best of|adaptive, beta)[^|]+(\| {NUMBER} ){{5}}\|", 2),
+    "decode.py": ("--prompts 1 --tokens 4 --runs 1", rf"(\| {NUMBER} ){{7}}\|", 2),
+    "loss.py": (
+        "--vocab 512 --positions 64 --width 16 --chunk 16 --compare",
+        rf"\w+ +chunked +{NUMBER} .* differ by {NUMBER}",
+        len(KL_KINDS),
+    ),
+    "overhead.py": ("--rows 8 --interval 2 --runs 1", rf"\| (plain|head|decisions) (\| {NUMBER} ){{3}}\|", 3),
+    "search.py": ("--prompts 2 --prefixes 3 --runs 1", rf"(correct|value) +\w+( +({NUMBER}|-)){{5}}", 6),
+}
+# What is not run here: one has a test beside the training step, the other needs a package that cannot live in this environment.
+ELSEWHERE = {"train.py", "against_tunix.py"}
+
+
+def test_no_benchmark_is_left_out():
+    assert {path.name for path in BENCHMARKS.glob("*.py")} == SMALLEST.keys() | ELSEWHERE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_runs_and_prints_its_table(name, smollm2_gguf):
+    arguments, line, count = SMALLEST[name]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # on one device, as its users run it
+    command = [sys.executable, str(BENCHMARKS / name), *arguments.split()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [row for row in done.stdout.splitlines() if re.fullmatch(line, row)]
+    assert len(rows) == count, done.stdout
+    assert "nan" not in done.stdout.lower()
