@@ -43,6 +43,8 @@ def test_help_teaches_with_an_example(command, capsys):
         (["decode", "nowhere", "--prompt", "x", "temprature=1"], ("temprature", "did you mean 'temperature'")),
         (["decode", "nowhere", "--prompt", "x", "n=80"], ("n=80 with rows=64", "row pool")),
         (["decode", "nowhere", "--prompt", "x", "top_p=1.5"], ("top_p=1.5", "(0, 1]")),
+        (["decode", "nowhere", "--prompt", "x", "n=many"], ("n='many'", "whole number")),
+        (["decode", "nowhere", "--prompt", "x", "stop_token_ids=5"], ("stop_token_ids=5", "[1, 2]")),
     ],
 )
 def test_bad_input_is_one_paragraph_and_status_2(arguments, parts, capsys):
@@ -91,6 +93,10 @@ def test_unknown_options_of_the_api_are_never_ignored(lm):
         zip_rc_jax.decode(lm, ["1 + 2 ="], intervall=3)
     with pytest.raises(zip_rc_jax.UsageError, match="max_tokens=0"):
         zip_rc_jax.decode(lm, ["1 + 2 ="], max_new_tokens=0)
+    with pytest.raises(zip_rc_jax.UsageError, match=r"max_tokens, max_new_tokens: two of them are the same one"):
+        zip_rc_jax.decode(lm, ["1 + 2 ="], max_tokens=3, max_new_tokens=4)
+    with pytest.raises(zip_rc_jax.UsageError, match=r"seed=4294967296"):
+        zip_rc_jax.decode(lm, ["1 + 2 ="], seed=2**32)
 
 
 @pytest.mark.parametrize(("message", "shown"), [("", "interrupted"), ("stopped at step 3", "stopped at step 3")])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from zip_rc_jax.config import (
@@ -126,7 +127,12 @@ NAN, INF = float("nan"), float("inf")
         ({"strategy": "length_budget"}, r"length_budget=0"),
         ({"skill": -1.0}, r"skill=-1"),
         ({"skill": NAN}, r"skill=nan"),
+        ({"skill": INF}, r"skill=inf"),
         ({"joint_temperature": 0.0}, r"joint_temperature=0"),
+        ({"joint_temperature": INF}, r"joint_temperature=inf"),
+        ({"n": 2.5}, r"n=2\.5: it is not a whole number"),
+        ({"beta": "0.1"}, r"beta='0\.1': it is not a number"),
+        ({"no_harm": 1}, r"no_harm=1: it is not true or false"),
         ({"joint_top_p": 0.0}, r"joint_top_p=0"),
         ({"joint_top_p": 1.5}, r"joint_top_p=1\.5"),
         ({"temperature": -1.0}, r"temperature=-1"),
@@ -153,6 +159,7 @@ def test_impossible_decode_settings(options, message):
         {"n": 7, "rows": 8, "candidates": "branching"},
         {"strategy": "length_budget", "length_budget": 1},
         {"temperature": 0.0, "top_p": 1.0, "min_p": 1.0, "skill": 0.0},
+        {"n": np.int64(3), "alpha": np.float32(0.5), "beta": 1, "stop_token_ids": (np.int32(7),)},
     ],
 )
 def test_the_limits_themselves_are_allowed(options):

@@ -512,6 +512,8 @@ def test_the_config_chooses_which_of_the_two_is_returned():
     [
         ([], r"prompts=\[\]: there is nothing to decode"),
         ("x y", r"prompts given as one string.*pass \[prompt\]"),
+        ({"role": "user", "content": "x"}, r"prompts of type dict: a list of prompts is expected"),
+        (None, r"prompts of type NoneType: a list of prompts is expected"),
         (["x", ""], r"prompt 1: it is empty"),
         (["x", "   "], r"prompt 1: it is empty"),
         (["x", "x unheard y"], r"text with \['unheard'\].*lacks these words"),

@@ -331,12 +331,23 @@ def test_a_seed_of_its_own_gives_other_samples_of_the_same_prompt():
         ({"token_budget": -1}, r"token_budget=-1"),
         ({"time_budget": math.inf}, r"time_budget=inf"),
         ({"abstain_below": 2.0}, r"abstain_below=2.0"),
+        ({"n": "2"}, r"n='2': it is not a whole number"),
+        ({"top_k": 2.5}, r"top_k=2.5: it is not a whole number"),
+        ({"token_budget": True}, r"token_budget=True: it is not a whole number"),
+        ({"temperature": "hot"}, r"temperature='hot': it is not a number"),
+        ({"abstain": "no"}, r"abstain='no': it is not true or false"),
+        ({"stop_token_ids": 5}, r"stop_token_ids=5: it is not a list of ids"),
+        ({"stop_token_ids": (1.5,)}, r"stop_token_ids=\(1.5,\): it is not a list of ids"),
+        ({"seed": "x"}, r"seed='x': it is not a whole number of 32 bits"),
+        ({"seed": -1}, r"seed=-1: it is not a whole number of 32 bits\. Fix: use one from 0 to 4294967295"),
+        ({"seed": 2**32}, r"seed=4294967296: it is not a whole number of 32 bits"),
     ],
 )
 def test_impossible_options_of_a_request_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         run(["x", Request("y", **options)])
-    assert run(iter(["x", Request("y", **options)]))[1].finish_reason == "error"
+    found = run(iter(["x", Request("y", **options), "z"]))
+    assert [r.finish_reason == "error" for r in found] == [False, True, False], "in a stream it costs nobody else anything"
 
 
 def test_options_that_belong_to_the_engine_are_no_options_of_a_request():

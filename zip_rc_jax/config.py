@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+import operator
+from collections.abc import Mapping
 from typing import Any
 
 from zip_rc_jax.errors import UsageError
@@ -33,6 +36,26 @@ def _require(condition: bool, value: str, reason: str, fix: str) -> None:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     _require(value in allowed, f"{name}={value!r}", f"it must be one of {', '.join(allowed)}", "choose one of them")
+
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "int": (numbers.Integral, "a whole number"),
+    "float": (numbers.Real, "a number"),
+    "bool": (bool, "true or false"),
+}
+
+
+def check_types(config: type, values: Mapping[str, Any]) -> None:
+    """Checks numbers and truth values that did not come through YAML, where types are checked as they are read.
+
+    Raises:
+      UsageError: one of `values` is not of the type that the dataclass `config` declares for its name.
+    """
+    for field in dataclasses.fields(config):
+        if field.name in values and str(field.type) in _KINDS:
+            value, (kind, words) = values[field.name], _KINDS[str(field.type)]
+            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            _require(fits, f"{field.name}={value!r}", f"it is not {words}", f"give {words}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +215,7 @@ class SamplingConfig:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(SamplingConfig, vars(self))
         _require(
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"temperature={self.temperature}",
@@ -261,7 +285,11 @@ class DecodeConfig:
     rows: int = 64
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop_token_ids", tuple(int(i) for i in self.stop_token_ids))
+        check_types(DecodeConfig, vars(self))
+        try:
+            object.__setattr__(self, "stop_token_ids", tuple(operator.index(i) for i in self.stop_token_ids))
+        except TypeError:
+            raise UsageError(f"stop_token_ids={self.stop_token_ids!r}", "it is not a list of ids", "write it as [1, 2]") from None
         _require(0 <= self.alpha <= 1, f"alpha={self.alpha}", "it weighs compute against latency", "use a number in [0, 1]")
         _require(math.isfinite(self.beta) and self.beta >= 0, f"beta={self.beta}", "it is a price", "use a finite number >= 0")
         for field in ("n", "interval", "window", "max_tokens", "rows"):
@@ -294,9 +322,17 @@ class DecodeConfig:
         for field in ("token_budget", "time_budget"):
             value = getattr(self, field)
             _require(math.isfinite(value) and value >= 0, f"{field}={value}", "it limits what a prompt may spend", "use 0 for no limit")
-        _require(self.skill >= 0, f"skill={self.skill}", "it is an exponent between mean (0) and maximum (1)", "use a number >= 0")
         _require(
-            self.joint_temperature > 0, f"joint_temperature={self.joint_temperature}", "log-probs are divided by it", "use 1 to leave it"
+            math.isfinite(self.skill) and self.skill >= 0,
+            f"skill={self.skill}",
+            "it is an exponent between mean (0) and maximum (1)",
+            "use a finite number >= 0",
+        )
+        _require(
+            math.isfinite(self.joint_temperature) and self.joint_temperature > 0,
+            f"joint_temperature={self.joint_temperature}",
+            "log-probs are divided by it",
+            "use 1 to leave it",
         )
         _require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")
         self.sampling  # noqa: B018  (validates the sampling options)

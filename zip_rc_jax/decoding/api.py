@@ -21,10 +21,12 @@ def resolve(config: DecodeConfig | None, options: dict[str, Any]) -> DecodeConfi
     """`config` with `options` on top (`max_new_tokens` is an alias of `max_tokens`).
 
     Raises:
-      UsageError: an option that no one reads, or an impossible value.
+      UsageError: an option that no one reads, one given under both its names, or an impossible value.
     """
     known = [f.name for f in dataclasses.fields(DecodeConfig)]
     renamed = {ALIASES.get(name, name): value for name, value in options.items()}
+    if len(renamed) < len(options):
+        raise UsageError(f"decoding options {', '.join(options)}", "two of them are the same one", f"leave out {', '.join(ALIASES)}")
     for name in renamed:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

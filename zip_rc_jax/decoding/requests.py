@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.config import DecodeConfig, check_types
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 
@@ -60,6 +61,7 @@ class Request:
         """
         names = [f.name for f in dataclasses.fields(self) if f.name not in ("prompt", "seed")]
         options = {name: value for name in names if (value := getattr(self, name)) is not None}
+        check_types(DecodeConfig, options)
         for name in ("n", "max_tokens"):
             most = getattr(config, name)
             if options.get(name, 0) > most:
@@ -104,9 +106,19 @@ class Refusal:
     reason: str
 
 
-@functools.lru_cache(maxsize=1024)
 def key_data(seed: int) -> tuple[int, ...]:
-    """Data of the random key of `seed`."""
+    """Data of the random key of `seed`.
+
+    Raises:
+      UsageError: it is no seed. Keys have 32 bits, so a larger one would give the samples of a smaller one.
+    """
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UsageError(f"seed={seed!r}", "it is not a whole number of 32 bits", f"use one from 0 to {2**32 - 1}")
+    return _key_data(int(seed))
+
+
+@functools.lru_cache(maxsize=1024)
+def _key_data(seed: int) -> tuple[int, ...]:
     return tuple(np.asarray(jax.random.key_data(jax.random.key(seed))).tolist())
 
 
@@ -129,8 +141,9 @@ class Intake:
         """Args: `check_memory` raises a UsageError for a job that the device cannot hold; its flag says that the job is one of a list.
 
         Raises:
-          UsageError: the configuration itself has a stop id that the policy cannot emit.
+          UsageError: the configuration itself has a stop id that the policy cannot emit, or the seed is none.
         """
+        key_data(seed)
         assert lm.head is not None
         self.lm, self.config, self.seed = lm, config, seed
         self.template_kwargs, self.check_memory = dict(template_kwargs), check_memory
@@ -154,6 +167,8 @@ class Intake:
         """
         if isinstance(prompts, str):
             raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
+        if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+            raise UsageError(f"prompts of type {type(prompts).__name__}", "a list of prompts is expected", "pass [prompt, ...]")
         if on_error not in (None, *ON_ERROR):
             raise UsageError(f"on_error={on_error!r}", f"it is one of {', '.join(ON_ERROR)}", "choose one of them, or leave it out")
         if not isinstance(prompts, Sequence):
