@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -43,6 +44,8 @@ def test_help_teaches_with_an_example(command, capsys):
         (["decode", "nowhere", "--prompt", "x", "temprature=1"], ("temprature", "did you mean 'temperature'")),
         (["decode", "nowhere", "--prompt", "x", "n=80"], ("n=80 with rows=64", "row pool")),
         (["decode", "nowhere", "--prompt", "x", "top_p=1.5"], ("top_p=1.5", "(0, 1]")),
+        (["decode", "nowhere", "--prompt", "x", "--mesh", "fsdp=2"], ("mesh 'fsdp=2'", "data, tensor")),
+        (["decode", "nowhere", "--prompt", "x", "--mesh", "data=9999"], ("mesh data=9999", "devices")),
         (["decode", "nowhere", "--prompt", "x", "n=many"], ("n='many'", "whole number")),
         (["decode", "nowhere", "--prompt", "x", "stop_token_ids=5"], ("stop_token_ids=5", "[1, 2]")),
     ],
@@ -67,6 +70,27 @@ def test_decode_writes_results_that_equal_the_api(saved, lm, tmp_path, capsys):
     assert [[p["token_ids"] for p in r["prefixes"]] for r in rows] == [[list(p.token_ids) for p in r.prefixes] for r in expected]
     metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
     assert metadata["config"]["decode"]["n"] == 3
+
+
+def test_decode_on_a_mesh_gives_the_results_of_one_device(saved, tmp_path, capsys):
+    arguments = ["decode", saved, "--prompt", "1 + 2 =", "n=3", "interval=4", "window=2", "max_tokens=10", "rows=8"]
+    texts = []
+    for name, mesh in (("one", []), ("four", ["--mesh", "data=2,tensor=2"])):
+        assert main([*arguments, *mesh, "--output", str(tmp_path / name)]) == 0
+        rows = [json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines()]
+        texts.append([[p["token_ids"] for p in row["prefixes"]] for row in rows])
+        assert re.search(r"done in \d+ s, \d+ s of it compiling", capsys.readouterr().err)
+    assert texts[0] == texts[1]
+
+
+def test_decode_in_bfloat16(saved, tmp_path):
+    arguments = ["--prompt", "1 + 2 =", "--dtype", "bfloat16", "--output", str(tmp_path / "out")]
+    options = {"n": 3, "interval": 4, "window": 2, "max_tokens": 10, "rows": 8}
+    assert main(["decode", saved, *arguments, *(f"{k}={v}" for k, v in options.items())]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    (expected,) = zip_rc_jax.decode(zip_rc_jax.load(saved, dtype="bfloat16"), ["1 + 2 ="], **options)
+    (other,) = zip_rc_jax.decode(zip_rc_jax.load(saved), ["1 + 2 ="], **options)
+    assert row["expected_reward"] == expected.expected_reward != other.expected_reward
 
 
 def test_decode_grades_an_input_file_with_answers(saved, tmp_path, capsys):

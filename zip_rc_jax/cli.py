@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+from jax import monitoring
 
 from zip_rc_jax import distributed, pipeline
 from zip_rc_jax.aot.command import add_compile_parser, run_compile
@@ -152,6 +153,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="variable of the template, e.g. enable_thinking=false",
     )
     decode.add_argument("--output", type=pathlib.Path, help="directory for results.jsonl and metadata.json")
+    decode.add_argument(
+        "--mesh", default="", metavar="AXES", help="several devices: rows over data, heads over tensor, e.g. data=4,tensor=2 (default one)"
+    )
+    decode.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of parameters and cache (default float32)")
     decode.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     decode.add_argument("--stream", action="store_true", help="show every decision as it is made")
 
@@ -219,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(argv)
     _quiet()
-    started = time.monotonic()
+    started, compiling = time.monotonic(), _count_compiling()
     try:
         distributed.start(together=arguments.command in TOGETHER)
         if arguments.command == "decode":
@@ -244,7 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         gone = f"process {jax.process_index()} of {jax.process_count()} lost the others, or one of them: {str(error).splitlines()[0]}"
         return _end(130, f"zip-rc {arguments.command}: {gone}. The same command, in all of them, resumes.")
     if distributed.is_chief():
-        print(f"zip-rc {arguments.command}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)
+        seconds = time.monotonic() - started
+        print(f"zip-rc {arguments.command}: done in {seconds:.0f} s, {sum(compiling):.0f} s of it compiling", file=sys.stderr)
     return 0
 
 
@@ -253,6 +259,18 @@ def _end(status: int, message: str) -> int:
     if distributed.several():
         distributed.end(status)
     return status
+
+
+def _count_compiling() -> list[float]:
+    """A list that JAX's compilations (or reading one that was kept) will add their seconds to, for the rest of the process."""
+    found: list[float] = []
+
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration_secs)
+
+    monitoring.register_event_duration_secs_listener(note)
+    return found
 
 
 def _quiet() -> None:

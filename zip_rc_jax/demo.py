@@ -27,6 +27,7 @@ from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_tabl
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
+from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
 
 # Tables are wide; a pipe or a log file has no width of its own.
 console = Console() if Console().is_terminal else Console(width=170)
@@ -74,7 +75,7 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """`zip-rc decode`: prompts in, answers out.
 
     Raises:
-      UsageError: no prompts, both kinds of prompts, a bad option or a bad file; before the model is loaded where possible.
+      UsageError: no prompts, both kinds of prompts, a bad option, mesh or file; before the model is loaded where possible.
     """
     started = time.time()
     options = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides))
@@ -83,7 +84,8 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     if bool(arguments.prompt) == bool(arguments.input):
         raise UsageError("prompts", "give either --prompt (once or more) or --input FILE", "add one of them")
     found = problems_from_jsonl(arguments.input) if arguments.input else []
-    lm = load(arguments.model, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
+    layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
+    lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
     prompts: list[Prompt] = [p.question for p in found] or arguments.prompt
     if arguments.chat:
         prompts = [[{"role": "user", "content": text}] for text in prompts]

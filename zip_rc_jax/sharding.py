@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -75,6 +77,21 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if wanted != len(devices):
         raise UsageError(asked, f"the {jax.process_count()} processes have {len(devices)} devices, and all must take part", "use them all")
     return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES)  # on a TPU, neighbours on the mesh are neighbours on the wire
+
+
+def mesh_sizes(text: str, axes: Sequence[str] = MESH_AXES) -> dict[str, int]:
+    """Sizes of the mesh axes that a text such as `data=4,tensor=2` names.
+
+    Raises:
+      UsageError: an unknown axis, or no number.
+    """
+    sizes = {}
+    for item in filter(None, text.replace(" ", ",").split(",")):
+        name, _, size = item.partition("=")
+        if name not in axes or not re.fullmatch(r"[1-9]\d*", size):
+            raise UsageError(f"mesh {text!r}", f"{item!r} is no axis with a size", f"give axes of {', '.join(axes)}, e.g. {axes[0]}=16")
+        sizes[name] = int(size)
+    return sizes
 
 
 @dataclasses.dataclass(frozen=True)

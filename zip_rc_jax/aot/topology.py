@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.sharding import MESH_AXES
+from zip_rc_jax.sharding import MESH_AXES, mesh_sizes
 
 GIB = 2**30
 MARGIN = 0.1
@@ -57,12 +57,7 @@ def parse_mesh(text: str, devices: int, default: str) -> dict[str, int]:
     Raises:
       UsageError: an unknown axis, no number, or a mesh of another size.
     """
-    shape = dict.fromkeys(MESH_AXES, 1) | ({} if text else {default: devices})
-    for item in filter(None, text.replace(" ", ",").split(",")):
-        name, _, size = item.partition("=")
-        if name not in MESH_AXES or not re.fullmatch(r"[1-9]\d*", size):
-            raise UsageError(f"mesh {text!r}", f"{item!r} is no axis with a size", f"give axes of {', '.join(MESH_AXES)}, e.g. fsdp=16")
-        shape[name] = int(size)
+    shape = dict.fromkeys(MESH_AXES, 1) | (mesh_sizes(text) if text else {default: devices})
     used = int(np.prod(list(shape.values())))
     if used != devices:
         raise UsageError(f"mesh {text!r}", f"it has {used} devices and the topology {devices}", f"make the product {devices}")
