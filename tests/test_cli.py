@@ -99,6 +99,16 @@ def test_decode_grades_an_input_file_with_answers(saved, tmp_path, capsys):
     assert "over 2 problems" in capsys.readouterr().out
 
 
+def test_answers_in_an_input_file_are_optional(saved, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"question": "1 + 2 ="}\n{"problem": "3 + 4 =", "answer": "7"}\n')
+    arguments = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out")]
+    assert main(["decode", saved, *arguments, "n=2", "max_tokens=8", "rows=8", "window=2", "interval=4"]) == 0
+    assert "over 1 problems" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [row.get("answer") for row in rows] == [None, "7"]
+    assert ["correct" in row for row in rows] == [False, True]
+
+
 def test_live_view_shows_every_prefix_at_every_decision(lm, capsys):
     config = zip_rc_jax.DecodeConfig(n=3, interval=4, window=2, max_tokens=8, rows=8, beta=0.0)
     (result,) = show_live(lm, ["1 + 2 ="], config, 0)

@@ -83,7 +83,7 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     config = resolve(None, {str(k): v for k, v in options.items()})
     if bool(arguments.prompt) == bool(arguments.input):
         raise UsageError("prompts", "give either --prompt (once or more) or --input FILE", "add one of them")
-    found = problems_from_jsonl(arguments.input) if arguments.input else []
+    found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
     layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
     lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
     prompts: list[Prompt] = [p.question for p in found] or arguments.prompt
@@ -99,10 +99,11 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         by_index = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
         results = [by_index[i] for i in range(len(prompts))]
     rows = [r.to_dict() for r in results]
-    if any(p.answer for p in found):
+    if answered := [i for i, p in enumerate(found) if p.answer]:
         with Grader() as grader:
-            scores = grader.grade_many((p, r.text) for p, r in zip(found, results, strict=True))
-        rows = [row | {"answer": p.answer, "correct": correct(s)} for row, p, s in zip(rows, found, scores, strict=True)]
+            scores = grader.grade_many((found[i], results[i].text) for i in answered)
+        for i, score in zip(answered, scores, strict=True):
+            rows[i] |= {"answer": found[i].answer, "correct": correct(score)}
         console.print(f"accuracy {sum(correct(s) for s in scores) / len(scores):.3f} over {len(scores)} problems")
     if arguments.output:
         write_jsonl(arguments.output / "results.jsonl", rows)

@@ -127,10 +127,13 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(known)}"
 
 
-def problems_from_jsonl(path: str | pathlib.Path) -> list[Problem]:
+def problems_from_jsonl(path: str | pathlib.Path, answers: bool = True) -> list[Problem]:
     """Maths problems: one JSON object a line, with `question` (or `problem`) and `answer`. Blank lines are skipped.
 
     A worked solution that ends in `#### 72` (GSM8K) is cut to `72`. An integer `level` or a string such as "Level 3" (MATH) is kept.
+
+    Args:
+      answers: every line needs an `answer`; else it is "" where there is none.
 
     Raises:
       UsageError: no such file, or a line that is not such an object; the message has its line number.
@@ -144,7 +147,7 @@ def problems_from_jsonl(path: str | pathlib.Path) -> list[Problem]:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if text.strip():
-                    result.append(_parse_line(text, len(result)))
+                    result.append(_parse_line(text, len(result), answers))
             except ValueError as error:
                 raise UsageError(
                     f"{path}, line {number}", str(error), 'write one object a line, such as {"question": "What is 1 + 1?", "answer": "2"}'
@@ -154,7 +157,7 @@ def problems_from_jsonl(path: str | pathlib.Path) -> list[Problem]:
     return result
 
 
-def _parse_line(line: str, index: int) -> Problem:
+def _parse_line(line: str, index: int, answers: bool) -> Problem:
     data = json.loads(line)
     if not isinstance(data, dict):
         raise ValueError(f"it holds a {type(data).__name__}, not an object")
@@ -162,7 +165,9 @@ def _parse_line(line: str, index: int) -> Problem:
     if not isinstance(question, str) or not question.strip():
         raise ValueError("it has no text under `question` or `problem`")
     answer = data.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
+    if answer is None and not answers:
+        answer = ""
+    elif isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
         raise ValueError("it has no text or number under `answer`")
     level = re.search(r"[0-9]+", str(data.get("level", "")))
     return Problem(index, int(level.group()) if level else 0, 0, question, str(answer).rpartition("####")[2].strip(), MATH)
