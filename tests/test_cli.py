@@ -141,3 +141,12 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, message, shown):
     monkeypatch.setattr("zip_rc_jax.cli.run_evaluation", interrupted)
     assert main(["evaluate", "configs/chain_sum_demo.yaml"]) == 130
     assert capsys.readouterr().err == f"zip-rc evaluate: {shown}. The same command resumes.\n"
+
+
+def test_what_cannot_be_resumed_does_not_claim_to_be(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zip_rc_jax.cli.run_decode", interrupted)
+    assert main(["decode", "nowhere", "--prompt", "x"]) == 130
+    assert capsys.readouterr().err == "zip-rc decode: interrupted. The same command starts anew.\n"

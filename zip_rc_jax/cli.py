@@ -217,7 +217,7 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `zip-rc`. Returns the exit status: 0, 2 for bad input, 130 after an interruption that can be resumed.
+    """Entry point of `zip-rc`. Returns the exit status: 0, 2 for bad input, 130 after an interruption.
 
     `zip-rc compile` returns 1 if a program does not fit.
     """
@@ -238,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _end(2, f"zip-rc {arguments.command}: {error}")
     except KeyboardInterrupt as stop:
-        return _end(130, f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command resumes.")
+        again = "starts anew" if arguments.command in ("decode", "export", "compile") else "resumes"
+        return _end(130, f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command {again}.")
     except OSError as error:
         if error.errno not in FULL:
             raise
