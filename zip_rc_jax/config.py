@@ -254,7 +254,7 @@ class DecodeConfig:
       token_budget: most tokens generated for one prompt by all its prefixes together (a shared prefix counts once); 0 sets no limit.
         It is never exceeded: where it runs short, the live prefixes share what is left.
       time_budget: seconds from a prompt's admission after which its next decision is the last; 0 sets no limit. A running interval is
-        not interrupted.
+        not interrupted, and what the first call of a shape spends on compiling counts too.
       rows: rows of the pool, shared by all prompts in flight.
     """
 
