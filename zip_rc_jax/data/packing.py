@@ -11,7 +11,8 @@ import numpy as np
 from zip_rc_jax.errors import UsageError
 
 ENOUGH = 0.95  # share of the positions that should hold a token
-_LOOK = 4  # windows that are packed to see how full rows will be
+_LOOK = 4  # windows that are packed to see how full rows will be,
+_LOOK_ROLLOUTS = 2000  # as long as they have few rollouts
 
 
 class _Rooms:
@@ -96,6 +97,8 @@ class PackedBatches(grain.IterDataset):
         """Share of the positions of the first windows that hold a token, in rows with any."""
         start, tokens, rows = 0, 0, 0
         for _ in range(_LOOK):
+            if start > _LOOK_ROLLOUTS:
+                break
             batches, start = self.window(start)
             groups = [group for batch in batches for group in batch]
             tokens, rows = tokens + sum(int(self._lengths[group].sum()) for group in groups), rows + len(groups)
