@@ -329,11 +329,11 @@ def test_who_trains_on_emptier_rows_is_told_once_and_what_would_be_better():
     now, better = (f"{np.mean([fill_rate(b) for b in itertools.islice(train_batches(data, label='correct', **o), 16)]):.1%} full" for o in
                    (options, options | {"batch_rows": 2, "row_tokens": 2048}))  # fmt: skip
     assert told == (
-        f"row_tokens=512: the rows are only {now}, because no better can be done with sequences of 175 to 254 tokens. "
+        f"row_tokens=512: the rows are only {now}: what is left of them is too short for rollouts of 175 to 254 tokens. "
         f"Fix: set row_tokens=2048 and batch_rows=2, and they are {better}."
     )
     assert advice(data, labelled_only=False, **options | {"batch_rows": 2, "row_tokens": 2048}) is None
-    # Labelled positions alone are packed otherwise: 32 sequences of 5 are 160.
+    # Labelled positions alone are packed otherwise: 13 times 5 are 65.
     assert advice(fixed_lengths(*[5] * 40), labelled_only=True, **options | {"row_tokens": 64}).startswith(
         "row_tokens=64: the rows are only"
     )

@@ -150,7 +150,7 @@ def packing_advice(lengths: np.ndarray, *, batch_rows: int, row_tokens: int, pac
     found = {times: fill(times) for times in (2, 4, 8)}
     best = next((times for times in found if found[times] >= ENOUGH), max(found, key=lambda times: found[times]))
     return (
-        f"row_tokens={row_tokens}: the rows are only {now:.1%} full, because no better can be done with sequences of "
+        f"row_tokens={row_tokens}: the rows are only {now:.1%} full: what is left of them is too short for rollouts of "
         f"{lengths.min()} to {lengths.max()} tokens. Fix: set row_tokens={row_tokens * best} and "
         f"batch_rows={max(1, batch_rows // best)}, and they are {found[best]:.1%} full."
     )
