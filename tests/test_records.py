@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from zip_rc_jax.data.records import PartialRollouts, Rollout, RolloutSource, read_metadata, read_rollouts, write_rollouts
+from zip_rc_jax.data.records import PartialRollouts, Rollout, RolloutSource, read_metadata, read_rollouts, summary_of, write_rollouts
 from zip_rc_jax.errors import UsageError
 
 
@@ -118,6 +118,42 @@ def test_a_dataset_can_be_rewritten_from_itself(tmp_path):
     write_rollouts(tmp_path / "r", (dataclasses.replace(r, value=0.5) for r in RolloutSource(tmp_path / "r")), metadata={"graded": True})
     assert [r.value for r in read_rollouts(tmp_path / "r")] == [0.5] * 5
     assert read_metadata(tmp_path / "r") == {"graded": True}
+
+
+def test_a_dataset_knows_its_rollouts_without_reading_them(tmp_path):
+    rollouts = [*make_rollouts(8), dataclasses.replace(make_rollouts(1)[0], prompt_token_ids=[], output_token_ids=[], finished=False)]
+    write_rollouts(tmp_path / "r", iter(rollouts), metadata={})
+    plain = {
+        "prompt": [len(r.prompt_token_ids) for r in rollouts],
+        "output": [len(r.output_token_ids) for r in rollouts],
+        "prompt_index": [r.prompt_index for r in rollouts],
+        "largest_id": [max([*r.prompt_token_ids.tolist(), *r.output_token_ids.tolist()], default=-1) for r in rollouts],
+        "finished": [r.finished for r in rollouts],
+        "correct": np.array([r.correct for r in rollouts], np.float32).tolist(),
+        "value": np.array([r.value for r in rollouts], np.float32).tolist(),
+    }
+    stored = RolloutSource(tmp_path / "r").summary
+    (tmp_path / "r/summary.npz").unlink()  # a dataset of an earlier version has none
+    for found in (stored, RolloutSource(tmp_path / "r").summary, summary_of(rollouts)):
+        assert vars(found).keys() == plain.keys()
+        for name, column in vars(found).items():
+            np.testing.assert_array_equal(column, plain[name], err_msg=name)
+        assert found.finished.dtype == bool
+
+
+def test_a_damaged_or_foreign_summary_is_refused_by_name(tmp_path):
+    write_rollouts(tmp_path / "r", make_rollouts(3), metadata={})
+    write_rollouts(tmp_path / "other", make_rollouts(4), metadata={})
+    path = tmp_path / "r/summary.npz"
+    os.truncate(path, path.stat().st_size - 100)
+    with pytest.raises(UsageError, match=r"r/summary\.npz: it cannot be read .*Fix: delete it, and it is read from the shards instead"):
+        _ = RolloutSource(tmp_path / "r").summary
+    path.write_bytes((tmp_path / "other/summary.npz").read_bytes())
+    with pytest.raises(UsageError, match=r"r/summary\.npz: it does not describe 3 rollouts"):
+        _ = RolloutSource(tmp_path / "r").summary
+    np.savez(path, prompt=np.zeros(3))
+    with pytest.raises(UsageError, match=r"r/summary\.npz: it cannot be read"):
+        _ = RolloutSource(tmp_path / "r").summary
 
 
 def test_foreign_and_damaged_directories_are_refused(tmp_path):

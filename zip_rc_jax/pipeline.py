@@ -16,12 +16,14 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from zip_rc_jax import distributed
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
 from zip_rc_jax.data.prompts import prompt_texts
-from zip_rc_jax.data.records import PartialRollouts, Rollout, RolloutSource, read_metadata, write_rollouts
+from zip_rc_jax.data.records import PartialRollouts, Rollout, RolloutSource, read_metadata, summary_of, write_rollouts
 from zip_rc_jax.data.tasks import MATH, Problem, problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
 from zip_rc_jax.decoding.engine import Engine, ResultEvent
@@ -217,6 +219,12 @@ def _same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
 # Grades, labels.
 
 
+def _random_access(path: pathlib.Path) -> tuple[Sequence[Rollout], dict[str, Any]]:
+    """See `open_rollouts`. Those of a dataset are read as they are used; those of Parquet files, which are read in order, lie in memory."""
+    source, metadata = open_rollouts(path)
+    return source if isinstance(source, RolloutSource) else list(source), metadata
+
+
 def make_grades(config: PipelineConfig) -> pathlib.Path:
     """Grades the rollouts with the task's own scorer, those without a task as free-form mathematics; result in `run_dir/graded`.
 
@@ -224,12 +232,11 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
       UsageError: no rollouts there, one without a reference answer, or the result was made from others.
     """
     directory = run_directory(config) / "graded"
-    source, metadata = open_rollouts(source_path(config, "rollouts"))
+    rollouts, metadata = _random_access(source_path(config, "rollouts"))
     settings = {"rollouts": metadata}
     if directory.is_dir():
         _same_source(directory, settings)
         return directory
-    rollouts = list(source)
     _check_answers(rollouts)
     distributed.barrier()  # all have looked for the result before there is one
     if distributed.is_chief():
@@ -256,23 +263,22 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
     """
     directory = run_directory(config) / "labelled"
     critic = load(run_directory(config) / "critic")
-    source, metadata = open_rollouts(source_path(config, "graded"))
+    rollouts, metadata = _random_access(source_path(config, "graded"))
     settings = {"graded": metadata, "critic": critic.digest(), "label": to_dict(config.label)}
     if directory.is_dir():
         _same_source(directory, settings)
         return directory
-    rollouts = list(source)
     _check_tokens(rollouts, critic)
     distributed.barrier()  # all have looked for the result before there is one
     if distributed.is_chief():
-        found = []
+        values: list[float] = []
         size = config.label.batch_rows * 64
         with progress("label", len(rollouts)) as bar:
             for start in range(0, len(rollouts), size):
-                found += profiles(critic, rollouts[start : start + size], config.label.batch_rows)
-                bar(len(found), None)
-        values = final_values(found, config.label.last)
-        labelled = (dataclasses.replace(r, value=float(v)) for r, v in zip(rollouts, values, strict=True))
+                found = profiles(critic, rollouts[start : start + size], config.label.batch_rows)
+                values += final_values(found, config.label.last).tolist()
+                bar(len(values), None)
+        labelled = (dataclasses.replace(r, value=v) for r, v in zip(rollouts, values, strict=True))
         write_rollouts(directory, labelled, metadata=settings)
     distributed.barrier()
     return directory
@@ -280,14 +286,14 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
 
 def _check_tokens(rollouts: Sequence[Rollout], lm: LanguageModel) -> None:
     """An id past the tokenizer's would silently be read as another, or as a reserved one."""
-    for number, r in enumerate(rollouts):
-        largest = max(int(r.prompt_token_ids.max(initial=0)), int(r.output_token_ids.max(initial=0)))
-        if largest >= lm.tokenizer.size:
-            raise UsageError(
-                f"rollout {number}",
-                f"it has token id {largest}, and the model's tokenizer has {lm.tokenizer.size} ids, so another model sampled it",
-                "set policy.path to the model that the rollouts come from",
-            )
+    largest = summary_of(rollouts).largest_id
+    if (foreign := largest >= lm.tokenizer.size).any():
+        number = int(np.argmax(foreign))
+        raise UsageError(
+            f"rollout {number}",
+            f"it has token id {largest[number]}, and the model's tokenizer has {lm.tokenizer.size} ids, so another model sampled it",
+            "set policy.path to the model that the rollouts come from",
+        )
 
 
 # Export.
@@ -356,8 +362,7 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
     lm = policy.with_head(config.grid.grid(settings.label), settings.label)
     if settings.rows_from:
         lm = _with_rows_of(lm, run_directory(config) / settings.rows_from)
-    source, metadata = open_rollouts(path)
-    rollouts = list(source)
+    rollouts, metadata = _random_access(path)
     _check_tokens(rollouts, policy)
     training, validation = split_validation(rollouts, settings.eval_rollouts)
     _check_graded(validation, stage, settings)

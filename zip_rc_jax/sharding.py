@@ -153,6 +153,16 @@ class Layout:
         part = self.spec((name,))[0]
         return math.prod(self.mesh.shape[p] for p in ([part] if isinstance(part, str) else part or ()))
 
+    def rows_of(self, devices: Sequence[jax.Device], count: int) -> list[bool]:
+        """For each of the `count` rows of a batch (which is padded at its end), whether one of the devices holds it."""
+        shape = (self.padded(count, "batch"),)
+        where = self.sharding(("batch",)).devices_indices_map(shape)
+        held = np.zeros(shape, bool)
+        for device in devices:
+            if device in where:
+                held[where[device]] = True
+        return held[:count].tolist()
+
     def padded(self, size: int, name: str) -> int:
         """`size` rounded up to what divides over the mesh axes of `name`."""
         return -(-size // self.ways(name)) * self.ways(name)

@@ -8,16 +8,17 @@ The prefix ending at position `t` holds tokens `0..t`. Its joint is trained for 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from grain.experimental import FirstFitPackIterDataset
 
 from zip_rc_jax.config import LABELS
-from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.data.packing import PackedBatches, packing_advice
+from zip_rc_jax.data.records import Rollout, read_items, summary_of
+from zip_rc_jax.data.summary import RolloutSummary
 from zip_rc_jax.errors import UsageError
 
 
@@ -55,64 +56,80 @@ class TrainBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Columns:
-    """`n` rollouts as a few arrays: Python objects per token or per rollout would cost more than the training step.
+class _Fields:
+    """Turns the plan of a batch into its arrays.
 
     Attributes:
-      tokens: int32 `[sum of p + m]`, all rollouts one after the other.
-      start, prompt, end: int64 `[n]`, first token, prompt length `p`, and one past the last token.
+      source: the rollouts, for their tokens.
+      summary: everything else about them.
       reward: float32 `[n]`.
-      censored: bool `[n]`.
+      labelled_only: rows hold the labelled positions alone.
     """
 
-    tokens: np.ndarray
-    start: np.ndarray
-    prompt: np.ndarray
-    end: np.ndarray
+    source: Sequence[Rollout]
+    summary: RolloutSummary
     reward: np.ndarray
-    censored: np.ndarray
+    labelled_only: bool = False
 
     @classmethod
-    def of(cls, rollouts: Iterable[Rollout], label: str) -> _Columns:
+    def of(cls, source: Sequence[Rollout], label: str, labelled_only: bool = False) -> _Fields:
         """Raises `UsageError` for an unknown label, a rollout without it, an empty prompt or response, or no rollouts."""
         if label not in LABELS:
             raise UsageError(f"label={label!r}", f"it must be one of {', '.join(LABELS)}", "choose one of them")
-        parts: list[np.ndarray] = []
-        rows: list[tuple[int, int, float, bool]] = []
-        for rollout in rollouts:
-            parts += (rollout.prompt_token_ids, rollout.output_token_ids)
-            rows.append((len(parts[-2]), len(parts[-1]), getattr(rollout, label), not rollout.finished))
-        if not rows:
+        if not len(source):
             raise UsageError("rollouts", "there are none to train on", "generate at least one rollout")
-        prompt, output, reward, censored = (np.array(column) for column in zip(*rows, strict=True))
+        summary = summary_of(source)
+        reward: np.ndarray = getattr(summary, label)
         _refuse(np.isnan(reward), f"have no {label!r} label", "run `zip-rc grade`" if label == "correct" else "run `zip-rc label`")
         _refuse((reward < 0) | (reward > 1), f"have a {label!r} label outside [0, 1]", "rescale the labels")
-        _refuse((prompt < 1) | (output < 1), "have an empty prompt or response, so no prefix to train", "leave them out")
-        end = np.cumsum(prompt + output)
-        return cls(np.concatenate(parts), end - prompt - output, prompt, end, reward.astype(np.float32), censored.astype(bool))
+        empty = (summary.prompt < 1) | (summary.output < 1)
+        _refuse(empty, "have an empty prompt or response, so no prefix to train", "leave them out")
+        return cls(source, summary, reward, labelled_only)
 
-    def labelled_number(self, at: np.ndarray) -> np.ndarray:
-        """For indices `at` into `tokens`: the how many-th labelled position each is, counted over all rollouts; 0 where it is none."""
-        before = np.cumsum(self.end - self.start - self.prompt) - (self.end - self.start - self.prompt)
-        rollout = np.searchsorted(self.start, np.maximum(at, 0), side="right") - 1
-        first = self.start[rollout] + self.prompt[rollout] - 1
-        return np.where(at >= first, before[rollout] + at - first, 0)
+    def lengths(self) -> np.ndarray:
+        """int64 `[n]`, positions that each rollout takes in a row."""
+        return self.summary.output + (0 if self.labelled_only else self.summary.prompt - 1)
 
-    def fields(self, at: np.ndarray) -> dict[str, np.ndarray]:
-        """The label fields of `TrainBatch` at indices `at` into `tokens` (any shape; -1 = padding, all zero)."""
-        real = at >= 0
-        at = np.where(real, at, 0)
-        rollout = np.searchsorted(self.start, at, side="right") - 1
-        labelled = real & (at >= self.start[rollout] + self.prompt[rollout] - 1)
+    def arrays(self, rows: Sequence[np.ndarray], shape: tuple[int, int], own: Sequence[bool]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The label fields of `TrainBatch`, and int64 `[B, S]`, the how many-th labelled position each is, over all rollouts (0 at others).
+
+        Args:
+          rows: numbers of the rollouts of each row.
+          shape: `(B, S)`; `B` may be more than there are rows.
+          own: for each row, whether its tokens are wanted; otherwise they are 0, and its rollouts are not read.
+        """
+        s = self.summary
+        rollout, position = np.zeros(shape, np.int64), np.zeros(shape, np.int64)  # of what every slot holds
+        segment, tokens, targets = (np.zeros(shape, np.int32) for _ in range(3))
+        wanted = [int(number) for row, mine in zip(rows, own, strict=False) if mine for number in row]
+        read = iter(read_items(self.source, wanted))
+        lengths = self.lengths()
+        for row, numbers in enumerate(rows):
+            end = 0
+            for count, number in enumerate(numbers, 1):
+                first = int(s.prompt[number]) - 1 if self.labelled_only else 0
+                span = slice(end, end := end + int(lengths[number]))
+                rollout[row, span], segment[row, span] = number, count
+                position[row, span] = np.arange(span.stop - span.start)
+                if own[row]:
+                    one = next(read)
+                    ids = np.concatenate([one.prompt_token_ids, one.output_token_ids])[first:]
+                    tokens[row, span], targets[row, span] = ids[:-1], ids[1:]
+        prompt, output = s.prompt[rollout], s.output[rollout]
+        generated = position if self.labelled_only else position - prompt + 1  # response tokens in the prefix that ends here
+        labelled = (segment > 0) & (generated >= 0)
+        number = np.where(labelled, (np.cumsum(s.output) - s.output)[rollout] + generated, 0)
         return {
-            "tokens": np.where(real, self.tokens[at], 0),
+            "tokens": tokens,
+            "segment_ids": segment,
+            "positions": position.astype(np.int32),
             "labelled": labelled,
             "reward": np.where(labelled, self.reward[rollout], np.float32(0)),
-            "remaining": np.where(labelled, self.end[rollout] - at - 1, 0).astype(np.int32),
-            "censored": labelled & self.censored[rollout],
-            "targets": np.where(real, self.tokens[at + 1], 0),  # the last token of a rollout is never an input
+            "remaining": np.where(labelled, output - generated, 0).astype(np.int32),
+            "censored": labelled & ~s.finished[rollout],
+            "targets": targets,
             "lm_weight": labelled.astype(np.float32),
-        }
+        }, number
 
 
 def _refuse(bad: np.ndarray, reason: str, fix: str) -> None:
@@ -122,26 +139,13 @@ def _refuse(bad: np.ndarray, reason: str, fix: str) -> None:
 
 def example(rollout: Rollout, label: str) -> dict[str, np.ndarray]:
     """The fields of `TrainBatch` for one rollout alone, each `[p + m - 1]`. Raises `UsageError` as `train_batches`."""
-    columns = _Columns.of([rollout], label)
-    positions = np.arange(len(columns.tokens) - 1)
-    return columns.fields(positions) | {"positions": positions.astype(np.int32), "segment_ids": np.ones(len(positions), np.int32)}
-
-
-class _Spans:
-    """What Grain shuffles and packs: for each rollout, the indices of its input positions, or of its labelled positions only."""
-
-    def __init__(self, columns: _Columns, labelled_only: bool):
-        self._start, self._end = columns.start + (columns.prompt - 1 if labelled_only else 0), columns.end
-
-    def __len__(self) -> int:
-        return len(self._start)
-
-    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
-        return {"at": np.arange(self._start[index], self._end[index] - 1)}
+    fields = _Fields.of([rollout], label)
+    arrays, _ = fields.arrays([np.array([0])], (1, int(fields.lengths()[0])), [True])
+    return {name: array[0] for name, array in arrays.items()}
 
 
 def train_batches(
-    source: Iterable[Rollout],
+    source: Sequence[Rollout],
     *,
     label: str,
     batch_rows: int,
@@ -151,31 +155,33 @@ def train_batches(
     pack_batches: int = 1,
     features: np.ndarray | None = None,
     teacher: tuple[Any, Any] | None = None,
+    own: Sequence[bool] | None = None,
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
-    Rollouts are shuffled anew in every epoch (from `seed` alone) and packed first-fit into the rows of `pack_batches` batches, which
-    end at the first rollout that fits into no row. `iter(...)` gives an iterator with `get_state` (a JSON-able dict) and `set_state`, after
-    which it continues exactly. The tokens and labels are held in RAM, about 4 bytes a token.
+    Rollouts are shuffled anew in every epoch (from `seed` alone) and packed best-fit into the rows of `pack_batches` batches at a time.
+    `iter(...)` gives an iterator with `get_state` (a JSON-able dict) and `set_state`, after which it continues exactly.
+
+    Only the summary of the rollouts is held in memory. Those of a batch are read when it is asked for: `source` may be a `RolloutSource`.
 
     Args:
-      source: rollouts; read once.
       label: "correct" or "value": the reward.
       epochs: passes over the rollouts; None repeats for ever. The last batch is padded with empty rows. A batch may hold the end
         of one epoch and the beginning of the next.
-      pack_batches: batches that are packed together. If more than one, their rows are shuffled: first-fit fills the early ones with
-        what is short.
+      pack_batches: batches that are packed together, and whose rows are shuffled.
       features: float32 `[N, d_model]`, hidden states at all `N` labelled positions, rollout after rollout. Rows are then packed with
         labelled positions only, and batches have `hidden`.
       teacher: `[N, k]` arrays for the same positions; batches then have `teacher`.
+      own: `[batch_rows]`, the rows that this process feeds; None = all. The rollouts of others are not read: all that is planned (labels,
+        positions, segments) is in their rows, but `tokens` and `targets` are 0.
 
     Raises:
       UsageError: a rollout lacks the label, is empty or is longer than `row_tokens`; there are none; or the seed is out of range.
     """
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed={seed}", "Grain shuffles with 32-bit seeds", "use a number from 0 to 4294967295")
-    columns = _Columns.of(source, label)
-    lengths = columns.end - columns.start - 1 if features is None else columns.end - columns.start - columns.prompt
+    fields = _Fields.of(source, label, labelled_only=features is not None)
+    lengths = fields.lengths()
     longest = int(np.argmax(lengths))
     needed = int(lengths[longest])
     if needed > row_tokens:
@@ -184,28 +190,23 @@ def train_batches(
             f"rollout {longest} has {needed} input tokens, and rollouts are never truncated silently",
             f"set row_tokens to at least {needed}, or leave out the longer rollouts",
         )
+    shape, mine = (batch_rows, row_tokens), [True] * batch_rows if own is None else own
 
-    def batch(rows: dict[str, np.ndarray]) -> TrainBatch:
-        rows = {name: np.pad(array, ((0, batch_rows - len(array)), (0, 0)), constant_values=pad[name]) for name, array in rows.items()}
-        found = TrainBatch(**columns.fields(rows["at"]), segment_ids=rows["at_segment_ids"], positions=rows["at_positions"])
-        if features is None and teacher is None:
-            return found
-        number = columns.labelled_number(rows["at"])
-        hidden, top = (None if arrays is None else jax.tree.map(lambda x: x[number], arrays) for arrays in (features, teacher))
-        return dataclasses.replace(found, hidden=hidden, teacher=top)
+    def batch(rows: list[np.ndarray]) -> TrainBatch:
+        arrays, number = fields.arrays(rows, shape, mine)
+        hidden, top = (None if kept is None else jax.tree.map(lambda x: x[number], kept) for kept in (features, teacher))
+        return TrainBatch(**arrays, hidden=hidden, teacher=top)
 
-    pad = {"at": -1, "at_segment_ids": 0, "at_positions": 0}
-    dataset = grain.MapDataset.source(_Spans(columns, features is not None)).shuffle(seed=seed).repeat(epochs)
-    packed = FirstFitPackIterDataset(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
-        length_struct={"at": row_tokens},
-        padding_struct={"at": -1},
-        num_packing_bins=batch_rows * pack_batches,
-        seed=seed,
-        shuffle_bins=pack_batches > 1,
+    return PackedBatches(lengths, batch_rows=batch_rows, row_tokens=row_tokens, pack_batches=pack_batches, seed=seed, epochs=epochs).map(
+        batch
     )
-    # The packer emits the rows of its batches one by one, only the last batch of all with fewer than `batch_rows`.
-    return packed.batch(batch_rows, drop_remainder=False).map(batch)
+
+
+def advice(source: Sequence[Rollout], *, labelled_only: bool, batch_rows: int, row_tokens: int, pack_batches: int, seed: int) -> str | None:
+    """See `packing_advice`; for the arguments of `train_batches`."""
+    summary = summary_of(source)
+    lengths = summary.output + (0 if labelled_only else summary.prompt - 1)
+    return packing_advice(lengths, batch_rows=batch_rows, row_tokens=row_tokens, pack_batches=pack_batches, seed=seed)
 
 
 def fill_rate(batch: TrainBatch) -> float:

@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,8 +19,8 @@ import numpy as np
 
 from zip_rc_jax import distributed
 from zip_rc_jax.config import TrainConfig, to_dict
-from zip_rc_jax.data.batches import TrainBatch, fill_rate, train_batches
-from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.data.batches import TrainBatch, advice, fill_rate, train_batches
+from zip_rc_jax.data.records import Rollout, Selection, summary_of
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
@@ -73,7 +74,7 @@ def train(
 
     Args:
       lm: starting point with a head, which is trained on the mesh of its layout; with `kl_weight` its body is also the frozen teacher.
-      rollouts: training data with the label that `config.label` names.
+      rollouts: training data with the label that `config.label` names. Read batch by batch, by each process for its own rows alone.
       source: what the data and the starting point were made from (JSON-able); a later run with another source is refused.
       validation: held-back rollouts with `correct`, for the within-prompt AUC, `config.evaluations` times in the run.
       validation_last: labelled positions averaged for the final value.
@@ -93,18 +94,20 @@ def train(
         check_settings(done.info["settings"], settings, str(directory))
         return done
 
+    layout = Layout(lm.layout.mesh, TRAIN_RULES)
+    packing = {name: getattr(config, name) for name in ("batch_rows", "row_tokens", "pack_batches", "seed")}
     dataset = train_batches(
         rollouts,
         label=config.label,
-        batch_rows=config.batch_rows,
-        row_tokens=config.row_tokens,
-        seed=config.seed,
-        pack_batches=config.pack_batches,
+        **packing,
+        own=layout.rows_of(jax.local_devices(), config.batch_rows),
         features=labelled_features(lm, rollouts, config.batch_rows) if config.cache_features else None,
         teacher=teacher_features(lm, rollouts, config) if config.cache_teacher else None,
     )
+    note = advice(rollouts, labelled_only=config.cache_features, **packing)
+    if note and distributed.is_chief():
+        print(f"zip-rc {title}: {note}", file=sys.stderr)
     batches = iter(dataset)
-    layout = Layout(lm.layout.mesh, TRAIN_RULES)
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
     # Copies: the step donates its state, and the caller's model (also the teacher) must stay alive.
     params = layout.shard(jax.tree.map(jnp.array, lm.params), axes)
@@ -223,9 +226,9 @@ class _Skips:
         self.count = 0 if math.isfinite(loss) and math.isfinite(norm) else self.count + 1
         if self.count < self.limit:
             return
-        path = self.directory / f"skipped_batch_{step}.npz"
-        if distributed.is_chief():
-            np.savez_compressed(path, **{k: v for k, v in vars(batch).items() if v is not None})
+        # Each process has the tokens of its own rows.
+        path = self.directory / f"skipped_batch_{step}{f'_of_{jax.process_index()}' if distributed.several() else ''}.npz"
+        np.savez_compressed(path, **{k: v for k, v in vars(batch).items() if v is not None})
         raise UsageError(
             f"step {step}",
             f"loss {loss} and gradient norm {norm}: {self.count} steps in a row were not finite and changed nothing",
@@ -236,9 +239,9 @@ class _Skips:
 def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
     """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses are means over labelled positions).
 
-    Every process has the whole batch, which is a function of seed and position alone, and hands over the rows of its own devices. So
-    any number of processes trains on the same batches, and a position saved by one number of them is valid for every other. Packing
-    costs milliseconds a batch; one that was packed by each process for itself would be another batch for each number of processes.
+    Every process has the plan of the whole batch, which is a function of seed and position alone, and hands over the rows of its own
+    devices, the only ones whose tokens it read. So any number of processes trains on the same batches, and a position saved by one
+    number of them is valid for every other.
     """
 
     def put(x: np.ndarray) -> jax.Array:
@@ -248,18 +251,17 @@ def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
     return jax.tree.map(put, batch)
 
 
-def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[list[Rollout], list[Rollout]]:
-    """(training, validation): about `count` rollouts of the last prompts are held back whole prompts at a time.
+def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[Sequence[Rollout], list[Rollout]]:
+    """(training, validation): about `count` rollouts of the last prompts are held back whole prompts at a time, and read.
 
     Raises:
       UsageError: nothing would be left to train on.
     """
     if not count:
-        return list(rollouts), []
-    order = sorted({r.prompt_index for r in rollouts})
-    per_prompt = len(rollouts) / len(order)
-    held = set(order[len(order) - max(1, round(count / per_prompt)) :])
-    training = [r for r in rollouts if r.prompt_index not in held]
-    if not training:
+        return rollouts, []
+    prompts = summary_of(rollouts).prompt_index
+    order = np.unique(prompts)
+    held = np.isin(prompts, order[len(order) - max(1, round(count / (len(prompts) / len(order)))) :])
+    if held.all():
         raise UsageError(f"eval_rollouts={count}", f"there are only {len(rollouts)} rollouts", "lower it or make more rollouts")
-    return training, [r for r in rollouts if r.prompt_index in held]
+    return Selection(rollouts, np.flatnonzero(~held)), Selection(rollouts, np.flatnonzero(held))[:]

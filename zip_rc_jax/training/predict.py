@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
-from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.data.records import Rollout, read_items, summary_of
 from zip_rc_jax.distributed import gather
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.metrics import empirical_joint, within_prompt_auc
@@ -150,17 +150,18 @@ def _batches(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) ->
     added until they divide over the mesh.
     """
     batch_rows = lm.layout.padded(batch_rows, "batch")
-    lengths = np.array([len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts])
+    summary = summary_of(rollouts)
+    lengths = summary.prompt + summary.output - 1
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_rows):
         members = order[start : start + batch_rows]
         width = -(-int(lengths[members].max()) // 32) * 32
         tokens = np.zeros((batch_rows, width), np.int32)
-        for lane, i in enumerate(members):
-            tokens[lane, : lengths[i]] = np.concatenate([rollouts[i].prompt_token_ids, rollouts[i].output_token_ids])[:-1]
+        for lane, one in enumerate(read_items(rollouts, [int(i) for i in members])):
+            tokens[lane, : lengths[members[lane]]] = np.concatenate([one.prompt_token_ids, one.output_token_ids])[:-1]
         valid = np.arange(width) < np.append(lengths[members], [0] * (batch_rows - len(members)))[:, None]
         hidden = _hidden(lm.config, lm.layout, lm.params["body"], tokens, valid)
-        yield hidden, [(int(i), slice(len(rollouts[i].prompt_token_ids) - 1, int(lengths[i]))) for i in members]
+        yield hidden, [(int(i), slice(int(summary.prompt[i]) - 1, int(lengths[i]))) for i in members]
 
 
 def final_values(found: Sequence[Profile], last: int) -> np.ndarray:

@@ -1,0 +1,93 @@
+"""What planning and checking need to know of rollouts, in a file of its own, so that their tokens are read only where they are used."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zip_rc_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from zip_rc_jax.data.records import Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSummary:
+    """What is known of `n` rollouts without their tokens and texts: a few bytes each, so every process may hold it of all.
+
+    Attributes:
+      prompt, output: int64 `[n]`, tokens of the prompt and of the response.
+      prompt_index: int64 `[n]`.
+      largest_id: int64 `[n]`, largest token id; -1 without any token.
+      finished: bool `[n]`.
+      correct, value: float32 `[n]`.
+    """
+
+    prompt: np.ndarray
+    output: np.ndarray
+    prompt_index: np.ndarray
+    largest_id: np.ndarray
+    finished: np.ndarray
+    correct: np.ndarray
+    value: np.ndarray
+
+    @classmethod
+    def of(cls, rollouts: Iterable[Rollout]) -> RolloutSummary:
+        """Reads each of them once. `records.summary_of` is cheaper where the summary is known already."""
+        found = SummaryRows()
+        for rollout in rollouts:
+            found.add(rollout)
+        return found.summary()
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def select(self, numbers: np.ndarray) -> RolloutSummary:
+        """The summary of some of the rollouts."""
+        return RolloutSummary(**{name: column[numbers] for name, column in vars(self).items()})
+
+
+class SummaryRows:
+    """A summary that grows with every rollout."""
+
+    def __init__(self) -> None:
+        self._rows = array.array("d")  # holds every number below exactly
+
+    def add(self, r: Rollout) -> Rollout:
+        """Returns it again."""
+        largest = max(int(ids.max(initial=-1)) for ids in (r.prompt_token_ids, r.output_token_ids))
+        row = (len(r.prompt_token_ids), len(r.output_token_ids), r.prompt_index, largest, r.finished, r.correct, r.value)
+        self._rows.extend(row)
+        return r
+
+    def summary(self) -> RolloutSummary:
+        kinds = (np.int64, np.int64, np.int64, np.int64, np.bool_, np.float32, np.float32)
+        columns = np.array(self._rows).reshape(-1, len(kinds)).T
+        return RolloutSummary(*(column.astype(kind) for column, kind in zip(columns, kinds, strict=True)))
+
+
+def write_summary(path: pathlib.Path, summary: RolloutSummary) -> None:
+    """Writes a summary as NumPy's `.npz`."""
+    np.savez(path, **vars(summary))
+
+
+def read_summary(path: pathlib.Path, count: int) -> RolloutSummary:
+    """What `write_summary` wrote. Raises `UsageError` if that is damaged or not of `count` rollouts."""
+    try:
+        with np.load(path) as columns:
+            found = RolloutSummary(**columns)
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise _foreign(path, f"it cannot be read ({error})") from error
+    if any(column.shape != (count,) for column in vars(found).values()):
+        raise _foreign(path, f"it does not describe {count} rollouts, as the shards beside it hold")
+    return found
+
+
+def _foreign(path: pathlib.Path, reason: str) -> UsageError:
+    return UsageError(f"file {path}", reason, "delete it, and it is read from the shards instead")
