@@ -213,7 +213,7 @@ def main() -> None:
     found = medians(calls, arguments.runs)
     tokens = arguments.rows * arguments.tokens
     speed = matmul_rate(tokens)
-    flops = train_flops(lm.config, config, lm.head.grid.n_cells)
+    flops = train_flops(lm.config, config, lm.head.grid.n_cells, jax.default_backend())
     seconds, others = found["step"]
     limit = flops.useful / speed
     print(
