@@ -1,12 +1,13 @@
 """A training step of SmolLM2-135M in float32, side by side in one run: ours, torch with `transformers` on the same cores, and the limit.
 
-    python benchmarks/train.py [--rows 2] [--tokens 256] [--segments 1] [--runs 5] [--no-remat] [--parts]
+    python benchmarks/train.py [--rows 2] [--tokens 256] [--segments 1] [--runs 5] [--remat] [--parts]
 
 A step is: forward of the student and of a frozen teacher, joint cross-entropy on the reserved rows, KL to the teacher's 32 likeliest
 ids, backward, clipping, AdamW. Both start from the same weights (the student a little away from the teacher, so that the KL has a
 gradient), see the same batch and the same learning rates, and must report the same losses for the first steps, or nothing is timed.
-They take turns within every run; medians over runs. torch keeps every activation (no gradient checkpointing), has fused AdamW, and with
-one segment a row (the default) needs no attention mask. Use a quiet machine: other work was
+They take turns within every run; medians over runs. Both keep every
+activation (ours recomputes them with --remat, torch never does); torch has fused AdamW, and with one segment a row (the default) needs no
+attention mask. Use a quiet machine: other work was
 seen to slow torch far more than us. On a busy one, compare on one core each: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/train.py`.
 
 The limit counts the operations that no implementation can leave out (`aot.analytic`) at the matmul rate measured here. `--parts` also
@@ -40,9 +41,9 @@ from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
-from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.models.transformer import hidden_states, unstack
 from zip_rc_jax.sharding import TRAIN_RULES, single_device
-from zip_rc_jax.training.step import StepSettings, init_state, learning_rate, losses, train_step
+from zip_rc_jax.training.step import StepSettings, init_state, learning_rate, losses, prefers_unrolled, train_step
 
 PROMPT_TOKENS = 32
 AWAY = 1.01  # factor from the teacher's weights to the student's
@@ -77,8 +78,11 @@ class Ours:
 
     def __init__(self, lm: LanguageModel, rows: np.ndarray, config: TrainConfig, batch: TrainBatch):
         assert lm.head is not None
-        self.settings = StepSettings(lm.config, lm.head, single_device(TRAIN_RULES), config)
+        layout = single_device(TRAIN_RULES)
+        self.settings = StepSettings(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
         self.teacher, self.batch = lm.params["body"], jax.tree.map(jnp.asarray, batch)
+        if self.settings.unrolled:
+            self.teacher = unstack(lm.config, self.teacher)
         self.state = init_state({"body": jax.tree.map(lambda x: AWAY * x, self.teacher), "zip_rows": jnp.asarray(rows)}, config)
         start = time.perf_counter()
         self.compiled = train_step.lower(self.settings, self.state, self.teacher, self.batch).compile()
@@ -93,7 +97,7 @@ class Ours:
 
         @jax.jit
         def body(body: Any) -> jax.Array:
-            return hidden_states(c.model, body, b.tokens, b.positions, layout=c.layout, segment_ids=b.segment_ids)[0]
+            return hidden_states(c.model, body, b.tokens, b.positions, layout=c.layout, segment_ids=b.segment_ids, unrolled=c.unrolled)[0]
 
         loss = jax.jit(lambda p, t: losses(c, p, t, b)[0])
         grad = jax.jit(jax.grad(lambda p, t: losses(c, p, t, b)[0]))
@@ -191,7 +195,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--segments", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
     config = TrainConfig(label="value", batch_rows=arguments.rows, row_tokens=arguments.tokens, kl_weight=10.0, learning_rate=3e-5)
@@ -213,7 +217,7 @@ def main() -> None:
     found = medians(calls, arguments.runs)
     tokens = arguments.rows * arguments.tokens
     speed = matmul_rate(tokens)
-    flops = train_flops(lm.config, config, lm.head.grid.n_cells)
+    flops = train_flops(lm.config, config, lm.head.grid.n_cells, jax.default_backend())
     seconds, others = found["step"]
     limit = flops.useful / speed
     print(

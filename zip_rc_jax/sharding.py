@@ -101,6 +101,11 @@ class Layout:
     mesh: Mesh
     rules: Rules
 
+    @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu"."""
+        return str(self.mesh.devices.flat[0].platform)
+
     def spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
         """Mesh axes of an array whose dimensions have these logical names (None = replicated).
 

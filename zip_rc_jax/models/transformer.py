@@ -260,7 +260,7 @@ def param_axes(config: ModelConfig) -> Params:
 def unstack(config: ModelConfig, params: Params) -> Params:
     """A copy whose layers have arrays of their own, `[1, *out, *in]` for kernels: for `hidden_states(..., unrolled=True)`.
 
-    For decoding on CPU, where XLA copies the slices that a scan takes from stacked arrays, and prefers kernels with the outputs in front.
+    For CPU, where XLA copies the slices that a scan takes from stacked arrays, and when decoding prefers kernels with the outputs in front.
     """
 
     def layer(name: str, stacked: jax.Array, i: int) -> jax.Array:
@@ -272,6 +272,20 @@ def unstack(config: ModelConfig, params: Params) -> Params:
     for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
         for i, number in enumerate(stack.layers):
             blocks[f"{number}_{stack.kind}"] = {name: layer(name, x, i) for name, x in params["blocks"][stack.name].items()}
+    return {**params, "blocks": blocks}
+
+
+def restack(config: ModelConfig, params: Params) -> Params:
+    """What `unstack` was given, from what it returned."""
+
+    def stacked(name: str, layers: list[jax.Array]) -> jax.Array:
+        x, inputs = jnp.concatenate(layers), KERNELS.get(name, 0)
+        return jnp.moveaxis(x, range(-inputs, 0), range(1, 1 + inputs)) if inputs else x
+
+    blocks = {}
+    for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
+        layers = [params["blocks"][f"{number}_{stack.kind}"] for number in stack.layers]
+        blocks[stack.name] = {name: stacked(name, [layer[name] for layer in layers]) for name in layers[0]}
     return {**params, "blocks": blocks}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -24,13 +25,13 @@ from zip_rc_jax.data.records import Rollout, Selection, summary_of
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
-from zip_rc_jax.models.transformer import param_axes
+from zip_rc_jax.models.transformer import param_axes, restack, unstack
 from zip_rc_jax.progress import progress
 from zip_rc_jax.run_files import run_metadata, write_json
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
 from zip_rc_jax.training.predict import labelled_features, teacher_features, validate
-from zip_rc_jax.training.step import StepSettings, TrainState, frozen, init_state, train_step
+from zip_rc_jax.training.step import StepSettings, TrainState, change_bodies, frozen, init_state, prefers_unrolled, train_step
 from zip_rc_jax.training.tracking import Tracker
 
 
@@ -114,7 +115,7 @@ def train(
     teacher = layout.shard(frozen(lm.params["body"], config), axes["body"]) if config.kl_weight and not config.cache_teacher else None
     # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), init_state(params, config))
-    step_settings = StepSettings(lm.config, lm.head, layout, config)
+    step_settings = StepSettings(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
 
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints)
@@ -123,6 +124,9 @@ def train(
         if restored:
             state, position = restored
             batches.set_state(position)
+        if step_settings.unrolled:
+            state = change_bodies(state, functools.partial(unstack, lm.config))
+            teacher = teacher and unstack(lm.config, teacher)
         if distributed.is_chief():
             (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
             mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
@@ -131,10 +135,15 @@ def train(
             state = _run(state, batches, step_settings, teacher, checkpoints, directory, received, lm, validation, validation_last, title)
     finally:
         checkpoints.close()
-    params = jax.tree.map(jnp.asarray, state.params)
+    params = jax.tree.map(jnp.asarray, stacked(step_settings, state).params)
     finished = _with_params(lm, params, {**lm.info, "settings": settings, "skipped_steps": int(state.skipped)})
     finished.save(directory / "model")
     return finished
+
+
+def stacked(settings: StepSettings, state: TrainState) -> TrainState:
+    """The state as checkpoints hold it, whatever form the step works on."""
+    return change_bodies(state, functools.partial(restack, settings.model)) if settings.unrolled else state
 
 
 def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]) -> LanguageModel:
@@ -175,7 +184,7 @@ def _run(
                 record["train/fill"] = fill_rate(batch)
                 tokens, logged = 0, now
                 if validation and (step // every != (step - config.log_every) // every or step == config.steps):
-                    current = _with_params(lm, state.params, {})
+                    current = _with_params(lm, stacked(settings, state).params, {})
                     found = validate(current, validation, label=config.label, last=validation_last, batch_rows=64)
                     record |= found.metrics
                     if found.joints:
@@ -187,7 +196,7 @@ def _run(
                 bar(step, None)
             stop, save = agree(bool(received), time.monotonic() - saved > config.save_seconds)
             if stop or save:
-                checkpoints.save(state, batches.get_state())
+                checkpoints.save(stacked(settings, state), batches.get_state())
                 saved = time.monotonic()
             if stop:
                 reason = f"signal {received[0]}" if received else "a signal to another process"
