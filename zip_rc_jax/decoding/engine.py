@@ -1,7 +1,10 @@
 """The decoder's outer loop: once per interval, decide for all prompts in flight, then move rows.
 
 Host code. A prompt is admitted when the pool has room for it, runs until its best action extends nothing, and gives its rows back at
-once (continuous batching across prompts). The jitted work is in `rows` (stepping) and `meta_actions` (deciding).
+once (continuous batching across prompts). It takes rows as its prefixes begin, not before: more prompts are in flight than could all
+have all their prefixes at once, and one that finds no free rows waits with its decision made (`placement.safe` says why never all wait).
+So which prompts are stepped together depends on the pool, and what is decided for each does not. The jitted work is in `rows` (stepping)
+and `meta_actions` (deciding).
 """
 
 from __future__ import annotations
@@ -13,14 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding import memory
-from zip_rc_jax.decoding.groups import ROOT, Branch, Group, failure
+from zip_rc_jax.decoding.groups import ROOT, Action, Branch, Group, failure
 from zip_rc_jax.decoding.network import Network, TransformerNetwork
-from zip_rc_jax.decoding.placement import Move, Place, Shard, live_rows_first
+from zip_rc_jax.decoding.placement import Move, Place, Shard, live_rows_first, narrower, safe
 from zip_rc_jax.decoding.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash
 from zip_rc_jax.decoding.results import Decision, Result
 from zip_rc_jax.decoding.rows import Lanes, Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
@@ -30,6 +32,9 @@ from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import unstack
 from zip_rc_jax.zip_head import ZipHead
+
+# A narrower program is worth it from this width on (below, a step costs much besides its rows), for this share of the live rows.
+WIDE, MOST = 32, 0.875
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +128,11 @@ class Engine:
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
         self.shards = self.settings.network.layout.mesh.shape["data"]
         self.rows = config.rows // self.shards  # of each shard
-        self.per_prompt = config.n + self.branching  # most rows of one prompt
-        if self.per_prompt > self.rows:
+        if config.n > self.rows:
             raise UsageError(
                 f"rows={config.rows} on {self.shards} shards with n={config.n}",
                 f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
-                f"set rows to at least {self.per_prompt * self.shards}",
+                f"set rows to at least {config.n * self.shards}",
             )
         self._known_to_fit: set[tuple[int, int]] = set()
 
@@ -144,12 +148,12 @@ class Engine:
         held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
 
         def needed(rows: int, slots: int) -> memory.Estimate:
-            prompts = bucket(max(1, rows // self.per_prompt), rows, least=1)
+            prompts = bucket(max(1, rows // self.config.n), rows, least=1)
             return memory.estimate(self.settings, held, rows, slots, prompts, min(prompt, slots))
 
         devices = self.settings.network.layout.mesh.devices
         limit = memory.device_limit(devices.flat[0], devices.size)
-        memory.check_fits(needed, limit, self.rows, slots, len(job.ids), self.shards, int(self.branching))
+        memory.check_fits(needed, limit, self.rows, slots, len(job.ids), self.shards)
         self._known_to_fit.add((slots, prompt))
 
     def run(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterator[StepEvent | ResultEvent]:
@@ -177,44 +181,50 @@ class Engine:
             if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
                 pool = None  # is freed before its successor is made
                 pool = empty_rows(self.settings, self.rows + 1, self._pool_slots(longest or job.slots, longest > 0))  # with a scratch row
-            batch, refused = self._next_batch(queue, pool, shards)
+            batch, refused = self._next_batch(queue, pool, shards, groups)
             yield from refused
             if pool is None:
                 continue
             pool, admitted, failed = self._admit(pool, shards, batch)
             yield from failed
             groups += admitted
-            pool, events = self._decide(pool, shards, groups)
-            yield from events
-            for group in [g for g in groups if not g.live()]:
-                groups.remove(group)
-                self._release(group, shards[group.shard])
-                result = group.result(self.clock() - group.started, self.head.grid, self.lm.tokenizer)
-                yield ResultEvent(group.job.number, result)
-            if groups:
-                pool = self._advance(pool, shards, groups)
+            for step in (None, self._advance):
+                if step is not None:
+                    pool = step(pool, shards, groups)
+                pool, events = self._decide(pool, shards, groups)
+                yield from events
 
     # Admission.
 
-    def _next_batch(self, queue: Queue, pool: Rows | None, shards: list[Shard]) -> tuple[list[list[Job]], list[ResultEvent]]:
-        """Per shard, the waiting requests that its free rows can hold; and the results of those that cannot be decoded at all.
+    def _next_batch(
+        self, queue: Queue, pool: Rows | None, shards: list[Shard], groups: list[Group]
+    ) -> tuple[list[list[Job]], list[ResultEvent]]:
+        """Per shard, the waiting requests that its free rows can probably hold; and the results of those that cannot be decoded at all.
 
-        Each is promised all the rows it may ever need, in one shard. A request whose prefixes may become longer than the rows waits until
-        no other is in flight. Requests of fewer samples than the engine's do not make a batch larger than its memory was estimated for.
+        A request whose prefixes may become longer than the rows waits until no other is in flight. A batch is never larger than its
+        memory was estimated for.
         """
         batch: list[list[Job]] = [[] for _ in shards]
         refused: list[ResultEvent] = []
-        room = [len(shard.free) - shard.promised for shard in shards]
-        while max(room) > self.branching and (request := queue.peek()) is not None:
+        members = [[g for g in groups if g.shard == s] for s in range(len(shards))]
+        accounts = [[g.account for g in part] for part in members]
+        free = [len(shard.free) for shard in shards]
+        # Free rows, less those that the prompts of the batch will probably take; none where a prompt waits for rows.
+        room = [float(f) if all(g.ready for g in part) else 0.0 for f, part in zip(free, members, strict=True)]
+        while max(room) >= 1 and (request := queue.peek()) is not None:
             if isinstance(request, Refusal):
                 refused.append(ResultEvent(request.number, failure(request, request.reason)))
-            elif pool is None or request.slots > pool.tokens.shape[2] or max(room) < request.config.n + self.branching:
+            elif pool is None or request.slots > pool.tokens.shape[2]:
                 break
             else:
                 best = int(np.argmax(room))
-                if len(batch[best]) == self.rows // self.per_prompt:
+                expected, promise = shards[best].expected(request.config.n), (request.config.n - 1, 1)
+                full = room[best] < expected or len(batch[best]) == self.rows // self.config.n
+                if full or not safe(free[best] - 1, [*accounts[best], promise]):
                     break
-                room[best] -= request.config.n + self.branching
+                accounts[best].append(promise)
+                free[best] -= 1
+                room[best] -= expected
                 batch[best].append(request)
             queue.pop()
         return batch, refused
@@ -232,7 +242,7 @@ class Engine:
                 length[s, lane], hashes[s, lane] = len(job.ids), prompt_hash(job.ids)
                 tokens[s, lane, : length[s, lane]] = job.ids
         now = self.clock()
-        source, root = prefill(self.settings, self.params, *(jnp.asarray(x) for x in (tokens, length, hashes)))
+        source, root = prefill(self.settings, self.params, tokens, length, hashes)
         joints, fault = np.asarray(root), np.asarray(source.done)
 
         groups: list[Group] = []
@@ -244,14 +254,11 @@ class Engine:
                     error = "the model's logits after the prompt are not finite"
                     failed.append(ResultEvent(job.number, failure(job, error, self.clock() - now)))
                     continue
-                group = Group(job, now, root_joint=joints[s, lane], shard=s)
-                if self.branching:
-                    group.root_row, group.promised = shard.take(), job.config.n
-                    shard.promised += group.promised
-                    copies[s].append((lane, group.root_row, 0))
-                else:
-                    group.branches = [Branch(i, ROOT, 0, shard.take(), joint=joints[s, lane]) for i in range(job.config.n)]
-                    copies[s] += [(lane, b.row, b.id) for b in group.branches if b.row is not None]
+                root = shard.take()
+                group = Group(job, now, joints[s, lane], s, root)
+                if not self.branching:
+                    group.branches = [Branch(i, ROOT, 0, None, joint=group.root_joint) for i in range(job.config.n)]
+                copies[s].append((lane, root, 0))
                 groups.append(group)
         return self._copy(pool, source, copies, longest), groups, failed
 
@@ -264,30 +271,33 @@ class Engine:
         for part, row in zip(moves, table, strict=True):
             row[: len(part)] = np.reshape(part, (-1, 3))
         slots = fine_bucket(longest, pool.tokens.shape[2])
-        return copy_rows(self.settings, pool, source, jnp.asarray(table), jnp.asarray(count, jnp.int32), slots)
+        return copy_rows(self.settings, pool, source, table, np.asarray(count, np.int32), slots)
 
     # Stepping.
 
     def _advance(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> Rows:
-        """One interval of decode steps for the live rows, then prefixes that have ended give their rows back."""
-        pool, width = self._live_rows_first(pool, shards, groups)
+        """One interval of decode steps for prompts that are ready, then prefixes that have ended give their rows back."""
+        stepped, width = self._next_to_step(groups)
+        if not stepped:
+            return pool
+        pool = self._live_rows_first(pool, shards, groups, stepped, width)
         live = [
             (g, b, g.shard * width + b.row, len(b.tokens) + quota)
-            for g in groups
+            for g in stepped
             for b, quota in zip(g.live(), g.quotas(self.config.interval), strict=True)
             if b.row is not None
         ]
         longest = max(len(g.job.ids) + len(b.tokens) for g, b, _, _ in live) + self.config.interval
-        pool, stepped = advance(
-            dataclasses.replace(self.settings, filters=Filters.of(g.job.config.sampling for g in groups)),
+        pool, after = advance(
+            dataclasses.replace(self.settings, filters=Filters.of(g.job.config.sampling for g in stepped)),
             self.params,
             pool,
             self._lanes([(lane, g.job, quota) for g, _, lane, quota in live], len(shards), width),
-            jnp.int32(self.config.interval),
+            np.int32(self.config.interval),
             fine_bucket(longest, pool.tokens.shape[2]),
         )
-        tokens, length, done, fault, joint = (np.asarray(x) for x in stepped)
-        used = dict.fromkeys((g.job.number for g in groups), 0)
+        tokens, length, done, fault, joint = (np.asarray(x) for x in after)
+        used = dict.fromkeys((g.job.number for g in stepped), 0)
         dirty: list[list[int]] = [[] for _ in shards]
         for group, branch, lane, _ in live:
             generated = tuple(tokens[lane, len(group.job.ids) : length[lane]].tolist())
@@ -302,8 +312,9 @@ class Engine:
                     dirty[group.shard].append(branch.row)
                     group.error = f"the model's logits after the {len(generated)} tokens of prefix {branch.id} are not finite"
                 branch.row = None
-        for group in groups:
+        for group in stepped:
             group.steps += used[group.job.number]
+            group.action, group.ready = None, False
         return self._clear(pool, dirty)
 
     def _clear(self, pool: Rows, dirty: list[list[int]]) -> Rows:
@@ -313,76 +324,130 @@ class Engine:
         slots = pool.tokens.shape[2]
         return self._copy(pool, empty_rows(self.settings, 1, slots), [[(0, row, 0) for row in part] for part in dirty], slots)
 
+    def _next_to_step(self, groups: list[Group]) -> tuple[list[Group], int]:
+        """The prompts to step, and to how many rows of every shard that is rounded up.
+
+        All that are ready; but where most of them fill a narrower program, the youngest wait, as a row that is padding costs as much as
+        one that is live.
+        """
+        ready = [g for g in groups if g.ready]
+
+        def ladder(width: int) -> int:
+            return fine_bucket(width, self.rows, least=8)
+
+        def first(width: int) -> list[Group]:
+            found, count = [], [0] * self.shards
+            for group in ready:
+                if count[group.shard] + len(group.live()) <= width:
+                    found.append(group)
+                    count[group.shard] += len(group.live())
+            return found
+
+        def total(chosen: list[Group]) -> int:
+            return sum(len(g.live()) for g in chosen)
+
+        width = ladder(max(sum(len(g.live()) for g in ready if g.shard == s) for s in range(self.shards)))
+        less = narrower(width, ladder)
+        some = first(less)
+        return (some, less) if less >= WIDE and total(some) >= MOST * total(ready) else (ready, width)
+
     def _lanes(self, rows: list[tuple[int, Job, int]], shards: int, width: int) -> Lanes:
         """The requests of the rows to step, given as (lane, job, quota), in arrays `[shards, width]`."""
-        jobs = {lane: job for lane, job, _ in rows}
-        filler = rows[0][1]  # lanes that are not stepped need some request
-        every = [jobs.get(lane, filler) for lane in range(shards * width)]
-        stop_ids = np.full((len(every), bucket(max(len(self._stop_ids(job)) for job in jobs.values()), least=4)), -1, np.int32)
-        active, quota = np.zeros(len(every), bool), np.zeros(len(every), np.int32)
-        for lane, job, most in rows:
-            active[lane], quota[lane] = True, most
-            stop_ids[lane, : len(self._stop_ids(job))] = self._stop_ids(job)
-        sampling = Sampling.stack([job.config.sampling for job in every])
-        max_tokens = np.array([job.config.max_tokens for job in every], np.int32)
-        lanes = Lanes(active, np.array([job.key for job in every], np.uint32), quota, max_tokens, stop_ids, sampling)
-        return jax.tree.map(lambda x: jnp.asarray(x.reshape(shards, width, *x.shape[1:])), lanes)
+        jobs = list({job.number: job for _, job, _ in rows}.values())
+        place = {job.number: i for i, job in enumerate(jobs)}
+        stop_ids = [self._stop_ids(job) for job in jobs]
+        most = bucket(max(map(len, stop_ids)), least=4)
+        active, quota, which = np.zeros(shards * width, bool), np.zeros(shards * width, np.int32), np.zeros(shards * width, np.int32)
+        for lane, job, tokens in rows:  # lanes that are not stepped get the first request
+            active[lane], quota[lane], which[lane] = True, tokens, place[job.number]
+
+        def per_lane(values: Any, dtype: Any = None) -> np.ndarray:
+            found = np.asarray(values, dtype)[which]
+            return found.reshape(shards, width, *found.shape[1:])
+
+        return Lanes(
+            active.reshape(shards, width),
+            per_lane([job.key for job in jobs], np.uint32),
+            quota.reshape(shards, width),
+            per_lane([job.config.max_tokens for job in jobs], np.int32),
+            per_lane([(*ids, *[-1] * (most - len(ids))) for ids in stop_ids], np.int32),
+            jax.tree.map(per_lane, Sampling.stack([job.config.sampling for job in jobs])),
+        )
 
     def _stop_ids(self, job: Job) -> tuple[int, ...]:
         return (*self.eos_ids, *job.config.stop_token_ids)
 
-    def _live_rows_first(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> tuple[Rows, int]:
-        """Moves rows so that the live ones of every shard are among its first `width`. Returns the pool and `width`."""
-        members = [[g for g in groups if g.shard == s] for s in range(len(shards))]
-        live = [[Place(b, "row") for g in part for b in g.live()] for part in members]
-        width = fine_bucket(max(map(len, live)), self.rows, least=8)
+    def _live_rows_first(self, pool: Rows, shards: list[Shard], groups: list[Group], stepped: list[Group], width: int) -> Rows:
+        """Moves rows so that the ones to step are among the first `width` of every shard."""
         moves = []
-        for shard, part, alive in zip(shards, members, live, strict=True):
-            paused = [Place(b, "row") for g in part for b in g.branches if b.row is not None and not b.live]
-            paused += [Place(g, "root_row") for g in part if g.root_row is not None]
-            moves.append(live_rows_first(alive, paused, shard, width, scratch=self.rows))
-        return self._copy(pool, None, moves, max(g.longest for g in groups)), width
+        chosen = {g.job.number for g in stepped}
+        for s, shard in enumerate(shards):
+            members = [g for g in groups if g.shard == s]
+            live = [Place(b, "row") for g in members if g.job.number in chosen for b in g.live()]
+            others = [Place(b, "row") for g in members for b in g.branches if b.row is not None and not (b.live and g.job.number in chosen)]
+            others += [Place(g, "root_row") for g in members if g.root_row is not None]
+            moves.append(live_rows_first(live, others, shard, width, scratch=self.rows))
+        return self._copy(pool, None, moves, max(g.longest for g in groups))
 
     # Deciding.
 
-    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> tuple[Rows, list[StepEvent]]:
-        """One meta-action for every group, all in one jitted call; then rows are forked and prefixes paused or resumed."""
-        if not groups:
-            return pool, []
-        choice, now = choose(self._view(groups), self.head.grid, self.config), self.clock()
-        forks: list[list[Move]] = [[] for _ in shards]
-        events = []
-        for p, group in enumerate(groups):
-            copies = choice.multiplicity[p, : len(group.branches)].tolist()
-            starts = int(choice.multiplicity[p, self.config.n]) if self.branching else 0
-            future_bin, utility = int(choice.future_bin[p]), float(choice.utility[p])
-            extends = starts > 0 or any(k for k, b in zip(copies, group.branches, strict=True) if not b.finished)
+    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> tuple[Rows, list[StepEvent | ResultEvent]]:
+        """One meta-action for every group that needs one, all in one jitted call; then it is carried out where rows are free for it.
+
+        Groups that extend nothing end, and leave `groups`. Their rows go to those that wait, the first first.
+        """
+        undecided = [g for g in groups if g.action is None]
+        for group, action in zip(undecided, self._actions(undecided), strict=True):
+            group.action = action
+        now, events = self.clock(), list[StepEvent | ResultEvent]()
+        for group in [g for g in groups if not g.ready]:
+            assert group.action is not None
+            extends = bool(group.action.starts) or any(
+                k and not b.finished for b, k in zip(group.branches, group.action.multiplicity, strict=True)
+            )
             # A budget that runs out together with the search ended nothing.
             group.reason = "error" if group.error else group.exhausted(now) if extends else ""
             if group.reason:
-                copies, starts, future_bin, utility = [int(b.finished) for b in group.branches], 0, -1, math.nan
-            decision = group.record(copies, starts if self.branching else None, future_bin, utility, self.head.grid)
-            group.trace.append(decision)
-            events.append(self._event(group, decision, last=not extends or bool(group.reason)))
-            for branch, k in zip(list(group.branches), copies, strict=True):
-                if branch.finished or branch.failed:
+                kept, starts = [int(b.finished) for b in group.branches], 0 if self.branching else None
+                group.action = dataclasses.replace(group.action, multiplicity=kept, starts=starts, future_bin=-1, utility=math.nan)
+            if group.reason or not extends:
+                events.append(self._event(group, group.action, last=True))
+                groups.remove(group)
+                for row in group.rows():
+                    shards[group.shard].give(row)
+                result = group.result(self.clock() - group.started, self.head.grid, self.lm.tokenizer)
+                events.append(ResultEvent(group.job.number, result))
+        begun: list[list[Move]] = [[] for _ in shards]
+        for s, shard in enumerate(shards):
+            members = [g for g in groups if g.shard == s]
+            accounts = {g.job.number: g.account for g in members}
+            for group in [g for g in members if not g.ready]:
+                assert group.action is not None
+                rows, (claim, held) = group.wanted(group.action), accounts[group.job.number]
+                after = accounts | {group.job.number: (claim - rows, held + rows)}
+                if rows > len(shard.free) or not safe(len(shard.free) - rows, after.values()):
                     continue
-                branch.live = k > 0
-                forks[group.shard] += [self._grow(shards, group, branch, branch.row) for _ in range(k - 1)]
-            forks[group.shard] += [self._grow(shards, group, None, group.root_row) for _ in range(starts)]
-        return self._copy(pool, None, forks, max(g.longest for g in groups)), events
+                accounts = after
+                group.ready = True
+                events.append(self._event(group, group.action, last=False))
+                begun[s] += group.begin(group.action, shard.take)
+                if not group.steps:
+                    shard.taken.append(sum(group.account[1:]))
+        return self._copy(pool, None, begun, max((g.longest for g in groups), default=0)), events
 
-    def _grow(self, shards: list[Shard], group: Group, parent: Branch | None, source: int | None) -> Move:
-        """A new live prefix of the group, in one of the rows it was promised: a copy of `parent`, or of the root (None)."""
-        assert source is not None
-        row, number = shards[group.shard].take(), len(group.branches)
-        group.promised -= 1
-        shards[group.shard].promised -= 1
-        if parent is None:
-            group.branches.append(Branch(number, ROOT, 0, row, joint=group.root_joint))
-        else:
-            group.branches.append(Branch(number, parent.id, len(parent.tokens), row, tokens=parent.tokens, joint=parent.joint))
-        return source, row, number
+    def _actions(self, groups: list[Group]) -> list[Action]:
+        """What the strategy decides for each group."""
+        if not groups:
+            return []
+        view = self._view(groups)
+        choice = choose(view, self.head.grid, self.config)
+        reward = view.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
+        remaining = view.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
+        columns = (choice.multiplicity, choice.future_bin, choice.utility, reward, remaining)
+        return [
+            Action(copies[: len(g.branches)], copies[-1] if self.branching else None, future_bin, utility, *expected)
+            for g, copies, future_bin, utility, *expected in zip(groups, *(c[: len(groups)].tolist() for c in columns), strict=True)
+        ]
 
     def _view(self, groups: list[Group]) -> View:
         """The prefixes of all groups as arrays, padded to few shapes."""
@@ -400,26 +465,12 @@ class Engine:
             if self.branching:
                 joint[p, n] = group.root_joint
                 unfinished[p, n] = exists[p, n] = True
-            free_rows[p] = group.promised
+            free_rows[p] = group.unborn
             must_extend[p] = not group.job.config.abstain and not any(b.finished for b in group.branches)
             alpha[p], beta[p] = group.job.config.alpha, group.job.config.beta
         tables = joint.reshape(*shape, grid.n_reward, grid.n_length)
         return View(tables, unfinished, tokens, exists, free_rows, must_extend, alpha, beta)
 
-    def _event(self, group: Group, decision: Decision, last: bool) -> StepEvent:
-        """What the prefixes of the group have gained since the last decision."""
-        tokens, text = {}, {}
-        for branch in group.branches:
-            if len(branch.tokens) > branch.streamed:
-                tokens[branch.id] = branch.tokens[branch.streamed :]
-                branch.streamed = len(branch.tokens)
-            if new := branch.new_text(self.lm.tokenizer, last):
-                text[branch.id] = new
-        return StepEvent(group.job.number, decision, tokens, text)
-
-    @staticmethod
-    def _release(group: Group, shard: Shard) -> None:
-        shard.promised -= group.promised
-        for row in [group.root_row, *(b.row for b in group.branches)]:
-            if row is not None:
-                shard.give(row)
+    def _event(self, group: Group, action: Action, last: bool) -> StepEvent:
+        decision = group.record(action)
+        return StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))

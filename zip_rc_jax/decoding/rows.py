@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -124,6 +125,12 @@ _SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", 
 
 def empty_rows(settings: StepSettings, rows: int, slots: int) -> Rows:
     """A pool of `rows` free rows in each shard (all done), laid out on the mesh."""
+    return _maker(settings, rows, slots)()
+
+
+@functools.lru_cache(maxsize=16)
+def _maker(settings: StepSettings, rows: int, slots: int) -> Callable[[], Rows]:
+    """The compiled `empty_rows`, which is kept."""
     shards = settings.network.layout.mesh.shape["data"]
 
     def make() -> Rows:
@@ -142,7 +149,7 @@ def empty_rows(settings: StepSettings, rows: int, slots: int) -> Rows:
             cache=settings.network.empty_cache(shards, rows, slots),
         )
 
-    return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))()
+    return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))
 
 
 # Per lane, one entry: `x[i, index[i]]` of `x [N, M, ...]`, and the same written. As a batched gather and scatter they stay on the lane's
