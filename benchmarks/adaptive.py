@@ -1,8 +1,10 @@
 """Do saved tokens become saved seconds? Adaptive decoding against fixed best-of-n in the same engine, over a queue of held-out problems.
 
-    python benchmarks/adaptive.py [--config FILE] [--model PATH] [--prompts 240] [--betas 0.05 0.02 0.01] [--runs 3]
+    python benchmarks/adaptive.py [--config FILE] [--model PATH] [--prompts 240] [--alphas 1 0.1] [--betas 0.05 0.02 0.01]
+                                  [--runs 3]
 
-Without options: the embedded demo model and its tasks. The engines take turns within every run, so a busy machine slows all of them
+Without options: the embedded demo model and its tasks, at the price of compute (alpha 1, as a long queue takes as long as its tokens) and
+at the config's alpha. The engines take turns within every run, so a busy machine slows all of them
 alike; medians over runs, after one run that compiles. `serial steps` is the mean number of decode steps that a prompt waited for.
 The last line names the cheapest adaptive setting that reaches the accuracy of best-of-n, and its share of best-of-n's seconds.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import pathlib
 import statistics
 import time
@@ -41,11 +44,13 @@ class Row:
     seconds: float
 
 
-def engines(config: PipelineConfig, model: str, betas: list[float]) -> dict[str, Engine]:
+def engines(config: PipelineConfig, model: str, alphas: list[float], betas: list[float]) -> dict[str, Engine]:
     lm = load(model)
     fixed = dataclasses.replace(config.decode, strategy="fixed")
     found: dict[str, DecodeConfig] = {f"best of {config.decode.n}": fixed}
-    found |= {f"adaptive, beta {beta:g}": dataclasses.replace(config.decode, strategy="zip_rc", beta=beta) for beta in betas}
+    for alpha, beta in itertools.product(alphas, betas):
+        adaptive = dataclasses.replace(config.decode, strategy="zip_rc", alpha=alpha, beta=beta)
+        found[f"adaptive, alpha {alpha:g}, beta {beta:g}"] = adaptive
     return {name: Engine(lm, decode, config.evaluate.seed) for name, decode in found.items()}
 
 
@@ -80,14 +85,16 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "zip_rc_jax" / "assets" / "chain_sum_demo.yaml"))
     parser.add_argument("--model", default="embedded:chain_sum_zip")
     parser.add_argument("--prompts", type=int, default=240)
+    parser.add_argument("--alphas", type=float, nargs="+", default=[])
     parser.add_argument("--betas", type=float, nargs="+", default=[0.05, 0.02, 0.01])
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     config = load_config(arguments.config, [])
     found = problems(config.task, "heldout", arguments.prompts)
-    rows = measure(found, config, engines(config, arguments.model, arguments.betas), arguments.runs)
+    alphas = arguments.alphas or list(dict.fromkeys([1.0, config.decode.alpha]))
+    rows = measure(found, config, engines(config, arguments.model, alphas, arguments.betas), arguments.runs)
     best = rows[0]
-    print(f"\n{len(found)} prompts, alpha {config.decode.alpha:g}, answer by {config.decode.answer}, medians of {arguments.runs} runs\n")
+    print(f"\n{len(found)} prompts, answer by {config.decode.answer}, medians of {arguments.runs} runs\n")
     print("| | accuracy | tokens | serial steps | seconds | seconds / best of n |")
     print("|---|---|---|---|---|---|")
     for row in rows:

@@ -23,7 +23,7 @@ from zip_rc_jax.decoding import memory
 from zip_rc_jax.decoding.groups import ROOT, Action, Branch, Group, failure
 from zip_rc_jax.decoding.network import Network, TransformerNetwork
 from zip_rc_jax.decoding.placement import Move, Place, Shard, live_rows_first, narrower, safe
-from zip_rc_jax.decoding.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash
+from zip_rc_jax.decoding.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash, shared_prefix
 from zip_rc_jax.decoding.results import Decision, Result
 from zip_rc_jax.decoding.rows import Lanes, Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
 from zip_rc_jax.decoding.sampling import Filters, Sampling
@@ -125,6 +125,8 @@ class Engine:
             window=config.window,
         )
         self.eos_ids = lm.tokenizer.eos_ids
+        # A short convolution keeps its last inputs only, not what they were in the middle of a prompt.
+        self.shares_prefixes = "conv" not in lm.config.kinds
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
         self.shards = self.settings.network.layout.mesh.shape["data"]
         self.rows = config.rows // self.shards  # of each shard
@@ -185,7 +187,7 @@ class Engine:
             yield from refused
             if pool is None:
                 continue
-            pool, admitted, failed = self._admit(pool, shards, batch)
+            pool, admitted, failed = self._admit(pool, shards, groups, batch)
             yield from failed
             groups += admitted
             for step in (None, self._advance):
@@ -229,23 +231,56 @@ class Engine:
             queue.pop()
         return batch, refused
 
-    def _admit(self, pool: Rows, shards: list[Shard], batch: list[list[Job]]) -> tuple[Rows, list[Group], list[ResultEvent]]:
-        """Prefills the prompts of a batch; also returns the results of those that the model fails on."""
+    def _admit(
+        self, pool: Rows, shards: list[Shard], groups: list[Group], batch: list[list[Job]]
+    ) -> tuple[Rows, list[Group], list[ResultEvent]]:
+        """Prefills the prompts of a batch; also returns the results of those that the model fails on.
+
+        Prompts that begin as another one does, in flight or in the batch, come second and go on from that one's row.
+        """
+        batch = [list(part) for part in batch]
+        fresh = [self._fresh(part, [g.job.ids for g in groups if g.shard == s]) for s, part in enumerate(batch)]
+        rest = [[job for job in part if job not in new] for part, new in zip(batch, fresh, strict=True)]
+        admitted: list[Group] = []
+        failed: list[ResultEvent] = []
+        for parts in (fresh, rest):
+            pool, more, wrong = self._prefill(pool, shards, [*groups, *admitted], parts)
+            admitted, failed = admitted + more, failed + wrong
+        return pool, sorted(admitted, key=lambda g: g.job.number), failed
+
+    def _fresh(self, jobs: list[Job], known: list[list[int]]) -> list[Job]:
+        """Those that begin neither as one of the `known` prompts nor as one before them."""
+        fresh: list[Job] = []
+        for job in jobs:
+            if not self.shares_prefixes or not any(shared_prefix(job.ids, ids) for ids in [*known, *(j.ids for j in fresh)]):
+                fresh.append(job)
+        return fresh
+
+    def _prefill(
+        self, pool: Rows, shards: list[Shard], groups: list[Group], batch: list[list[Job]]
+    ) -> tuple[Rows, list[Group], list[ResultEvent]]:
+        """Prefills these prompts, from the rows of `groups` as far as they begin alike."""
         if not any(batch):
             return pool, [], []
         width = bucket(max(map(len, batch)), self.rows, least=1)  # a padded prompt costs as much as a real one
         longest = max(len(job.ids) for part in batch for job in part)
         tokens = np.zeros((len(shards), width, fine_bucket(longest, pool.tokens.shape[2], least=16)), np.int32)
         length, hashes = np.ones(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], np.uint32)
+        stems = np.zeros((*tokens.shape[:2], 2), np.int32)
         for s, part in enumerate(batch):
+            sources = [(g.job.ids, g.rows()[0]) for g in groups if g.shard == s] if self.shares_prefixes else []
             for lane, job in enumerate(part):
                 length[s, lane], hashes[s, lane] = len(job.ids), prompt_hash(job.ids)
                 tokens[s, lane, : length[s, lane]] = job.ids
+                stems[s, lane] = max(((row, shared_prefix(job.ids, ids)) for ids, row in sources), key=lambda x: x[1], default=(0, 0))
         now = self.clock()
-        source, root = prefill(self.settings, self.params, tokens, length, hashes)
+        known: tuple[Any, ...] = ()
+        if stems[..., 1].any():
+            known = (pool, stems, bucket(int((length - stems[..., 1]).max()), tokens.shape[2], least=32))
+        source, root = prefill(self.settings, self.params, tokens, length, hashes, *known)
         joints, fault = np.asarray(root), np.asarray(source.done)
 
-        groups: list[Group] = []
+        admitted: list[Group] = []
         failed: list[ResultEvent] = []
         copies: list[list[Move]] = [[] for _ in shards]
         for s, (shard, part) in enumerate(zip(shards, batch, strict=True)):
@@ -254,13 +289,13 @@ class Engine:
                     error = "the model's logits after the prompt are not finite"
                     failed.append(ResultEvent(job.number, failure(job, error, self.clock() - now)))
                     continue
-                root = shard.take()
-                group = Group(job, now, joints[s, lane], s, root)
+                row = shard.take()
+                group = Group(job, now, joints[s, lane], s, row)
                 if not self.branching:
                     group.branches = [Branch(i, ROOT, 0, None, joint=group.root_joint) for i in range(job.config.n)]
-                copies[s].append((lane, root, 0))
-                groups.append(group)
-        return self._copy(pool, source, copies, longest), groups, failed
+                copies[s].append((lane, row, 0))
+                admitted.append(group)
+        return self._copy(pool, source, copies, longest), admitted, failed
 
     def _copy(self, pool: Rows, source: Rows | None, moves: list[list[Move]], longest: int) -> Rows:
         """Carries out the moves of every shard, in order; `longest` is the longest prefix that may move."""
@@ -418,6 +453,7 @@ class Engine:
                 result = group.result(self.clock() - group.started, self.head.grid, self.lm.tokenizer)
                 events.append(ResultEvent(group.job.number, result))
         begun: list[list[Move]] = [[] for _ in shards]
+        longest = 0
         for s, shard in enumerate(shards):
             members = [g for g in groups if g.shard == s]
             accounts = {g.job.number: g.account for g in members}
@@ -430,10 +466,11 @@ class Engine:
                 accounts = after
                 group.ready = True
                 events.append(self._event(group, group.action, last=False))
+                longest = max(longest, group.longest)
                 begun[s] += group.begin(group.action, shard.take)
                 if not group.steps:
                     shard.taken.append(sum(group.account[1:]))
-        return self._copy(pool, None, begun, max((g.longest for g in groups), default=0)), events
+        return self._copy(pool, None, begun, longest), events
 
     def _actions(self, groups: list[Group]) -> list[Action]:
         """What the strategy decides for each group."""
