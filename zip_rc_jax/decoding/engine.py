@@ -15,26 +15,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding import memory
+from zip_rc_jax.decoding.arrays import lanes_of, view_of
 from zip_rc_jax.decoding.groups import ROOT, Action, Branch, Group, failure
 from zip_rc_jax.decoding.network import Network, TransformerNetwork
-from zip_rc_jax.decoding.placement import Move, Place, Shard, live_rows_first, narrower, safe
+from zip_rc_jax.decoding.placement import Move, Place, Shard, live_rows_first, safe
 from zip_rc_jax.decoding.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash, shared_prefix
 from zip_rc_jax.decoding.results import Decision, Result
-from zip_rc_jax.decoding.rows import Lanes, Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
-from zip_rc_jax.decoding.sampling import Filters, Sampling
-from zip_rc_jax.decoding.strategies import View, choose
+from zip_rc_jax.decoding.rows import Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
+from zip_rc_jax.decoding.sampling import Filters
+from zip_rc_jax.decoding.schedule import Queue, fresh, members, next_batch, next_to_step
+from zip_rc_jax.decoding.strategies import choose
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import unstack
 from zip_rc_jax.zip_head import ZipHead
-
-# A narrower program is worth it from this width on (below, a step costs much besides its rows), for this share of the live rows.
-WIDE, MOST = 32, 0.875
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +59,6 @@ class ResultEvent:
 
     prompt_index: int
     result: Result
-
-
-class Queue:
-    """Requests in order, read one at a time and no earlier than asked for."""
-
-    def __init__(self, jobs: Iterable[Job | Refusal]):
-        self._source = iter(jobs)
-        self._next: Job | Refusal | None = None
-
-    def peek(self) -> Job | Refusal | None:
-        """The next request; None at the end. Reading it blocks as long as the source does."""
-        if self._next is None:
-            self._next = next(self._source, None)
-        return self._next
-
-    def pop(self) -> None:
-        """Goes on to the request after the one that `peek` returned."""
-        self._next = None
 
 
 def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
@@ -183,53 +163,22 @@ class Engine:
             if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
                 pool = None  # is freed before its successor is made
                 pool = empty_rows(self.settings, self.rows + 1, self._pool_slots(longest or job.slots, longest > 0))  # with a scratch row
-            batch, refused = self._next_batch(queue, pool, shards, groups)
-            yield from refused
+            slots = 0 if pool is None else pool.tokens.shape[2]
+            batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
+            for request in refused:
+                yield ResultEvent(request.number, failure(request, request.reason))
             if pool is None:
                 continue
             pool, admitted, failed = self._admit(pool, shards, groups, batch)
             yield from failed
             groups += admitted
-            for step in (None, self._advance):
-                if step is not None:
-                    pool = step(pool, shards, groups)
-                pool, events = self._decide(pool, shards, groups)
-                yield from events
+            pool, events = self._decide(pool, shards, groups)  # for what was admitted
+            yield from events
+            pool = self._advance(pool, shards, groups)
+            pool, events = self._decide(pool, shards, groups)
+            yield from events
 
     # Admission.
-
-    def _next_batch(
-        self, queue: Queue, pool: Rows | None, shards: list[Shard], groups: list[Group]
-    ) -> tuple[list[list[Job]], list[ResultEvent]]:
-        """Per shard, the waiting requests that its free rows can probably hold; and the results of those that cannot be decoded at all.
-
-        A request whose prefixes may become longer than the rows waits until no other is in flight. A batch is never larger than its
-        memory was estimated for.
-        """
-        batch: list[list[Job]] = [[] for _ in shards]
-        refused: list[ResultEvent] = []
-        members = [[g for g in groups if g.shard == s] for s in range(len(shards))]
-        accounts = [[g.account for g in part] for part in members]
-        free = [len(shard.free) for shard in shards]
-        # Free rows, less those that the prompts of the batch will probably take; none where a prompt waits for rows.
-        room = [float(f) if all(g.ready for g in part) else 0.0 for f, part in zip(free, members, strict=True)]
-        while max(room) >= 1 and (request := queue.peek()) is not None:
-            if isinstance(request, Refusal):
-                refused.append(ResultEvent(request.number, failure(request, request.reason)))
-            elif pool is None or request.slots > pool.tokens.shape[2]:
-                break
-            else:
-                best = int(np.argmax(room))
-                expected, promise = shards[best].expected(request.config.n), (request.config.n - 1, 1)
-                full = room[best] < expected or len(batch[best]) == self.rows // self.config.n
-                if full or not safe(free[best] - 1, [*accounts[best], promise]):
-                    break
-                accounts[best].append(promise)
-                free[best] -= 1
-                room[best] -= expected
-                batch[best].append(request)
-            queue.pop()
-        return batch, refused
 
     def _admit(
         self, pool: Rows, shards: list[Shard], groups: list[Group], batch: list[list[Job]]
@@ -238,23 +187,16 @@ class Engine:
 
         Prompts that begin as another one does, in flight or in the batch, come second and go on from that one's row.
         """
-        batch = [list(part) for part in batch]
-        fresh = [self._fresh(part, [g.job.ids for g in groups if g.shard == s]) for s, part in enumerate(batch)]
-        rest = [[job for job in part if job not in new] for part, new in zip(batch, fresh, strict=True)]
+        known = [[g.job.ids for g in part] for part in members(groups, len(shards))]
+        first = [fresh(part, ids) for part, ids in zip(batch, known, strict=True)] if self.shares_prefixes else batch
+        numbers = {job.number for part in first for job in part}
+        rest = [[job for job in part if job.number not in numbers] for part in batch]
         admitted: list[Group] = []
         failed: list[ResultEvent] = []
-        for parts in (fresh, rest):
+        for parts in (first, rest):
             pool, more, wrong = self._prefill(pool, shards, [*groups, *admitted], parts)
             admitted, failed = admitted + more, failed + wrong
         return pool, sorted(admitted, key=lambda g: g.job.number), failed
-
-    def _fresh(self, jobs: list[Job], known: list[list[int]]) -> list[Job]:
-        """Those that begin neither as one of the `known` prompts nor as one before them."""
-        fresh: list[Job] = []
-        for job in jobs:
-            if not self.shares_prefixes or not any(shared_prefix(job.ids, ids) for ids in [*known, *(j.ids for j in fresh)]):
-                fresh.append(job)
-        return fresh
 
     def _prefill(
         self, pool: Rows, shards: list[Shard], groups: list[Group], batch: list[list[Job]]
@@ -276,7 +218,7 @@ class Engine:
         now = self.clock()
         known: tuple[Any, ...] = ()
         if stems[..., 1].any():
-            known = (pool, stems, bucket(int((length - stems[..., 1]).max()), tokens.shape[2], least=32))
+            known = (pool, stems, bucket(int((length - stems[..., 1]).max()), tokens.shape[2], least=16))
         source, root = prefill(self.settings, self.params, tokens, length, hashes, *known)
         joints, fault = np.asarray(root), np.asarray(source.done)
 
@@ -312,7 +254,7 @@ class Engine:
 
     def _advance(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> Rows:
         """One interval of decode steps for prompts that are ready, then prefixes that have ended give their rows back."""
-        stepped, width = self._next_to_step(groups)
+        stepped, width = next_to_step(groups, len(shards), self.rows)
         if not stepped:
             return pool
         pool = self._live_rows_first(pool, shards, groups, stepped, width)
@@ -323,11 +265,12 @@ class Engine:
             if b.row is not None
         ]
         longest = max(len(g.job.ids) + len(b.tokens) for g, b, _, _ in live) + self.config.interval
+        most_ids = bucket(max(len(self._stop_ids(g.job)) for g in stepped), least=4)
         pool, after = advance(
             dataclasses.replace(self.settings, filters=Filters.of(g.job.config.sampling for g in stepped)),
             self.params,
             pool,
-            self._lanes([(lane, g.job, quota) for g, _, lane, quota in live], len(shards), width),
+            lanes_of([(lane, g.job, quota) for g, _, lane, quota in live], self._stop_ids, most_ids, (len(shards), width)),
             np.int32(self.config.interval),
             fine_bucket(longest, pool.tokens.shape[2]),
         )
@@ -359,56 +302,6 @@ class Engine:
         slots = pool.tokens.shape[2]
         return self._copy(pool, empty_rows(self.settings, 1, slots), [[(0, row, 0) for row in part] for part in dirty], slots)
 
-    def _next_to_step(self, groups: list[Group]) -> tuple[list[Group], int]:
-        """The prompts to step, and to how many rows of every shard that is rounded up.
-
-        All that are ready; but where most of them fill a narrower program, the youngest wait, as a row that is padding costs as much as
-        one that is live.
-        """
-        ready = [g for g in groups if g.ready]
-
-        def ladder(width: int) -> int:
-            return fine_bucket(width, self.rows, least=8)
-
-        def first(width: int) -> list[Group]:
-            found, count = [], [0] * self.shards
-            for group in ready:
-                if count[group.shard] + len(group.live()) <= width:
-                    found.append(group)
-                    count[group.shard] += len(group.live())
-            return found
-
-        def total(chosen: list[Group]) -> int:
-            return sum(len(g.live()) for g in chosen)
-
-        width = ladder(max(sum(len(g.live()) for g in ready if g.shard == s) for s in range(self.shards)))
-        less = narrower(width, ladder)
-        some = first(less)
-        return (some, less) if less >= WIDE and total(some) >= MOST * total(ready) else (ready, width)
-
-    def _lanes(self, rows: list[tuple[int, Job, int]], shards: int, width: int) -> Lanes:
-        """The requests of the rows to step, given as (lane, job, quota), in arrays `[shards, width]`."""
-        jobs = list({job.number: job for _, job, _ in rows}.values())
-        place = {job.number: i for i, job in enumerate(jobs)}
-        stop_ids = [self._stop_ids(job) for job in jobs]
-        most = bucket(max(map(len, stop_ids)), least=4)
-        active, quota, which = np.zeros(shards * width, bool), np.zeros(shards * width, np.int32), np.zeros(shards * width, np.int32)
-        for lane, job, tokens in rows:  # lanes that are not stepped get the first request
-            active[lane], quota[lane], which[lane] = True, tokens, place[job.number]
-
-        def per_lane(values: Any, dtype: Any = None) -> np.ndarray:
-            found = np.asarray(values, dtype)[which]
-            return found.reshape(shards, width, *found.shape[1:])
-
-        return Lanes(
-            active.reshape(shards, width),
-            per_lane([job.key for job in jobs], np.uint32),
-            quota.reshape(shards, width),
-            per_lane([job.config.max_tokens for job in jobs], np.int32),
-            per_lane([(*ids, *[-1] * (most - len(ids))) for ids in stop_ids], np.int32),
-            jax.tree.map(per_lane, Sampling.stack([job.config.sampling for job in jobs])),
-        )
-
     def _stop_ids(self, job: Job) -> tuple[int, ...]:
         return (*self.eos_ids, *job.config.stop_token_ids)
 
@@ -416,11 +309,10 @@ class Engine:
         """Moves rows so that the ones to step are among the first `width` of every shard."""
         moves = []
         chosen = {g.job.number for g in stepped}
-        for s, shard in enumerate(shards):
-            members = [g for g in groups if g.shard == s]
-            live = [Place(b, "row") for g in members if g.job.number in chosen for b in g.live()]
-            others = [Place(b, "row") for g in members for b in g.branches if b.row is not None and not (b.live and g.job.number in chosen)]
-            others += [Place(g, "root_row") for g in members if g.root_row is not None]
+        for shard, part in zip(shards, members(groups, len(shards)), strict=True):
+            live = [Place(b, "row") for g in part if g.job.number in chosen for b in g.live()]
+            others = [Place(b, "row") for g in part for b in g.branches if b.row is not None and not (b.live and g.job.number in chosen)]
+            others += [Place(g, "root_row") for g in part if g.root_row is not None]
             moves.append(live_rows_first(live, others, shard, width, scratch=self.rows))
         return self._copy(pool, None, moves, max(g.longest for g in groups))
 
@@ -454,10 +346,9 @@ class Engine:
                 events.append(ResultEvent(group.job.number, result))
         begun: list[list[Move]] = [[] for _ in shards]
         longest = 0
-        for s, shard in enumerate(shards):
-            members = [g for g in groups if g.shard == s]
-            accounts = {g.job.number: g.account for g in members}
-            for group in [g for g in members if not g.ready]:
+        for shard, part, moves in zip(shards, members(groups, len(shards)), begun, strict=True):
+            accounts = {g.job.number: g.account for g in part}
+            for group in [g for g in part if not g.ready]:
                 assert group.action is not None
                 rows, (claim, held) = group.wanted(group.action), accounts[group.job.number]
                 after = accounts | {group.job.number: (claim - rows, held + rows)}
@@ -467,7 +358,7 @@ class Engine:
                 group.ready = True
                 events.append(self._event(group, group.action, last=False))
                 longest = max(longest, group.longest)
-                begun[s] += group.begin(group.action, shard.take)
+                moves += group.begin(group.action, shard.take)
                 if not group.steps:
                     shard.taken.append(sum(group.account[1:]))
         return self._copy(pool, None, begun, longest), events
@@ -476,7 +367,7 @@ class Engine:
         """What the strategy decides for each group."""
         if not groups:
             return []
-        view = self._view(groups)
+        view = view_of(groups, self.head.grid, self.config.n, self.branching, bucket(len(groups)))
         choice = choose(view, self.head.grid, self.config)
         reward = view.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
         remaining = view.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
@@ -485,28 +376,6 @@ class Engine:
             Action(copies[: len(g.branches)], copies[-1] if self.branching else None, future_bin, utility, *expected)
             for g, copies, future_bin, utility, *expected in zip(groups, *(c[: len(groups)].tolist() for c in columns), strict=True)
         ]
-
-    def _view(self, groups: list[Group]) -> View:
-        """The prefixes of all groups as arrays, padded to few shapes."""
-        grid, n = self.head.grid, self.config.n
-        shape = (bucket(len(groups)), n + self.branching)
-        joint = np.full((*shape, grid.n_cells), 1 / grid.n_cells, np.float32)
-        unfinished, exists = np.zeros(shape, bool), np.zeros(shape, bool)
-        tokens = np.zeros(shape, np.int32)
-        free_rows, must_extend = np.zeros(shape[0], np.int32), np.zeros(shape[0], bool)
-        alpha, beta = np.zeros(shape[0], np.float32), np.zeros(shape[0], np.float32)
-        for p, group in enumerate(groups):
-            for slot, branch in enumerate(group.branches):
-                joint[p, slot], tokens[p, slot] = branch.joint, len(branch.tokens)
-                unfinished[p, slot], exists[p, slot] = not branch.finished, True
-            if self.branching:
-                joint[p, n] = group.root_joint
-                unfinished[p, n] = exists[p, n] = True
-            free_rows[p] = group.unborn
-            must_extend[p] = not group.job.config.abstain and not any(b.finished for b in group.branches)
-            alpha[p], beta[p] = group.job.config.alpha, group.job.config.beta
-        tables = joint.reshape(*shape, grid.n_reward, grid.n_length)
-        return View(tables, unfinished, tokens, exists, free_rows, must_extend, alpha, beta)
 
     def _event(self, group: Group, action: Action, last: bool) -> StepEvent:
         decision = group.record(action)

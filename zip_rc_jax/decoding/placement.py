@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 RECENT = 64
@@ -51,11 +51,6 @@ def safe(free: int, accounts: Iterable[tuple[int, int]]) -> bool:
             return False
         free += held
     return True
-
-
-def narrower(width: int, ladder: Callable[[int], int]) -> int:
-    """The next smaller width of a ladder (which rounds up); `width` itself if there is none."""
-    return max({ladder(w) for w in range(1, width)} - {width}, default=width)
 
 
 @dataclasses.dataclass(frozen=True)
