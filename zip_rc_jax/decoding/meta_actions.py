@@ -233,11 +233,14 @@ def _best(utility: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, ja
     Ties prefer the larger keep-set, then the earlier future bin, then the earlier candidate.
     """
     prompts, count, bins = utility.shape
-    tied = utility >= utility.max((1, 2), keepdims=True) - _tie(utility.dtype)
-    size = jnp.where(tied, keep.sum(-1, dtype=jnp.int32)[..., None], -1)
-    largest = size == size.max((1, 2), keepdims=True)
+    # Over bins without a reduction, see `_climb`.
+    top = functools.reduce(jnp.maximum, [utility[..., f] for f in range(bins)]).max(-1)[:, None, None]
+    tied = utility >= top - _tie(utility.dtype)
+    # One number orders them: the larger keep-set, then the earlier bin, then the earlier candidate.
     place = np.arange(bins, dtype=np.int32) * count + np.arange(count, dtype=np.int32)[:, None]
-    first = jnp.where(largest, place, bins * count).min((1, 2))
+    rank = (keep.shape[-1] - keep.sum(-1, dtype=jnp.int32))[..., None] * (bins * count) + place
+    rank = jnp.where(tied, rank, np.iinfo(np.int32).max)
+    first = functools.reduce(jnp.minimum, [rank[..., f] for f in range(bins)]).min(-1) % (bins * count)
     bin_index, candidate = first // count, first % count
     row = jnp.arange(prompts)
     return keep[row, candidate].astype(jnp.int32), bin_index, utility[row, candidate, bin_index]
