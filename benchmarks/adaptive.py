@@ -4,7 +4,8 @@
                                   [--runs 3]
 
 Without options: the embedded demo model and its tasks, at the price of compute (alpha 1, as a long queue takes as long as its tokens) and
-at the config's alpha. The engines take turns within every run, so a busy machine slows all of them alike; medians over runs, after one run that compiles. `serial steps` is the mean number of decode steps that a prompt waited for.
+at the config's alpha. The engines take turns within every run, so a busy machine slows all of them alike; medians over runs, after one run
+that compiles. `serial steps` is the mean number of decode steps that a prompt waited for.
 Accuracy is that of the answer by vote and of the one by value, which come from the same prefixes. The last lines name, for each of the two,
 the cheapest adaptive setting that reaches best-of-n with the same rule, and its share of best-of-n's seconds.
 """
@@ -99,9 +100,9 @@ def main() -> None:
     print("| | accuracy by vote | by value | tokens | serial steps | seconds | seconds / best of n |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
-        accuracy = " | ".join(f"{a:.3f}" for a in row.accuracy.values())
+        by_rule = " | ".join(f"{a:.3f}" for a in row.accuracy.values())
         share = row.seconds / best.seconds
-        print(f"| {row.name} | {accuracy} | {row.tokens:.0f} | {row.steps:.0f} | {row.seconds:.2f} | {share:.2f} |")
+        print(f"| {row.name} | {by_rule} | {row.tokens:.0f} | {row.steps:.0f} | {row.seconds:.2f} | {share:.2f} |")
     for rule, accuracy in best.accuracy.items():
         reached = [row for row in rows[1:] if row.accuracy[rule] >= accuracy]
         if reached:
