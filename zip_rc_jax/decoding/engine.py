@@ -172,11 +172,13 @@ class Engine:
             pool, admitted, failed = self._admit(pool, shards, groups, batch)
             yield from failed
             groups += admitted
-            pool, events = self._decide(pool, shards, groups)  # for what was admitted
+            pool, events, ended = self._decide(pool, shards, groups)  # for what was admitted
             yield from events
+            yield from self._results(ended)
             pool = self._advance(pool, shards, groups)
-            pool, events = self._decide(pool, shards, groups)
+            pool, events, ended = self._decide(pool, shards, groups)
             yield from events
+            yield from self._results(ended)
 
     # Admission.
 
@@ -318,15 +320,15 @@ class Engine:
 
     # Deciding.
 
-    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> tuple[Rows, list[StepEvent | ResultEvent]]:
+    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> tuple[Rows, list[StepEvent], list[Group]]:
         """One meta-action for every group that needs one, all in one jitted call; then it is carried out where rows are free for it.
 
-        Groups that extend nothing end, and leave `groups`. Their rows go to those that wait, the first first.
+        Groups that extend nothing leave `groups` and are returned. Their rows go to those that wait, the first first.
         """
         undecided = [g for g in groups if g.action is None]
         for group, action in zip(undecided, self._actions(undecided), strict=True):
             group.action = action
-        now, events = self.clock(), list[StepEvent | ResultEvent]()
+        now, events, ended = self.clock(), list[StepEvent](), list[Group]()
         for group in [g for g in groups if not g.ready]:
             assert group.action is not None
             extends = bool(group.action.starts) or any(
@@ -342,8 +344,7 @@ class Engine:
                 groups.remove(group)
                 for row in group.rows():
                     shards[group.shard].give(row)
-                result = group.result(self.clock() - group.started, self.head.grid, self.lm.tokenizer)
-                events.append(ResultEvent(group.job.number, result))
+                ended.append(group)
         begun: list[list[Move]] = [[] for _ in shards]
         longest = 0
         for shard, part, moves in zip(shards, members(groups, len(shards)), begun, strict=True):
@@ -361,7 +362,11 @@ class Engine:
                 moves += group.begin(group.action, shard.take)
                 if not group.steps:
                     shard.taken.append(sum(group.account[1:]))
-        return self._copy(pool, None, begun, longest), events
+        return self._copy(pool, None, begun, longest), events, ended
+
+    def _results(self, ended: list[Group]) -> Iterator[ResultEvent]:
+        for group in ended:
+            yield ResultEvent(group.job.number, group.result(self.clock() - group.started, self.head.grid, self.lm.tokenizer))
 
     def _actions(self, groups: list[Group]) -> list[Action]:
         """What the strategy decides for each group."""
