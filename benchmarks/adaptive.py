@@ -1,16 +1,20 @@
 """Do saved tokens become saved seconds? Adaptive decoding against fixed best-of-n in the same engine, over a queue of held-out problems.
 
-    python benchmarks/adaptive.py [--config FILE] [--model PATH] [--prompts 240] [--betas 0.05 0.02 0.01] [--runs 3]
+    python benchmarks/adaptive.py [--config FILE] [--model PATH] [--prompts 240] [--alphas 1 0.1] [--betas 0.1 0.05 0.02]
+                                  [--runs 3]
 
-Without options: the embedded demo model and its tasks. The engines take turns within every run, so a busy machine slows all of them
-alike; medians over runs, after one run that compiles. `serial steps` is the mean number of decode steps that a prompt waited for.
-The last line names the cheapest adaptive setting that reaches the accuracy of best-of-n, and its share of best-of-n's seconds.
+Without options: the embedded demo model and its tasks, at the price of compute (alpha 1, as a long queue takes as long as its tokens) and
+at the config's alpha. The engines take turns within every run, so a busy machine slows all of them alike; medians over runs, after one run
+that compiles. `serial steps` is the mean number of decode steps that a prompt waited for.
+Accuracy is that of the answer by vote and of the one by value, which come from the same prefixes. The last lines name, for each of the two,
+the cheapest adaptive setting that reaches best-of-n with the same rule, and its share of best-of-n's seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import pathlib
 import statistics
 import time
@@ -32,20 +36,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Means over prompts: accuracy in [0, 1], tokens, serial steps; and seconds for all prompts together."""
+    """Means over prompts: accuracy in [0, 1] of each rule, tokens, serial steps; and seconds for all prompts together."""
 
     name: str
-    accuracy: float
+    accuracy: dict[str, float]
     tokens: float
     steps: float
     seconds: float
 
 
-def engines(config: PipelineConfig, model: str, betas: list[float]) -> dict[str, Engine]:
+def engines(config: PipelineConfig, model: str, alphas: list[float], betas: list[float]) -> dict[str, Engine]:
     lm = load(model)
     fixed = dataclasses.replace(config.decode, strategy="fixed")
     found: dict[str, DecodeConfig] = {f"best of {config.decode.n}": fixed}
-    found |= {f"adaptive, beta {beta:g}": dataclasses.replace(config.decode, strategy="zip_rc", beta=beta) for beta in betas}
+    for alpha, beta in itertools.product(alphas, betas):
+        adaptive = dataclasses.replace(config.decode, strategy="zip_rc", alpha=alpha, beta=beta)
+        found[f"adaptive, alpha {alpha:g}, beta {beta:g}"] = adaptive
     return {name: Engine(lm, decode, config.evaluate.seed) for name, decode in found.items()}
 
 
@@ -62,11 +68,12 @@ def measure(found: list[Problem], config: PipelineConfig, engines: dict[str, Eng
     rows = []
     with Grader() as grader:
         for name, answers in results.items():
-            scores = grader.grade_many(zip(found, (r.text or "" for r in answers), strict=True))
+            texts_of = {"vote": [r.vote_text for r in answers], "value": [r.value_text for r in answers]}
+            scores = {rule: grader.grade_many(zip(found, said, strict=True)) for rule, said in texts_of.items()}
             rows.append(
                 Row(
                     name,
-                    float(np.mean([correct(s) for s in scores])),
+                    {rule: float(np.mean([correct(s) for s in graded])) for rule, graded in scores.items()},
                     float(np.mean([r.usage.tokens for r in answers])),
                     float(np.mean([r.usage.serial_steps for r in answers])),
                     statistics.median(seconds[name]),
@@ -80,25 +87,30 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "zip_rc_jax" / "assets" / "chain_sum_demo.yaml"))
     parser.add_argument("--model", default="embedded:chain_sum_zip")
     parser.add_argument("--prompts", type=int, default=240)
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.05, 0.02, 0.01])
+    parser.add_argument("--alphas", type=float, nargs="+", default=[])
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.05, 0.02])
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     config = load_config(arguments.config, [])
     found = problems(config.task, "heldout", arguments.prompts)
-    rows = measure(found, config, engines(config, arguments.model, arguments.betas), arguments.runs)
+    alphas = arguments.alphas or list(dict.fromkeys([1.0, config.decode.alpha]))
+    rows = measure(found, config, engines(config, arguments.model, alphas, arguments.betas), arguments.runs)
     best = rows[0]
-    print(f"\n{len(found)} prompts, alpha {config.decode.alpha:g}, answer by {config.decode.answer}, medians of {arguments.runs} runs\n")
-    print("| | accuracy | tokens | serial steps | seconds | seconds / best of n |")
-    print("|---|---|---|---|---|---|")
+    print(f"\n{len(found)} prompts, medians of {arguments.runs} runs\n")
+    print("| | accuracy by vote | by value | tokens | serial steps | seconds | seconds / best of n |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
+        by_rule = " | ".join(f"{a:.3f}" for a in row.accuracy.values())
         share = row.seconds / best.seconds
-        print(f"| {row.name} | {row.accuracy:.3f} | {row.tokens:.0f} | {row.steps:.0f} | {row.seconds:.2f} | {share:.2f} |")
-    reached = [row for row in rows[1:] if row.accuracy >= best.accuracy]
-    if reached:
-        row = min(reached, key=lambda r: r.seconds)
-        print(f"\n{row.name} reaches the accuracy of {best.name} in {row.seconds / best.seconds:.2f} of its seconds")
-    else:
-        print(f"\nno adaptive setting reaches the accuracy of {best.name}")
+        print(f"| {row.name} | {by_rule} | {row.tokens:.0f} | {row.steps:.0f} | {row.seconds:.2f} | {share:.2f} |")
+    for rule, accuracy in best.accuracy.items():
+        reached = [row for row in rows[1:] if row.accuracy[rule] >= accuracy]
+        if reached:
+            row = min(reached, key=lambda r: r.seconds)
+            share = row.seconds / best.seconds
+            print(f"\nby {rule}, {row.name} reaches the accuracy of {best.name} in {share:.2f} of its seconds")
+        else:
+            print(f"\nby {rule}, no adaptive setting reaches the accuracy of {best.name}")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,6 @@ def limited(monkeypatch, limit):
 @pytest.mark.parametrize("candidates", ["published", "branching"])
 def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monkeypatch, lm, candidates):
     config = dataclasses.replace(REAL, candidates=candidates, n=8, rows=40)
-    root = candidates == "branching"
     needed = {}
     monkeypatch.setattr(memory, "check_fits", lambda estimate, *rest: needed.update(estimate=estimate))
     Engine(lm, config, 0).intake.jobs(REAL_PROMPTS[:1])
@@ -89,7 +88,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monk
         Engine(lm, config, 0).intake.jobs(REAL_PROMPTS[:1])
     n, rows = map(int, re.search(r"n=(\d+) or less with rows=(\d+)", str(refusal.value)).groups())
     assert estimate(rows, 32).total <= limit < estimate(rows + 1, 32).total
-    assert (n, rows) == (rows - root, 6)
+    assert (n, rows) == (6, 6)
     Engine(lm, dataclasses.replace(config, n=n, rows=rows), 0).intake.jobs(REAL_PROMPTS[:1])
     with pytest.raises(UsageError):
         Engine(lm, dataclasses.replace(config, n=n + 1, rows=rows + 1), 0).intake.jobs(REAL_PROMPTS[:1])

@@ -304,9 +304,9 @@ class DecodeConfig:
             "use n <= 10 or candidates='published'",
         )
         _require(
-            self.n + (self.candidates == "branching") <= self.rows,
+            self.n <= self.rows,
             f"n={self.n} with rows={self.rows}",
-            "the samples of one prompt (and, for branching, its root) must fit in the row pool",
+            "the samples of one prompt must fit in the row pool",
             "raise rows or lower n",
         )
         _require(

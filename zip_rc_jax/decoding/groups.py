@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from zip_rc_jax.answers import extract_answer
+from zip_rc_jax.decoding.placement import Move
 from zip_rc_jax.decoding.requests import Job, Refusal
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
 from zip_rc_jax.grid import Grid
@@ -21,13 +22,13 @@ UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 @dataclasses.dataclass
 class Branch:
-    """One prefix. `row` is None once it has ended and its row was given back."""
+    """One prefix. `row` is None before it first runs, and once it has ended."""
 
     id: int
     parent: int
     fork_position: int
     row: int | None
-    live: bool = True
+    live: bool = False
     finished: bool = False
     stopped: bool = False  # by a stop id, rather than by max_tokens
     failed: bool = False  # the logits after its last token are not finite
@@ -37,8 +38,14 @@ class Branch:
     anchor: int = 0  # where the text streamed last begins
     joint: Any = None
 
+    @property
+    def ended(self) -> bool:
+        return self.finished or self.failed
+
     def new_text(self, tokenizer: Tokenizer, last: bool) -> str:
         """What its text has gained since the last call. Bytes of an unfinished character wait for the rest, except at the `last` call."""
+        if self.shown == len(self.tokens):
+            return ""
         # How a token reads may depend on the one before it, so the text streamed last is decoded once more together with the new one.
         before = tokenizer.decode(self.tokens[self.anchor : self.shown])
         text = tokenizer.decode(self.tokens[self.anchor :])
@@ -51,12 +58,33 @@ class Branch:
         return new
 
 
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """What was decided for one prompt.
+
+    Attributes:
+      multiplicity: of every prefix.
+      starts: new samples of the root; None where that is no choice.
+      future_bin, utility: as in `Decision`.
+      reward, remaining: what is expected of every prefix, and last of the root; tokens.
+    """
+
+    multiplicity: list[int]
+    starts: int | None
+    future_bin: int
+    utility: float
+    reward: list[float]
+    remaining: list[float]
+
+
 @dataclasses.dataclass
 class Group:
     """One prompt in flight.
 
     Attributes:
-      promised: rows that prefixes which branching may add will take.
+      root_row: the prompt without any generated token, which all prefixes begin as; the last one to begin takes it over.
+      action: the last decision, until it has been carried out; None asks for the next.
+      ready: the rows for it are there, so its prefixes may be stepped. Until then the prompt waits.
       reason: why it was stopped before the search ended it: "error", "token_budget", "time_budget", or "".
       error: what went wrong.
     """
@@ -65,8 +93,9 @@ class Group:
     started: float
     root_joint: Any
     shard: int
-    root_row: int | None = None
-    promised: int = 0
+    root_row: int | None
+    action: Action | None = None
+    ready: bool = False
     branches: list[Branch] = dataclasses.field(default_factory=list)
     trace: list[Decision] = dataclasses.field(default_factory=list)
     steps: int = 0
@@ -75,6 +104,60 @@ class Group:
 
     def live(self) -> list[Branch]:
         return [b for b in self.branches if b.live]
+
+    @property
+    def unborn(self) -> int:
+        """Prefixes that may still begin."""
+        return self.job.config.n - sum(b.row is not None or b.ended for b in self.branches)
+
+    @property
+    def account(self) -> tuple[int, int]:
+        """Rows that it may still take, and rows that it holds."""
+        root = self.root_row is not None
+        return self.unborn - root, root + sum(b.row is not None for b in self.branches)
+
+    def wanted(self, action: Action) -> int:
+        """Rows to take for `action`."""
+        copies = zip(self.branches, action.multiplicity, strict=True)
+        new = sum(k - (b.row is not None) for b, k in copies if k and not b.ended) + (action.starts or 0)
+        return min(new, self.account[0])
+
+    def begin(self, action: Action, take: Callable[[], int]) -> list[Move]:
+        """Makes live what `action` extends, in rows that `take` gives. Returns the copies that put the new prefixes there."""
+        new: list[tuple[Branch, int | None]] = []  # prefixes without a row, and the row that they begin as
+        unborn = self.unborn
+        for branch, k in zip(list(self.branches), action.multiplicity, strict=True):
+            if branch.ended:
+                continue
+            branch.live = k > 0
+            if branch.live and branch.row is None:
+                new.append((branch, self.root_row))
+            new += [(self._grow(branch), branch.row) for _ in range(k - 1)]
+        new += [(self._grow(None), self.root_row) for _ in range(action.starts or 0)]
+        moves = []
+        for i, (branch, source) in enumerate(new, 1):
+            assert source is not None
+            if i == unborn:
+                assert self.root_row is not None
+                branch.row, self.root_row = self.root_row, None
+            else:
+                branch.row = take()
+            moves.append((source, branch.row, branch.id))
+        return moves
+
+    def _grow(self, parent: Branch | None) -> Branch:
+        """A new live prefix: a copy of `parent`, or of the root (None)."""
+        number = len(self.branches)
+        if parent is None:
+            branch = Branch(number, ROOT, 0, None, live=True, joint=self.root_joint)
+        else:
+            branch = Branch(number, parent.id, len(parent.tokens), None, live=True, tokens=parent.tokens, joint=parent.joint)
+        self.branches.append(branch)
+        return branch
+
+    def rows(self) -> list[int]:
+        """All that it holds."""
+        return [row for row in (self.root_row, *(b.row for b in self.branches)) if row is not None]
 
     @property
     def used(self) -> int:
@@ -101,25 +184,35 @@ class Group:
             return "token_budget"
         return "time_budget" if config.time_budget and now - self.started >= config.time_budget else ""
 
-    def record(self, multiplicity: Sequence[int], root: int | None, future_bin: int, utility: float, grid: Grid) -> Decision:
-        """The decision that gives each prefix its `multiplicity`, and the root (None where it is no choice) its number of new samples."""
-        # (id, copies, joint, tokens, finished) of every prefix
-        rows = [(b.id, int(k), b.joint, len(b.tokens), b.finished) for b, k in zip(self.branches, multiplicity, strict=True)]
-        if root is not None:
-            rows.append((ROOT, root, self.root_joint, 0, False))
-        ids, copies, joints, tokens, finished = zip(*rows, strict=True)
-        expected = [expectations(joint, grid) for joint in joints]
-        return Decision(
+    def record(self, action: Action) -> Decision:
+        """The decision that `action` is, before it is carried out; it becomes part of the trace."""
+        finished = [b.finished for b in self.branches]
+        remaining = [0.0 if end else length for length, end in zip(action.remaining[: len(finished)], finished, strict=True)]
+        root = action.starts is not None
+        decision = Decision(
             step=self.steps,
-            prefix_ids=ids,
-            multiplicity=copies,
-            future_bin=future_bin,
-            utility=utility,
-            expected_reward=tuple(reward for reward, _ in expected),
-            expected_remaining=tuple(0.0 if end else length for (_, length), end in zip(expected, finished, strict=True)),
-            tokens=tokens,
-            finished=finished,
+            prefix_ids=tuple(range(len(finished))) + (ROOT,) * root,
+            multiplicity=(*action.multiplicity, *[action.starts or 0] * root),
+            future_bin=action.future_bin,
+            utility=action.utility,
+            expected_reward=(*action.reward[: len(finished)], *action.reward[-1:] * root),
+            expected_remaining=(*remaining, *action.remaining[-1:] * root),
+            tokens=(*(len(b.tokens) for b in self.branches), *[0] * root),
+            finished=(*finished, *[False] * root),
         )
+        self.trace.append(decision)
+        return decision
+
+    def progress(self, tokenizer: Tokenizer, last: bool) -> tuple[dict[int, tuple[int, ...]], dict[int, str]]:
+        """Per prefix, the tokens and the text that it has gained since the last call; `last` as in `Branch.new_text`."""
+        tokens, text = {}, {}
+        for branch in self.branches:
+            if len(branch.tokens) > branch.streamed:
+                tokens[branch.id] = branch.tokens[branch.streamed :]
+                branch.streamed = len(branch.tokens)
+            if new := branch.new_text(tokenizer, last):
+                text[branch.id] = new
+        return tokens, text
 
     def result(self, seconds: float, grid: Grid, tokenizer: Tokenizer) -> Result:
         """The outcome, once nothing is live any more."""

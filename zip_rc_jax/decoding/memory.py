@@ -77,9 +77,7 @@ def device_limit(device: jax.Device, count: int) -> int:
     return min(found) // count
 
 
-def check_fits(
-    needed: Callable[[int, int], Estimate], limit: int, rows: int, slots: int, prompt_tokens: int, shards: int, roots: int
-) -> None:
+def check_fits(needed: Callable[[int, int], Estimate], limit: int, rows: int, slots: int, prompt_tokens: int, shards: int) -> None:
     """Checks the estimate against the limit of a device.
 
     Args:
@@ -88,7 +86,6 @@ def check_fits(
       rows, slots: what is asked for.
       prompt_tokens: of these slots belong to the prompt.
       shards: of the pool.
-      roots: rows that a prompt needs besides one per sample.
 
     Raises:
       UsageError: it does not fit; the largest `n` and the largest length that would are named.
@@ -96,11 +93,11 @@ def check_fits(
     found = needed(rows, slots)
     if found.total <= limit:
         return
-    fit = largest(lambda r: needed(r, slots).total <= limit, rows) - roots
+    fit = largest(lambda r: needed(r, slots).total <= limit, rows)
     length = largest(lambda s: needed(rows, 32 * s).total <= limit, slots // 32) * 32
     fixes = []
     if fit >= 1:
-        fixes.append(f"use n={fit} or less with rows={(fit + roots) * shards}")
+        fixes.append(f"use n={fit} or less with rows={fit * shards}")
     if length > prompt_tokens:
         fixes.append(f"keep prompt and max_tokens within {length} tokens (this prompt has {prompt_tokens})")
     raise UsageError(

@@ -86,7 +86,7 @@ def choose_meta_action(
     With `candidates="branching"` the last slot is the root, an unfinished prefix of no tokens; 0 there starts no new sample. An action that
     extends nothing has multiplicity 0 at every unfinished slot.
 
-    Memory: [P, C, B_V - 1, B_T] numbers, with `C` = (n + 1)^2 candidates (published), 2^n (exhaustive) or 4 n (config.n + 1) (branching,
+    Memory: [P, C, B_V - 1, B_T] numbers, with `C` = n^2 + 1 candidates (published), 2^n (exhaustive) or 4 n (config.n + 1) (branching,
     per step). 64 prompts of 8 prefixes on the authors' 7 x 8 grid in float32: 1 MB, 3 MB and 4 MB.
 
     Raises:
@@ -94,7 +94,8 @@ def choose_meta_action(
     """
     # float64 stays float64 only inside `jax.enable_x64`; canonicalize_dtype knows.
     double = getattr(joint, "dtype", None) == np.float64
-    joint = jnp.asarray(joint, jax.dtypes.canonicalize_dtype(np.float64) if double else jnp.float32)
+    xp = np if isinstance(joint, np.ndarray) else jnp  # the jitted call takes host arrays over faster than `jnp.asarray` does
+    joint = xp.asarray(joint, jax.dtypes.canonicalize_dtype(np.float64) if double else np.float32)
     if joint.ndim != 4 or joint.shape[1] == 0 or joint.shape[2:] != (grid.n_reward, grid.n_length):
         raise UsageError(
             f"joint of shape {joint.shape}",
@@ -202,13 +203,16 @@ def _choose(
 
 
 def _published_keep_sets(joint: jax.Array, candidates: jax.Array, finished: jax.Array, grid: Grid) -> jax.Array:
-    """The authors' keep-sets, bool [P, (n + 1)^2, n], ordered by (k1, k2). Orderings take finished prefixes too; empty slots come last."""
-    prompts, slots = candidates.shape
+    """The authors' keep-sets, bool [P, n^2 + 1, n], ordered by (k1, k2). Orderings take finished prefixes too; empty slots come last.
+
+    All prefixes are the keep-set of every (n, k2) and (k1, n): only the first of them, (0, n), is listed.
+    """
+    slots = candidates.shape[1]
     counts = np.arange(slots + 1)[:, None]
     shortest = _rank(jnp.where(candidates, grid.expected_length(joint), jnp.inf))[:, None] < counts  # [P, k1, n]
     best = _rank(jnp.where(candidates, -grid.expected_reward(joint), jnp.inf))[:, None] < counts  # [P, k2, n]
-    union = (shortest & candidates[:, None])[:, :, None] | ((best & candidates[:, None]) | finished[:, None])[:, None]
-    return union.reshape(prompts, -1, slots)
+    k1, k2 = np.transpose([(a, b) for a in range(slots) for b in range(slots + (a == 0))])
+    return (shortest & candidates[:, None])[:, k1] | ((best & candidates[:, None]) | finished[:, None])[:, k2]
 
 
 def _rank(key: jax.Array) -> jax.Array:
@@ -229,11 +233,14 @@ def _best(utility: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array, ja
     Ties prefer the larger keep-set, then the earlier future bin, then the earlier candidate.
     """
     prompts, count, bins = utility.shape
-    tied = utility >= utility.max((1, 2), keepdims=True) - _tie(utility.dtype)
-    size = jnp.where(tied, keep.sum(-1, dtype=jnp.int32)[..., None], -1)
-    largest = size == size.max((1, 2), keepdims=True)
+    # Over bins without a reduction, see `_climb`.
+    top = functools.reduce(jnp.maximum, [utility[..., f] for f in range(bins)]).max(-1)[:, None, None]
+    tied = utility >= top - _tie(utility.dtype)
+    # One number orders them: the larger keep-set, then the earlier bin, then the earlier candidate.
     place = np.arange(bins, dtype=np.int32) * count + np.arange(count, dtype=np.int32)[:, None]
-    first = jnp.where(largest, place, bins * count).min((1, 2))
+    rank = (keep.shape[-1] - keep.sum(-1, dtype=jnp.int32))[..., None] * (bins * count) + place
+    rank = jnp.where(tied, rank, np.iinfo(np.int32).max)
+    first = functools.reduce(jnp.minimum, [rank[..., f] for f in range(bins)]).min(-1) % (bins * count)
     bin_index, candidate = first // count, first % count
     row = jnp.arange(prompts)
     return keep[row, candidate].astype(jnp.int32), bin_index, utility[row, candidate, bin_index]

@@ -1,11 +1,14 @@
-"""Which rows of the pool are taken, and the moves that keep the live ones at the beginning of their shard. Host code."""
+"""Which rows of the pool are taken, whether more may be, and the moves that keep the live ones first. Host code."""
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+RECENT = 64
 
 Move = tuple[int, int, int]  # from row, to row, branch number or -1 to keep it
 
@@ -16,11 +19,11 @@ class Shard:
 
     Attributes:
       free: rows that hold no prefix, a heap.
-      promised: how many of them prefixes that branching may add will take.
+      taken: rows that each of the last prompts took at its first decision, the root's included.
     """
 
     free: list[int]
-    promised: int = 0
+    taken: deque[int] = dataclasses.field(default_factory=lambda: deque(maxlen=RECENT))
 
     def take(self) -> int:
         """The first free row."""
@@ -28,6 +31,26 @@ class Shard:
 
     def give(self, row: int) -> None:
         heapq.heappush(self.free, row)
+
+    def expected(self, most: int) -> float:
+        """Rows that the next prompt will probably take, at most `most`: a guess, on which only speed depends."""
+        return min(most, sum(self.taken) / len(self.taken)) if self.taken else most
+
+
+def safe(free: int, accounts: Iterable[tuple[int, int]]) -> bool:
+    """Whether there is an order in which every prompt gets all the rows that it may ever need, and ends (the banker's algorithm).
+
+    While that holds, prompts together may need more rows than there are: some wait, but never all of them.
+
+    Args:
+      free: rows.
+      accounts: per prompt, (rows that it may still take, rows that it holds); when it ends it has given back both.
+    """
+    for claim, held in sorted(accounts):
+        if claim > free:
+            return False
+        free += held
+    return True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 
 Prompt = str | Sequence[Mapping[str, Any]]
+WORTH_SHARING = 32  # tokens
 ON_ERROR = ("raise", "result")
 
 
@@ -125,6 +126,14 @@ def _key_data(seed: int) -> tuple[int, ...]:
 def prompt_hash(ids: Sequence[int]) -> int:
     """32-bit hash of a prompt's ids: its identity in the randomness, the same in every batch."""
     return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
+
+
+def shared_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
+    """First tokens that a prompt may take over from another one: all that are equal, but its last; 0 if fewer than `WORTH_SHARING`."""
+    if ids[:WORTH_SHARING] != other[:WORTH_SHARING]:
+        return 0
+    equal = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+    return equal if (equal := min(equal, len(ids) - 1)) >= WORTH_SHARING else 0
 
 
 class Intake:

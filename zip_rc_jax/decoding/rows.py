@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -124,6 +125,12 @@ _SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", 
 
 def empty_rows(settings: StepSettings, rows: int, slots: int) -> Rows:
     """A pool of `rows` free rows in each shard (all done), laid out on the mesh."""
+    return _maker(settings, rows, slots)()
+
+
+@functools.lru_cache(maxsize=16)
+def _maker(settings: StepSettings, rows: int, slots: int) -> Callable[[], Rows]:
+    """The compiled `empty_rows`, which is kept."""
     shards = settings.network.layout.mesh.shape["data"]
 
     def make() -> Rows:
@@ -142,7 +149,7 @@ def empty_rows(settings: StepSettings, rows: int, slots: int) -> Rows:
             cache=settings.network.empty_cache(shards, rows, slots),
         )
 
-    return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))()
+    return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))
 
 
 # Per lane, one entry: `x[i, index[i]]` of `x [N, M, ...]`, and the same written. As a batched gather and scatter they stay on the lane's
@@ -160,8 +167,17 @@ def _fault(logits: jax.Array, joint: jax.Array) -> jax.Array:
     return ~(jnp.isfinite(jnp.max(logits, axis=-1)) & jnp.isfinite(joint).all(-1))
 
 
-@functools.partial(jax.jit, static_argnames=("settings",))
-def prefill(settings: StepSettings, params: Any, tokens: jax.Array, length: jax.Array, prompt_hash: jax.Array) -> tuple[Rows, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("settings", "steps"))
+def prefill(
+    settings: StepSettings,
+    params: Any,
+    tokens: jax.Array,
+    length: jax.Array,
+    prompt_hash: jax.Array,
+    pool: Rows | None = None,
+    stems: jax.Array | None = None,
+    steps: int = 0,
+) -> tuple[Rows, jax.Array]:
     """Root prefixes of `X * N` prompts: their cache, their next-token logits and their first joint.
 
     Args:
@@ -169,20 +185,32 @@ def prefill(settings: StepSettings, params: Any, tokens: jax.Array, length: jax.
       tokens: `[X, N, S]` int32, prompts from slot 0; `S` is the slot count of the returned rows.
       length: `[X, N]` int32 >= 1.
       prompt_hash: `[X, N]` uint32.
+      pool: rows of which some begin as these prompts do.
+      stems: `[X, N, 2]` int32: a row of the same shard of `pool`, and how many first tokens of the prompt that row begins with, fewer
+        than the prompt has. Their part of the cache is copied, and only the rest is computed.
+      steps: with `stems`, at least the longest such rest, in tokens.
 
     Returns:
       the rows, where `done` marks prompts whose logits are at fault, and the joints `[X, N, C]`.
     """
     shards, count, slots = tokens.shape
-    lanes = tokens.reshape(-1, slots)
-    positions = jnp.broadcast_to(jnp.arange(slots), lanes.shape)
+    wide = jnp.zeros((shards, count, settings.vocab_size), jnp.float32)
+    ring = jnp.zeros((shards, count, settings.window, settings.head.grid.n_cells), jnp.float32)
     cache = settings.network.empty_cache(shards, count, slots)
+    rows = Rows(tokens, length, length, prompt_hash, jnp.zeros_like(length), jnp.zeros_like(length, bool), wide, ring, cache)
+    lanes, start = tokens.reshape(-1, slots), jnp.zeros(shards * count, jnp.int32)
+    if pool is not None and stems is not None:
+        lane = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (shards, count))
+        moves = jnp.stack([stems[..., 0], lane, jnp.zeros_like(lane)], axis=-1)
+        cache = copy_rows(settings, rows, pool, moves, jnp.full(shards, count, jnp.int32), slots).cache
+        start = stems[..., 1].reshape(-1)
+    positions = start[:, None] + jnp.arange(steps or slots)
+    fed = jnp.take_along_axis(lanes, jnp.minimum(positions, slots - 1), axis=1)
     live = jnp.ones(len(lanes), bool)
-    logits, cache = settings.network.logits(params, lanes, positions, length.reshape(-1) - 1, live, cache, slots)
+    logits, cache = settings.network.logits(params, fed, positions, length.reshape(-1) - 1 - start, live, cache, slots)
     logits = logits.reshape(shards, count, -1)
     joint = _joint(logits, settings.head)
-    ring = jnp.zeros((shards, count, settings.window, settings.head.grid.n_cells), jnp.float32).at[:, :, 0].set(joint)
-    rows = Rows(tokens, length, length, prompt_hash, jnp.zeros_like(length), _fault(logits, joint), logits, ring, cache)
+    rows = dataclasses.replace(rows, done=_fault(logits, joint), logits=logits, ring=ring.at[:, :, 0].set(joint), cache=cache)
     return jax.lax.with_sharding_constraint(rows, rows.sharding(settings)), joint
 
 

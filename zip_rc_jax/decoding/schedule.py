@@ -1,0 +1,108 @@
+"""Which prompts are admitted, and which are stepped together. Host code; only speed depends on it, no result does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from zip_rc_jax.decoding.groups import Group
+from zip_rc_jax.decoding.placement import Shard, safe
+from zip_rc_jax.decoding.requests import Job, Refusal, shared_prefix
+from zip_rc_jax.decoding.rows import fine_bucket
+
+# A narrower program is worth it from this width on (below, a step costs much besides its rows), for this share of the live rows.
+WIDE, MOST = 32, 0.875
+
+
+class Queue:
+    """Requests in order, read one at a time and no earlier than asked for."""
+
+    def __init__(self, jobs: Iterable[Job | Refusal]):
+        self._source = iter(jobs)
+        self._next: Job | Refusal | None = None
+
+    def peek(self) -> Job | Refusal | None:
+        """The next request; None at the end. Reading it blocks as long as the source does."""
+        if self._next is None:
+            self._next = next(self._source, None)
+        return self._next
+
+    def pop(self) -> None:
+        """Goes on to the request after the one that `peek` returned."""
+        self._next = None
+
+
+def members(groups: Sequence[Group], shards: int) -> list[list[Group]]:
+    """The groups of every shard, in order."""
+    return [[g for g in groups if g.shard == s] for s in range(shards)]
+
+
+def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group], most: int) -> tuple[list[list[Job]], list[Refusal]]:
+    """Takes from the queue, per shard, the requests that its free rows can probably hold; and those that cannot be decoded at all.
+
+    Nothing is read before there is a free row for it. A request whose prefixes may become longer than the rows is left in the queue.
+
+    Args:
+      slots: of the rows.
+      most: requests of a shard that may be prefilled at once.
+    """
+    batch: list[list[Job]] = [[] for _ in shards]
+    refused: list[Refusal] = []
+    parts = members(groups, len(shards))
+    accounts = [[g.account for g in part] for part in parts]
+    free = [len(shard.free) for shard in shards]
+    # Free rows, less those that the prompts of the batch will probably take; none where a prompt waits for rows.
+    room = [float(f) if all(g.ready for g in part) else 0.0 for f, part in zip(free, parts, strict=True)]
+    while max(room) >= 1 and (request := queue.peek()) is not None:
+        if isinstance(request, Refusal):
+            refused.append(request)
+        else:
+            best = int(np.argmax(room))
+            expected, account = shards[best].expected(request.config.n), (request.config.n - 1, 1)
+            full = request.slots > slots or room[best] < expected or len(batch[best]) == most
+            if full or not safe(free[best] - 1, [*accounts[best], account]):
+                break
+            accounts[best].append(account)
+            free[best] -= 1
+            room[best] -= expected
+            batch[best].append(request)
+        queue.pop()
+    return batch, refused
+
+
+def fresh(jobs: list[Job], known: list[list[int]]) -> list[Job]:
+    """Those that begin neither as one of the `known` prompts nor as one before them."""
+    found: list[Job] = []
+    for job in jobs:
+        if not any(shared_prefix(job.ids, ids) for ids in [*known, *(other.ids for other in found)]):
+            found.append(job)
+    return found
+
+
+def next_to_step(groups: list[Group], shards: int, rows: int) -> tuple[list[Group], int]:
+    """The groups to step, and the rows of every shard that are stepped for it: a rounded number, at most `rows`.
+
+    All that are ready; but where most of them fill a narrower program, the youngest wait, as a row that is padding costs as much as one
+    that is live.
+    """
+    ready = [g for g in groups if g.ready]
+    size = {g.job.number: len(g.live()) for g in ready}
+
+    def ladder(width: int) -> int:
+        return fine_bucket(width, rows, least=8)
+
+    def total(chosen: list[Group]) -> int:
+        return sum(size[g.job.number] for g in chosen)
+
+    width = ladder(max(map(total, members(ready, shards))))
+    narrower = max((w for w in map(ladder, range(1, width)) if w < width), default=0)
+    if narrower < WIDE:
+        return ready, width
+    some: list[Group] = []
+    count = [0] * shards
+    for group in ready:
+        if count[group.shard] + size[group.job.number] <= narrower:
+            some.append(group)
+            count[group.shard] += size[group.job.number]
+    return (some, narrower) if total(some) >= MOST * total(ready) else (ready, width)
