@@ -41,13 +41,15 @@ def test_unrolled_steps_are_the_stacked_ones():
             state, teacher = change_bodies(state, unstacked), unstacked(teacher)
         for batch in batches(KEPT, 3):
             state, metrics = train_step(setting, state, teacher, batch)
+            if not losses:  # of later steps, Adam makes much of the smallest differences
+                gradients = jax.tree.map(np.array, stacked(setting, state).opt_state[1].mu)
             losses.append([float(metrics[name]) for name in ("loss", "joint", "kl", "nll", "grad_norm")])
-        found.append((losses, stacked(setting, state)))
-    (losses, state), (own_losses, own_state) = found
+        found.append((losses, gradients, stacked(setting, state)))
+    (losses, gradients, state), (own_losses, own_gradients, own_state) = found
     assert losses[2][0] != losses[0][0], "the weights moved"
     np.testing.assert_allclose(own_losses, losses, rtol=1e-4)
-    for a, b in zip(jax.tree.leaves(own_state.opt_state[1].mu), jax.tree.leaves(state.opt_state[1].mu), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-7)
+    for a, b in zip(jax.tree.leaves(own_gradients), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max() + 1e-8)
     assert jax.tree.map(jnp.shape, own_state) == jax.tree.map(jnp.shape, state)
 
 
