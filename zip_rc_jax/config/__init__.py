@@ -1,0 +1,43 @@
+"""Every setting of every stage: frozen dataclasses (`config_file` reads them from YAML).
+
+One file describes one pipeline; each stage reads its own section. An unknown key, a wrong type or an impossible value is a
+`UsageError` before anything is computed. All classes are hashable, so they can be static arguments of jitted functions.
+"""
+
+from zip_rc_jax.config.checks import check_types
+from zip_rc_jax.config.decode import DecodeConfig, SamplingConfig
+from zip_rc_jax.config.model import LAYER_TYPES, ModelConfig, RopeScaling
+from zip_rc_jax.config.pipeline import (
+    EvaluateConfig,
+    GridConfig,
+    LabelConfig,
+    PipelineConfig,
+    PolicyConfig,
+    PromptConfig,
+    RolloutConfig,
+    TaskConfig,
+    to_dict,
+)
+from zip_rc_jax.config.train import KL_KINDS, LABELS, MeshConfig, TrainConfig
+
+__all__ = [
+    "KL_KINDS",
+    "LABELS",
+    "LAYER_TYPES",
+    "DecodeConfig",
+    "EvaluateConfig",
+    "GridConfig",
+    "LabelConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "PipelineConfig",
+    "PolicyConfig",
+    "PromptConfig",
+    "RolloutConfig",
+    "RopeScaling",
+    "SamplingConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "check_types",
+    "to_dict",
+]

@@ -1,0 +1,158 @@
+"""How prompts are decoded: the search, its prices, and how tokens are drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+
+from zip_rc_jax.config.checks import check_types, one_of, require
+from zip_rc_jax.errors import UsageError
+
+CANDIDATES = ("published", "exhaustive", "branching")
+STRATEGIES = ("zip_rc", "fixed", "reward_threshold", "length_budget", "half_finished")
+ANSWERS = ("value", "vote")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn. Filters apply in the order temperature, top_k, top_p, min_p (as in Hugging Face).
+
+    Attributes:
+      temperature: 0 is greedy; logits are divided by it.
+      top_k: keep the k likeliest tokens; 0 keeps all.
+      top_p: keep the smallest set of likeliest tokens with at least this probability; 1 keeps all.
+      min_p: keep tokens with at least this fraction of the likeliest token's probability; 0 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(SamplingConfig, vars(self))
+        require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            f"temperature={self.temperature}",
+            "logits are divided by it",
+            "use 0 for greedy or a positive number",
+        )
+        require(self.top_k >= 0, f"top_k={self.top_k}", "it counts tokens", "use 0 to keep all")
+        require(0 < self.top_p <= 1, f"top_p={self.top_p}", "it is a probability", "use a number in (0, 1]")
+        require(0 <= self.min_p <= 1, f"min_p={self.min_p}", "it is a fraction of the largest probability", "use a number in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """The adaptive search and its limits (method: sampling utility, `U = E[max] - beta (alpha E[compute] + (1-alpha) E[latency]) / N`).
+
+    Attributes:
+      alpha: in [0, 1]; 1 prices compute (all tokens), 0 prices latency (serial steps).
+      beta: price of one mean sample's worth of cost, in reward; small buys accuracy (0.1 cheap .. 0.01 dear).
+      n: most prefixes (finished ones included) that one prompt may have.
+      interval: decode steps between decisions, in tokens.
+      window: the joint of a prefix is the mean over its last `window` tokens.
+      candidates: "published" (the authors' keep-sets), "exhaustive" (all subsets, n <= 10), or "branching" (adds
+        multiplicities and new samples from the root).
+      no_harm: after the best keep-set is found, keep every dropped prefix whose return does not lower the utility.
+      strategy: "zip_rc", or a baseline on the same engine: "fixed" (n full samples), "reward_threshold" (drop prefixes whose
+        expected reward is below `reward_threshold`), "length_budget" (drop prefixes longer than `length_budget` tokens),
+        "half_finished" (drop the rest once half have finished).
+      answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the largest sum of values).
+      abstain: allow a prompt to end before any prefix has finished.
+      abstain_below: answers whose expected reward is below it are withheld; 0 withholds none.
+      skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head to select within a prompt.
+      joint_temperature, joint_top_p: sharpening of the joint before the search; 1 leaves it.
+      max_tokens: most tokens generated per prefix.
+      temperature, top_k, top_p, min_p: see `SamplingConfig`.
+      stop_token_ids: ids that end a prefix besides the tokenizer's end-of-sequence ids.
+      token_budget: most tokens generated for one prompt by all its prefixes together (a shared prefix counts once); 0 sets no limit.
+        It is never exceeded: where it runs short, the live prefixes share what is left.
+      time_budget: seconds from a prompt's admission after which its next decision is the last; 0 sets no limit. A running interval is
+        not interrupted, and what the first call of a shape spends on compiling counts too.
+      rows: rows of the pool, shared by all prompts in flight.
+    """
+
+    alpha: float = 0.1
+    beta: float = 0.01
+    n: int = 8
+    interval: int = 64
+    window: int = 512
+    candidates: str = "published"
+    no_harm: bool = True
+    strategy: str = "zip_rc"
+    reward_threshold: float = 0.4
+    length_budget: int = 0
+    answer: str = "value"
+    abstain: bool = False
+    abstain_below: float = 0.0
+    skill: float = 1.0
+    joint_temperature: float = 1.0
+    joint_top_p: float = 1.0
+    max_tokens: int = 1024
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    token_budget: int = 0
+    time_budget: float = 0.0
+    rows: int = 64
+
+    def __post_init__(self) -> None:
+        check_types(DecodeConfig, vars(self))
+        try:
+            object.__setattr__(self, "stop_token_ids", tuple(operator.index(i) for i in self.stop_token_ids))
+        except TypeError:
+            raise UsageError(f"stop_token_ids={self.stop_token_ids!r}", "it is not a list of ids", "write it as [1, 2]") from None
+        require(0 <= self.alpha <= 1, f"alpha={self.alpha}", "it weighs compute against latency", "use a number in [0, 1]")
+        require(math.isfinite(self.beta) and self.beta >= 0, f"beta={self.beta}", "it is a price", "use a finite number >= 0")
+        for field in ("n", "interval", "window", "max_tokens", "rows"):
+            require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+        one_of("candidates", self.candidates, CANDIDATES)
+        one_of("strategy", self.strategy, STRATEGIES)
+        one_of("answer", self.answer, ANSWERS)
+        require(
+            self.candidates != "exhaustive" or self.n <= 10,
+            f"n={self.n} with candidates='exhaustive'",
+            f"all 2^{self.n} subsets would be scored at every decision",
+            "use n <= 10 or candidates='published'",
+        )
+        require(
+            self.n <= self.rows,
+            f"n={self.n} with rows={self.rows}",
+            "the samples of one prompt must fit in the row pool",
+            "raise rows or lower n",
+        )
+        require(
+            self.strategy != "length_budget" or self.length_budget >= 1,
+            f"length_budget={self.length_budget}",
+            "strategy='length_budget' needs a budget in tokens",
+            "set length_budget to a positive number",
+        )
+        require(
+            0 <= self.reward_threshold <= 1, f"reward_threshold={self.reward_threshold}", "rewards lie in [0, 1]", "use a number in [0, 1]"
+        )
+        require(0 <= self.abstain_below <= 1, f"abstain_below={self.abstain_below}", "rewards lie in [0, 1]", "use a number in [0, 1]")
+        for field in ("token_budget", "time_budget"):
+            value = getattr(self, field)
+            require(math.isfinite(value) and value >= 0, f"{field}={value}", "it limits what a prompt may spend", "use 0 for no limit")
+        require(
+            math.isfinite(self.skill) and self.skill >= 0,
+            f"skill={self.skill}",
+            "it is an exponent between mean (0) and maximum (1)",
+            "use a finite number >= 0",
+        )
+        require(
+            math.isfinite(self.joint_temperature) and self.joint_temperature > 0,
+            f"joint_temperature={self.joint_temperature}",
+            "log-probs are divided by it",
+            "use 1 to leave it",
+        )
+        require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")
+        self.sampling  # noqa: B018  (validates the sampling options)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p)

@@ -1,0 +1,236 @@
+"""The other stages, and the file that holds all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from zip_rc_jax.config.checks import one_of, require
+from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
+from zip_rc_jax.config.model import ModelConfig
+from zip_rc_jax.config.train import LABELS, MeshConfig, TrainConfig
+from zip_rc_jax.grid import Grid
+
+
+@dataclasses.dataclass(frozen=True)
+class GridConfig:
+    """A grid per label kind. Empty centres or edges mean the authors'."""
+
+    correct_centres: tuple[float, ...] = ()
+    value_centres: tuple[float, ...] = ()
+    length_edges: tuple[int, ...] = ()
+
+    def grid(self, label: str) -> Grid:
+        """The grid for `label` in {"correct", "value"}. Raises `UsageError` for an impossible grid."""
+        one_of("label", label, LABELS)
+        authors = Grid.authors(label)
+        centres = self.correct_centres if label == "correct" else self.value_centres
+        return Grid(tuple(centres) or authors.reward_centres, tuple(self.length_edges) or authors.length_edges)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Problems of a reasoning-gym task, level by level.
+
+    Attributes:
+      name: reasoning-gym dataset name.
+      levels: one dict of reasoning-gym options per level, easiest first, e.g. `{min_terms: 2, max_terms: 2}`. With `name` in it a level
+        is another dataset, so that levels can be a mixture of tasks.
+      train_seed, heldout_seed: first seed of each split. reasoning-gym seeds problem `i` with `seed + i`, so the two must lie
+        further apart than the number of problems.
+    """
+
+    name: str = "chain_sum"
+    levels: tuple[dict[str, Any], ...] = ()
+    train_seed: int = 0
+    heldout_seed: int = 1_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How a problem becomes a prompt.
+
+    Attributes:
+      style: "raw" (the question alone) or "chat" (turns, rendered by the tokenizer's own chat template).
+      system: text of the system turn; empty for none.
+      instruction: user turn; `{question}` in it becomes the question. All other text stays, braces included.
+      examples: worked examples that come before as earlier turns: problems of the task with seeds that no split uses.
+      example_answer: assistant turn of an example; `{answer}` in it becomes the reference answer, and `{steps}` a chain
+        sum worked out from left to right ("4 + 3 = 7, 7 - 2 = 5").
+      chat_template_kwargs: variables of the chat template, such as `enable_thinking: false`.
+    """
+
+    style: str = "raw"
+    system: str = ""
+    instruction: str = "{question}"
+    examples: int = 0
+    example_answer: str = "{answer}"
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("prompt.style", self.style, ("raw", "chat"))
+        for field, part in (("instruction", "{question}"), ("example_answer", "{answer}")):
+            value = getattr(self, field)
+            require(part in value, f"prompt.{field}={value!r}", f"it does not contain {part}", f"write {part} where it belongs")
+        require(self.examples >= 0, f"prompt.examples={self.examples}", "it counts worked examples", "use a number >= 0")
+        given = {
+            "system": self.system,
+            "instruction": self.instruction != "{question}",
+            "examples": self.examples,
+            "example_answer": self.example_answer != "{answer}",
+            "chat_template_kwargs": self.chat_template_kwargs,
+        }
+        unread = ", ".join(name for name, value in given.items() if value)
+        require(
+            self.style != "raw" or not unread,
+            f"prompt.style='raw' with {unread}",
+            "a raw prompt is the question alone, so nothing reads the rest",
+            "set prompt.style=chat",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """On-policy samples for training.
+
+    Attributes:
+      prompts: number of prompts, spread evenly over the levels.
+      samples: rollouts per prompt.
+      rows: rows decoded together.
+      max_tokens: longest response in tokens; longer ones are stored as truncated (right-censored length).
+      seed: seed of the sampling.
+      temperature, top_k, top_p, min_p: see `SamplingConfig`. Defaults are the authors'.
+    """
+
+    prompts: int = 50_000
+    samples: int = 2
+    rows: int = 256
+    max_tokens: int = 1024
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.1
+
+    def __post_init__(self) -> None:
+        for field in ("prompts", "samples", "rows", "max_tokens"):
+            require(getattr(self, field) >= 1, f"rollout.{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+        self.sampling  # noqa: B018
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """How the embedded policy is made, and where it lies.
+
+    Attributes:
+      path: checkpoint of the starting policy (see `load`); empty for the one that `train --stage policy` left in run_dir.
+      unsure: probability that a total is carried unsurely to the next step.
+      slip_unsure, slip_sure: probability that an unsure carry is wrong, and that a sure one is.
+      redo: probability that an unsure carry is redone, surely.
+      check_unsure, check_sure: probability of another pass when an unsure carry stands in the last one, and when none does.
+      examples: distinct training solutions.
+      train: optimizer settings of the pretraining (next-token loss only).
+    """
+
+    path: str = ""
+    unsure: float = 0.27
+    slip_unsure: float = 0.7
+    slip_sure: float = 0.005
+    redo: float = 0.5
+    check_unsure: float = 0.5
+    check_sure: float = 0.2
+    examples: int = 2_000_000
+    train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig:
+    """Value labelling: `value` = mean expected reward of the critic over the last `last` labelled positions."""
+
+    last: int = 512
+    batch_rows: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.last >= 1, f"label.last={self.last}", "it counts positions", "use a positive number")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out comparison of the adaptive search with its baselines under one cost meter.
+
+    Attributes:
+      prompts: held-out problems, spread evenly over the levels.
+      samples: samples per problem of the fixed run (the baselines' pool, and the mean length that normalises cost).
+      alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
+      headline_beta: one beta per alpha, fixed beforehand, whose row is the headline.
+      bootstrap: resamples of the paired bootstrap over prompts.
+      drift_rollouts: samples of the starting policy on which the drift of the trained models is measured (three forwards of each).
+      seed: seed of the decoding.
+    """
+
+    prompts: int = 400
+    samples: int = 8
+    alphas: tuple[float, ...] = (0.1, 1.0)
+    betas: tuple[float, ...] = (0.1, 0.05, 0.02, 0.01)
+    candidates: tuple[str, ...] = ("published",)
+    headline_beta: tuple[float, ...] = (0.05, 0.05)
+    bootstrap: int = 2000
+    drift_rollouts: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("alphas", "betas", "candidates", "headline_beta"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for name in self.candidates:
+            one_of("evaluate.candidates", name, CANDIDATES)
+        require(self.prompts >= 1, f"evaluate.prompts={self.prompts}", "it counts problems", "use a positive number")
+        require(
+            len(self.headline_beta) == len(self.alphas),
+            f"headline_beta={self.headline_beta}, alphas={self.alphas}",
+            "every alpha has its own headline beta",
+            "give one per alpha",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """The whole pipeline: one section per stage, one run directory.
+
+    Attributes:
+      run_dir: where every stage writes, and reads what the stages before it wrote.
+      data: rollouts to use instead of those of run_dir: a directory written by `zip-rc`, a Parquet file, or a directory of Parquet
+        files in the authors' schema. What grade, label and train read.
+    """
+
+    run_dir: str = ""
+    data: str = ""
+    task: TaskConfig = TaskConfig()
+    prompt: PromptConfig = PromptConfig()
+    model: ModelConfig = ModelConfig()
+    grid: GridConfig = GridConfig()
+    mesh: MeshConfig = MeshConfig()
+    policy: PolicyConfig = PolicyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    critic: TrainConfig = TrainConfig(learning_rate=1e-4)
+    label: LabelConfig = LabelConfig()
+    final: TrainConfig = TrainConfig(label="value", kl_weight=10.0)
+    lite: TrainConfig = TrainConfig(label="value", trainable="zip_rows", learning_rate=1e-3)
+    decode: DecodeConfig = DecodeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain nested dicts and lists (for JSON next to outputs and inside checkpoints)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(dataclasses.asdict(config))
