@@ -41,7 +41,8 @@ from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
-from zip_rc_jax.models.transformer import hidden_states, unstack
+from zip_rc_jax.models.stacks import unstack
+from zip_rc_jax.models.transformer import hidden_states
 from zip_rc_jax.sharding import TRAIN_RULES, single_device
 from zip_rc_jax.training.step import StepSettings, init_state, learning_rate, losses, prefers_unrolled, train_step
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from zip_rc_jax.config import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation
 from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache
-from zip_rc_jax.models.stacks import segments
-from zip_rc_jax.models.transformer import hidden_states, init_params, logits, param_axes, param_shapes, unembedding, unstack
+from zip_rc_jax.models.stacks import segments, unstack
+from zip_rc_jax.models.transformer import hidden_states, init_params, logits, param_axes, param_shapes, unembedding
 
 # The first two differ in every switch that plain models have; the third mixes layer types irregularly and uses all
 # the rest, and EACH_MODEL is its short form for what must be compiled often.

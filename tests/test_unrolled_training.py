@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from test_model import CONFIGS, EACH_MODEL, parameters
 from test_training import CONFIG, LITE, assert_equal, batches, copied, interrupt, records, rollouts, settings, sigterm, without_clock
 
-from zip_rc_jax.models.transformer import restack, unstack
+from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.sharding import MESH_AXES, TRAIN_RULES, Layout, single_device
 from zip_rc_jax.training.checkpoint import Checkpoints
 from zip_rc_jax.training.loop import Interrupted, stacked, train

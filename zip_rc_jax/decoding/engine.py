@@ -31,7 +31,7 @@ from zip_rc_jax.decoding.schedule import Queue, fresh, members, next_batch, next
 from zip_rc_jax.decoding.strategies import choose
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import unstack
+from zip_rc_jax.models.stacks import unstack
 from zip_rc_jax.zip_head import ZipHead
 
 
@@ -62,7 +62,7 @@ class ResultEvent:
 
 
 def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
-    """The network that decodes with `lm`, and its parameters. On CPU layers are unrolled, see `models.transformer.unstack`."""
+    """The network that decodes with `lm`, and its parameters. On CPU layers are unrolled, see `models.stacks.unstack`."""
     unrolled = lm.layout.mesh.devices.flat[0].platform == "cpu"
     body = unstack(lm.config, lm.params["body"]) if unrolled else lm.params["body"]
     network = TransformerNetwork(lm.config, lm.layout, str(body["embed"].dtype), unrolled)

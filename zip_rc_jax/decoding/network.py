@@ -58,7 +58,7 @@ class TransformerNetwork:
     Attributes:
       config, layout: of the model.
       dtype: of the cache, the parameters' own.
-      unrolled: see `models.transformer.unstack`.
+      unrolled: see `models.stacks.unstack`.
     """
 
     config: ModelConfig

@@ -9,6 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zip_rc_jax.config import ModelConfig
+
+# How many axes of a kernel, after "layers", are inputs.
+KERNELS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "conv_in": 1, "conv_out": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,3 +84,35 @@ def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, .
         found.append(Segment(tuple(stacks)))
         start += length * repeats
     return tuple(found)
+
+
+def unstack(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """A copy whose layers have arrays of their own, `[1, *out, *in]` for kernels: for `transformer.hidden_states(..., unrolled=True)`.
+
+    For CPU, where XLA copies the slices that a scan takes from stacked arrays, and when decoding prefers kernels with the outputs in front.
+    """
+
+    def layer(name: str, stacked: jax.Array, i: int) -> jax.Array:
+        x = stacked[i : i + 1]
+        inputs = KERNELS.get(name, 0)
+        return jnp.moveaxis(x, range(1, 1 + inputs), range(-inputs, 0)) if inputs else x
+
+    blocks = {}
+    for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
+        for i, number in enumerate(stack.layers):
+            blocks[f"{number}_{stack.kind}"] = {name: layer(name, x, i) for name, x in params["blocks"][stack.name].items()}
+    return {**params, "blocks": blocks}
+
+
+def restack(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """What `unstack` was given, from what it returned."""
+
+    def stacked(name: str, layers: list[jax.Array]) -> jax.Array:
+        x, inputs = jnp.concatenate(layers), KERNELS.get(name, 0)
+        return jnp.moveaxis(x, range(-inputs, 0), range(1, 1 + inputs)) if inputs else x
+
+    blocks = {}
+    for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
+        layers = [params["blocks"][f"{number}_{stack.kind}"] for number in stack.layers]
+        blocks[stack.name] = {name: stacked(name, [layer[name] for layer in layers]) for name in layers[0]}
+    return {**params, "blocks": blocks}

@@ -96,9 +96,6 @@ def project_output_major(x: jax.Array, weight: jax.Array) -> jax.Array:
     return out.reshape(batch, steps, *weight.shape[:-1])
 
 
-# How many axes of a kernel, after "layers", are inputs.
-KERNELS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "conv_in": 1, "conv_out": 1}
-
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -110,7 +107,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Block(nnx.Module):
     """A stack of layers of one type: every parameter has a leading axis "layers". Called on one slice of it inside the scan.
 
-    `unrolled`: a single layer whose kernels are those of `unstack`, with their input axes last.
+    `unrolled`: a single layer whose kernels are those of `stacks.unstack`, with their input axes last.
     """
 
     def __init__(self, config: ModelConfig, kind: str, count: int, rngs: nnx.Rngs, unrolled: bool = False):
@@ -257,38 +254,6 @@ def param_axes(config: ModelConfig) -> Params:
     return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.axes), state, is_leaf=lambda p: isinstance(p, nnx.Param)))
 
 
-def unstack(config: ModelConfig, params: Params) -> Params:
-    """A copy whose layers have arrays of their own, `[1, *out, *in]` for kernels: for `hidden_states(..., unrolled=True)`.
-
-    For CPU, where XLA copies the slices that a scan takes from stacked arrays, and when decoding prefers kernels with the outputs in front.
-    """
-
-    def layer(name: str, stacked: jax.Array, i: int) -> jax.Array:
-        x = stacked[i : i + 1]
-        inputs = KERNELS.get(name, 0)
-        return jnp.moveaxis(x, range(1, 1 + inputs), range(-inputs, 0)) if inputs else x
-
-    blocks = {}
-    for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
-        for i, number in enumerate(stack.layers):
-            blocks[f"{number}_{stack.kind}"] = {name: layer(name, x, i) for name, x in params["blocks"][stack.name].items()}
-    return {**params, "blocks": blocks}
-
-
-def restack(config: ModelConfig, params: Params) -> Params:
-    """What `unstack` was given, from what it returned."""
-
-    def stacked(name: str, layers: list[jax.Array]) -> jax.Array:
-        x, inputs = jnp.concatenate(layers), KERNELS.get(name, 0)
-        return jnp.moveaxis(x, range(-inputs, 0), range(1, 1 + inputs)) if inputs else x
-
-    blocks = {}
-    for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
-        layers = [params["blocks"][f"{number}_{stack.kind}"] for number in stack.layers]
-        blocks[stack.name] = {name: stacked(name, [layer[name] for layer in layers]) for name in layers[0]}
-    return {**params, "blocks": blocks}
-
-
 def hidden_states(
     config: ModelConfig,
     params: Params,
@@ -323,7 +288,7 @@ def hidden_states(
       dtype: what is computed in (default: the dtype of the parameters). Norms, softmax and the gradients of the parameters stay in
         float32 where the parameters are.
       attention: how a forward without a cache attends, see `packed_attention`.
-      unrolled: parameters and cache have arrays for every layer, see `unstack`.
+      unrolled: parameters and cache have arrays for every layer, see `stacks.unstack`.
 
     Returns:
       `[B, T, d_model]` in `dtype`, and the updated cache (None without one).

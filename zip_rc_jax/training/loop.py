@@ -25,7 +25,8 @@ from zip_rc_jax.data.records import Rollout, Selection, summary_of
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
-from zip_rc_jax.models.transformer import param_axes, restack, unstack
+from zip_rc_jax.models.stacks import restack, unstack
+from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
 from zip_rc_jax.run_files import run_metadata, write_json
 from zip_rc_jax.sharding import TRAIN_RULES, Layout

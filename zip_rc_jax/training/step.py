@@ -42,7 +42,7 @@ class TrainState:
 class StepSettings:
     """What the step is compiled for. Hashable.
 
-    `unrolled`: the layers of parameters, teacher and optimizer have arrays of their own, see `models.transformer.unstack`.
+    `unrolled`: the layers of parameters, teacher and optimizer have arrays of their own, see `models.stacks.unstack`.
     """
 
     model: ModelConfig
