@@ -543,6 +543,7 @@ def test_validation_holds_back_whole_prompts():
 
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+OTHER = {"data": 1, "fsdp": 4, "tensor": 2}
 
 
 def test_parameters_lie_where_the_rules_say(lm):
@@ -606,18 +607,20 @@ def on_mesh(**mesh):
     return dataclasses.replace(tiny_lm(), layout=layout)
 
 
-@pytest.mark.parametrize(("first", "second"), [(MESH, MESH), ({}, MESH), (MESH, {})], ids=["same", "more", "fewer"])
-def test_a_run_resumes_on_a_mesh_and_on_another_one(tmp_path, monkeypatch, uninterrupted, first, second):
-    whole, where = uninterrupted["zip_rows"]
+@pytest.mark.parametrize("config", [CONFIG, LITE], ids=["all", "lite"])
+@pytest.mark.parametrize(("first", "second"), [(MESH, MESH), ({}, MESH), (MESH, {}), (MESH, OTHER)], ids=["same", "more", "fewer", "other"])
+def test_a_run_resumes_on_a_mesh_and_on_another_one(tmp_path, monkeypatch, uninterrupted, config, first, second):
+    whole, where = uninterrupted[config.trainable]
     interrupt(monkeypatch, 2, sigterm)
     with pytest.raises(Interrupted):
-        train(on_mesh(**first), rollouts(), LITE, tmp_path / "run", source={})
+        train(on_mesh(**first), rollouts(), config, tmp_path / "run", source={})
     monkeypatch.undo()
-    resumed = train(on_mesh(**second), rollouts(), LITE, tmp_path / "run", source={})
+    resumed = train(on_mesh(**second), rollouts(), config, tmp_path / "run", source={})
     np.testing.assert_allclose(resumed.params["zip_rows"], whole.params["zip_rows"], atol=1e-3)
-    assert_equal(resumed.params["body"], whole.params["body"])
-    losses_ = [[r["train/joint"] for r in records(d)] for d in (tmp_path / "run", where)]
-    assert losses_[0] == pytest.approx(losses_[1], rel=1e-4)
+    if config is LITE:
+        assert_equal(resumed.params["body"], whole.params["body"])
+    for name in ("train/loss", "train/joint", "train/grad_norm"):
+        assert [r[name] for r in records(tmp_path / "run")] == pytest.approx([r[name] for r in records(where)], rel=1e-4), name
 
 
 # ---- models on disk
