@@ -10,7 +10,8 @@ ROOT=$(dirname "$HERE")
 usage() {
   cat <<'TEXT'
 Answers a file of prompts with the adaptive search on an NVIDIA GPU: makes a virtual environment, installs zip_rc_jax with CUDA into it,
-checks driver and GPU, and runs `zip-rc decode`. Programs that XLA compiled are kept, so a second run starts at once.
+checks driver and GPU, and runs `zip-rc decode`. Programs that XLA compiled are kept, so a second run starts at once. Results are kept as
+they come: after an interruption the same command decodes only what is missing.
 
   launch/gpu_decode.sh MODEL --input FILE --output DIR [option ...] [option=value ...] [-- ZIP_RC_OPTION ...]
 

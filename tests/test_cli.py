@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -9,7 +10,9 @@ import pytest
 
 import zip_rc_jax
 from zip_rc_jax.cli import build_parser, main
-from zip_rc_jax.demo import show_live
+from zip_rc_jax.decoding.api import decode_stream
+from zip_rc_jax.decoding.engine import ResultEvent
+from zip_rc_jax.demo import decode_prompts
 
 COMMANDS = ("demo", "rollout", "grade", "train", "label", "decode", "evaluate")
 
@@ -72,6 +75,42 @@ def test_decode_writes_results_that_equal_the_api(saved, lm, tmp_path, capsys):
     assert metadata["config"]["decode"]["n"] == 3
 
 
+def test_an_interrupted_decode_goes_on_where_it_was_and_ends_as_an_uninterrupted_one(saved, tmp_path, capsys, monkeypatch):
+    lines = [json.dumps({"question": f"{a} + 2 =", "answer": str(a + 2)}) + "\n" for a in range(6)]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    options = ["n=2", "interval=4", "window=2", "max_tokens=10", "rows=4", "--input", str(tmp_path / "in.jsonl")]
+    assert main(["decode", saved, *options, "--output", str(tmp_path / "whole")]) == 0
+    command = ["decode", saved, *options, "--output", str(tmp_path / "out")]
+    decoded: list[int] = []
+
+    def interrupted(lm, prompts, *args, **more):
+        decoded.append(len(prompts))
+        for count, event in enumerate(e for e in decode_stream(lm, prompts, *args, **more) if isinstance(e, ResultEvent)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield event
+
+    monkeypatch.setattr("zip_rc_jax.demo.decode_stream", interrupted)
+    assert main(command) == 130
+    assert "The same command resumes." in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+    partial = tmp_path / "out" / "results.partial.jsonl"
+    with partial.open("a") as file:
+        file.write('{"index": 5, "resu')  # a kill while a result was being written
+    assert main([*command, "beta=0.3"]) == 2
+    assert "decode.beta was 0.01, now 0.3" in capsys.readouterr().err
+    assert main(command) == 130
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert decoded == [6, 4], "the second call had two prompts less to do"
+    assert "4 of 6 prompts were decoded by an earlier call" in capsys.readouterr().out
+    assert not partial.exists()
+    rows = [[json.loads(line) for line in (tmp_path / d / "results.jsonl").read_text().splitlines()] for d in ("whole", "out")]
+    for row in itertools.chain(*rows):
+        del row["usage"]["seconds"]
+    assert rows[0] == rows[1]
+
+
 def test_decode_on_a_mesh_gives_the_results_of_one_device(saved, tmp_path, capsys):
     arguments = ["decode", saved, "--prompt", "1 + 2 =", "n=3", "interval=4", "window=2", "max_tokens=10", "rows=8"]
     texts = []
@@ -111,7 +150,7 @@ def test_answers_in_an_input_file_are_optional(saved, tmp_path, capsys):
 
 def test_live_view_shows_every_prefix_at_every_decision(lm, capsys):
     config = zip_rc_jax.DecodeConfig(n=3, interval=4, window=2, max_tokens=8, rows=8, beta=0.0)
-    (result,) = show_live(lm, ["1 + 2 ="], config, 0)
+    (result,) = decode_prompts(lm, ["1 + 2 ="], config, 0, live=True)
     shown = capsys.readouterr().out
     assert shown.count("P(correct)") == len(result.trace) + 1
     assert f"{result.usage.tokens} tokens in {result.usage.serial_steps} serial steps" in shown
@@ -150,3 +189,5 @@ def test_what_cannot_be_resumed_does_not_claim_to_be(monkeypatch, capsys):
     monkeypatch.setattr("zip_rc_jax.cli.run_decode", interrupted)
     assert main(["decode", "nowhere", "--prompt", "x"]) == 130
     assert capsys.readouterr().err == "zip-rc decode: interrupted. The same command starts anew.\n"
+    assert main(["decode", "nowhere", "--prompt", "x", "--output", "out"]) == 130
+    assert capsys.readouterr().err == "zip-rc decode: interrupted. The same command resumes.\n"

@@ -135,7 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
         "decode",
         help="answer prompts with the adaptive search",
         description="Prompts come from --prompt (repeatable) or from a JSONL file with `question` or `problem` (and `answer`, to grade).\n"
-        "Without --output the answers are printed; with it, results.jsonl and metadata.json are written there.\n\n"
+        "Without --output the answers are printed; with it, results.jsonl and metadata.json are written there, and after an\n"
+        "interruption the same command decodes only what is missing.\n\n"
         "example: zip-rc decode runs/demo/final --prompt 'State the final answer to the following arithmetic problem: 4 + 3 - 2 ='\n"
         "         --stream n=8 interval=8 window=4 max_tokens=128 beta=0.05",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -238,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _end(2, f"zip-rc {arguments.command}: {error}")
     except KeyboardInterrupt as stop:
-        again = "starts anew" if arguments.command in ("decode", "export", "compile") else "resumes"
+        kept = arguments.output if arguments.command == "decode" else arguments.command not in ("export", "compile")
+        again = "resumes" if kept else "starts anew"
         return _end(130, f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command {again}.")
     except OSError as error:
         if error.errno not in FULL:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,12 +25,14 @@ from zip_rc_jax.data.tasks import problems, problems_from_jsonl
 from zip_rc_jax.decoding.api import decode_stream, resolve
 from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
 from zip_rc_jax.decoding.requests import Prompt
+from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
 from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
-from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
+from zip_rc_jax.progress import progress
+from zip_rc_jax.run_files import Journal, run_metadata, write_json, write_jsonl
 from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
 
 # Tables are wide; a pipe or a log file has no width of its own.
@@ -52,7 +58,7 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
     console.rule("one held-out problem, live", align="left")
     hard = problems(config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts)[-1]
     final = load(pipeline.run_directory(config) / "final")
-    show_live(final, prompt_texts([hard], config, final.tokenizer), config.decode, config.evaluate.seed)
+    decode_prompts(final, prompt_texts([hard], config, final.tokenizer), config.decode, config.evaluate.seed, live=True)
     console.print(f"answer: {hard.answer}")
     console.print(f"report: {pipeline.run_directory(config) / 'report' / 'report.html'}")
 
@@ -92,12 +98,12 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     template = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.template_arg))
     assert isinstance(template, dict)
     chat = {str(k): v for k, v in template.items()}
-    if arguments.stream:
-        results = show_live(lm, prompts, config, arguments.seed, chat)
-    else:
-        events = decode_stream(lm, prompts, config, seed=arguments.seed, chat_template_kwargs=chat)
-        by_index = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
-        results = [by_index[i] for i in range(len(prompts))]
+    journal = None
+    if arguments.output:
+        asked = hashlib.sha256(json.dumps([prompts, chat]).encode()).hexdigest()
+        fingerprint = {"model": lm.digest(), "decode": to_dict(config), "seed": arguments.seed, "prompts": asked}
+        journal = Journal(arguments.output / "results.partial.jsonl", fingerprint=fingerprint)
+    results = decode_prompts(lm, prompts, config, arguments.seed, chat, journal=journal, live=arguments.stream)
     rows = [r.to_dict() for r in results]
     if answered := [i for i, p in enumerate(found) if p.answer]:
         with Grader() as grader:
@@ -105,13 +111,53 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         for i, score in zip(answered, scores, strict=True):
             rows[i] |= {"answer": found[i].answer, "correct": correct(score)}
         console.print(f"accuracy {sum(correct(s) for s in scores) / len(scores):.3f} over {len(scores)} problems")
-    if arguments.output:
+    if journal:
         write_jsonl(arguments.output / "results.jsonl", rows)
         write_json(arguments.output / "metadata.json", run_metadata({"decode": to_dict(config)}, argv, started))
+        journal.finish()
         console.print(f"wrote {arguments.output / 'results.jsonl'}")
     elif not arguments.stream:
         for result in results:
             console.print(f"{result.text}\n  P(correct) {result.expected_reward:.2f}, {result.usage.tokens} tokens", highlight=False)
+
+
+def decode_prompts(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    config: DecodeConfig,
+    seed: int,
+    chat: dict[str, Any] | None = None,
+    *,
+    journal: Journal | None = None,
+    live: bool = False,
+) -> list[Result]:
+    """Results of all prompts, in order: those that the journal holds, and the others, which it gets as they come.
+
+    Args:
+      chat: variables of the chat template.
+      live: print every decision (per prefix P(correct), tokens left, the action, and what it has written since), not a progress bar.
+    """
+    results = {x["index"]: Result.from_dict(x["result"]) for x in journal.values} if journal else {}
+    if results:
+        console.print(f"{len(results)} of {len(prompts)} prompts were decoded by an earlier call")
+    rest = [i for i in range(len(prompts)) if i not in results]
+    for i in rest if live else []:
+        prompt = prompts[i]
+        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        console.print(f"prompt {i}: {shown}", highlight=False, markup=False)
+    with contextlib.nullcontext() if live else progress("decode", len(prompts), len(results)) as bar:
+        # What a prompt gives does not depend on the others, so nothing shows that some were decoded before.
+        for event in decode_stream(lm, [prompts[i] for i in rest], config, seed=seed, chat_template_kwargs=chat):
+            event = dataclasses.replace(event, prompt_index=rest[event.prompt_index])
+            if live:
+                _print_event(event)
+            if isinstance(event, ResultEvent):
+                results[event.prompt_index] = event.result
+                if journal:
+                    journal.add({"index": event.prompt_index, "result": event.result.to_dict()})
+                if bar:
+                    bar(len(results), f"{sum(r.usage.tokens for r in results.values()):,} tokens")
+    return [results[i] for i in range(len(prompts))]
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -123,26 +169,15 @@ def run_export(arguments: argparse.Namespace) -> None:
     console.print(f"wrote {arguments.output}. {note}", highlight=False)
 
 
-def show_live(
-    lm: LanguageModel, prompts: Sequence[Prompt], config: DecodeConfig, seed: int, chat_template_kwargs: dict[str, Any] | None = None
-) -> list:
-    """Prints every decision: per prefix P(correct), tokens left, the action, and what it has written since."""
-    for number, prompt in enumerate(prompts):
-        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        console.print(f"prompt {number}: {shown}", highlight=False, markup=False)
-    results = {}
-    for event in decode_stream(lm, prompts, config, seed=seed, chat_template_kwargs=chat_template_kwargs):
-        if isinstance(event, StepEvent):
-            _print_step(event)
-        else:
-            results[event.prompt_index] = event.result
-            r = event.result
-            answer = r.text.split()[-1] if r.text else f"({r.error or 'abstains'})"
-            console.print(
-                f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{escape(answer)}[/bold] "
-                f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in {r.usage.serial_steps} serial steps"
-            )
-    return [results[i] for i in range(len(prompts))]
+def _print_event(event: StepEvent | ResultEvent) -> None:
+    if isinstance(event, StepEvent):
+        return _print_step(event)
+    r = event.result
+    answer = r.text.split()[-1] if r.text else f"({r.error or 'abstains'})"
+    console.print(
+        f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{escape(answer)}[/bold] "
+        f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in {r.usage.serial_steps} serial steps"
+    )
 
 
 def _print_step(event: StepEvent) -> None:

@@ -13,10 +13,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from zip_rc_jax.errors import UsageError
 
 PACKAGES = ("zip-rc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "math-verify", "reasoning-gym")
 
@@ -42,9 +45,15 @@ def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:
     """Through a temporary file in the same folder, so that an interruption leaves the old file whole."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the final name
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -55,7 +64,61 @@ def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
     """Writes one strict JSON value per line (see `plain`). Returns the path."""
-    return write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    return write_text(path, "".join(map(_line, rows)))
+
+
+def _line(value: Any) -> str:
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class Journal:
+    """Values kept as they come, one strict JSON line each, so that an interruption loses none; the first line says what they are of.
+
+    Attributes:
+      values: those of earlier calls, as JSON gives them.
+    """
+
+    def __init__(self, path: str | pathlib.Path, *, fingerprint: Mapping[str, Any]):
+        """Raises UsageError if the file there was begun with another fingerprint; the message names what differs."""
+        self.path = pathlib.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a+b")
+        self._file.seek(0)
+        # What was being written when the process was killed has no end of line.
+        whole = [line for line in self._file if line.endswith(b"\n")]
+        if len(whole) > 1:
+            same_fingerprint(f"results in {self.path}", json.loads(whole[0]), fingerprint)
+        self.values = [json.loads(line) for line in whole[1:]]
+        self._file.truncate(sum(map(len, whole)) if self.values else 0)
+        if not self.values:
+            self.add(fingerprint)
+
+    def add(self, value: Any) -> None:
+        """Appends a value; it is in the file when this returns."""
+        self._file.write(_line(value).encode())
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Deletes the file: what it held has been written as a whole."""
+        self._file.close()
+        self.path.unlink()
+
+
+def same_fingerprint(what: str, stored: Any, given: Any) -> None:
+    """Raises UsageError if `what`, which lies on disk with the fingerprint `stored`, is not of `given`; the message names what differs."""
+    differ = sorted(_differences(stored, json.loads(json.dumps(plain(given)))))
+    if differ:
+        raise UsageError(
+            what, f"they were made with other settings: {'; '.join(differ)}", "restore these settings, or delete them to start again"
+        )
+
+
+def _differences(stored: Any, given: Any, name: str = "") -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for key in stored.keys() | given.keys():
+            yield from _differences(stored.get(key), given.get(key), f"{name}.{key}" if name else key)
+    elif stored != given:
+        yield f"{name} was {stored!r}, now {given!r}"
 
 
 def _git_commit(package: pathlib.Path) -> str | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import os
 import pathlib
 import shutil
 import uuid
@@ -21,6 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from zip_rc_jax.data.summary import RolloutSummary, SummaryRows, read_summary, write_summary
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.run_files import same_fingerprint, write_json, write_text
 
 FORMAT_VERSION = "1.0.0"
 METADATA = "metadata.json"
@@ -294,18 +293,10 @@ class PartialRollouts:
         self.directory = pathlib.Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = self.directory / "fingerprint.json"
-        fingerprint = json.loads(json.dumps(fingerprint))  # as it will be read back: tuples are lists, keys are strings
         if settings.is_file():
-            stored = json.loads(settings.read_text())
-            differ = sorted(_differences(stored, fingerprint))
-            if differ:
-                raise UsageError(
-                    f"partial rollouts {self.directory}",
-                    f"they were made with other settings: {'; '.join(differ)}",
-                    "restore these settings, or delete the directory to start again",
-                )
+            same_fingerprint(f"partial rollouts {self.directory}", json.loads(settings.read_text()), fingerprint)
         else:
-            _write_atomically(settings, json.dumps(fingerprint, indent=2, sort_keys=True) + "\n")
+            write_json(settings, fingerprint)
 
     def done(self) -> set[int]:
         """Ids of the complete chunks."""
@@ -314,7 +305,7 @@ class PartialRollouts:
     def add(self, chunk_id: int, rollouts: Iterable[Rollout]) -> None:
         """Stores a chunk; an existing one is replaced."""
         lines = [json.dumps(vars(rollout), default=lambda array: array.tolist()) + "\n" for rollout in rollouts]
-        _write_atomically(self._path(chunk_id), "".join(lines))
+        write_text(self._path(chunk_id), "".join(lines))
 
     def all(self) -> Iterator[Rollout]:
         """The rollouts of all chunks, in the order of the chunk ids."""
@@ -324,24 +315,3 @@ class PartialRollouts:
 
     def _path(self, chunk_id: int) -> pathlib.Path:
         return self.directory / f"chunk-{chunk_id:08d}.jsonl"
-
-
-def _differences(stored: Any, given: Any, name: str = "") -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in stored.keys() | given.keys():
-            yield from _differences(stored.get(key), given.get(key), f"{name}.{key}" if name else key)
-    elif stored != given:
-        yield f"{name} was {stored!r}, now {given!r}"
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the final name
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
