@@ -15,7 +15,7 @@ from zip_rc_jax import pipeline
 from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import to_dict
 from zip_rc_jax.config_file import load_config
-from zip_rc_jax.data.records import read_rollouts
+from zip_rc_jax.data.records import PartialRollouts, read_rollouts
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_solution
 from zip_rc_jax.decoding.engine import Engine
@@ -194,6 +194,66 @@ def test_interrupted_rollouts_resume_to_the_same_dataset(finished, tmp_path, mon
     pipeline.make_rollouts(whole)
     for a, b in zip(read_rollouts(tmp_path / "run" / "rollouts"), read_rollouts(tmp_path / "whole" / "rollouts"), strict=True):
         np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
+
+
+@pytest.fixture
+def second_run(finished, tmp_path):
+    """Another run directory with the policy, rollouts and critic of the finished one, and a config that labels 16 rollouts a chunk."""
+    directory, config = finished
+    for stage in ("policy", "rollouts", "critic"):
+        (tmp_path / stage).symlink_to(directory / stage)
+    return dataclasses.replace(config, run_dir=str(tmp_path), label=dataclasses.replace(config.label, batch_rows=16))
+
+
+def test_grading_and_labelling_lose_no_chunk_and_are_shared_by_processes(finished, second_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "GRADED_ROLLOUTS", 10)
+    monkeypatch.setattr(pipeline, "LABELLED_BATCHES", 1)
+    added: list[int] = []
+    add = PartialRollouts.add
+
+    def one(self, number, rollouts):
+        add(self, number, rollouts)
+        added.append(number)
+        if len(added) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(PartialRollouts, "add", one)
+    for make, name, chunks in ((pipeline.make_grades, "graded", 5), (pipeline.make_labels, "labelled", 3)):
+        added.clear()
+        with pytest.raises(Interrupted, match=f"stopped after 1 of {chunks} chunks"):
+            make(second_run)
+        with monkeypatch.context() as patch:  # the second of two processes, which makes its part and leaves the rest to the first
+            patch.setattr(pipeline.distributed, "share", lambda items: items[1::2])
+            patch.setattr(pipeline.distributed, "is_chief", lambda: False)
+            make(second_run)
+            assert len(added) == 1 + (chunks - 1) // 2
+            assert not (tmp_path / name).exists()
+        make(second_run)
+        assert sorted(added) == list(range(chunks)), "none is made twice"
+        assert not (tmp_path / f".{name}.partial").exists()
+        mine, whole = read_rollouts(tmp_path / name), read_rollouts(finished[0] / name)
+        np.testing.assert_array_equal([r.correct for r in mine], [r.correct for r in whole])
+        np.testing.assert_allclose([r.value for r in mine], [r.value for r in whole], atol=1e-6)
+
+
+def test_sampling_and_labelling_give_the_same_on_all_accelerators_of_a_host(finished, second_run, tmp_path, monkeypatch):
+    directory, _ = finished
+    monkeypatch.setattr(pipeline, "devices_worth_using", lambda: 4)
+    (tmp_path / "rollouts").unlink()
+    pipeline.make_rollouts(second_run)
+    for a, b in zip(read_rollouts(tmp_path / "rollouts"), read_rollouts(directory / "rollouts"), strict=True):
+        np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
+    pipeline.make_grades(second_run)
+    pipeline.make_labels(second_run)
+    mine, whole = read_rollouts(tmp_path / "labelled"), read_rollouts(directory / "labelled")
+    np.testing.assert_allclose([r.value for r in mine], [r.value for r in whole], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "samples", "devices", "used"), [(256, 2, 8, 8), (64, 2, 6, 4), (8, 8, 4, 1), (8, 4, 4, 2), (7, 1, 4, 1), (7, 1, 8, 7)]
+)
+def test_sampling_takes_the_devices_that_its_rows_divide_over(rows, samples, devices, used):
+    assert pipeline._rollout_devices(rows, samples, devices) == used
 
 
 def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):

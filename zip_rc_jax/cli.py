@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         "grade",
         "grade the rollouts with the task's own scorer",
         "Reads run_dir/rollouts, writes run_dir/graded with `correct` in {0, 1}. reasoning-gym problems are graded by their own\n"
-        "score_answer, free-form mathematics by math-verify in a process that is killed if it hangs.\n"
+        "score_answer, free-form mathematics by math-verify in a process that is killed if it hangs. Finished chunks survive Ctrl-C.\n"
         f"{DATA_HELP}\nRollouts without a task are graded against their `answer`, as free-form mathematics.\n\n"
         "example: zip-rc grade configs/chain_sum_demo.yaml\n"
         "example: zip-rc grade configs/chain_sum_demo.yaml run_dir=runs/theirs data=theirs.parquet --format parquet",
@@ -124,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
         "label",
         "label the rollouts with the critic's value",
         "value = mean expected reward of the critic over the last `label.last` labelled positions.\n"
-        "Reads run_dir/graded and run_dir/critic, writes run_dir/labelled.\n"
+        "Reads run_dir/graded and run_dir/critic, writes run_dir/labelled. Finished chunks survive Ctrl-C.\n"
         f"{DATA_HELP}\n\n"
         "example: zip-rc label configs/chain_sum_demo.yaml\n"
         "example: zip-rc label configs/chain_sum_demo.yaml run_dir=runs/theirs data=theirs_graded.parquet --format parquet",

@@ -3,8 +3,8 @@
 policy -> rollouts -> graded -> critic -> labelled -> final (and lite). `zip-rc` has one subcommand per stage; `demo` runs them all.
 Grading, labelling and training the head read `config.data` instead, if it names rollouts from elsewhere.
 
-With several processes, all call the same stage. Training is one program on all their devices. Rollouts are made by each on a device
-of its own. Grading and labelling are done by process 0, and the others wait for it.
+With several processes, all call the same stage. Training is one program on all their devices. Sampling, grading and labelling are cut into
+chunks that the processes share; each works on its own devices, and the first joins what they made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import math
 import pathlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,13 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import Tokenizer, word_level
 from zip_rc_jax.progress import progress
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, devices_worth_using, make_mesh, side_by_side
 from zip_rc_jax.training.loop import Interrupted, split_validation, stop_signal, train
 from zip_rc_jax.training.predict import final_values, profiles
 
 LARGEST_NUMBER = 120  # a chain sum of 8 digits stays within 72 even if every step slips by 3
+# What a chunk of grading and of labelling holds: enough for minutes of work at most, of which an interruption loses no more than one.
+GRADED_ROLLOUTS, LABELLED_BATCHES = 1024, 64
 TRAIN_STAGES = ("policy", "critic", "final", "lite")
 
 
@@ -144,7 +146,8 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     if config.data:
         raise UsageError(f"data={config.data!r}", "this stage samples rollouts itself", "leave data out, or go on with `zip-rc grade`")
     r, directory = config.rollout, run_directory(config) / "rollouts"
-    policy = load_policy(config)
+    rows = max(r.rows, r.samples)
+    policy = load_policy(config, side_by_side(_rollout_devices(rows, r.samples, devices_worth_using()), DECODE_RULES))
     settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest(), **prompt_record(config, policy.tokenizer)}
     if directory.is_dir():
         _same_source(directory, settings)
@@ -154,7 +157,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     decode = DecodeConfig(
         strategy="fixed",
         n=r.samples,
-        rows=max(r.rows, r.samples),
+        rows=rows,
         interval=16,
         window=1,
         max_tokens=r.max_tokens,
@@ -165,31 +168,58 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     )
     # The joint is not read here; a head is attached so that sampling runs on the one engine there is.
     engine = Engine(policy.with_head(config.grid.grid("correct"), "correct"), decode, r.seed)
-    partial = PartialRollouts(directory.with_name(".rollouts.partial"), fingerprint=settings)
-    size = max(1, decode.rows // r.samples) * 4
-    chunks = [found[i : i + size] for i in range(0, len(found), size)]
-    missing = sorted(set(range(len(chunks))) - partial.done())
-    distributed.barrier()  # all have seen the same chunks before one of them adds any
-    mine = distributed.share(missing)
-    total, before = len(found) * r.samples, (len(chunks) - len(missing)) * size * r.samples
-    with progress("rollout", total, before) as bar, stop_signal() as received:
-        for count, number in enumerate(mine, 1):
-            chunk = chunks[number]
-            results = run_all(engine, texts[chunk[0].index : chunk[-1].index + 1])
-            partial.add(number, [x for p, result in zip(chunk, results, strict=True) for x in as_rollouts(p, result, policy)])
-            bar(min(before + count * len(missing) // len(mine) * size * r.samples, total), None)  # the others are about as far
+
+    def sample(part: Sequence[Problem]) -> list[Rollout]:
+        results = run_all(engine, [texts[p.index] for p in part])
+        return [x for p, result in zip(part, results, strict=True) for x in as_rollouts(p, result, policy)]
+
+    return _in_chunks("rollout", directory, settings, found, max(1, rows // r.samples) * 4, sample, each=r.samples)
+
+
+def _rollout_devices(rows: int, samples: int, devices: int) -> int:
+    """Most devices, of `devices`, over which `rows` rows divide so that each has room for all samples of a prompt."""
+    return max(count for count in range(1, devices + 1) if rows % count == 0 and rows // count >= samples)
+
+
+def _in_chunks(
+    title: str,
+    directory: pathlib.Path,
+    settings: dict[str, Any],
+    items: Sequence[Any],
+    size: int,
+    make: Callable[[Any], list[Rollout]],
+    *,
+    each: int = 1,
+) -> pathlib.Path:
+    """The dataset `directory`, made of `items` in chunks of `size`, which survive an interruption and which several processes share.
+
+    Args:
+      title: of the progress bar.
+      settings: what decides the rollouts; the metadata of the dataset.
+      make: the rollouts of a chunk, `each` of every item.
+    """
+    partial = PartialRollouts(directory.with_name(f".{directory.name}.partial"), fingerprint=settings)
+    count, total = -(-len(items) // size), len(items) * each
+    missing = sorted(set(range(count)) - partial.done())
+    distributed.barrier()  # all have seen the same chunks, and no dataset, before one of them adds any
+    mine, before = distributed.share(missing), (count - len(missing)) * size * each
+    with progress(title, total, min(before, total)) as bar, stop_signal() as received:
+        for done, number in enumerate(mine, 1):
+            partial.add(number, make(items[number * size : (number + 1) * size]))
+            bar(min(before + done * len(missing) // len(mine) * size * each, total), None)  # the others are about as far
             if received:
-                raise Interrupted(f"rollout: stopped after {count} of {len(mine)} chunks")
+                raise Interrupted(f"{title}: stopped after {done} of {len(mine)} chunks")
     distributed.barrier()
     if distributed.is_chief():
-        absent = sorted(set(range(len(chunks))) - partial.done())
+        absent = sorted(set(range(count)) - partial.done())
         if absent:
             raise UsageError(
-                f"partial rollouts {partial.directory}",
-                f"chunks {absent[:5]} of {len(chunks)} are not there, though every process made its own",
+                f"partial {directory.name} {partial.directory}",
+                f"chunks {absent[:5]} of {count} are not there, though every process made its own",
                 "give all processes the same run_dir, on a file system that all of them see",
             )
         write_rollouts(directory, partial.all(), metadata=settings)
+        partial.remove()
     distributed.barrier()
     return directory
 
@@ -228,6 +258,8 @@ def _random_access(path: pathlib.Path) -> tuple[Sequence[Rollout], dict[str, Any
 def make_grades(config: PipelineConfig) -> pathlib.Path:
     """Grades the rollouts with the task's own scorer, those without a task as free-form mathematics; result in `run_dir/graded`.
 
+    See `_in_chunks` for interruptions and several processes.
+
     Raises:
       UsageError: no rollouts there, one without a reference answer, or the result was made from others.
     """
@@ -238,14 +270,13 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
         _same_source(directory, settings)
         return directory
     _check_answers(rollouts)
-    distributed.barrier()  # all have looked for the result before there is one
-    if distributed.is_chief():
-        with Grader() as grader:
-            scores = grader.grade_many((r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in rollouts)
-        graded = (dataclasses.replace(r, correct=correct(s)) for r, s in zip(rollouts, scores, strict=True))
-        write_rollouts(directory, graded, metadata=settings)
-    distributed.barrier()
-    return directory
+    with Grader() as grader:
+
+        def grade(part: Sequence[Rollout]) -> list[Rollout]:
+            scores = grader.grade_many((r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in part)
+            return [dataclasses.replace(r, correct=correct(s)) for r, s in zip(part, scores, strict=True)]
+
+        return _in_chunks("grade", directory, settings, rollouts, GRADED_ROLLOUTS, grade)
 
 
 def _check_answers(rollouts: Sequence[Rollout]) -> None:
@@ -258,30 +289,25 @@ def _check_answers(rollouts: Sequence[Rollout]) -> None:
 def make_labels(config: PipelineConfig) -> pathlib.Path:
     """Labels the rollouts with the critic's value; result in `run_dir/labelled`.
 
+    See `_in_chunks` for interruptions and several processes.
+
     Raises:
       UsageError: no rollouts or critic there, rollouts of another model, or the result was made from others.
     """
     directory = run_directory(config) / "labelled"
-    critic = load(run_directory(config) / "critic")
+    critic = load(run_directory(config) / "critic", layout=side_by_side(devices_worth_using(), TRAIN_RULES))
     rollouts, metadata = _random_access(source_path(config, "graded"))
     settings = {"graded": metadata, "critic": critic.digest(), "label": to_dict(config.label)}
     if directory.is_dir():
         _same_source(directory, settings)
         return directory
     _check_tokens(rollouts, critic)
-    distributed.barrier()  # all have looked for the result before there is one
-    if distributed.is_chief():
-        values: list[float] = []
-        size = config.label.batch_rows * 64
-        with progress("label", len(rollouts)) as bar:
-            for start in range(0, len(rollouts), size):
-                found = profiles(critic, rollouts[start : start + size], config.label.batch_rows)
-                values += final_values(found, config.label.last).tolist()
-                bar(len(values), None)
-        labelled = (dataclasses.replace(r, value=v) for r, v in zip(rollouts, values, strict=True))
-        write_rollouts(directory, labelled, metadata=settings)
-    distributed.barrier()
-    return directory
+
+    def label(part: Sequence[Rollout]) -> list[Rollout]:
+        values = final_values(profiles(critic, part, config.label.batch_rows), config.label.last)
+        return [dataclasses.replace(r, value=v) for r, v in zip(part, values.tolist(), strict=True)]
+
+    return _in_chunks("label", directory, settings, rollouts, config.label.batch_rows * LABELLED_BATCHES, label)
 
 
 def _check_tokens(rollouts: Sequence[Rollout], lm: LanguageModel) -> None:

@@ -173,6 +173,17 @@ class Layout:
         return -(-size // self.ways(name)) * self.ways(name)
 
 
+def side_by_side(count: int, rules: Rules) -> Layout:
+    """The layout of this process's first `count` devices, each with all parameters and a share of the rows."""
+    return Layout(Mesh(np.asarray(jax.local_devices()[:count]).reshape(count, 1, 1), MESH_AXES), rules)
+
+
 def single_device(rules: Rules = DECODE_RULES) -> Layout:
     """The layout of one device of this process, the default everywhere."""
-    return Layout(Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1), MESH_AXES), rules)
+    return side_by_side(1, rules)
+
+
+def devices_worth_using() -> int:
+    """How many devices of this process are faster side by side than one of them: all accelerators. CPU devices share the cores."""
+    devices = jax.local_devices()
+    return 1 if devices[0].platform == "cpu" else len(devices)

@@ -313,5 +313,9 @@ class PartialRollouts:
             with self._path(chunk_id).open() as lines:
                 yield from (Rollout(**json.loads(line)) for line in lines)
 
+    def remove(self) -> None:
+        """Deletes all of it: what it held has been written as a dataset."""
+        shutil.rmtree(self.directory)
+
     def _path(self, chunk_id: int) -> pathlib.Path:
         return self.directory / f"chunk-{chunk_id:08d}.jsonl"
