@@ -39,10 +39,11 @@ PROMPT, SLOTS = 30, 96
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "rows"), donate_argnames=("cache", "logits"))
-def plain(settings: StepSettings, params: Any, cache: Any, logits: jax.Array, key: jax.Array, steps: jax.Array, rows: int) -> Any:
+def plain(
+    settings: StepSettings, params: Any, cache: Any, logits: jax.Array, key: jax.Array, sampling: Sampling, steps: jax.Array, rows: int
+) -> Any:
     """Draws and feeds `steps` tokens per row; returns logits, cache and the tokens `[rows, SLOTS]`."""
     numbers, live = jnp.arange(rows), jnp.ones(rows, bool)
-    sampling = Sampling(*(jnp.full(rows, x, t) for x, t in ((1, jnp.float32), (0, jnp.int32), (1, jnp.float32), (0, jnp.float32))))
 
     def body(i: jax.Array, carry: Any) -> Any:
         logits, cache, tokens = carry
@@ -72,7 +73,7 @@ def main() -> None:
     rows, steps = arguments.rows, arguments.interval
     engine = Engine(load(MODEL).with_head(Grid.authors("value"), "value"), DecodeConfig(n=8, rows=rows, interval=steps, window=8), 0)
     settings, params, grid = engine.settings, engine.params, engine.head.grid
-    sampling = Sampling.stack([engine.config.sampling] * rows)
+    sampling = jax.tree.map(jnp.asarray, Sampling.stack([engine.config.sampling] * rows))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
     shapes = (np.ones(rows, bool), np.tile(key, (rows, 1)), np.full(rows, 10**6), np.full(rows, 10**6), np.full((rows, 4), -1, np.int32))
     lanes = jax.tree.map(lambda x: jnp.asarray(x)[None], Lanes(*shapes, sampling))
@@ -82,7 +83,7 @@ def main() -> None:
 
     def run_plain() -> None:
         logits, cache = states["plain"]
-        logits, cache, tokens = plain(settings, params, cache, logits, jax.random.key(0), jnp.int32(steps), rows)
+        logits, cache, tokens = plain(settings, params, cache, logits, jax.random.key(0), sampling, jnp.int32(steps), rows)
         states["plain"] = logits, cache
         jax.block_until_ready(tokens)
 

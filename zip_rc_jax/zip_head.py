@@ -118,11 +118,8 @@ def fold(table: jax.Array, rows: jax.Array, head: ZipHead) -> jax.Array:
 
 
 def policy_logits(logits: jax.Array, head: ZipHead) -> jax.Array:
-    """Masks reserved and padding ids of `[..., V]` logits with -inf. Softmax of the result is the policy.
-
-    Added, so that NaN or infinity at any id, masked or not, is also in the result, and its maximum is finite only where there is none.
-    """
-    return logits + jnp.asarray(np.where(head.sampleable(logits.shape[-1]), 0, -np.inf), logits.dtype)
+    """Masks reserved and padding ids of `[..., V]` logits with -inf. Softmax of the result is the policy."""
+    return jnp.where(jnp.asarray(head.sampleable(logits.shape[-1])), logits, -jnp.inf)
 
 
 def joint_log_probs(logits: jax.Array, head: ZipHead) -> jax.Array:

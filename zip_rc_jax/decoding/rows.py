@@ -163,13 +163,16 @@ def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
 
 
 def _top(logits: jax.Array, head: ZipHead) -> jax.Array:
-    """The largest of the policy's logits, `[...]`, of all logits `[..., V]`; not finite where NaN or infinity is among all of them."""
+    """`[...]`: the largest of the policy's logits in all logits `[..., V]`; NaN if one of them is."""
     return jnp.max(policy_logits(logits, head), axis=-1)
 
 
-def _fault(top: jax.Array, joint: jax.Array) -> jax.Array:
-    """`[...]` bool: NaN or infinity among the logits, whose `_top` this is, or no joint `[..., C]` in them."""
-    return ~(jnp.isfinite(top) & jnp.isfinite(joint).all(-1))
+def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -> jax.Array:
+    """`[...]` bool: NaN or infinity among the logits `[..., V]`, or no joint `[..., C]` in them.
+
+    Every logit is looked at once: the policy's in `top`, the reserved ones in the joint, and the padding here.
+    """
+    return ~(jnp.isfinite(top) & jnp.isfinite(joint).all(-1) & (logits[..., head.used_ids :] < jnp.inf).all(-1))
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"))
@@ -215,7 +218,7 @@ def prefill(
     logits, cache = settings.network.logits(params, fed, positions, length.reshape(-1) - 1 - start, live, cache, slots)
     logits = logits.reshape(shards, count, -1)
     joint = _joint(logits, settings.head)
-    fault = _fault(_top(logits, settings.head), joint)
+    fault = _fault(logits, _top(logits, settings.head), joint, settings.head)
     rows = dataclasses.replace(rows, done=fault, logits=logits, ring=ring.at[:, :, 0].set(joint), cache=cache)
     return jax.lax.with_sharding_constraint(rows, rows.sharding(settings)), joint
 
@@ -273,7 +276,7 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
         # The joint after the last token of a row is never read.
         read = live & ~done
         top, joint = _top(logits, settings.head), _joint(logits, settings.head)
-        fault = read & _fault(top, joint)
+        fault = read & _fault(logits, top, joint, settings.head)
         joint = jnp.where((read & ~fault)[:, None], joint, _pick(rows["ring"], place))
         changed = {
             "tokens": _place(tokens, slot, token),

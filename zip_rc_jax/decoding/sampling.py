@@ -67,7 +67,7 @@ def filter_logits(
       sampling: of each row, or one for all rows. Filters apply in the order temperature, top_k, top_p, min_p. Temperature 0 is left to
         `sample`.
       filters: what is compiled; a filter that is not must be off in every row.
-      top: `[...]`, the maximum of the logits where the caller knows it, which saves a pass over the vocabulary.
+      top: `[...]` float32, the maximum of the logits where the caller knows it, which saves a pass over the vocabulary.
 
     Returns:
       `[..., V]` float32. At least the likeliest token stays.
@@ -75,12 +75,13 @@ def filter_logits(
     temperature, top_k, top_p, min_p = (
         jnp.asarray(getattr(sampling, name))[..., None] for name in ("temperature", "top_k", "top_p", "min_p")
     )
+    logits = logits.astype(jnp.float32)
     top = jnp.max(logits, axis=-1) if top is None else top
-    scale = jnp.where(temperature > 0, temperature, 1)
-    logits, top = logits.astype(jnp.float32) / scale, top[..., None].astype(jnp.float32) / scale
-    kept = logits >= top + jnp.log(min_p)  # relative to the likeliest token, which every filter keeps
+    # Relative to the likeliest token, which every filter keeps.
+    logits = (logits - top[..., None]) / jnp.where(temperature > 0, temperature, 1)
+    kept = logits >= jnp.log(min_p)
     if filters.top_k or filters.top_p:
-        weights = jnp.exp(logits - top)  # in [0, 1]
+        weights = jnp.exp(logits)  # in [0, 1]
         if filters.top_k:
             least = _least_weight(weights, jnp.ones_like(weights), jnp.where(top_k > 0, top_k, jnp.inf))
             kept &= weights >= least
@@ -89,7 +90,7 @@ def filter_logits(
             # The token that crosses top_p is kept, so the kept mass is at least top_p.
             wanted = jnp.where(top_p < 1, top_p * jnp.sum(weights, axis=-1, keepdims=True), jnp.inf)
             kept &= weights >= _least_weight(weights, weights, wanted)
-    return jnp.where(kept, logits - top, -jnp.inf)
+    return jnp.where(kept, logits, -jnp.inf)
 
 
 def _least_weight(weights: jax.Array, amounts: jax.Array, wanted: jax.Array) -> jax.Array:
