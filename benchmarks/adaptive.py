@@ -5,7 +5,8 @@
 
 Without options: the embedded demo model and its tasks, at the price of compute (alpha 1, as a long queue takes as long as its tokens) and
 at the config's alpha. The engines take turns within every run, so a busy machine slows all of them alike; medians over runs, after one run
-that compiles. `serial steps` is the mean number of decode steps that a prompt waited for.
+that compiles. Freed memory stays in the process (`host_memory`). `serial steps` is the mean number of decode steps that a prompt waited
+for.
 Accuracy is that of the answer by vote and of the one by value, which come from the same prefixes. The last lines name, for each of the two,
 the cheapest adaptive setting that reaches best-of-n with the same rule, and its share of best-of-n's seconds.
 """
@@ -28,6 +29,7 @@ from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.decoding.results import Result
+from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.pipeline import run_all
 
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.05, 0.02])
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
+    keep_freed_memory()
     config = load_config(arguments.config, [])
     found = problems(config.task, "heldout", arguments.prompts)
     alphas = arguments.alphas or list(dict.fromkeys([1.0, config.decode.alpha]))

@@ -4,9 +4,10 @@
 
 Plain sampling (temperature 1) of `--prompts` prompts with `--samples` samples each, `--tokens` new tokens per sample, from text to text.
 Both engines have the same weights and end-of-sequence disabled, and must continue the prompts with the same tokens at temperature 0, or
-nothing is timed. They take turns within every run, so a busy machine slows both alike; medians over runs. tunix gets what suits it best:
-prompts padded to the longest and no further, and a cache of exactly the slots that are used. Its sampler takes a prompt once per sample,
-as its own GRPO rollouts do, and so prefills it as often; ours prefills it once.
+nothing is timed. They take turns within every run, so a busy machine slows both alike; medians over runs. Freed memory stays in the
+process (`host_memory`), which they share. tunix gets what suits it best: prompts padded to the longest and no further, and a cache of
+exactly the slots that are used. Its sampler takes a prompt once per sample, as its own GRPO rollouts do, and so prefills it as often; ours
+prefills it once.
 
 tunix declares an older `safetensors` than our `transformers` needs, but works with the newer one. So it goes first into an environment of
 its own, and pip's warning about `safetensors` is expected:
@@ -35,6 +36,7 @@ from tunix.models.llama3.params import create_model_from_safe_tensors
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.api import decode
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.models.tokenizer import Tokenizer
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
+    keep_freed_memory()
     lm = random_model()
     prompts = [lm.tokenizer.chat([{"role": "user", "content": f"Write a story about {topic}."}]) for topic in TOPICS[: arguments.prompts]]
     print(f"{len(prompts)} prompts, {arguments.tokens} new tokens, random weights, medians of {arguments.runs} runs\n")

@@ -4,6 +4,7 @@
 
 Plain sampling (temperature 1) of `--prompts` prompts with 8 samples and with 1, `--tokens` new tokens each, end-of-sequence disabled, so
 that every engine does the same work. The engines take turns within every run, so a busy machine slows all of them alike; medians over runs.
+Freed memory stays in the process (`host_memory`), which they share.
 
 The limit of a decode step is the slower of its multiply-adds at the matmul rate measured here and of its bytes (weights and cache, read
 once) at the bandwidth measured here. Needs `make smollm2` and the dev extra (torch).
@@ -27,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.pipeline import run_all
@@ -111,6 +113,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
+    keep_freed_memory()
     lm = load(MODEL).with_head(Grid.authors("value"), "value")
     prompts = [lm.tokenizer.chat([{"role": "user", "content": f"Write a story about {topic}."}]) for topic in TOPICS[: arguments.prompts]]
     context = len(lm.tokenizer.encode(prompts[0])) + arguments.tokens

@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--rows 64] [--interval 16] [--runs 9]
 
 The same model, cache and sampler in three loops of `--interval` decode steps, which take turns within every run, so a busy machine slows
-all of them alike; medians of the runs, and of the ratios within a run:
+all of them alike; medians of the runs, and of the ratios within a run. Freed memory stays in the process (`host_memory`):
 - plain: a jitted loop that draws tokens and feeds them, and knows nothing of a head;
 - head: the decoder's own program, which also reads the joint after every token, averages it, and looks for stop ids and faults;
 - decisions: the same, and then one decision for 8 prompts of 8 prefixes: joints to the host, utilities, the choice.
@@ -30,6 +30,7 @@ from zip_rc_jax.decoding.meta_actions import choose_meta_action
 from zip_rc_jax.decoding.rows import Lanes, Rows, StepSettings, advance, empty_rows
 from zip_rc_jax.decoding.sampling import Sampling, row_keys, sample
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.zip_head import policy_logits
 
@@ -38,10 +39,11 @@ PROMPT, SLOTS = 30, 96
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "rows"), donate_argnames=("cache", "logits"))
-def plain(settings: StepSettings, params: Any, cache: Any, logits: jax.Array, key: jax.Array, steps: jax.Array, rows: int) -> Any:
+def plain(
+    settings: StepSettings, params: Any, cache: Any, logits: jax.Array, key: jax.Array, sampling: Sampling, steps: jax.Array, rows: int
+) -> Any:
     """Draws and feeds `steps` tokens per row; returns logits, cache and the tokens `[rows, SLOTS]`."""
     numbers, live = jnp.arange(rows), jnp.ones(rows, bool)
-    sampling = Sampling(*(jnp.full(rows, x, t) for x, t in ((1, jnp.float32), (0, jnp.int32), (1, jnp.float32), (0, jnp.float32))))
 
     def body(i: jax.Array, carry: Any) -> Any:
         logits, cache, tokens = carry
@@ -67,10 +69,11 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=16)
     parser.add_argument("--runs", type=int, default=9)
     arguments = parser.parse_args()
+    keep_freed_memory()
     rows, steps = arguments.rows, arguments.interval
     engine = Engine(load(MODEL).with_head(Grid.authors("value"), "value"), DecodeConfig(n=8, rows=rows, interval=steps, window=8), 0)
     settings, params, grid = engine.settings, engine.params, engine.head.grid
-    sampling = Sampling.stack([engine.config.sampling] * rows)
+    sampling = jax.tree.map(jnp.asarray, Sampling.stack([engine.config.sampling] * rows))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
     shapes = (np.ones(rows, bool), np.tile(key, (rows, 1)), np.full(rows, 10**6), np.full(rows, 10**6), np.full((rows, 4), -1, np.int32))
     lanes = jax.tree.map(lambda x: jnp.asarray(x)[None], Lanes(*shapes, sampling))
@@ -80,7 +83,7 @@ def main() -> None:
 
     def run_plain() -> None:
         logits, cache = states["plain"]
-        logits, cache, tokens = plain(settings, params, cache, logits, jax.random.key(0), jnp.int32(steps), rows)
+        logits, cache, tokens = plain(settings, params, cache, logits, jax.random.key(0), sampling, jnp.int32(steps), rows)
         states["plain"] = logits, cache
         jax.block_until_ready(tokens)
 

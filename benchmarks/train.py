@@ -5,7 +5,7 @@
 A step is: forward of the student and of a frozen teacher, joint cross-entropy on the reserved rows, KL to the teacher's 32 likeliest
 ids, backward, clipping, AdamW. Both start from the same weights (the student a little away from the teacher, so that the KL has a
 gradient), see the same batch and the same learning rates, and must report the same losses for the first steps, or nothing is timed.
-They take turns within every run; medians over runs. Both keep every
+They take turns within every run; medians over runs. Freed memory stays in the process (`host_memory`), which they share. Both keep every
 activation (ours recomputes them with --remat, torch never does); torch has fused AdamW, and with one segment a row (the default) needs no
 attention mask. Use a quiet machine: other work was
 seen to slow torch far more than us. On a busy one, compare on one core each: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/train.py`.
@@ -39,6 +39,7 @@ from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import TrainBatch, train_batches
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.models.stacks import unstack
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
+    keep_freed_memory()
     config = TrainConfig(label="value", batch_rows=arguments.rows, row_tokens=arguments.tokens, kl_weight=10.0, learning_rate=3e-5)
     config = dataclasses.replace(config, remat=arguments.remat)
     lm = load(MODEL).with_head(Grid.authors("value"), "value")

@@ -71,9 +71,11 @@ FORKED = dataclasses.replace(BRANCHING, alpha=1.0, beta=0.1)
         (PRICED, (FIRST_PLAN, FIRST_PLAN + 1, math.inf)),
         (PRICED, (HEAD.first_id + 3, HEAD.first_id + 4, math.nan)),
         (PRICED, (HEAD.first_id, HEAD.last_id, -math.inf)),
+        (PRICED, (HEAD.last_id, HEAD.last_id + 1, math.nan)),
+        (PRICED, (HEAD.used_ids, HEAD.used_ids + 1, math.inf)),
         (FORKED, (0, 64, math.nan)),
     ],
-    ids=["NaN", "one infinity", "one cell NaN", "no joint", "branching"],
+    ids=["NaN", "one infinity", "one cell NaN", "no joint", "padding NaN", "padding infinity", "branching"],
 )
 def test_logits_that_are_not_finite_end_their_prompt_and_no_other(config, fault):
     healthy = run(PROMPTS, config)

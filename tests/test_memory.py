@@ -94,6 +94,25 @@ def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monk
         Engine(lm, dataclasses.replace(config, n=n + 1, rows=rows + 1), 0).intake.jobs(REAL_PROMPTS[:1])
 
 
+def test_where_the_n_asked_for_fits_in_fewer_rows_it_is_not_replaced(monkeypatch, lm):
+    config = dataclasses.replace(REAL, n=4, rows=40)
+    engine = Engine(lm, config, 0)
+    limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 6, 32, 2, 16).total)
+    with pytest.raises(UsageError, match=r"rows=40 of 32 tokens: .* Fix: use rows=6 or fewer \(n=4 fits\)") as refusal:
+        engine.intake.jobs(REAL_PROMPTS[:1])
+    assert "n=6" not in str(refusal.value)
+    Engine(lm, dataclasses.replace(config, rows=6), 0).intake.jobs(REAL_PROMPTS[:1])
+
+
+def test_where_only_one_short_row_fits_that_is_said(monkeypatch, lm):
+    config = dataclasses.replace(REAL, max_tokens=80)
+    engine = Engine(lm, config, 0)
+    limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 1, 64, 1, 16).total)
+    with pytest.raises(UsageError, match=r"Fix: use n=1 with rows=1 and keep prompt and max_tokens within 64 tokens \(this prompt has 4\)"):
+        engine.intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(config, n=1, rows=1, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
+
+
 def test_the_length_that_fits_is_named_too(monkeypatch, lm):
     long = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, REAL, 0)

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_search as reference
@@ -438,3 +439,23 @@ def test_exhaustive_refuses_more_than_ten_prefixes():
     config = dataclasses.replace(CONFIG, candidates="exhaustive")
     with pytest.raises(UsageError, match="11 prefixes"):
         choose_meta_action(np.ones((1, 11, 3, 3)), np.ones((1, 11), bool), np.ones((1, 11)), grid=GRID, config=config)
+
+
+@pytest.mark.parametrize("label", ["correct", "value"])
+@pytest.mark.parametrize(("candidates", "n"), [("published", 8), ("published", 32), ("exhaustive", 10), ("branching", 32)])
+def test_the_memory_of_a_call_is_what_the_docstring_says(candidates, n, label):
+    grid, prompts, slots = Grid.authors(label), 2, n + (candidates == "branching")
+    config = dataclasses.replace(CONFIG, candidates=candidates, n=n)
+
+    def call(joint, unfinished, tokens, exists, free_rows, must_extend):
+        return choose_meta_action(
+            joint, unfinished, tokens, grid=grid, config=config, exists=exists, free_rows=free_rows, must_extend=must_extend
+        )
+
+    shapes = {"joint": ((prompts, slots, grid.n_reward, grid.n_length), jnp.float32), "free_rows": ((prompts,), jnp.int32)}
+    shapes |= {"must_extend": ((prompts,), bool), "tokens": ((prompts, slots), jnp.int32)}
+    shapes |= dict.fromkeys(("unfinished", "exists"), ((prompts, slots), bool))
+    compiled = jax.jit(call).lower(**{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}).compile()
+    count = {"published": n**2 + 1, "exhaustive": 2**n, "branching": 4 * slots * (n + 1)}[candidates]
+    stated = 2.5 * count * (grid.n_cells + slots) * 4
+    assert stated / 2.5 < compiled.memory_analysis().temp_size_in_bytes / prompts <= stated

@@ -182,6 +182,13 @@ def test_filters_that_no_row_uses_are_not_compiled_and_change_nothing():
         np.testing.assert_array_equal(sample(keys, logits, stacked, wanted), sample(keys, logits, stacked, ALL_FILTERS))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
+def test_a_maximum_that_is_known_changes_nothing(temperature):
+    logits = jnp.asarray(5 * np.random.default_rng(0).standard_normal((40, 300)), jnp.float32)
+    keys, config = jax.random.split(jax.random.key(0), 40), SamplingConfig(temperature, top_k=20, min_p=0.01)
+    np.testing.assert_array_equal(sample(keys, logits, config, top=logits.max(-1)), sample(keys, logits, config))
+
+
 def test_greedy_takes_the_likeliest_and_the_first_of_equals():
     logits = jnp.asarray([[0.0, 2.0, 1.0], [5.0, 1.0, 5.0], [-jnp.inf, -3.0, -4.0]])
     keys = jax.random.split(jax.random.key(0), 3)

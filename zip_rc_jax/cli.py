@@ -19,6 +19,7 @@ from zip_rc_jax.config import LABELS
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.demo import run_decode, run_demo, run_evaluation, run_export
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.loading import embedded
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
@@ -222,8 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `zip-rc compile` returns 1 if a program does not fit.
     """
+    own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(argv)
+    if own_process:
+        keep_freed_memory()
     _quiet()
     started, compiling = time.monotonic(), _count_compiling()
     try:

@@ -135,7 +135,7 @@ class Engine:
 
         devices = self.settings.network.layout.mesh.devices
         limit = memory.device_limit(devices.flat[0], devices.size)
-        memory.check_fits(needed, limit, self.rows, slots, len(job.ids), self.shards)
+        memory.check_fits(needed, limit, self.config.n, self.rows, slots, len(job.ids), self.shards)
         self._known_to_fit.add((slots, prompt))
 
     def run(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterator[StepEvent | ResultEvent]:

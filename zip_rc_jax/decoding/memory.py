@@ -77,29 +77,37 @@ def device_limit(device: jax.Device, count: int) -> int:
     return min(found) // count
 
 
-def check_fits(needed: Callable[[int, int], Estimate], limit: int, rows: int, slots: int, prompt_tokens: int, shards: int) -> None:
+def check_fits(needed: Callable[[int, int], Estimate], limit: int, n: int, rows: int, slots: int, prompt_tokens: int, shards: int) -> None:
     """Checks the estimate against the limit of a device.
 
     Args:
       needed: the estimate for (rows of each shard, slots of each row); it grows with both.
       limit: bytes of a device.
-      rows, slots: what is asked for.
+      n, rows, slots: what is asked for; `n` prefixes of a prompt lie in the `rows` rows of one shard.
       prompt_tokens: of these slots belong to the prompt.
       shards: of the pool.
 
     Raises:
-      UsageError: it does not fit; the largest `n` and the largest length that would are named.
+      UsageError: it does not fit. What would is named: fewer rows with the same `n` or, where that takes more than there is, the largest
+        `n`; and the largest length for these rows. Where neither alone is enough, the largest length for one row.
     """
     found = needed(rows, slots)
     if found.total <= limit:
         return
-    fit = largest(lambda r: needed(r, slots).total <= limit, rows)
-    length = largest(lambda s: needed(rows, 32 * s).total <= limit, slots // 32) * 32
+
+    def longest(rows: int) -> int:
+        return 32 * largest(lambda s: needed(rows, 32 * s).total <= limit, slots // 32)
+
+    fit, length, alone = largest(lambda r: needed(r, slots).total <= limit, rows), longest(rows), longest(1)
     fixes = []
-    if fit >= 1:
+    if fit >= n:
+        fixes.append(f"use rows={fit * shards} or fewer (n={n} fits)")
+    elif fit >= 1:
         fixes.append(f"use n={fit} or less with rows={fit * shards}")
     if length > prompt_tokens:
         fixes.append(f"keep prompt and max_tokens within {length} tokens (this prompt has {prompt_tokens})")
+    if not fixes and alone > prompt_tokens:
+        fixes.append(f"use n=1 with rows={shards} and keep prompt and max_tokens within {alone} tokens (this prompt has {prompt_tokens})")
     raise UsageError(
         f"rows={rows * shards} of {slots} tokens",
         f"decoding needs {_size(found.total)} per device ({_size(found.parameters)} parameters, {_size(found.rows)} rows, up to "

@@ -162,9 +162,17 @@ def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
     return jnp.exp(joint_log_probs(logits, head)).reshape(*logits.shape[:-1], -1)
 
 
-def _fault(logits: jax.Array, joint: jax.Array) -> jax.Array:
-    """`[...]` bool: NaN or infinity among the logits `[..., V]` (a NaN is also their maximum), or no joint `[..., C]` in them."""
-    return ~(jnp.isfinite(jnp.max(logits, axis=-1)) & jnp.isfinite(joint).all(-1))
+def _top(logits: jax.Array, head: ZipHead) -> jax.Array:
+    """`[...]`: the largest of the policy's logits in all logits `[..., V]`; NaN if one of them is."""
+    return jnp.max(policy_logits(logits, head), axis=-1)
+
+
+def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -> jax.Array:
+    """`[...]` bool: NaN or infinity among the logits `[..., V]`, or no joint `[..., C]` in them.
+
+    Every logit is looked at once: the policy's in `top`, the reserved ones in the joint, and the padding here.
+    """
+    return ~(jnp.isfinite(top) & jnp.isfinite(joint).all(-1) & (logits[..., head.used_ids :] < jnp.inf).all(-1))
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"))
@@ -210,7 +218,8 @@ def prefill(
     logits, cache = settings.network.logits(params, fed, positions, length.reshape(-1) - 1 - start, live, cache, slots)
     logits = logits.reshape(shards, count, -1)
     joint = _joint(logits, settings.head)
-    rows = dataclasses.replace(rows, done=_fault(logits, joint), logits=logits, ring=ring.at[:, :, 0].set(joint), cache=cache)
+    fault = _fault(logits, _top(logits, settings.head), joint, settings.head)
+    rows = dataclasses.replace(rows, done=fault, logits=logits, ring=ring.at[:, :, 0].set(joint), cache=cache)
     return jax.lax.with_sharding_constraint(rows, rows.sharding(settings)), joint
 
 
@@ -253,7 +262,7 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
         step, rows, cache = carry
         tokens, length, done = rows["tokens"], rows["length"], rows["done"]
         keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
-        drawn = sample(keys, policy_logits(rows["logits"], settings.head), lanes.sampling, settings.filters)
+        drawn = sample(keys, policy_logits(rows["logits"], settings.head), lanes.sampling, settings.filters, rows["top"])
         live = live_rows(rows)
         # A row that is not live is fed its last token, and nothing of it is kept.
         slot = jnp.where(live, length, length - 1)
@@ -266,8 +275,8 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
         place = generated % window
         # The joint after the last token of a row is never read.
         read = live & ~done
-        joint = _joint(logits, settings.head)
-        fault = read & _fault(logits, joint)
+        top, joint = _top(logits, settings.head), _joint(logits, settings.head)
+        fault = read & _fault(logits, top, joint, settings.head)
         joint = jnp.where((read & ~fault)[:, None], joint, _pick(rows["ring"], place))
         changed = {
             "tokens": _place(tokens, slot, token),
@@ -275,13 +284,14 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
             "done": done | fault,
             "fault": rows["fault"] | fault,
             "logits": logits,
+            "top": top,  # of which the next token's weights are made too: no pass over the vocabulary looks for faults alone
             "ring": _place(rows["ring"], place, joint),
         }
         return step + 1, rows | changed, cache
 
     before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
     before["tokens"] = before["tokens"][:, :slots]
-    before["fault"] = jnp.zeros_like(lanes.active)
+    before |= {"fault": jnp.zeros_like(lanes.active), "top": _top(before["logits"], settings.head)}
     _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
     # A row that rests is fed its last token again, which gives its logits again.
     after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])

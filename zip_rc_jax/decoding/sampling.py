@@ -55,7 +55,9 @@ class Sampling:
         return cls(**{name: np.array([getattr(c, name) for c in configs], dtype) for name, dtype in types.items()})
 
 
-def filter_logits(logits: jax.Array, sampling: Sampling | SamplingConfig, filters: Filters = ALL_FILTERS) -> jax.Array:
+def filter_logits(
+    logits: jax.Array, sampling: Sampling | SamplingConfig, filters: Filters = ALL_FILTERS, top: jax.Array | None = None
+) -> jax.Array:
     """Log-weights of the tokens that may be drawn, 0 for the likeliest; the others are -inf.
 
     A token that is as likely (in float32) as the last one that a filter keeps stays too: of equals, none is preferred.
@@ -65,6 +67,7 @@ def filter_logits(logits: jax.Array, sampling: Sampling | SamplingConfig, filter
       sampling: of each row, or one for all rows. Filters apply in the order temperature, top_k, top_p, min_p. Temperature 0 is left to
         `sample`.
       filters: what is compiled; a filter that is not must be off in every row.
+      top: `[...]` float32, the maximum of the logits where the caller knows it, which saves a pass over the vocabulary.
 
     Returns:
       `[..., V]` float32. At least the likeliest token stays.
@@ -73,11 +76,12 @@ def filter_logits(logits: jax.Array, sampling: Sampling | SamplingConfig, filter
         jnp.asarray(getattr(sampling, name))[..., None] for name in ("temperature", "top_k", "top_p", "min_p")
     )
     logits = logits.astype(jnp.float32)
-    logits = logits / jnp.where(temperature > 0, temperature, 1)
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    kept = logits >= top + jnp.log(min_p)  # relative to the likeliest token, which every filter keeps
+    top = jnp.max(logits, axis=-1) if top is None else top
+    # Relative to the likeliest token, which every filter keeps.
+    logits = (logits - top[..., None]) / jnp.where(temperature > 0, temperature, 1)
+    kept = logits >= jnp.log(min_p)
     if filters.top_k or filters.top_p:
-        weights = jnp.exp(logits - top)  # in [0, 1]
+        weights = jnp.exp(logits)  # in [0, 1]
         if filters.top_k:
             least = _least_weight(weights, jnp.ones_like(weights), jnp.where(top_k > 0, top_k, jnp.inf))
             kept &= weights >= least
@@ -86,7 +90,7 @@ def filter_logits(logits: jax.Array, sampling: Sampling | SamplingConfig, filter
             # The token that crosses top_p is kept, so the kept mass is at least top_p.
             wanted = jnp.where(top_p < 1, top_p * jnp.sum(weights, axis=-1, keepdims=True), jnp.inf)
             kept &= weights >= _least_weight(weights, weights, wanted)
-    return jnp.where(kept, logits - top, -jnp.inf)
+    return jnp.where(kept, logits, -jnp.inf)
 
 
 def _least_weight(weights: jax.Array, amounts: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -130,7 +134,13 @@ def row_keys(seed_key: jax.Array, prompt_hash: jax.Array, branch: jax.Array, pos
 BLOCK = 128
 
 
-def sample(keys: jax.Array, logits: jax.Array, sampling: Sampling | SamplingConfig, filters: Filters = ALL_FILTERS) -> jax.Array:
+def sample(
+    keys: jax.Array,
+    logits: jax.Array,
+    sampling: Sampling | SamplingConfig,
+    filters: Filters = ALL_FILTERS,
+    top: jax.Array | None = None,
+) -> jax.Array:
     """Next token of each row: drawn, or the likeliest (of equals the first) at temperature 0.
 
     The inverse of the cumulative distribution, in two draws: a block of ids by its mass, then an id of that block. That takes two random
@@ -140,14 +150,14 @@ def sample(keys: jax.Array, logits: jax.Array, sampling: Sampling | SamplingConf
     Args:
       keys: `[R]` keys, consumed.
       logits: `[R, V]`, ids that may never be drawn already at -inf.
-      sampling, filters: see `filter_logits`.
+      sampling, filters, top: see `filter_logits`.
 
     Returns:
       `[R]` int32.
     """
     if not filters.random:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    weights = jnp.exp(filter_logits(logits, sampling, filters))
+    weights = jnp.exp(filter_logits(logits, sampling, filters, top))
     weights = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % BLOCK))).reshape(len(weights), -1, BLOCK)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     block = _draw(uniform[:, 0], jnp.sum(weights, axis=-1))

@@ -181,7 +181,7 @@ def candidate_utility(
       skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; both expectations are those under the planned pause.
       grid: of the joints.
 
-    Memory: the largest array is [P, C, B_V - 1, F].
+    Memory: the largest arrays are [P, C, B_V - 1, F] and [P, C, n].
     """
     weights = multiplicity.astype(terms.value.dtype)
     extended = weights * unfinished[:, None]
