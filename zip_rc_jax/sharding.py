@@ -140,7 +140,7 @@ class Layout:
         """
         spec = self.spec(axes)
         for size, name, part in zip(shape or (), axes, spec, strict=False):
-            parts = _axes(part)
+            parts = list(_axes(part))
             ways = math.prod(self.mesh.shape[p] for p in parts)
             if size % ways:
                 raise UsageError(
@@ -163,8 +163,8 @@ class Layout:
         return math.prod(self.mesh.shape[p] for p in self.mesh_axes(name))
 
     def mesh_axes(self, name: str) -> tuple[str, ...]:
-        """The axes of the mesh that an axis of this logical name is cut over."""
-        return _axes(self.spec((name,))[0])
+        """The axes of the mesh, of more than one device, that an axis of this logical name is cut over."""
+        return tuple(axis for axis in _axes(self.spec((name,))[0]) if self.mesh.shape[axis] > 1)
 
     def rows_of(self, devices: Sequence[jax.Device], count: int) -> list[bool]:
         """For each of the `count` rows of a batch (which is padded at its end), whether one of the devices holds it."""

@@ -87,12 +87,12 @@ class VocabularySettings:
     def on_own_rows(self, function: Callable[[Any, Any], Any], rows: Any, tables: Any, out_specs: Any) -> Any:
         """`function(rows, tables)` on every device, with its part of the arrays `rows [B, ...]` and whole `tables`.
 
-        An axis of the mesh that splits the vocabulary is left to the compiler.
+        Axes of the mesh that split the vocabulary are left to the compiler.
         """
         mapped = jax.shard_map(
             function,
             mesh=self.layout.mesh,
-            axis_names=set(self.layout.mesh_axes("batch")),
+            axis_names=set(self.layout.mesh.axis_names) - set(self.layout.mesh_axes("vocab")),
             in_specs=(self.layout.spec(("batch",)), PartitionSpec()),
             out_specs=out_specs,
             check_vma=False,
@@ -108,6 +108,9 @@ class VocabularySettings:
         """
         chunks, width = split_positions(wanted.size, self.chunk // self.layout.ways("batch"))
         positions = jnp.flatnonzero(wanted, size=chunks * width, fill_value=wanted.size).reshape(chunks, width)
+
+        if chunks == 1:  # no loop, so that the compiler sees what the carry starts from
+            return function(carry, positions[0])
 
         def step(carry: Any, positions: jax.Array) -> tuple[Any, None]:
             return jax.lax.cond(positions[0] < wanted.size, function, lambda carry, _: carry, carry, positions), None
@@ -131,10 +134,10 @@ def _taken(arrays: Any, positions: jax.Array) -> Any:
     return jax.tree.map(lambda x: _flat(x).at[positions].get(mode="fill", fill_value=0), arrays)
 
 
-def _policy_logits(model: ModelConfig, sampleable: jax.Array, hidden: jax.Array, *tables: jax.Array) -> jax.Array:
-    """Logits `[..., V]` float32, of which only those of sampleable ids count."""
+def _masked(found: jax.Array, sampleable: jax.Array) -> jax.Array:
+    """Logits `[..., V]` of which only those of sampleable ids count."""
     # A large finite mask instead of -inf: 0 * -inf would poison the divergences.
-    return jnp.where(sampleable, logits(model, hidden, *tables), -1e30)
+    return jnp.where(sampleable, found, -1e30)
 
 
 def largest(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Array]:
@@ -162,7 +165,7 @@ def teacher_top_k(settings: VocabularySettings, teacher: FullTeacher, labelled: 
         (hidden, labelled), (table, sampleable) = rows, tables
 
         def put(found: TopK, positions: jax.Array) -> TopK:
-            top, ids = largest(_policy_logits(settings.model, sampleable, _taken(hidden, positions), table), kept)
+            top, ids = largest(_masked(logits(settings.model, _taken(hidden, positions), table), sampleable), kept)
             new = TopK(ids, jax.nn.log_softmax(top, axis=-1))
             return jax.tree.map(lambda x, y: x.at[positions].set(y, mode="drop"), found, new)
 
@@ -201,10 +204,10 @@ class _Rows(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """Of the ids: `[V]` bool, and the teacher's `[V, d]`, if its logits are needed."""
+    """Of the ids: `[V]` bool, and the teacher's unembedding `[V, d]`; None if its logits are not needed."""
 
     sampleable: jax.Array
-    teacher: jax.Array | None
+    teacher: Any
 
 
 def policy_loss(
@@ -301,18 +304,18 @@ _policy_loss.defvjp(_policy_loss_forward, _policy_loss_backward)
 def _chunk_losses(settings: PolicyLoss, hidden: jax.Array, rows: _Rows, tables: _Tables, *student: jax.Array) -> PolicyLosses:
     """Sums over a chunk: of its states `[n, d]`, what belongs to its positions, and the student's tables, see `logits`."""
     model, (targets, weight, teacher), (sampleable, teacher_table) = settings.vocabulary.model, rows, tables
-    log_q = _policy_logits(model, sampleable, hidden, *student)
-    total = jax.nn.logsumexp(log_q, axis=-1, keepdims=True)
+    found = logits(model, hidden, *student)
+    total = jax.nn.logsumexp(_masked(found, sampleable), axis=-1, keepdims=True)
     ids = jnp.concatenate([targets[:, None], teacher.ids], axis=-1) if isinstance(teacher, TopK) else targets[:, None]
-    # Log-probabilities of few ids: the others need no array of their own.
-    at = jnp.take_along_axis(log_q, ids, axis=-1) - total
+    # Log-probabilities of few ids, all of them sampleable: the others need no array of their own.
+    at = jnp.take_along_axis(found, ids, axis=-1) - total
     kl = jnp.zeros_like(weight)
     if isinstance(teacher, TopK):
         kl = jnp.sum(jnp.exp(teacher.log_probs) * (teacher.log_probs - at[:, 1:]), axis=-1)
     elif teacher is not None:
         # Like the student's, so that the divergence of equal models is exactly 0.
-        reference = _policy_logits(model, sampleable, teacher, teacher_table)
-        log_p, log_q = reference - jax.nn.logsumexp(reference, axis=-1, keepdims=True), log_q - total
+        reference = _masked(logits(model, teacher, teacher_table), sampleable)
+        log_p, log_q = reference - jax.nn.logsumexp(reference, axis=-1, keepdims=True), _masked(found, sampleable) - total
         likely, difference = (log_p, log_p - log_q) if settings.kl_kind == "forward" else (log_q, log_q - log_p)
         kl = jnp.sum(jnp.exp(likely) * difference, axis=-1)
     return PolicyLosses(-jnp.sum(weight * at[:, 0]), jnp.sum(weight * kl))

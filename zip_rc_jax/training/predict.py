@@ -116,9 +116,7 @@ def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows
 
 
 @functools.partial(jax.jit, static_argnames=("model", "head", "layout", "train"))
-def _top_k(
-    model: ModelConfig, head: ZipHead, layout: Layout, train: TrainConfig, teacher: FullTeacher, labelled: jax.Array
-) -> TopK:
+def _top_k(model: ModelConfig, head: ZipHead, layout: Layout, train: TrainConfig, teacher: FullTeacher, labelled: jax.Array) -> TopK:
     vocabulary = VocabularySettings(model, layout, train.loss_chunk)
     return teacher_top_k(vocabulary, teacher, labelled, head.sampleable(model.vocab_size), train.kl_top_k)
 
