@@ -108,7 +108,6 @@ class VocabularySettings:
         """
         chunks, width = split_positions(wanted.size, self.chunk // self.layout.ways("batch"))
         positions = jnp.flatnonzero(wanted, size=chunks * width, fill_value=wanted.size).reshape(chunks, width)
-
         if chunks == 1:  # no loop, so that the compiler sees what the carry starts from
             return function(carry, positions[0])
 
@@ -159,7 +158,7 @@ def largest(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Arra
 
 def teacher_top_k(settings: VocabularySettings, teacher: FullTeacher, labelled: jax.Array, sampleable: np.ndarray, k: int) -> TopK:
     """The teacher's `k` likeliest ids (fewer if fewer are sampleable) at labelled positions `[B, S]`, zeros at others."""
-    kept = min(k, int(np.sum(sampleable)))
+    kept, teacher = min(k, int(np.sum(sampleable))), jax.lax.stop_gradient(teacher)
 
     def local(rows: tuple[jax.Array, jax.Array], tables: tuple[jax.Array, jax.Array]) -> TopK:
         (hidden, labelled), (table, sampleable) = rows, tables
@@ -280,13 +279,11 @@ def _policy_loss_forward(
 
         none = PolicyLosses(jnp.float32(0), jnp.float32(0)), jnp.zeros_like(_flat(hidden)), jnp.zeros(table.shape, dtype)
         parts, hidden_gradient, table_gradient = vocabulary.fold(add, none, rows.weight.reshape(-1) != 0)
-        # Summed over the devices once, after the last chunk; each keeps its part.
-        batch, kept = layout.mesh_axes("batch"), layout.mesh_axes("embed")
-        table_gradient = jax.lax.psum_scatter(table_gradient, kept, scatter_dimension=1, tiled=True) if kept else table_gradient
-        others = tuple(axis for axis in batch if axis not in kept)
-        return jax.lax.psum(parts, batch), hidden_gradient.reshape(hidden.shape), jax.lax.psum(table_gradient, others)
+        # Summed over the devices once, after the last chunk. A scatter here would first gather what lies over the vocabulary axis.
+        parts, table_gradient = jax.lax.psum((parts, table_gradient), layout.mesh_axes("batch"))
+        return parts, hidden_gradient.reshape(hidden.shape), table_gradient
 
-    out_specs = PartitionSpec(), layout.spec(("batch",)), layout.spec((None, "embed"))
+    out_specs = PartitionSpec(), layout.spec(("batch",)), PartitionSpec()
     whole = tables, vocabulary.whole(table, hidden.dtype)
     parts, hidden_gradient, table_gradient = vocabulary.on_own_rows(local, (hidden, rows), whole, out_specs)
     # What the backward pass of the layers needs comes after the sum over the devices, or whole tables would be kept until after it.
