@@ -19,7 +19,7 @@ import numpy as np
 
 from zip_rc_jax.config import KL_KINDS, ModelConfig
 from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training.loss import FullTeacher, Unembedding, teacher_top_k, token_losses
+from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, policy_loss, teacher_top_k
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 from naive_loss import naive_losses
@@ -29,15 +29,15 @@ TOP_K = 32
 
 def objectives(kind: str, vocab: int, chunk: int):
     """The chunked mean loss and the one at once, of (hidden, table, targets, teacher_hidden, teacher_table)."""
-    model, layout, sampleable = ModelConfig(), Layout(make_mesh(), TRAIN_RULES), np.ones(vocab, bool)
+    vocabulary, sampleable = VocabularySettings(ModelConfig(), Layout(make_mesh(), TRAIN_RULES), chunk), np.ones(vocab, bool)
+    settings = PolicyLoss(vocabulary, kind, kl_weight=1, nll_weight=1)
 
     def chunked(hidden, table, targets, teacher_hidden, teacher_table):
-        teacher = FullTeacher(teacher_hidden, Unembedding.of(teacher_table, jnp.float32, layout))
+        teacher = FullTeacher(teacher_hidden, teacher_table)
         if kind == "forward_topk":
-            teacher = teacher_top_k(model, layout, teacher, sampleable, k=TOP_K, chunk=chunk)
-        unembedding = Unembedding.of(table, jnp.float32, layout)
-        found = token_losses(model, layout, hidden, unembedding, targets, sampleable, teacher=teacher, kl_kind=kind, chunk=chunk)
-        return jnp.mean(found.nll + found.kl)
+            teacher = teacher_top_k(vocabulary, teacher, jnp.ones(targets.shape, bool), sampleable, TOP_K)
+        weight = jnp.full(targets.shape, 1 / targets.size)
+        return policy_loss(settings, hidden, table, targets, weight, sampleable, teacher)[0]
 
     def at_once(*arguments):
         nll, kl = naive_losses(*arguments, kind, TOP_K)

@@ -94,6 +94,11 @@ def mesh_sizes(text: str, axes: Sequence[str] = MESH_AXES) -> dict[str, int]:
     return sizes
 
 
+def _axes(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """One entry of a `PartitionSpec` as a tuple."""
+    return (part,) if isinstance(part, str) else part or ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A mesh with its rules. Hashable: static in jitted functions."""
@@ -119,7 +124,7 @@ class Layout:
             if name is not None and name not in table:
                 raise UsageError(f"logical axis {name!r}", f"the rules know {', '.join(table)}", "add a rule in sharding.py")
             part = table[name] if name is not None else None
-            used += [part] if isinstance(part, str) else list(part or ())
+            used += _axes(part)
             parts.append(part)
         if len(used) != len(set(used)):
             raise UsageError(
@@ -135,7 +140,7 @@ class Layout:
         """
         spec = self.spec(axes)
         for size, name, part in zip(shape or (), axes, spec, strict=False):
-            parts = [part] if isinstance(part, str) else list(part or ())
+            parts = list(_axes(part))
             ways = math.prod(self.mesh.shape[p] for p in parts)
             if size % ways:
                 raise UsageError(
@@ -155,8 +160,11 @@ class Layout:
 
     def ways(self, name: str) -> int:
         """Into how many parts an axis of this logical name is cut."""
-        part = self.spec((name,))[0]
-        return math.prod(self.mesh.shape[p] for p in ([part] if isinstance(part, str) else part or ()))
+        return math.prod(self.mesh.shape[p] for p in self.mesh_axes(name))
+
+    def mesh_axes(self, name: str) -> tuple[str, ...]:
+        """The axes of the mesh, of more than one device, that an axis of this logical name is cut over."""
+        return tuple(axis for axis in _axes(self.spec((name,))[0]) if self.mesh.shape[axis] > 1)
 
     def rows_of(self, devices: Sequence[jax.Device], count: int) -> list[bool]:
         """For each of the `count` rows of a batch (which is padded at its end), whether one of the devices holds it."""

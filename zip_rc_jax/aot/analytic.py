@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.models.attention import block_size, choose_attention, visible_blocks
-from zip_rc_jax.training.loss import split_positions
 
 # Products of the size of the scores in one layer: 2 in a forward pass (scores, weighted values) and 4 more in a backward pass. Blocks
 # keep no scores, so they compute them again for the gradients, and the TPU kernel does so twice, with the gradient of the weights.
@@ -27,12 +26,12 @@ class TrainFlops:
     of one product of the size of all attention scores (see `score_flops`):
 
     Attributes:
-      forward: `2 N D` + attention `2 A` + unembedding `2 D V d` (with KL or next-token loss) + joint `2 D cells d`.
+      forward: `2 N D` + attention `2 A` + unembedding `2 D V d` (with KL or next-token loss) + joint `2 D cells d`. All positions
+        count as labelled: at others the loss skips the unembedding.
       backward: twice the forward pass; for trainable="zip_rows" only the reserved rows' own gradient.
       teacher: the frozen policy's forward pass with its unembedding (with KL).
       recomputed: what rematerialisation repeats: with `remat` the layers of the student (but for the last product of every layer,
-        which no gradient needs), the unembedding of the chunked loss (also the teacher's, unless it was cut to its likeliest ids before),
-        and what blocked attention computes again (`BACKWARD_PRODUCTS`).
+        which no gradient needs), and what blocked attention computes again (`BACKWARD_PRODUCTS`).
       attention: the share of attention in all of the above.
       kernels: the share of attention that TPU kernels compute, which is in no compiled program's own count.
     """
@@ -106,8 +105,7 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
     tokens = rows * steps
     chosen, scores = choose_attention(train.attention, platform, steps), sum(score_flops(config, train, platform).values())
     body = 2 * body_weights(config) * tokens + 2 * scores
-    chunks, width = split_positions(rows, steps, train.loss_chunk)
-    table = 2 * rows * chunks * width * config.vocab_size * d  # the last chunk may be padded
+    table = 2 * tokens * config.vocab_size * d
     student = table if train.kl_weight or train.lm_weight else 0
     head = 2 * tokens * cells * d if train.joint_weight else 0
     kernel = int(chosen == "splash")
@@ -118,13 +116,12 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
     teacher = body + table if train.kl_weight and not train.cache_teacher else 0
     again = BACKWARD_PRODUCTS[chosen] - 4
     layers = body - last if train.remat else 0
-    full_teacher = table if teacher and train.kl_kind != "forward_topk" else 0
     attention = scores * ((2 if teacher else 0) + 2 + (2 if train.remat else 0) + 4 + again)
     return TrainFlops(
         forward=body + student + head,
         backward=2 * (body + student + head),
         teacher=teacher,
-        recomputed=layers + again * scores + student + full_teacher,
+        recomputed=layers + again * scores,
         attention=attention,
         kernels=kernel * attention,
     )

@@ -35,7 +35,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, run_all, run_directory
 from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
-from zip_rc_jax.training.loss import FullTeacher, Unembedding, token_losses
+from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, policy_loss
 from zip_rc_jax.training.predict import Profile, profiles
 
 POLICY_RUN = "start policy"
@@ -163,9 +163,10 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
     start = start.with_head(trained.head.grid, trained.head.label, trained.head.first_id)
     width = max(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts)
     sampleable = trained.head.sampleable(trained.config.vocab_size)
+    divergence = PolicyLoss(VocabularySettings(trained.config, trained.layout, chunk=2048), "forward", kl_weight=1, nll_weight=0)
 
     @jax.jit
-    def compare(a: Any, b: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def compare(a: Any, b: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
         ones = jnp.ones_like(tokens)
 
@@ -174,20 +175,9 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
             return hidden, unembedding(trained.config, body)
 
         (ha, ta), (hb, tb) = forward(a), forward(b)
-        kl = token_losses(
-            trained.config,
-            trained.layout,
-            hb,
-            Unembedding.of(tb, tb.dtype, trained.layout),
-            tokens,
-            sampleable,
-            teacher=FullTeacher(ha, Unembedding.of(ta, ta.dtype, trained.layout)),
-            kl_kind="forward",
-            chunk=2048,
-        ).kl
+        kl, _ = policy_loss(divergence, hb, tb, tokens, mask.astype(jnp.float32), sampleable, FullTeacher(ha, ta))
         gap = jnp.abs(logits(trained.config, ha, ta) - logits(trained.config, hb, tb))
-        gap = jnp.where(sampleable, gap, 0).max(-1)
-        return kl, gap
+        return kl, jnp.where(sampleable & mask[..., None], gap, 0).max()
 
     total, count, largest = 0.0, 0, 0.0
     for begin in range(0, len(rollouts), 64):
@@ -197,9 +187,8 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
             ids = np.concatenate([r.prompt_token_ids, r.output_token_ids])[:-1]
             tokens[lane, : len(ids)] = ids
             mask[lane, len(r.prompt_token_ids) - 1 : len(ids)] = True
-        kl, gap = compare(start.params["body"], trained.params["body"], jnp.asarray(tokens))
-        total, count = total + float(np.asarray(kl)[mask].sum()), count + int(mask.sum())
-        largest = max(largest, float(np.asarray(gap)[mask].max()))
+        kl, gap = compare(start.params["body"], trained.params["body"], jnp.asarray(tokens), jnp.asarray(mask))
+        total, count, largest = total + float(kl), count + int(mask.sum()), max(largest, float(gap))
     return {"kl_start_trained_per_token": total / count, "largest_logit_difference": largest}
 
 

@@ -1,13 +1,16 @@
-"""The training losses, per position (paper, section 3; recipe in the authors' code)."""
+"""The training losses (paper, section 3; recipe in the authors' code)."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.grid import Grid
@@ -37,36 +40,23 @@ def joint_loss(log_joint: jax.Array, reward: jax.Array, remaining: jax.Array, ce
     return -jax.nn.logsumexp(jnp.where(possible, at_reward, -jnp.inf), axis=-1)
 
 
-class TokenLosses(NamedTuple):
-    """`nll [B, S]`: -log p(next token). `kl [B, S]`: divergence from the teacher (0 without one). Both over ids the policy may emit."""
+class PolicyLosses(NamedTuple):
+    """Weighted sums over positions, float32 `[]`, over the ids that the policy may emit.
+
+    Attributes:
+      nll: of -log p(next token).
+      kl: of the divergence from the teacher; 0 without one.
+    """
 
     nll: jax.Array
     kl: jax.Array
 
 
-class Unembedding(NamedTuple):
-    """A `[V, d]` table twice: laid out for the products of all chunks, and as the parameter that gets their gradient.
-
-    Attributes:
-      table: in the compute dtype, whole on every device but for the vocabulary axis.
-      master: the parameter itself. Only its gradient matters: summed over the chunks in its own dtype, float32.
-    """
-
-    table: jax.Array
-    master: jax.Array
-
-    @classmethod
-    def of(cls, master: jax.Array, dtype: Any, layout: Layout) -> Unembedding:
-        # The gradient, too, is whole on every device while it is summed: laid out like the parameter, it would cross the network in
-        # every chunk, instead of once.
-        return cls(layout.constrain(jax.lax.stop_gradient(master).astype(dtype), "vocab", None), layout.constrain(master, "vocab", None))
-
-
 class FullTeacher(NamedTuple):
-    """A frozen policy as its final hidden states `[B, S, d]` and its unembedding."""
+    """A frozen policy as its final hidden states `[B, S, d]` and its unembedding `[V, d]`, in the dtype of the products."""
 
     hidden: jax.Array
-    unembedding: Unembedding
+    table: jax.Array
 
 
 class TopK(NamedTuple):
@@ -76,37 +66,77 @@ class TopK(NamedTuple):
     log_probs: Any
 
 
-def split_positions(rows: int, steps: int, chunk: int) -> tuple[int, int]:
-    """How `rows` rows of `steps` positions go through in chunks of about `chunk` positions: (chunks, positions per row in each).
+@dataclasses.dataclass(frozen=True)
+class VocabularySettings:
+    """How all that takes logits of the whole vocabulary goes through the positions. Hashable.
 
-    Every chunk holds the same stretch of every row, so rows stay on their devices. At least one position per row, and stretches as
-    even as they can be: fewer than one padded position per chunk and row.
+    Attributes:
+      model: of student and teacher; only how logits are made of hidden states is read.
+      layout: rows stay on the devices that hold them.
+      chunk: positions of a chunk, over all devices; peak memory is a few times `chunk * V` floats.
     """
-    chunks = -(-steps // max(1, min(steps, chunk // rows)))
-    return chunks, -(-steps // chunks)
+
+    model: ModelConfig
+    layout: Layout
+    chunk: int
+
+    def whole(self, table: jax.Array, dtype: Any) -> jax.Array:
+        """A table `[V, d]` as products of all chunks take it: on every device but for the vocabulary axis."""
+        return self.layout.constrain(table.astype(dtype), "vocab", None)
+
+    def on_own_rows(self, function: Callable[[Any, Any], Any], rows: Any, tables: Any, out_specs: Any) -> Any:
+        """`function(rows, tables)` on every device, with its part of the arrays `rows [B, ...]` and whole `tables`.
+
+        Axes of the mesh that split the vocabulary are left to the compiler.
+        """
+        mapped = jax.shard_map(
+            function,
+            mesh=self.layout.mesh,
+            axis_names=set(self.layout.mesh.axis_names) - set(self.layout.mesh_axes("vocab")),
+            in_specs=(self.layout.spec(("batch",)), PartitionSpec()),
+            out_specs=out_specs,
+            check_vma=False,
+        )
+        return mapped(rows, tables)
+
+    def fold(self, function: Callable[[Any, jax.Array], Any], carry: Any, wanted: jax.Array) -> Any:
+        """`carry` after `function(carry, positions)` of all chunks of the positions that are wanted, on one device.
+
+        Args:
+          function: gets int32 `[width]`; what is missing to a whole chunk is `n`.
+          wanted: `[n]` bool, of this device. Chunks without any take no time.
+        """
+        chunks, width = split_positions(wanted.size, self.chunk // self.layout.ways("batch"))
+        positions = jnp.flatnonzero(wanted, size=chunks * width, fill_value=wanted.size).reshape(chunks, width)
+        if chunks == 1:  # no loop, so that the compiler sees what the carry starts from
+            return function(carry, positions[0])
+
+        def step(carry: Any, positions: jax.Array) -> tuple[Any, None]:
+            return jax.lax.cond(positions[0] < wanted.size, function, lambda carry, _: carry, carry, positions), None
+
+        return jax.lax.scan(step, carry, positions)[0]
 
 
-def _by_chunks(layout: Layout, chunk: int, function: Callable[..., Any], *arrays: jax.Array) -> Any:
-    """`function` of arrays `[B, S, ...]`, chunk by chunk, recomputed in the backward pass; its results too are `[B, S, ...]`."""
-    rows, steps = arrays[0].shape[:2]
-    chunks, width = split_positions(rows, steps, chunk)
-
-    def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, chunks * width - steps)] + [(0, 0)] * (x.ndim - 2))
-        x = x.reshape(rows, chunks, width, *x.shape[2:]).swapaxes(0, 1)
-        return layout.constrain(x, None, "batch", "sequence", *[None] * (x.ndim - 3))
-
-    def join(x: jax.Array) -> jax.Array:
-        return x.swapaxes(0, 1).reshape(rows, chunks * width, *x.shape[3:])[:, :steps]
-
-    found = jax.lax.map(jax.checkpoint(lambda inputs: function(*inputs)), tuple(map(split, arrays)))
-    return jax.tree.map(join, found)
+def split_positions(positions: int, chunk: int) -> tuple[int, int]:
+    """How positions go through in chunks of at most `chunk` (but at least 1), as even as they can be: (chunks, positions in each)."""
+    chunks = -(-positions // max(1, chunk))
+    return chunks, -(-positions // chunks)
 
 
-def _policy_logits(model: ModelConfig, hidden: jax.Array, unembedding: Unembedding, sampleable: np.ndarray) -> jax.Array:
-    """Logits `[..., V]` float32, of which only those of sampleable ids count."""
+def _flat(x: jax.Array) -> jax.Array:
+    """`[B, S, ...]` as `[B * S, ...]`."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _taken(arrays: Any, positions: jax.Array) -> Any:
+    """Arrays `[B, S, ...]` at some of their `B * S` positions; 0 where a position is none."""
+    return jax.tree.map(lambda x: _flat(x).at[positions].get(mode="fill", fill_value=0), arrays)
+
+
+def _masked(found: jax.Array, sampleable: jax.Array) -> jax.Array:
+    """Logits `[..., V]` of which only those of sampleable ids count."""
     # A large finite mask instead of -inf: 0 * -inf would poison the divergences.
-    return jnp.where(sampleable, logits(model, hidden, *unembedding), -1e30)
+    return jnp.where(sampleable, found, -1e30)
 
 
 def largest(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Array]:
@@ -126,57 +156,163 @@ def largest(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Arra
     return values, jnp.take_along_axis(ids.reshape(*x.shape[:-1], -1), at, axis=-1)
 
 
-def teacher_top_k(model: ModelConfig, layout: Layout, teacher: FullTeacher, sampleable: np.ndarray, *, k: int, chunk: int) -> TopK:
-    """The teacher's `k` likeliest ids (fewer if fewer are sampleable) at every position; see `token_losses` for the arguments."""
+def teacher_top_k(settings: VocabularySettings, teacher: FullTeacher, labelled: jax.Array, sampleable: np.ndarray, k: int) -> TopK:
+    """The teacher's `k` likeliest ids (fewer if fewer are sampleable) at labelled positions `[B, S]`, zeros at others."""
+    kept, teacher = min(k, int(np.sum(sampleable))), jax.lax.stop_gradient(teacher)
 
-    def one(hidden: jax.Array) -> TopK:
-        top, ids = largest(_policy_logits(model, hidden, teacher.unembedding, sampleable), min(k, int(np.sum(sampleable))))
-        return TopK(ids, jax.nn.log_softmax(top, axis=-1))
+    def local(rows: tuple[jax.Array, jax.Array], tables: tuple[jax.Array, jax.Array]) -> TopK:
+        (hidden, labelled), (table, sampleable) = rows, tables
 
-    return jax.lax.stop_gradient(_by_chunks(layout, chunk, one, teacher.hidden))
+        def put(found: TopK, positions: jax.Array) -> TopK:
+            top, ids = largest(_masked(logits(settings.model, _taken(hidden, positions), table), sampleable), kept)
+            new = TopK(ids, jax.nn.log_softmax(top, axis=-1))
+            return jax.tree.map(lambda x, y: x.at[positions].set(y, mode="drop"), found, new)
+
+        none = TopK(jnp.zeros((labelled.size, kept), jnp.int32), jnp.zeros((labelled.size, kept), jnp.float32))
+        return jax.tree.map(lambda x: x.reshape(*labelled.shape, kept), settings.fold(put, none, labelled.reshape(-1)))
+
+    tables = settings.whole(teacher.table, teacher.hidden.dtype), jnp.asarray(sampleable)
+    found: TopK = settings.on_own_rows(local, (teacher.hidden, labelled), tables, settings.layout.spec(("batch",)))
+    return found
 
 
-def token_losses(
-    model: ModelConfig,
-    layout: Layout,
-    hidden: jax.Array,
-    unembedding: Unembedding,
-    targets: jax.Array,
-    sampleable: np.ndarray,
-    *,
-    teacher: FullTeacher | TopK | None,
-    kl_kind: str,
-    chunk: int,
-) -> TokenLosses:
-    """Next-token losses without a `[B, S, V]` array: positions go through in chunks that are recomputed in the backward pass.
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """What the losses of the next-token distribution are made of. Hashable.
 
-    Args:
-      model: of both; only how logits are made of hidden states is read.
-      layout: chunks keep the rows on the devices that hold them.
-      hidden: `[B, S, d]` final hidden states of the student.
-      targets: `[B, S]` int32.
-      sampleable: `[V]` bool; reserved and padding ids take no part in any softmax here.
-      teacher: None gives no divergence; `TopK` for kl_kind "forward_topk", else `FullTeacher`.
+    Attributes:
       kl_kind: "forward_topk" (teacher cut to its likeliest ids and renormalised), "forward" or "reverse".
-      chunk: positions of a chunk, over all rows (see `split_positions`); peak memory is a few times `chunk * V` floats.
+      kl_weight, nll_weight: of the parts in the objective.
     """
 
-    def one(h: jax.Array, target: jax.Array, *given: jax.Array) -> TokenLosses:
-        student = _policy_logits(model, h, unembedding, sampleable)
-        total = jax.nn.logsumexp(student, axis=-1, keepdims=True)
-        ids = jnp.concatenate([target[..., None], *given[:1]], axis=-1) if isinstance(teacher, TopK) else target[..., None]
-        # Log-probabilities of few ids: the others need no array of their own.
-        at = jnp.take_along_axis(student, ids, axis=-1) - total
-        if teacher is None:
-            return TokenLosses(-at[..., 0], jnp.zeros_like(at[..., 0]))
-        if isinstance(teacher, TopK):
-            return TokenLosses(-at[..., 0], jnp.sum(jnp.exp(given[1]) * (given[1] - at[..., 1:]), axis=-1))
-        log_q = student - total
-        # Like the student's, so that the divergence of equal models is exactly 0.
-        reference = jax.lax.stop_gradient(_policy_logits(model, given[0], teacher.unembedding, sampleable))
-        log_p = reference - jax.nn.logsumexp(reference, axis=-1, keepdims=True)
-        weight, difference = (log_p, log_p - log_q) if kl_kind == "forward" else (log_q, log_q - log_p)
-        return TokenLosses(-at[..., 0], jnp.sum(jnp.exp(weight) * difference, axis=-1))
+    vocabulary: VocabularySettings
+    kl_kind: str
+    kl_weight: float
+    nll_weight: float
 
-    given = () if teacher is None else tuple(teacher) if isinstance(teacher, TopK) else (teacher.hidden,)
-    return _by_chunks(layout, chunk, one, hidden, targets, *given)
+    def objective(self, parts: PolicyLosses) -> jax.Array:
+        return self.kl_weight * parts.kl + self.nll_weight * parts.nll
+
+
+class _Rows(NamedTuple):
+    """`[B, S, ...]`: see `policy_loss`; of the teacher, None, its hidden states, or `TopK`."""
+
+    targets: jax.Array
+    weight: jax.Array
+    teacher: Any
+
+
+class _Tables(NamedTuple):
+    """Of the ids: `[V]` bool, and the teacher's unembedding `[V, d]`; None if its logits are not needed."""
+
+    sampleable: jax.Array
+    teacher: Any
+
+
+def policy_loss(
+    settings: PolicyLoss,
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weight: jax.Array,
+    sampleable: np.ndarray,
+    teacher: FullTeacher | TopK | None,
+) -> tuple[jax.Array, PolicyLosses]:
+    """The objective of the next-token distribution, float32 `[]`, and its parts (without gradient), with no `[B, S, V]` array.
+
+    The gradient of a sum needs nothing but its terms, so it is made chunk by chunk together with the loss: no logits are kept, and none
+    are computed again.
+
+    Args:
+      hidden: `[B, S, d]` final hidden states of the student, in the dtype of the products.
+      table: `[V, d]` float32, the unembedding itself. Its gradient is summed over chunks and devices in its own dtype.
+      targets: `[B, S]` int32.
+      weight: `[B, S]` float32, of every position in the sums. Where it is 0, nothing is computed.
+      sampleable: `[V]` bool; reserved and padding ids take no part in any softmax here.
+      teacher: None gives no divergence; `TopK` for kl_kind "forward_topk", else `FullTeacher`.
+    """
+    frozen: Any = jax.lax.stop_gradient(teacher)
+    full = isinstance(frozen, FullTeacher)
+    rows = _Rows(targets, weight, frozen.hidden if full else frozen)
+    tables = _Tables(jnp.asarray(sampleable), settings.vocabulary.whole(frozen.table, frozen.hidden.dtype) if full else None)
+    return _policy_loss(settings, hidden, table, rows, tables)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _policy_loss(settings: PolicyLoss, hidden: jax.Array, table: jax.Array, rows: _Rows, tables: _Tables) -> tuple[jax.Array, PolicyLosses]:
+    vocabulary = settings.vocabulary
+
+    def local(own: Any, whole: Any) -> PolicyLosses:
+        hidden, rows = own
+
+        def add(parts: PolicyLosses, positions: jax.Array) -> PolicyLosses:
+            new = _chunk_losses(settings, _taken(hidden, positions), _taken(rows, positions), *whole)
+            return jax.tree.map(jnp.add, parts, new)
+
+        parts = vocabulary.fold(add, PolicyLosses(jnp.float32(0), jnp.float32(0)), rows.weight.reshape(-1) != 0)
+        return jax.lax.psum(parts, vocabulary.layout.mesh_axes("batch"))
+
+    parts = vocabulary.on_own_rows(local, (hidden, rows), (tables, vocabulary.whole(table, hidden.dtype)), PartitionSpec())
+    return settings.objective(parts), parts
+
+
+def _policy_loss_forward(
+    settings: PolicyLoss, hidden: jax.Array, table: jax.Array, rows: _Rows, tables: _Tables
+) -> tuple[tuple[jax.Array, PolicyLosses], tuple[jax.Array, jax.Array]]:
+    """The loss, and its gradients with respect to `hidden` and `table`, laid out like these."""
+    vocabulary, layout, dtype = settings.vocabulary, settings.vocabulary.layout, table.dtype
+
+    def local(own: Any, whole: Any) -> tuple[PolicyLosses, jax.Array, jax.Array]:
+        (hidden, rows), (tables, table) = own, whole
+
+        def objective(hidden: jax.Array, master: jax.Array, rows: _Rows) -> tuple[jax.Array, PolicyLosses]:
+            parts = _chunk_losses(settings, hidden, rows, tables, table, master)
+            return settings.objective(parts), parts
+
+        def add(carry: Any, positions: jax.Array) -> Any:
+            parts, hidden_gradient, table_gradient = carry
+            # The parameter's value is read from `table`; here only its dtype and its gradient matter.
+            master = jnp.zeros(table.shape, dtype)
+            gradients, new = jax.grad(objective, argnums=(0, 1), has_aux=True)(_taken(hidden, positions), master, _taken(rows, positions))
+            parts = jax.tree.map(jnp.add, parts, new)
+            return parts, hidden_gradient.at[positions].set(gradients[0], mode="drop"), table_gradient + gradients[1]
+
+        none = PolicyLosses(jnp.float32(0), jnp.float32(0)), jnp.zeros_like(_flat(hidden)), jnp.zeros(table.shape, dtype)
+        parts, hidden_gradient, table_gradient = vocabulary.fold(add, none, rows.weight.reshape(-1) != 0)
+        # Summed over the devices once, after the last chunk. A scatter here would first gather what lies over the vocabulary axis.
+        parts, table_gradient = jax.lax.psum((parts, table_gradient), layout.mesh_axes("batch"))
+        return parts, hidden_gradient.reshape(hidden.shape), table_gradient
+
+    out_specs = PartitionSpec(), layout.spec(("batch",)), PartitionSpec()
+    whole = tables, vocabulary.whole(table, hidden.dtype)
+    parts, hidden_gradient, table_gradient = vocabulary.on_own_rows(local, (hidden, rows), whole, out_specs)
+    # What the backward pass of the layers needs comes after the sum over the devices, or whole tables would be kept until after it.
+    gradients = jax.lax.optimization_barrier((hidden_gradient, layout.constrain(table_gradient, "vocab", "embed")))
+    return (settings.objective(parts), parts), gradients
+
+
+def _policy_loss_backward(settings: PolicyLoss, gradients: tuple[jax.Array, jax.Array], cotangents: Any) -> tuple[Any, ...]:
+    return *((cotangents[0] * x).astype(x.dtype) for x in gradients), None, None
+
+
+_policy_loss.defvjp(_policy_loss_forward, _policy_loss_backward)
+
+
+def _chunk_losses(settings: PolicyLoss, hidden: jax.Array, rows: _Rows, tables: _Tables, *student: jax.Array) -> PolicyLosses:
+    """Sums over a chunk: of its states `[n, d]`, what belongs to its positions, and the student's tables, see `logits`."""
+    model, (targets, weight, teacher), (sampleable, teacher_table) = settings.vocabulary.model, rows, tables
+    found = logits(model, hidden, *student)
+    total = jax.nn.logsumexp(_masked(found, sampleable), axis=-1, keepdims=True)
+    ids = jnp.concatenate([targets[:, None], teacher.ids], axis=-1) if isinstance(teacher, TopK) else targets[:, None]
+    # Log-probabilities of few ids, all of them sampleable: the others need no array of their own.
+    at = jnp.take_along_axis(found, ids, axis=-1) - total
+    kl = jnp.zeros_like(weight)
+    if isinstance(teacher, TopK):
+        kl = jnp.sum(jnp.exp(teacher.log_probs) * (teacher.log_probs - at[:, 1:]), axis=-1)
+    elif teacher is not None:
+        # Like the student's, so that the divergence of equal models is exactly 0.
+        reference = _masked(logits(model, teacher, teacher_table), sampleable)
+        log_p, log_q = reference - jax.nn.logsumexp(reference, axis=-1, keepdims=True), _masked(found, sampleable) - total
+        likely, difference = (log_p, log_p - log_q) if settings.kl_kind == "forward" else (log_q, log_q - log_p)
+        kl = jnp.sum(jnp.exp(likely) * difference, axis=-1)
+    return PolicyLosses(-jnp.sum(weight * at[:, 0]), jnp.sum(weight * kl))

@@ -20,7 +20,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import Layout
-from zip_rc_jax.training.loss import FullTeacher, TopK, Unembedding, teacher_top_k
+from zip_rc_jax.training.loss import FullTeacher, TopK, VocabularySettings, teacher_top_k
 from zip_rc_jax.training.step import frozen
 from zip_rc_jax.zip_head import ZipHead, cell_log_probs
 
@@ -116,9 +116,9 @@ def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows
 
 
 @functools.partial(jax.jit, static_argnames=("model", "head", "layout", "train"))
-def _top_k(model: ModelConfig, head: ZipHead, layout: Layout, train: TrainConfig, table: jax.Array, hidden: jax.Array) -> TopK:
-    teacher = FullTeacher(hidden, Unembedding.of(table, hidden.dtype, layout))
-    return teacher_top_k(model, layout, teacher, head.sampleable(model.vocab_size), k=train.kl_top_k, chunk=train.loss_chunk)
+def _top_k(model: ModelConfig, head: ZipHead, layout: Layout, train: TrainConfig, teacher: FullTeacher, labelled: jax.Array) -> TopK:
+    vocabulary = VocabularySettings(model, layout, train.loss_chunk)
+    return teacher_top_k(vocabulary, teacher, labelled, head.sampleable(model.vocab_size), train.kl_top_k)
 
 
 def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: TrainConfig) -> TopK:
@@ -135,7 +135,10 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
     done = 0
     with progress("teacher", len(rollouts)) as bar:
         for hidden, spans in _batches(policy, rollouts, train.batch_rows):
-            found = [np.asarray(x) for x in _top_k(lm.config, lm.head, lm.layout, train, table, hidden)]
+            labelled = np.zeros(hidden.shape[:2], bool)
+            for lane, (_, span) in enumerate(spans):
+                labelled[lane, span] = True
+            found = [np.asarray(x) for x in _top_k(lm.config, lm.head, lm.layout, train, FullTeacher(hidden, table), labelled)]
             for lane, (i, span) in enumerate(spans):
                 result[i] = TopK(*(x[lane, span].copy() for x in found))
             done += len(spans)

@@ -16,7 +16,7 @@ from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.sharding import Layout
-from zip_rc_jax.training.loss import FullTeacher, TopK, Unembedding, joint_loss, teacher_top_k, token_losses
+from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, TopK, VocabularySettings, joint_loss, policy_loss, teacher_top_k
 from zip_rc_jax.zip_head import ZipHead, cell_log_probs
 
 
@@ -166,44 +166,37 @@ def losses(
             unrolled=settings.unrolled,
         )[0]
 
-    def mean(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(batch.labelled, x, 0)) / jnp.maximum(jnp.sum(batch.labelled), 1)
-
     body = params["body"] if config.trainable == "all" else jax.lax.stop_gradient(params["body"])
     hidden = forward(body) if batch.hidden is None else batch.hidden
+    weight = batch.labelled / jnp.maximum(jnp.sum(batch.labelled), 1)
     loss, parts = jnp.float32(0), {}
     if config.joint_weight:
         rows = params["zip_rows"]
         log_joint = cell_log_probs(logits(model, hidden, rows.astype(hidden.dtype), rows), head.grid)
-        parts["joint"] = mean(joint_loss(log_joint, batch.reward, batch.remaining, batch.censored, head.grid))
+        at_each = joint_loss(log_joint, batch.reward, batch.remaining, batch.censored, head.grid)
+        parts["joint"] = jnp.sum(jnp.where(batch.labelled, weight * at_each, 0))
         loss += config.joint_weight * parts["joint"]
     if config.kl_weight or config.lm_weight:
         reference: FullTeacher | TopK | None = batch.teacher and TopK(*batch.teacher)
         if teacher is not None:
-            reference = _teacher_policy(settings, forward(teacher), teacher)
-        nll, kl = token_losses(
-            model,
-            layout,
-            hidden,
-            Unembedding.of(unembedding(model, body), dtype, layout),
-            batch.targets,
-            head.sampleable(model.vocab_size),
-            teacher=reference,
-            kl_kind=config.kl_kind,
-            chunk=config.loss_chunk,
-        )
-        parts["nll"], parts["kl"] = mean(nll), mean(kl)
-        loss += config.kl_weight * parts["kl"] + config.lm_weight * parts["nll"]
+            reference = _teacher_policy(settings, forward(teacher), teacher, batch.labelled)
+        vocabulary = VocabularySettings(model, layout, config.loss_chunk)
+        objective = PolicyLoss(vocabulary, config.kl_kind, kl_weight=config.kl_weight, nll_weight=config.lm_weight)
+        sampleable = head.sampleable(model.vocab_size)
+        found, means = policy_loss(objective, hidden, unembedding(model, body), batch.targets, weight, sampleable, reference)
+        parts |= {"nll": means.nll, "kl": means.kl}
+        loss += found
     return loss, parts | {"loss": loss}
 
 
-def _teacher_policy(settings: StepSettings, hidden: jax.Array, body: dict[str, Any]) -> FullTeacher | TopK:
+def _teacher_policy(settings: StepSettings, hidden: jax.Array, body: dict[str, Any], labelled: jax.Array) -> FullTeacher | TopK:
     """The frozen policy of a batch, as the divergence needs it, from its final hidden states `[B, S, d]`."""
-    model, layout, config = settings.model, settings.layout, settings.train
-    found = FullTeacher(jax.lax.stop_gradient(hidden), Unembedding.of(unembedding(model, body), config.compute_dtype, layout))
+    model, config = settings.model, settings.train
+    found = FullTeacher(hidden, unembedding(model, body))
     if config.kl_kind != "forward_topk":
         return found
-    return teacher_top_k(model, layout, found, settings.head.sampleable(model.vocab_size), k=config.kl_top_k, chunk=config.loss_chunk)
+    vocabulary = VocabularySettings(model, settings.layout, config.loss_chunk)
+    return teacher_top_k(vocabulary, found, labelled, settings.head.sampleable(model.vocab_size), config.kl_top_k)
 
 
 @functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("state",))
