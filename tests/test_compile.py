@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -595,6 +598,17 @@ def test_the_command_exits_with_1_if_something_does_not_fit(monkeypatch, capsys)
 
 
 # The real thing, in an environment with libtpu (`make compile-check`).
+
+
+def test_two_processes_compile_at_the_same_time():
+    pytest.importorskip("libtpu")
+    program = "from zip_rc_jax.aot.topology import tpu_mesh; print(tpu_mesh('v5e:2x2', '', 'data').size, flush=True); input()"
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):  # the first still holds libtpu when the second loads it
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"4\n"
 
 
 def test_a_small_model_compiles_for_tpu():

@@ -90,8 +90,14 @@ def tpu_mesh(topology: str, mesh: str | Mapping[str, int], default: str) -> Mesh
             "libtpu, the TPU compiler, is not installed",
             "run pip install 'zip-rc-jax[tpu]' in its own environment",
         )
-    # Without these, libtpu asks the cloud's metadata server which machine this is, and complains that there is none.
-    for key, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5litepod-4")):
+    # Without the first three, libtpu asks the cloud's metadata server which machine this is, and complains that there is none; without the
+    # last, one process at a time may load it, also where none of them touches a chip.
+    for key, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
         os.environ.setdefault(key, value)
     # libtpu expects hosts of 2x2 chips unless told that there is one chip.
     single = set(re.findall(r"\d+", topology.partition(":")[2])) == {"1"}
