@@ -20,7 +20,7 @@ from zip_rc_jax.aot.costs import CacheShape, Collective, Costs, Write, _valid_po
 from zip_rc_jax.aot.hlo import Shape, executions, parse_instruction, parse_module, parse_shapes
 from zip_rc_jax.aot.report import Memory, Part, Program, Report, number, report_table, size
 from zip_rc_jax.aot.topology import CHIPS, GIB, chip_of, parse_mesh, tpu_mesh
-from zip_rc_jax.config import ModelConfig, PipelineConfig, PolicyConfig, SamplingConfig, TrainConfig
+from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, PolicyConfig, SamplingConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.decoding.network import TransformerNetwork
 from zip_rc_jax.decoding.rows import StepSettings, empty_rows
@@ -479,8 +479,13 @@ def test_sizes_that_do_not_divide_are_named():
 
 
 def test_meshes_are_parsed_and_refused():
-    assert parse_mesh("fsdp=8,tensor=2", 16, "fsdp") == {"data": 1, "fsdp": 8, "tensor": 2}
-    assert parse_mesh("", 16, "data") == {"data": 16, "fsdp": 1, "tensor": 1}
+    assert parse_mesh("fsdp=8,tensor=2", 16, MeshConfig()) == {"data": 1, "fsdp": 8, "tensor": 2}
+    assert parse_mesh("", 16, MeshConfig()) == {"data": 1, "fsdp": 16, "tensor": 1}
+    assert parse_mesh("", 16, MeshConfig(data=-1, fsdp=2, tensor=2)) == {"data": 4, "fsdp": 2, "tensor": 2}
+    with pytest.raises(UsageError, match="do not divide by 3"):
+        parse_mesh("", 16, MeshConfig(tensor=3))
+    with pytest.raises(UsageError, match="make the product 16"):
+        parse_mesh("", 16, MeshConfig(fsdp=8))
     for text, message in [
         ("fsdp=8", r"mesh 'fsdp=8': it has 8 devices and the topology 16\. Fix: make the product 16"),
         ("model=16", r"'model=16' is no axis with a size\. Fix: give axes of data, fsdp, tensor"),
@@ -489,15 +494,15 @@ def test_meshes_are_parsed_and_refused():
         ("16", r"'16' is no axis"),
     ]:
         with pytest.raises(UsageError, match=message):
-            parse_mesh(text, 16, "fsdp")
+            parse_mesh(text, 16, MeshConfig())
 
 
 def test_unknown_chips_and_a_missing_compiler_are_named(monkeypatch):
     with pytest.raises(UsageError, match=r"topology 'v9:2x2': the chips known here are v5e, v5p, v6e\. Fix: use for example v5e:2x2"):
-        tpu_mesh("v9:2x2", "", "fsdp")
+        tpu_mesh("v9:2x2", "", MeshConfig())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"libtpu, the TPU compiler, is not installed\. Fix: run pip install 'zip-rc-jax\[tpu\]'"):
-        tpu_mesh("v5e:2x2", "", "fsdp")
+        tpu_mesh("v5e:2x2", "", MeshConfig())
     assert chip_of("v5p:2x2x2").hbm == 95 * GIB
 
 
@@ -602,7 +607,8 @@ def test_the_command_exits_with_1_if_something_does_not_fit(monkeypatch, capsys)
 
 def test_two_processes_compile_at_the_same_time():
     pytest.importorskip("libtpu")
-    program = "from zip_rc_jax.aot.topology import tpu_mesh; print(tpu_mesh('v5e:2x2', '', 'data').size, flush=True); input()"
+    imports = "from zip_rc_jax.aot.topology import tpu_mesh; from zip_rc_jax.config import MeshConfig; "
+    program = imports + "print(tpu_mesh('v5e:2x2', '', MeshConfig()).size, flush=True); input()"
     with contextlib.ExitStack() as stack:
         for _ in range(2):  # the first still holds libtpu when the second loads it
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
@@ -631,6 +637,9 @@ def test_a_small_model_compiles_for_tpu():
     assert not any("bf16" in shape for shape in summed), "gradients are summed over the chips in float32"
     assert step.memory.aliased > 0.9 * step.memory.outputs, "the state is updated in place"
 
+    own = dataclasses.replace(config, mesh=MeshConfig(fsdp=2, tensor=2))
+    assert "fsdp=2 tensor=2" in programs.compile_train(own, "final", "v5e:2x2").title
+
     decoded = programs.compile_decode(config, "v5e:2x2", "data=2,tensor=2", rows=16, context=16384)
     prefill, advance, copy = decoded.programs
     assert [p.name for p in decoded.programs] == ["prefill", "advance", "copy_rows"]
@@ -643,8 +652,8 @@ def test_a_small_model_compiles_for_tpu():
     assert not any(c.cache_moves for c in (part.costs for part in copy.parts) if c)
     assert not copy.parts[0].costs.collectives, "no cache crosses chips"
     with pytest.raises(UsageError, match=r"topology 'v5e:3x3': libtpu knows none of this name"):
-        tpu_mesh("v5e:3x3", "", "fsdp")
-    assert [tpu_mesh(t, "", "data").size for t in ("v5e:1x1", "v5p:2x2x2", "v6e:2x4")] == [1, 8, 8]
+        tpu_mesh("v5e:3x3", "", MeshConfig())
+    assert [tpu_mesh(t, "", MeshConfig()).size for t in ("v5e:1x1", "v5p:2x2x2", "v6e:2x4")] == [1, 8, 8]
     assert report_table(decoded).count("fits with 10% to spare") == 3
     assert prefill.parts[0].costs is not None
     assert prefill.parts[0].costs.matmul_flops == pytest.approx(prefill.parts[0].expected_flops, rel=0.05)

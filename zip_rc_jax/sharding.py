@@ -62,13 +62,8 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
       UsageError: more devices are asked for than there are, or not all of several processes.
     """
-    devices, shape = jax.devices(), [data, fsdp, tensor]
-    asked = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
-    if -1 in shape:
-        others = -math.prod(shape)
-        if len(devices) % others:
-            raise UsageError(asked, f"{len(devices)} devices are visible, which do not divide by {others}", "use other sizes")
-        shape[shape.index(-1)] = len(devices) // others
+    devices, asked = jax.devices(), f"mesh data={data} fsdp={fsdp} tensor={tensor}"
+    shape = filled((data, fsdp, tensor), len(devices))
     wanted = math.prod(shape)
     if wanted > len(devices):
         raise UsageError(asked, f"it needs {wanted} devices and {len(devices)} are visible", "use a smaller mesh")
@@ -77,6 +72,19 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if wanted != len(devices):
         raise UsageError(asked, f"the {jax.process_count()} processes have {len(devices)} devices, and all must take part", "use them all")
     return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES)  # on a TPU, neighbours on the mesh are neighbours on the wire
+
+
+def filled(sizes: Sequence[int], devices: int) -> list[int]:
+    """Sizes of the mesh axes, of which one may be -1: what the others leave over of the devices.
+
+    Raises:
+      UsageError: the devices do not divide by the others.
+    """
+    others = math.prod(abs(size) for size in sizes)
+    if -1 in sizes and devices % others:
+        asked = "mesh " + " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+        raise UsageError(asked, f"{devices} devices are visible, which do not divide by {others}", "use other sizes")
+    return [devices // others if size == -1 else size for size in sizes]
 
 
 def mesh_sizes(text: str, axes: Sequence[str] = MESH_AXES) -> dict[str, int]:

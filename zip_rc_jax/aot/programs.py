@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from zip_rc_jax.aot.costs import CacheShape, Costs, measure
 from zip_rc_jax.aot.hlo import parse_module
 from zip_rc_jax.aot.report import Memory, Part, Program, Report
 from zip_rc_jax.aot.topology import chip_of, tpu_mesh
-from zip_rc_jax.config import ModelConfig, PipelineConfig, TrainConfig
+from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.decoding import rows as decode_rows
 from zip_rc_jax.decoding.memory import abstract_pool, shard_bytes
@@ -172,14 +171,14 @@ def _compile(function: Any, *arguments: Any) -> _Compiled:
     return _Compiled(name, memory, "", text, flops, time.monotonic() - started)
 
 
-def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str | Mapping[str, int] = "") -> Report:
+def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str = "") -> Report:
     """Compiles the training step of a stage.
 
     Args:
       config: its `model` section must hold the sizes of the model (`command.with_model` takes them from `policy.path`).
       stage: "policy", "critic", "final" or "lite".
       topology: such as `v5e:4x4`.
-      mesh: such as `fsdp=8,tensor=2`; empty: all chips on `fsdp`.
+      mesh: such as `fsdp=8,tensor=2`; empty: `config.mesh`, by default all chips on `fsdp`.
 
     Raises:
       UsageError: no libtpu, an unknown stage or topology, a mesh of another size, or sizes that do not divide over it.
@@ -188,7 +187,7 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str |
         raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(STAGES)}", "choose one of them")
     train: TrainConfig = config.policy.train if stage == "policy" else getattr(config, stage)
     model = config.model
-    layout = Layout(tpu_mesh(topology, mesh, "fsdp"), TRAIN_RULES)
+    layout = Layout(tpu_mesh(topology, mesh, config.mesh), TRAIN_RULES)
     head = head_for(model, config.grid.grid(train.label), train.label)
     settings = train_module.StepSettings(model, head, layout, train)
     state = abstract_state(layout, model, head, train)
@@ -214,7 +213,7 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str |
 def compile_decode(
     config: PipelineConfig,
     topology: str,
-    mesh: str | Mapping[str, int] = "",
+    mesh: str = "",
     *,
     rows: int,
     context: int,
@@ -242,7 +241,7 @@ def compile_decode(
         raise UsageError(f"context {context}", f"the model has {model.max_positions} positions", "choose one within them")
     if rows < 1 or prompt < 1:
         raise UsageError(f"rows {rows}, prompt {prompt}", "they count rows and tokens", "use positive numbers")
-    layout = Layout(tpu_mesh(topology, mesh, "data"), DECODE_RULES)
+    layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
     layout.sharding(("batch",), (rows,))
     head = head_for(model, config.grid.grid("value"), "value")
     settings = decode_rows.StepSettings(

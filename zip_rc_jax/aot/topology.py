@@ -6,14 +6,14 @@ import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
 
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from zip_rc_jax.config import MeshConfig
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.sharding import MESH_AXES, mesh_sizes
+from zip_rc_jax.sharding import MESH_AXES, filled, mesh_sizes
 
 GIB = 2**30
 MARGIN = 0.1
@@ -47,20 +47,21 @@ CHIPS = {
 EXAMPLES = "v5e:2x2, v5e:4x4, v5p:2x2x2 or v6e:2x4"
 
 
-def parse_mesh(text: str, devices: int, default: str) -> dict[str, int]:
+def parse_mesh(text: str, devices: int, default: MeshConfig) -> dict[str, int]:
     """Sizes of the mesh axes from `fsdp=8,tensor=2`; axes that are left out have size 1.
 
     Args:
       devices: chips of the topology, which the mesh must use up.
-      default: the axis that takes all chips if `text` is empty.
+      default: the mesh if `text` is empty.
 
     Raises:
       UsageError: an unknown axis, no number, or a mesh of another size.
     """
-    shape = dict.fromkeys(MESH_AXES, 1) | (mesh_sizes(text) if text else {default: devices})
+    sizes = mesh_sizes(text) if text else dataclasses.asdict(default)
+    shape = dict(zip(MESH_AXES, filled([sizes.get(name, 1) for name in MESH_AXES], devices), strict=True))
     used = int(np.prod(list(shape.values())))
     if used != devices:
-        raise UsageError(f"mesh {text!r}", f"it has {used} devices and the topology {devices}", f"make the product {devices}")
+        raise UsageError(f"mesh {text or default!r}", f"it has {used} devices and the topology {devices}", f"make the product {devices}")
     return shape
 
 
@@ -72,13 +73,12 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[name]
 
 
-def tpu_mesh(topology: str, mesh: str | Mapping[str, int], default: str) -> Mesh:
+def tpu_mesh(topology: str, mesh: str, default: MeshConfig) -> Mesh:
     """A mesh with all axes over the chips of a topology, in the order that libtpu gives them.
 
     Args:
       topology: such as `v5e:4x4`.
-      mesh: as for `parse_mesh`, or the sizes themselves.
-      default: the axis that takes all chips if `mesh` is empty.
+      mesh, default: as for `parse_mesh`.
 
     Raises:
       UsageError: libtpu is not installed, no such topology, or a mesh that does not fit it.
@@ -107,6 +107,5 @@ def tpu_mesh(topology: str, mesh: str | Mapping[str, int], default: str) -> Mesh
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"topology {topology!r}", f"libtpu knows none of this name ({first})", f"use for example {EXAMPLES}") from None
-    text = mesh if isinstance(mesh, str) else ",".join(f"{name}={size}" for name, size in mesh.items())
-    shape = parse_mesh(text, len(devices), default)
+    shape = parse_mesh(mesh, len(devices), default)
     return Mesh(np.asarray(devices).reshape([shape[name] for name in MESH_AXES]), MESH_AXES)
