@@ -11,7 +11,7 @@ import signal
 import numpy as np
 import pytest
 
-from zip_rc_jax import pipeline
+from zip_rc_jax import distributed, pipeline
 from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import to_dict
 from zip_rc_jax.config_file import load_config
@@ -223,8 +223,8 @@ def test_grading_and_labelling_lose_no_chunk_and_are_shared_by_processes(finishe
         with pytest.raises(Interrupted, match=f"stopped after 1 of {chunks} chunks"):
             make(second_run)
         with monkeypatch.context() as patch:  # the second of two processes, which makes its part and leaves the rest to the first
-            patch.setattr(pipeline.distributed, "share", lambda items: items[1::2])
-            patch.setattr(pipeline.distributed, "is_chief", lambda: False)
+            patch.setattr(distributed, "share", lambda items: items[1::2])
+            patch.setattr(distributed, "is_chief", lambda: False)
             make(second_run)
             assert len(added) == 1 + (chunks - 1) // 2
             assert not (tmp_path / name).exists()

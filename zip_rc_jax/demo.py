@@ -145,6 +145,7 @@ def decode_prompts(
         prompt = prompts[i]
         shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         console.print(f"prompt {i}: {shown}", highlight=False, markup=False)
+    tokens = sum(r.usage.tokens for r in results.values())
     with contextlib.nullcontext() if live else progress("decode", len(prompts), len(results)) as bar:
         # What a prompt gives does not depend on the others, so nothing shows that some were decoded before.
         for event in decode_stream(lm, [prompts[i] for i in rest], config, seed=seed, chat_template_kwargs=chat):
@@ -153,10 +154,11 @@ def decode_prompts(
                 _print_event(event)
             if isinstance(event, ResultEvent):
                 results[event.prompt_index] = event.result
+                tokens += event.result.usage.tokens
                 if journal:
                     journal.add({"index": event.prompt_index, "result": event.result.to_dict()})
                 if bar:
-                    bar(len(results), f"{sum(r.usage.tokens for r in results.values()):,} tokens")
+                    bar(len(results), f"{tokens:,} tokens")
     return [results[i] for i in range(len(prompts))]
 
 

@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
     """Makes `malloc` keep what is freed, for the rest of the process, instead of giving it back to the kernel.
 
     XLA takes the temporaries of every execution on CPU from `malloc`, and glibc gives blocks as large as these back as soon as they are
-    freed. The next execution then pays a page fault for every 4 KiB of them, which was a quarter of the time of a training step. The
-    process stays as large as it was at its peak, which fragmentation may raise a little. All threads share one arena, because memory
-    freed in the arena of another thread is given back all the same.
+    freed. The next execution then pays a page fault for every 4 KiB of them. The process stays as large as it was at its peak, which
+    fragmentation may raise a little. All threads share one arena, because memory freed in the arena of another thread is given back all the
+    same.
 
     Threads keep the arenas that they have, so this comes before JAX runs anything. It concerns the whole process: programs call it, and
     the library itself never does.

@@ -13,17 +13,17 @@ import dataclasses
 import math
 import pathlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from zip_rc_jax import distributed
+from zip_rc_jax.chunks import write_in_chunks
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
 from zip_rc_jax.data.prompts import prompt_texts
-from zip_rc_jax.data.records import PartialRollouts, Rollout, RolloutSource, read_metadata, summary_of, write_rollouts
+from zip_rc_jax.data.records import Rollout, RolloutSource, read_metadata, summary_of
 from zip_rc_jax.data.tasks import MATH, Problem, problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
 from zip_rc_jax.decoding.engine import Engine, ResultEvent
@@ -34,7 +34,7 @@ from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import Tokenizer, word_level
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, devices_worth_using, make_mesh, side_by_side
-from zip_rc_jax.training.loop import Interrupted, split_validation, stop_signal, train
+from zip_rc_jax.training.loop import split_validation, train
 from zip_rc_jax.training.predict import final_values, profiles
 
 LARGEST_NUMBER = 120  # a chain sum of 8 digits stays within 72 even if every step slips by 3
@@ -173,55 +173,12 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         results = run_all(engine, [texts[p.index] for p in part])
         return [x for p, result in zip(part, results, strict=True) for x in as_rollouts(p, result, policy)]
 
-    return _in_chunks("rollout", directory, settings, found, max(1, rows // r.samples) * 4, sample, each=r.samples)
+    return write_in_chunks("rollout", directory, settings, found, max(1, rows // r.samples) * 4, sample, each=r.samples)
 
 
 def _rollout_devices(rows: int, samples: int, devices: int) -> int:
     """Most devices, of `devices`, over which `rows` rows divide so that each has room for all samples of a prompt."""
     return max(count for count in range(1, devices + 1) if rows % count == 0 and rows // count >= samples)
-
-
-def _in_chunks(
-    title: str,
-    directory: pathlib.Path,
-    settings: dict[str, Any],
-    items: Sequence[Any],
-    size: int,
-    make: Callable[[Any], list[Rollout]],
-    *,
-    each: int = 1,
-) -> pathlib.Path:
-    """The dataset `directory`, made of `items` in chunks of `size`, which survive an interruption and which several processes share.
-
-    Args:
-      title: of the progress bar.
-      settings: what decides the rollouts; the metadata of the dataset.
-      make: the rollouts of a chunk, `each` of every item.
-    """
-    partial = PartialRollouts(directory.with_name(f".{directory.name}.partial"), fingerprint=settings)
-    count, total = -(-len(items) // size), len(items) * each
-    missing = sorted(set(range(count)) - partial.done())
-    distributed.barrier()  # all have seen the same chunks, and no dataset, before one of them adds any
-    mine, before = distributed.share(missing), (count - len(missing)) * size * each
-    with progress(title, total, min(before, total)) as bar, stop_signal() as received:
-        for done, number in enumerate(mine, 1):
-            partial.add(number, make(items[number * size : (number + 1) * size]))
-            bar(min(before + done * len(missing) // len(mine) * size * each, total), None)  # the others are about as far
-            if received:
-                raise Interrupted(f"{title}: stopped after {done} of {len(mine)} chunks")
-    distributed.barrier()
-    if distributed.is_chief():
-        absent = sorted(set(range(count)) - partial.done())
-        if absent:
-            raise UsageError(
-                f"partial {directory.name} {partial.directory}",
-                f"chunks {absent[:5]} of {count} are not there, though every process made its own",
-                "give all processes the same run_dir, on a file system that all of them see",
-            )
-        write_rollouts(directory, partial.all(), metadata=settings)
-        partial.remove()
-    distributed.barrier()
-    return directory
 
 
 def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:
@@ -258,7 +215,7 @@ def _random_access(path: pathlib.Path) -> tuple[Sequence[Rollout], dict[str, Any
 def make_grades(config: PipelineConfig) -> pathlib.Path:
     """Grades the rollouts with the task's own scorer, those without a task as free-form mathematics; result in `run_dir/graded`.
 
-    See `_in_chunks` for interruptions and several processes.
+    See `chunks.write_in_chunks` for interruptions and several processes.
 
     Raises:
       UsageError: no rollouts there, one without a reference answer, or the result was made from others.
@@ -276,7 +233,7 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
             scores = grader.grade_many((r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in part)
             return [dataclasses.replace(r, correct=correct(s)) for r, s in zip(part, scores, strict=True)]
 
-        return _in_chunks("grade", directory, settings, rollouts, GRADED_ROLLOUTS, grade)
+        return write_in_chunks("grade", directory, settings, rollouts, GRADED_ROLLOUTS, grade)
 
 
 def _check_answers(rollouts: Sequence[Rollout]) -> None:
@@ -289,7 +246,7 @@ def _check_answers(rollouts: Sequence[Rollout]) -> None:
 def make_labels(config: PipelineConfig) -> pathlib.Path:
     """Labels the rollouts with the critic's value; result in `run_dir/labelled`.
 
-    See `_in_chunks` for interruptions and several processes.
+    See `chunks.write_in_chunks` for interruptions and several processes.
 
     Raises:
       UsageError: no rollouts or critic there, rollouts of another model, or the result was made from others.
@@ -307,7 +264,7 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
         values = final_values(profiles(critic, part, config.label.batch_rows), config.label.last)
         return [dataclasses.replace(r, value=v) for r, v in zip(part, values.tolist(), strict=True)]
 
-    return _in_chunks("label", directory, settings, rollouts, config.label.batch_rows * LABELLED_BATCHES, label)
+    return write_in_chunks("label", directory, settings, rollouts, config.label.batch_rows * LABELLED_BATCHES, label)
 
 
 def _check_tokens(rollouts: Sequence[Rollout], lm: LanguageModel) -> None:

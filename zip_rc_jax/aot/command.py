@@ -44,7 +44,7 @@ def add_compile_parser(commands: argparse._SubParsersAction) -> argparse.Argumen
     train.add_argument("config", help="YAML file; the model is policy.path if that is on this machine, else the model section")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to override, e.g. final.row_tokens=2048")
     train.add_argument("--stage", required=True, choices=STAGES, help="which training step")
-    _add_target(train, "v5e:4x4", "fsdp=16; default all chips on fsdp")
+    _add_target(train, "v5e:4x4", "fsdp=16; default the config's mesh, which is all chips on fsdp if it says nothing")
 
     decode = kinds.add_parser(
         "decode",

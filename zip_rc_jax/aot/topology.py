@@ -61,7 +61,8 @@ def parse_mesh(text: str, devices: int, default: MeshConfig) -> dict[str, int]:
     shape = dict(zip(MESH_AXES, filled([sizes.get(name, 1) for name in MESH_AXES], devices), strict=True))
     used = int(np.prod(list(shape.values())))
     if used != devices:
-        raise UsageError(f"mesh {text or default!r}", f"it has {used} devices and the topology {devices}", f"make the product {devices}")
+        asked = repr(text) if text else " ".join(f"{name}={size}" for name, size in shape.items())
+        raise UsageError(f"mesh {asked}", f"it has {used} devices and the topology {devices}", f"make the product {devices}")
     return shape
 
 

@@ -1,0 +1,63 @@
+"""A dataset of rollouts made in chunks: finished ones survive an interruption, and several processes share the others."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zip_rc_jax import distributed
+from zip_rc_jax.data.records import PartialRollouts, Rollout, write_rollouts
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.progress import progress
+from zip_rc_jax.training.loop import Interrupted, stop_signal
+
+
+def write_in_chunks(
+    title: str,
+    directory: pathlib.Path,
+    settings: dict[str, Any],
+    items: Sequence[Any],
+    size: int,
+    make: Callable[[Any], list[Rollout]],
+    *,
+    each: int = 1,
+) -> pathlib.Path:
+    """The dataset `directory`, made of `items` in chunks of `size`, which survive an interruption and which several processes share.
+
+    Args:
+      title: of the progress bar.
+      settings: what decides the rollouts; the metadata of the dataset.
+      make: the rollouts of a chunk, `each` of every item.
+
+    Returns:
+      `directory`.
+
+    Raises:
+      UsageError: the chunks there were made with other settings, or other processes left none of theirs here.
+      Interrupted: after the chunk that a signal came in.
+    """
+    partial = PartialRollouts(directory.with_name(f".{directory.name}.partial"), fingerprint=settings)
+    count, total = -(-len(items) // size), len(items) * each
+    missing = sorted(set(range(count)) - partial.done())
+    distributed.barrier()  # all have seen the same chunks, and no dataset, before one of them adds any
+    mine, before = distributed.share(missing), (count - len(missing)) * size * each
+    with progress(title, total, min(before, total)) as bar, stop_signal() as received:
+        for done, number in enumerate(mine, 1):
+            partial.add(number, make(items[number * size : (number + 1) * size]))
+            bar(min(before + done * len(missing) // len(mine) * size * each, total), None)  # the others are about as far
+            if received:
+                raise Interrupted(f"{title}: stopped after {done} of {len(mine)} chunks")
+    distributed.barrier()
+    if distributed.is_chief():
+        absent = sorted(set(range(count)) - partial.done())
+        if absent:
+            raise UsageError(
+                f"partial {directory.name} {partial.directory}",
+                f"chunks {absent[:5]} of {count} are not there, though every process made its own",
+                "give all processes the same run_dir, on a file system that all of them see",
+            )
+        write_rollouts(directory, partial.all(), metadata=settings)
+        partial.remove()
+    distributed.barrier()
+    return directory
