@@ -304,7 +304,7 @@ def hidden_states(
     batch, steps = tokens.shape
     last = jnp.full(batch, steps - 1) if last is None else last
     live = jnp.ones(batch, bool) if live is None else live
-    ropes = _ropes(config, positions)
+    ropes = _once(functools.partial(_ropes, config, positions), positions) if unrolled else _ropes(config, positions)
     shards, rows = 1, batch
     if cache is not None:
         shards, rows, slots = cache.window(batch, slots, unrolled)
@@ -380,6 +380,12 @@ def _packed_attentions(config: ModelConfig, layout: Layout, segment_ids: jax.Arr
     """Per attention type, what queries do with the keys of their own packed row."""
     windows = {"attention": 0, "sliding": config.sliding_window} if config.sliding_window else {"attention": 0}
     return {kind: packed_attention(name, layout, segment_ids, _scale(config), window) for kind, window in windows.items()}
+
+
+def _once(function: Callable[[], Any], positions: jax.Array) -> Any:
+    """`function()`, computed before the layers. Without a branch, XLA on CPU fuses it into every unrolled layer and computes it anew."""
+    shapes = jax.eval_shape(function)
+    return jax.lax.cond(positions[0, 0] >= 0, function, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
 def _ropes(config: ModelConfig, positions: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
