@@ -30,7 +30,7 @@ MESH = Layout(make_mesh(data=2, fsdp=2, tensor=2), TRAIN_RULES)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks in a short row."""
-    monkeypatch.setattr(attention, "CHUNK_BLOCK", 8)
+    monkeypatch.setattr(attention, "CHUNK_BLOCKS", dict.fromkeys(("cpu", "gpu", "tpu"), 8))
     monkeypatch.setattr(attention, "SPLASH_BLOCKS", (128,))
 
 
@@ -161,6 +161,21 @@ def test_the_blocks_are_those_in_which_anything_is_visible(steps, window):
     assert visible_blocks(steps, 8, window).tolist() == [list(pair) for pair in wanted]
 
 
+@pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize("seed", range(4))
+def test_of_packed_rows_only_blocks_with_a_segment_in_common_are_looked_at(seed, window):
+    ids = packed_rows(2, 64, seed)
+    mask = np.asarray(packed_mask(ids, window)).any(axis=0)
+    wanted = [(i, j) for i in range(8) for j in range(8) if mask[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].any()]
+    (queries, keys, starts), count = attention._pairs(8, window, ids)
+    found = list(zip(queries[:count].tolist(), keys[:count].tolist(), strict=True))
+    assert found == sorted(found)
+    assert found == wanted
+    assert [pair for pair, start in zip(found, starts.tolist(), strict=False) if start] == [
+        min(pair for pair in found if pair[0] == i) for i in range(8)
+    ]
+
+
 @pytest.mark.parametrize("window", [0, 100, 128, 200])
 def test_the_tpu_kernel_runs_exactly_these_blocks(window):
     shape = (1024, 1024)
@@ -172,7 +187,7 @@ def test_the_tpu_kernel_runs_exactly_these_blocks(window):
 
 
 def test_the_implementation_fits_platform_and_length():
-    assert [choose_attention("auto", p, 512) for p in ("cpu", "gpu", "tpu")] == ["plain"] * 3
+    assert [choose_attention("auto", p, 8) for p in ("cpu", "gpu", "tpu")] == ["plain"] * 3
     assert [choose_attention("auto", p, 32768) for p in ("cpu", "gpu", "tpu")] == ["chunked", "chunked", "splash"]
     assert choose_attention("auto", "tpu", 1000) == "chunked"
     assert choose_attention("plain", "tpu", 32768) == "plain"

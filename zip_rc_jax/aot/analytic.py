@@ -76,7 +76,7 @@ def score_flops(config: ModelConfig, train: TrainConfig, platform: str) -> dict[
     chosen = choose_attention(train.attention, platform, steps)
     found = {}
     for kind, window in (("attention", 0), ("sliding", config.sliding_window)):
-        block = steps if chosen == "plain" else block_size(chosen, steps)
+        block = steps if chosen == "plain" else block_size(chosen, platform, steps)
         pairs = 1 if chosen == "plain" else len(visible_blocks(steps, block, window))
         found[kind] = 2 * train.batch_rows * pairs * block**2 * config.n_heads * config.head_dim * config.kinds.count(kind)
     return found

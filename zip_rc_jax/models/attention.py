@@ -26,8 +26,8 @@ from zip_rc_jax.config import RopeScaling
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.sharding import Layout
 
-PLAIN_STEPS = 512  # up to this many tokens, "auto" builds the scores
-CHUNK_BLOCK = 512
+# Tokens of a block of "chunked"; for rows of one block, "auto" builds the scores. On an accelerator, steps of a loop cost more.
+CHUNK_BLOCKS = {"cpu": 256, "gpu": 512, "tpu": 512}
 SPLASH_BLOCKS = (1024, 512, 256, 128)
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -90,7 +90,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
         scores = jax.lax.optimization_barrier(scores).swapaxes(2, 3)
     else:
         scores = jnp.matmul(grouped * scale, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores.reshape(batch, kv_heads, groups, steps, slots), -jnp.inf)
+    # Added instead of selected, so that no layer looks at the mask itself.
+    scores = scores.reshape(batch, kv_heads, groups, steps, slots) + jnp.where(mask, 0, -jnp.inf)[:, None, None]
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     # Normalised after the product: the division then touches [T, D] numbers instead of [T, S].
     out = jnp.matmul(weights.reshape(batch, kv_heads, groups * steps, slots).astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -106,7 +107,7 @@ def choose_attention(name: str, platform: str, steps: int) -> str:
     """
     if name == "auto":
         kernel = platform == "tpu" and steps % SPLASH_BLOCKS[-1] == 0
-        return "plain" if steps <= PLAIN_STEPS else "splash" if kernel else "chunked"
+        return "plain" if steps <= CHUNK_BLOCKS[platform] else "splash" if kernel else "chunked"
     if name == "splash" and steps % SPLASH_BLOCKS[-1]:
         raise UsageError(
             f"attention='splash' with rows of {steps} tokens",
@@ -116,9 +117,9 @@ def choose_attention(name: str, platform: str, steps: int) -> str:
     return name
 
 
-def block_size(name: str, steps: int) -> int:
+def block_size(name: str, platform: str, steps: int) -> int:
     """Tokens of a block of "chunked" or "splash" in rows of `steps` tokens; "chunked" pads the row to a multiple of it."""
-    return min(CHUNK_BLOCK, steps) if name == "chunked" else next(b for b in SPLASH_BLOCKS if steps % b == 0)
+    return min(CHUNK_BLOCKS[platform], steps) if name == "chunked" else next(b for b in SPLASH_BLOCKS if steps % b == 0)
 
 
 def visible_blocks(steps: int, block: int, window: int) -> np.ndarray:
@@ -163,7 +164,7 @@ def packed_attention(name: str, layout: Layout, segment_ids: jax.Array, scale: f
     if chosen == "plain":
         mask = packed_mask(segment_ids, window)
         return lambda q, k, v: attend(q, k, v, mask, scale)
-    block = block_size(chosen, steps)
+    block = block_size(chosen, platform, steps)
     if chosen == "splash":
         local = functools.partial(_splash, block=block, scale=scale, window=window, interpret=platform != "tpu")
     else:
@@ -232,12 +233,26 @@ def _put(x: jax.Array, part: jax.Array, index: jax.Array, block: int, axis: int)
     return jax.lax.dynamic_update_slice_in_dim(x, part.astype(x.dtype), index * block, axis)
 
 
-def _pairs(block: int, window: int, q: jax.Array) -> tuple[jax.Array, ...]:
-    """What a loop goes through: query blocks, key blocks, and where a query block starts, each `[pairs]`."""
-    pairs = visible_blocks(q.shape[3], block, window)
-    starts = np.diff(pairs[:, 0], prepend=-1) > 0
-    # Tied to the queries: of constants alone, JAX would compute the masks of all pairs once, before the loop over layers, and keep them.
-    return jax.lax.optimization_barrier((q, pairs[:, 0], pairs[:, 1], starts))[1:]
+def _pairs(block: int, window: int, ids: jax.Array) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """What a loop goes through: query blocks, key blocks, and where a query block starts, each `[pairs]`, and how many count.
+
+    Those of `visible_blocks` in which some row has a segment in common, as far as the first and the last segment of each block tell.
+    Of a packed row these are few.
+    """
+    ids = jnp.where(ids > 0, ids, jnp.max(ids) + 1)  # padding comes after all segments, also in number
+    pairs = visible_blocks(ids.shape[1], block, window)
+    blocks = ids.reshape(len(ids), -1, block)
+    least, largest = jnp.min(blocks, axis=-1), jnp.max(blocks, axis=-1)
+    queries, keys = pairs.T
+    common = jnp.any((least[:, queries] <= largest[:, keys]) & (least[:, keys] <= largest[:, queries]), axis=0)
+    queries, keys = jnp.asarray(pairs)[jnp.argsort(~common, stable=True)].T
+    return (queries, keys, jnp.diff(queries, prepend=-1) > 0), jnp.sum(common)
+
+
+def _fold_pairs(step: Callable[..., Any], carry: Any, block: int, window: int, ids: jax.Array) -> Any:
+    """`carry` after `step(carry, i, j, start)` of all pairs of blocks of which queries can see keys."""
+    pairs, count = _pairs(block, window, ids)
+    return jax.lax.fori_loop(0, count, lambda n, carry: step(carry, *(x[n] for x in pairs)), carry)
 
 
 def _block_scores(
@@ -255,11 +270,8 @@ def _block_scores(
 def _blocks_forward(
     block: int, scale: float, window: int, q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    pairs = _pairs(block, window, q)
-
-    def step(carry: tuple[jax.Array, ...], pair: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], None]:
+    def step(carry: tuple[jax.Array, ...], i: jax.Array, j: jax.Array, start: jax.Array) -> tuple[jax.Array, ...]:
         out, log_sum, acc, top, total = carry
-        i, j, start = pair
         scores, visible = _block_scores(_slice(q, i, block, 3), _slice(k, j, block, 2), ids, i, j, block, scale, window)
         # A finite stand-in for -inf: the difference of two of them is 0 and not NaN.
         old = jnp.where(start, -1e30, top)
@@ -272,44 +284,49 @@ def _blocks_forward(
         # Only the last key block of a query block, its own, leaves the final values. No query goes without a key there.
         out = _put(out, acc / jnp.maximum(total, 1e-30)[..., None], i, block, 3)
         log_sum = _put(log_sum, top + jnp.log(jnp.maximum(total, 1e-30)), i, block, 3)
-        return (out, log_sum, acc, top, total), None
+        return out, log_sum, acc, top, total
 
     rows, kv_heads, groups, steps, dim = q.shape
     one = jnp.zeros((rows, kv_heads, groups, block), jnp.float32)
     log_sum = jnp.zeros((rows, kv_heads, groups, steps), jnp.float32)
     start: tuple[jax.Array, ...] = (jnp.zeros_like(q), log_sum, jnp.zeros((*one.shape, dim), jnp.float32), one, one)
-    (out, log_sum, *_), _ = jax.lax.scan(step, start, pairs)
+    out, log_sum, *_ = _fold_pairs(step, start, block, window, ids)
     return out, (q, k, v, ids, out, log_sum)
+
+
+def _transposed_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`[B, K, S, D]` float32: `x [B, K, G, T, S]` transposed times `y [B, K, G, T, D]`, with sums over groups and queries."""
+    x, y = x.reshape(*x.shape[:2], -1, x.shape[-1]), y.reshape(*y.shape[:2], -1, y.shape[-1])
+    # The small ones are transposed. XLA on CPU would transpose the large one, element by element, and the barriers keep it from that.
+    y = jax.lax.optimization_barrier(y.swapaxes(2, 3))
+    return jax.lax.optimization_barrier(jnp.matmul(y, x, preferred_element_type=jnp.float32)).swapaxes(2, 3)
 
 
 def _blocks_backward(
     block: int, scale: float, window: int, saved: tuple[jax.Array, ...], d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, ids, out, log_sum = saved
-    pairs = _pairs(block, window, q)
     # What the softmax's normalisation takes off every gradient of a score.
     mean = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
 
-    def step(carry: tuple[jax.Array, ...], pair: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], None]:
+    def step(carry: tuple[jax.Array, ...], i: jax.Array, j: jax.Array, start: jax.Array) -> tuple[jax.Array, ...]:
         dq, dk, dv, acc = carry
-        i, j, start = pair
         q_i, d_i, k_j, v_j = _slice(q, i, block, 3), _slice(d_out, i, block, 3), _slice(k, j, block, 2), _slice(v, j, block, 2)
         scores, visible = _block_scores(q_i, k_j, ids, i, j, block, scale, window)
         weights = jnp.where(visible, jnp.exp(scores - _slice(log_sum, i, block, 3)[..., None]), 0)
         d_weights = jnp.einsum("bkgtd,bksd->bkgts", d_i, v_j, preferred_element_type=jnp.float32)
         d_scores = (scale * weights * (d_weights - _slice(mean, i, block, 3)[..., None])).astype(q.dtype)
-        new_dv = jnp.einsum("bkgts,bkgtd->bksd", weights.astype(q.dtype), d_i, preferred_element_type=jnp.float32)
-        new_dk = jnp.einsum("bkgts,bkgtd->bksd", d_scores, q_i, preferred_element_type=jnp.float32)
+        new_dv, new_dk = _transposed_product(weights.astype(q.dtype), d_i), _transposed_product(d_scores, q_i)
         new_dq = jnp.einsum("bkgts,bksd->bkgtd", d_scores, k_j, preferred_element_type=jnp.float32)
         acc = jnp.where(start, 0, acc) + new_dq
         dq = _put(dq, acc, i, block, 3)
         dk = _put(dk, _slice(dk, j, block, 2) + new_dk, j, block, 2)
         dv = _put(dv, _slice(dv, j, block, 2) + new_dv, j, block, 2)
-        return (dq, dk, dv, acc), None
+        return dq, dk, dv, acc
 
     acc = jnp.zeros((*q.shape[:3], block, q.shape[4]), jnp.float32)
     start: tuple[jax.Array, ...] = (jnp.zeros_like(q), jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32), acc)
-    (dq, dk, dv, _), _ = jax.lax.scan(step, start, pairs)
+    dq, dk, dv, _ = _fold_pairs(step, start, block, window, ids)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
