@@ -13,6 +13,10 @@ the cheapest adaptive setting that reaches best-of-n with the same rule, and its
 
 from __future__ import annotations
 
+from zip_rc_jax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # before other imports start threads
+
 import argparse
 import dataclasses
 import itertools
@@ -29,7 +33,6 @@ from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.decoding.results import Result
-from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.pipeline import run_all
 
@@ -93,7 +96,6 @@ def main() -> None:
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.05, 0.02])
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    keep_freed_memory()
     config = load_config(arguments.config, [])
     found = problems(config.task, "heldout", arguments.prompts)
     alphas = arguments.alphas or list(dict.fromkeys([1.0, config.decode.alpha]))

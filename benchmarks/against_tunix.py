@@ -20,6 +20,10 @@ Needs `make smollm2`, for sizes and tokenizer.
 
 from __future__ import annotations
 
+from zip_rc_jax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # before other imports start threads
+
 import argparse
 import dataclasses
 import pathlib
@@ -36,7 +40,6 @@ from tunix.models.llama3.params import create_model_from_safe_tensors
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.api import decode
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.models.tokenizer import Tokenizer
@@ -127,7 +130,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    keep_freed_memory()
     lm = random_model()
     prompts = [lm.tokenizer.chat([{"role": "user", "content": f"Write a story about {topic}."}]) for topic in TOPICS[: arguments.prompts]]
     print(f"{len(prompts)} prompts, {arguments.tokens} new tokens, random weights, medians of {arguments.runs} runs\n")

@@ -12,6 +12,10 @@ once) at the bandwidth measured here. Needs `make smollm2` and the dev extra (to
 
 from __future__ import annotations
 
+from zip_rc_jax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # before other imports start threads
+
 import argparse
 import pathlib
 import statistics
@@ -28,7 +32,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.pipeline import run_all
@@ -113,7 +116,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    keep_freed_memory()
     lm = load(MODEL).with_head(Grid.authors("value"), "value")
     prompts = [lm.tokenizer.chat([{"role": "user", "content": f"Write a story about {topic}."}]) for topic in TOPICS[: arguments.prompts]]
     context = len(lm.tokenizer.encode(prompts[0])) + arguments.tokens

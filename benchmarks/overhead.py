@@ -12,6 +12,10 @@ Needs `make smollm2`.
 
 from __future__ import annotations
 
+from zip_rc_jax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # before other imports start threads
+
 import argparse
 import dataclasses
 import functools
@@ -30,7 +34,6 @@ from zip_rc_jax.decoding.meta_actions import choose_meta_action
 from zip_rc_jax.decoding.rows import Lanes, Rows, StepSettings, advance, empty_rows
 from zip_rc_jax.decoding.sampling import Sampling, row_keys, sample
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.zip_head import policy_logits
 
@@ -69,7 +72,6 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=16)
     parser.add_argument("--runs", type=int, default=9)
     arguments = parser.parse_args()
-    keep_freed_memory()
     rows, steps = arguments.rows, arguments.interval
     engine = Engine(load(MODEL).with_head(Grid.authors("value"), "value"), DecodeConfig(n=8, rows=rows, interval=steps, window=8), 0)
     settings, params, grid = engine.settings, engine.params, engine.head.grid

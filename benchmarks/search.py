@@ -10,6 +10,10 @@ branching has no reference that ends in reasonable time).
 
 from __future__ import annotations
 
+from zip_rc_jax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # before other imports start threads
+
 import argparse
 import functools
 import pathlib
@@ -23,7 +27,6 @@ import numpy as np
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.meta_actions import choose_meta_action
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.host_memory import keep_freed_memory
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 import reference_search as reference
@@ -75,7 +78,6 @@ def main() -> None:
     parser.add_argument("--prefixes", type=int, default=8)
     parser.add_argument("--runs", type=int, default=31)
     args = parser.parse_args()
-    keep_freed_memory()
 
     calls, references = {}, {}
     for label in ("correct", "value"):

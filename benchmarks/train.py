@@ -16,6 +16,10 @@ times what a step consists of. Needs `make smollm2` and the dev extra (torch).
 
 from __future__ import annotations
 
+from zip_rc_jax.host_memory import keep_freed_memory
+
+keep_freed_memory()  # before other imports start threads
+
 import argparse
 import dataclasses
 import functools
@@ -39,7 +43,6 @@ from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import TrainBatch, train_batches
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.models.stacks import unstack
@@ -200,7 +203,6 @@ def main() -> None:
     parser.add_argument("--remat", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--parts", action="store_true")
     arguments = parser.parse_args()
-    keep_freed_memory()
     config = TrainConfig(label="value", batch_rows=arguments.rows, row_tokens=arguments.tokens, kl_weight=10.0, learning_rate=3e-5)
     config = dataclasses.replace(config, remat=arguments.remat)
     lm = load(MODEL).with_head(Grid.authors("value"), "value")

@@ -101,7 +101,7 @@ def started(arguments, directory, *, count=1, devices=1, command=None):
         for index in range(count):
             several = {COORDINATOR: f"localhost:{port}", PROCESSES: str(count), PROCESS_ID: str(index)} if count > 1 else {}
             here.logs.append(directory / f"log_{index}_{time.monotonic_ns()}")
-            words = command(index) if command else [sys.executable, "-m", "zip_rc_jax.cli"]
+            words = command(index) if command else [sys.executable, "-m", "zip_rc_jax"]
             with here.logs[-1].open("w") as log:
                 here.processes.append(
                     subprocess.Popen(

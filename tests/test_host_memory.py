@@ -10,7 +10,7 @@ import pytest
 
 from zip_rc_jax import host_memory
 
-# Prints whether freed memory is kept, and the page faults of an execution with temporaries of 64 MiB. The median, because something small
+# Prints whether freed memory is kept, and the page faults of an execution with temporaries of a size. The median, because something small
 # may come to lie where they were, and they then once need another place.
 PROGRAM = """
 import resource, statistics, sys
@@ -20,31 +20,55 @@ from zip_rc_jax.host_memory import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 square = jax.jit(lambda a: (a @ a.T) @ a)
-a = jnp.ones((4096, 8))
+a = jnp.ones((int(sys.argv[2]), 8))
 faults = []
-for _ in range(21):
+for _ in range(7):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     square(a).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(kept, statistics.median(faults))
 """
-TEMPORARIES = 64 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+ROWS = (4096, 24576)  # temporaries of 64 MiB and 2.25 GiB
+
+# Runs the command line and prints how many arenas `malloc` then has.
+ARENAS = """
+import contextlib, ctypes, io, re, sys
+from zip_rc_jax.__main__ import main
+
+sys.argv = ["zip-rc", "--help"]
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    main()
+libc, text, size = ctypes.CDLL(None), ctypes.c_char_p(), ctypes.c_size_t()
+libc.open_memstream.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(len(re.findall(rb"<heap nr=", text.value)))
+"""
+
+glibc = pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="malloc is not glibc's")
 
 
-def run(how):
+def run(program, *arguments):
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES", "XLA_FLAGS"))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, how], env=ours, capture_output=True, text=True, timeout=120, check=True)
-    kept, faults = done.stdout.split()
-    return kept, int(faults)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], env=ours, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.split()
 
 
-@pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="malloc is not glibc's")
-def test_executions_take_no_new_pages_once_freed_memory_is_kept():
-    kept, faults = run("keep")
+@glibc
+@pytest.mark.parametrize("rows", ROWS)
+def test_executions_take_no_new_pages_once_freed_memory_is_kept(rows):
+    pages = 4 * rows**2 // os.sysconf("SC_PAGE_SIZE")
+    kept, faults = run(PROGRAM, "keep", str(rows))
     assert kept == "True"
-    assert faults < TEMPORARIES // 50
-    _, faults = run("import alone")
-    assert faults > TEMPORARIES // 2, "the library leaves malloc as it is"
+    assert int(faults) < pages // 50
+    _, faults = run(PROGRAM, "import alone", str(rows))
+    assert int(faults) > pages // 2, "the library leaves malloc as it is"
+
+
+@glibc
+def test_no_thread_of_the_command_line_has_an_arena_of_its_own():
+    assert run(ARENAS) == ["1"]
 
 
 @pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])

@@ -19,7 +19,6 @@ from zip_rc_jax.config import LABELS
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.demo import run_decode, run_demo, run_evaluation, run_export
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.host_memory import keep_freed_memory
 from zip_rc_jax.models.loading import embedded
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
@@ -219,15 +218,12 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `zip-rc`. Returns the exit status: 0, 2 for bad input, 130 after an interruption.
+    """What `zip-rc` does (see `__main__`). Returns the exit status: 0, 2 for bad input, 130 after an interruption.
 
     `zip-rc compile` returns 1 if a program does not fit.
     """
-    own_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(argv)
-    if own_process:
-        keep_freed_memory()
     _quiet()
     started, compiling = time.monotonic(), _count_compiling()
     try:
@@ -287,7 +283,3 @@ def _quiet() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     for name in ("absl", "orbax", "jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
-MOST = 2**31 - 1
+NEVER = -1  # of a trim threshold; the largest one that can be said would still give back what is above 2 GiB
 
 
 def keep_freed_memory() -> bool:
@@ -15,11 +15,11 @@ def keep_freed_memory() -> bool:
 
     XLA takes the temporaries of every execution on CPU from `malloc`, and glibc gives blocks as large as these back as soon as they are
     freed. The next execution then pays a page fault for every 4 KiB of them. The process stays as large as it was at its peak, which
-    fragmentation may raise a little. All threads share one arena, because memory freed in the arena of another thread is given back all the
+    fragmentation may raise a little. All threads share one arena, because what lies in the arena of another thread is given back all the
     same.
 
-    Threads keep the arenas that they have, so this comes before JAX runs anything. It concerns the whole process: programs call it, and
-    the library itself never does.
+    Threads keep the arenas that they have, and share them with later threads, so this comes before any import that starts threads (of
+    pyarrow, torch). It concerns the whole process: programs call it, and the library itself never does.
 
     Returns:
       False, with nothing changed, where `malloc` is not glibc's or where the environment says what it should do (`GLIBC_TUNABLES` or a
@@ -30,4 +30,4 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    return all(libc.mallopt(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, MOST), (M_ARENA_MAX, 1)))
+    return all(libc.mallopt(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_ARENA_MAX, 1)))
