@@ -177,6 +177,19 @@ def test_layers_with_arrays_of_their_own_compute_the_same(config, rows, slots):
         close(out[:, 0], wanted[:, at])
 
 
+def test_rotations_are_not_computed_anew_in_every_layer():
+    config = dataclasses.replace(TINY_MODEL, n_layers=4)
+    ids = jnp.ones(TOKENS.shape, jnp.int32)
+
+    @jax.jit
+    def forward(params, positions):
+        return hidden_states(config, params, TOKENS, positions, layout=LAYOUT, segment_ids=ids, unrolled=True)[0]
+
+    params = unstack(config, init_params(config, 0))
+    text = forward.lower(params, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape)).compile().as_text()
+    assert text.count(" cosine(") == text.count(" sine(") == 1
+
+
 @every_config
 def test_a_forward_of_the_first_rows_of_every_shard_leaves_the_others_alone(config):
     """Two shards of four rows each, of which the first two are fed: four lanes."""

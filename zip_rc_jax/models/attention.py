@@ -90,8 +90,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
         scores = jax.lax.optimization_barrier(scores).swapaxes(2, 3)
     else:
         scores = jnp.matmul(grouped * scale, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
-    # Added instead of selected, so that no layer looks at the mask itself.
-    scores = scores.reshape(batch, kv_heads, groups, steps, slots) + jnp.where(mask, 0, -jnp.inf)[:, None, None]
+    scores = jnp.where(mask[:, None, None], scores.reshape(batch, kv_heads, groups, steps, slots), -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     # Normalised after the product: the division then touches [T, D] numbers instead of [T, S].
     out = jnp.matmul(weights.reshape(batch, kv_heads, groups * steps, slots).astype(v.dtype), v, preferred_element_type=jnp.float32)
