@@ -30,7 +30,8 @@ MESH = Layout(make_mesh(data=2, fsdp=2, tensor=2), TRAIN_RULES)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks in a short row."""
-    monkeypatch.setattr(attention, "CHUNK_BLOCKS", dict.fromkeys(("cpu", "gpu", "tpu"), 8))
+    monkeypatch.setattr(attention, "CHUNK_BLOCK", 8)
+    monkeypatch.setattr(attention, "CPU_CHUNK_BLOCK", 8)
     monkeypatch.setattr(attention, "SPLASH_BLOCKS", (128,))
 
 
@@ -186,8 +187,10 @@ def test_the_tpu_kernel_runs_exactly_these_blocks(window):
         assert np.sum(np.asarray(found.block_mask) > 0) == len(visible_blocks(1024, 128, window))
 
 
-def test_the_implementation_fits_platform_and_length():
-    assert [choose_attention("auto", p, 8) for p in ("cpu", "gpu", "tpu")] == ["plain"] * 3
+def test_the_implementation_fits_platform_and_length(monkeypatch):
+    monkeypatch.undo()
+    assert [choose_attention("auto", p, 256) for p in ("cpu", "gpu", "tpu")] == ["plain"] * 3
+    assert [choose_attention("auto", p, 512) for p in ("cpu", "gpu", "tpu")] == ["chunked", "plain", "plain"]
     assert [choose_attention("auto", p, 32768) for p in ("cpu", "gpu", "tpu")] == ["chunked", "chunked", "splash"]
     assert choose_attention("auto", "tpu", 1000) == "chunked"
     assert choose_attention("plain", "tpu", 32768) == "plain"

@@ -8,9 +8,9 @@ from zip_rc_jax.host_memory import keep_freed_memory
 def main() -> int:
     keep_freed_memory()
     # Only now: imports of the command line start threads, which must not have arenas of their own.
-    from zip_rc_jax.cli import main
+    from zip_rc_jax import cli
 
-    return main()
+    return cli.main()
 
 
 if __name__ == "__main__":

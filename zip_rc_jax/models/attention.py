@@ -26,8 +26,8 @@ from zip_rc_jax.config import RopeScaling
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.sharding import Layout
 
-# Tokens of a block of "chunked"; for rows of one block, "auto" builds the scores. On an accelerator, steps of a loop cost more.
-CHUNK_BLOCKS = {"cpu": 256, "gpu": 512, "tpu": 512}
+# Tokens of a block of "chunked"; for rows of one block, "auto" builds the scores. Off the CPU, a step of a loop costs more.
+CHUNK_BLOCK, CPU_CHUNK_BLOCK = 512, 256
 SPLASH_BLOCKS = (1024, 512, 256, 128)
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -98,6 +98,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, steps, heads, dim).astype(q.dtype)
 
 
+def _chunk_block(platform: str) -> int:
+    return CPU_CHUNK_BLOCK if platform == "cpu" else CHUNK_BLOCK
+
+
 def choose_attention(name: str, platform: str, steps: int) -> str:
     """The implementation that "auto" stands for on a platform ("cpu", "gpu" or "tpu") and rows of `steps` tokens; others as they are.
 
@@ -106,7 +110,7 @@ def choose_attention(name: str, platform: str, steps: int) -> str:
     """
     if name == "auto":
         kernel = platform == "tpu" and steps % SPLASH_BLOCKS[-1] == 0
-        return "plain" if steps <= CHUNK_BLOCKS[platform] else "splash" if kernel else "chunked"
+        return "plain" if steps <= _chunk_block(platform) else "splash" if kernel else "chunked"
     if name == "splash" and steps % SPLASH_BLOCKS[-1]:
         raise UsageError(
             f"attention='splash' with rows of {steps} tokens",
@@ -118,7 +122,7 @@ def choose_attention(name: str, platform: str, steps: int) -> str:
 
 def block_size(name: str, platform: str, steps: int) -> int:
     """Tokens of a block of "chunked" or "splash" in rows of `steps` tokens; "chunked" pads the row to a multiple of it."""
-    return min(CHUNK_BLOCKS[platform], steps) if name == "chunked" else next(b for b in SPLASH_BLOCKS if steps % b == 0)
+    return min(_chunk_block(platform), steps) if name == "chunked" else next(b for b in SPLASH_BLOCKS if steps % b == 0)
 
 
 def visible_blocks(steps: int, block: int, window: int) -> np.ndarray:
@@ -251,7 +255,14 @@ def _pairs(block: int, window: int, ids: jax.Array) -> tuple[tuple[jax.Array, ja
 def _fold_pairs(step: Callable[..., Any], carry: Any, block: int, window: int, ids: jax.Array) -> Any:
     """`carry` after `step(carry, i, j, start)` of all pairs of blocks of which queries can see keys."""
     pairs, count = _pairs(block, window, ids)
-    return jax.lax.fori_loop(0, count, lambda n, carry: step(carry, *(x[n] for x in pairs)), carry)
+
+    def one(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        n, carry = state
+        # A branch instead of a shorter loop, so that what counts a program's operations knows how often it runs at most.
+        return n + 1, jax.lax.cond(n < count, lambda carry: step(carry, *(x[n] for x in pairs)), lambda carry: carry, carry)
+
+    # Not a scan: JAX would compute the masks of all pairs before the loop over layers, and keep them.
+    return jax.lax.while_loop(lambda state: state[0] < len(pairs[0]), one, (jnp.int32(0), carry))[1]
 
 
 def _block_scores(
