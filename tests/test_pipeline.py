@@ -252,8 +252,31 @@ def test_sampling_and_labelling_give_the_same_on_all_accelerators_of_a_host(fini
 @pytest.mark.parametrize(
     ("rows", "samples", "devices", "used"), [(256, 2, 8, 8), (64, 2, 6, 4), (8, 8, 4, 1), (8, 4, 4, 2), (7, 1, 4, 1), (7, 1, 8, 7)]
 )
-def test_sampling_takes_the_devices_that_its_rows_divide_over(rows, samples, devices, used):
-    assert pipeline._rollout_devices(rows, samples, devices) == used
+def test_sampling_takes_the_devices_that_its_rows_divide_over(rows, samples, devices, used, monkeypatch):
+    monkeypatch.setattr(pipeline, "devices_worth_using", lambda: devices)
+    assert pipeline.sampling_layout(rows, samples).mesh.devices.size == used
+
+
+def test_an_evaluation_gives_the_same_on_all_accelerators_of_a_host(finished, second_run, tmp_path, monkeypatch):
+    """On three, over which the 64 rows that predictions are made for do not divide."""
+    directory, _ = finished
+    for stage in ("final", "lite"):
+        (tmp_path / stage).symlink_to(directory / stage)
+    used, run = [], Engine.run
+
+    def counted(self, prompts):
+        used.append(self.lm.layout.mesh.devices.size)
+        return run(self, prompts)
+
+    monkeypatch.setattr(Engine, "run", counted)
+    monkeypatch.setattr(pipeline, "devices_worth_using", lambda: 3)
+    run_evaluation(dataclasses.replace(second_run, decode=dataclasses.replace(second_run.decode, rows=33)), ["evaluate"])
+    assert set(used) == {3}
+    mine, whole = ((where / "report" / "results.jsonl").read_text().splitlines() for where in (tmp_path, directory))
+    assert mine == whole
+    mine, whole = (json.loads((where / "report" / "metadata.json").read_text()) for where in (tmp_path, directory))
+    for part in ("quality", "drift"):
+        assert mine[part] == pytest.approx(whole[part], abs=1e-5, nan_ok=True)
 
 
 def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):

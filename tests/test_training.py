@@ -254,6 +254,26 @@ def test_the_largest_are_found_in_the_groups_with_the_largest_maxima(size):
     assert np.asarray(equal).max() < size, "and no padding"
 
 
+@pytest.mark.parametrize("size", [20, 4400])
+def test_of_a_vocabulary_over_devices_only_the_likeliest_ids_of_every_part_are_gathered(size):
+    """Also where a part has fewer ids than are kept, and where it is no whole number of groups."""
+    rng, (rows, k, parts) = np.random.default_rng(5), ((4, 8), 7, 4)
+    hidden, table = (rng.standard_normal(shape).astype(np.float32) for shape in ((*rows, D), (size, D)))
+    sampleable, everywhere = np.arange(size) < size - 3, jnp.ones(rows, bool)
+
+    def top(layout):
+        vocabulary = VocabularySettings(TINY_MODEL, layout, chunk=16)
+        return fast_jit(lambda h, t: teacher_top_k(vocabulary, FullTeacher(h, t), everywhere, sampleable, k)).lower(hidden, table).compile()
+
+    split = top(Layout(make_mesh(data=2, tensor=parts), TRAIN_RULES))
+    expected, found = top(ONE)(hidden, table), split(hidden, table)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+    gathered = [c for c in measure(parse_module(split.as_text()), per_step=False).collectives if "shard_map" in c.op_name]
+    positions, of_all_parts = 16 // 2, parts * min(k, size // parts)
+    assert {c.shape for c in gathered} == {f"{dtype}[{positions},{of_all_parts}]" for dtype in ("f32", "s32")}, gathered
+
+
 def test_chunks_are_even():
     assert split_positions(32768, chunk=1024) == (32, 1024)
     assert split_positions(23, chunk=7) == (4, 6), "23 positions in four chunks of 6, one of them of 5"

@@ -178,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
         "evaluate",
         "compare the search with its baselines on held-out problems",
         "Decodes `evaluate.prompts` held-out problems online with every setting of the sweep and with the baselines,\n"
-        "under one cost meter.\n"
+        "under one cost meter, on all accelerators of the host.\n"
         "Output: run_dir/report with report.html, pareto.png, results.jsonl, metadata.json. Finished settings survive Ctrl-C.\n\n"
         "example: zip-rc evaluate configs/chain_sum.yaml evaluate.prompts=800",
     )

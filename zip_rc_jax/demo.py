@@ -64,10 +64,11 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
 
 
 def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
-    """Evaluates `run_dir/final` and prints the tables (the long one by level is in the report)."""
+    """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level is in the report)."""
     directory = pipeline.run_directory(config)
-    lite = load(directory / "lite") if (directory / "lite" / "model").is_dir() else None
-    found = evaluate(config, load(directory / "final"), argv=argv, lite=lite)
+    layout = pipeline.sampling_layout(config.decode.rows, config.evaluate.samples)
+    lite = load(directory / "lite", layout=layout) if (directory / "lite" / "model").is_dir() else None
+    found = evaluate(config, load(directory / "final", layout=layout), argv=argv, lite=lite)
     for table in (
         full_table(found.runs, found.curves, found.pool, found.alphas),
         metric_table("Policy and prediction quality", found.quality),

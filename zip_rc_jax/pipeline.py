@@ -147,7 +147,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         raise UsageError(f"data={config.data!r}", "this stage samples rollouts itself", "leave data out, or go on with `zip-rc grade`")
     r, directory = config.rollout, run_directory(config) / "rollouts"
     rows = max(r.rows, r.samples)
-    policy = load_policy(config, side_by_side(_rollout_devices(rows, r.samples, devices_worth_using()), DECODE_RULES))
+    policy = load_policy(config, sampling_layout(rows, r.samples))
     settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest(), **prompt_record(config, policy.tokenizer)}
     if directory.is_dir():
         _same_source(directory, settings)
@@ -176,9 +176,11 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     return write_in_chunks("rollout", directory, settings, found, max(1, rows // r.samples) * 4, sample, each=r.samples)
 
 
-def _rollout_devices(rows: int, samples: int, devices: int) -> int:
-    """Most devices, of `devices`, over which `rows` rows divide so that each has room for all samples of a prompt."""
-    return max(count for count in range(1, devices + 1) if rows % count == 0 and rows // count >= samples)
+def sampling_layout(rows: int, samples: int) -> Layout:
+    """Most devices of this process worth using over which `rows` rows divide, with room for all samples of a prompt on each."""
+    devices = devices_worth_using()
+    used = max(count for count in range(1, devices + 1) if rows % count == 0 and rows // count >= samples)
+    return side_by_side(used, DECODE_RULES)
 
 
 def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:

@@ -180,9 +180,10 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
         return kl, jnp.where(sampleable & mask[..., None], gap, 0).max()
 
     total, count, largest = 0.0, 0, 0.0
-    for begin in range(0, len(rollouts), 64):
-        batch = rollouts[begin : begin + 64]
-        tokens, mask = np.zeros((64, width), np.int32), np.zeros((64, width), bool)
+    rows = trained.layout.padded(64, "batch")
+    for begin in range(0, len(rollouts), rows):
+        batch = rollouts[begin : begin + rows]
+        tokens, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
         for lane, r in enumerate(batch):
             ids = np.concatenate([r.prompt_token_ids, r.output_token_ids])[:-1]
             tokens[lane, : len(ids)] = ids
@@ -197,7 +198,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
 
     Args:
       config: sections task, decode and evaluate; the report goes to `run_dir/report`.
-      lm: the final model.
+      lm: the final model. All others are put on its devices.
       argv: the command, for the record.
       lite: the ZIP-RC-Lite model, whose drift is shown next to the full one's.
     """
@@ -206,7 +207,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     started, grid = time.time(), lm.head.grid
     directory = run_directory(config) / "report"
     e, base = config.evaluate, dataclasses.replace(config.decode, n=config.evaluate.samples)
-    start = load_policy(config)
+    start = load_policy(config, lm.layout)
     with Grader() as grader:
         bench = Bench(config, grader, directory / ".partial")
         fixed = dataclasses.replace(base, strategy="fixed")

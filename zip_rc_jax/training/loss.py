@@ -99,6 +99,23 @@ class VocabularySettings:
         )
         return mapped(rows, tables)
 
+    def largest(self, x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+        """`largest` of `x [n, V]`, within a function of `on_own_rows`: only the largest of every part of the vocabulary change devices."""
+        axes = self.layout.mesh_axes("vocab")
+        if not axes:
+            return largest(x, k)
+
+        def of_part(part: jax.Array) -> tuple[jax.Array, jax.Array]:
+            size = part.shape[-1]
+            values, ids = largest(part, min(k, size))
+            found = values, ids + size * jax.lax.axis_index(axes)
+            values, ids = (jax.lax.all_gather(x, axes, axis=-1, tiled=True) for x in found)
+            values, at = jax.lax.top_k(values, k)
+            return values, jnp.take_along_axis(ids, at, axis=-1)
+
+        split = jax.shard_map(of_part, axis_names=set(axes), in_specs=PartitionSpec(None, axes), out_specs=PartitionSpec(), check_vma=False)
+        return split(x)
+
     def fold(self, function: Callable[[Any, jax.Array], Any], carry: Any, wanted: jax.Array) -> Any:
         """`carry` after `function(carry, positions)` of all chunks of the positions that are wanted, on one device.
 
@@ -164,7 +181,7 @@ def teacher_top_k(settings: VocabularySettings, teacher: FullTeacher, labelled: 
         (hidden, labelled), (table, sampleable) = rows, tables
 
         def put(found: TopK, positions: jax.Array) -> TopK:
-            top, ids = largest(_masked(logits(settings.model, _taken(hidden, positions), table), sampleable), kept)
+            top, ids = settings.largest(_masked(logits(settings.model, _taken(hidden, positions), table), sampleable), kept)
             new = TopK(ids, jax.nn.log_softmax(top, axis=-1))
             return jax.tree.map(lambda x, y: x.at[positions].set(y, mode="drop"), found, new)
 
