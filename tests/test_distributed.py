@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import time
 
@@ -104,6 +105,17 @@ def test_a_command_of_one_process_refuses_others(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     assert main(["evaluate", "configs/chain_sum_demo.yaml"]) == 2
     assert "ZIP_RC_COORDINATOR=localhost:1: this command runs in one process" in capsys.readouterr().err
+
+
+def test_a_command_of_one_process_takes_one_host_of_a_tpu(request):
+    """Alone in a slice of several hosts, it would wait for ever."""
+    request.addfinalizer(functools.partial(jax.config.update, "jax_platforms", jax.config.values["jax_platforms"]))
+    jax.config.update("jax_platforms", "tpu,cpu")  # as JAX does on a machine with TPU chips
+    slice_of_two = {"TPU_WORKER_HOSTNAMES": "a,b"}
+    with pytest.raises(UsageError, match=r"a TPU of 2 hosts: this command runs on one of them.* Fix: .*TPU_PROCESS_BOUNDS=1,1,1"):
+        distributed.start(slice_of_two, together=False)
+    distributed.start(slice_of_two | {"TPU_PROCESS_BOUNDS": "1,1,1"}, together=False)
+    assert not distributed.several()
 
 
 def test_one_process_starts_alone_and_agrees_with_itself():

@@ -227,13 +227,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet()
     started, compiling = time.monotonic(), _count_compiling()
     try:
+        if arguments.command == "compile":  # for topologies that are not here
+            return run_compile(arguments)
         distributed.start(together=arguments.command in TOGETHER)
         if arguments.command == "decode":
             run_decode(arguments, argv)
         elif arguments.command == "export":
             run_export(arguments)
-        elif arguments.command == "compile":
-            return run_compile(arguments)
         else:
             _run_pipeline(arguments, argv)
     except UsageError as error:

@@ -116,9 +116,16 @@ def start(environment: MutableMapping[str, str] = os.environ, *, together: bool 
       together: whether the command is one that several processes run together.
 
     Raises:
-      UsageError: impossible settings, the others are not found within five minutes, or several processes for a command of one.
+      UsageError: impossible settings, the others are not found within five minutes, or several processes or hosts for a command of one.
     """
-    found = plan(environment, cloud_tpu_hosts(environment, jax.config.values["jax_platforms"]) if together else 1)
+    hosts = cloud_tpu_hosts(environment, jax.config.values["jax_platforms"])
+    if hosts > 1 and not together:
+        raise UsageError(
+            f"a TPU of {hosts} hosts",
+            "this command runs on one of them, and its chips would wait for those of the others",
+            "give it the chips of its host alone: TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 (for four chips)",
+        )
+    found = plan(environment, hosts)
     if found is not None and not together:
         raise UsageError(f"{COORDINATOR}={environment[COORDINATOR]}", "this command runs in one process", "unset it")
     if found is not None or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", ""):
