@@ -250,7 +250,8 @@ def test_sampling_and_labelling_give_the_same_on_all_accelerators_of_a_host(fini
 
 
 @pytest.mark.parametrize(
-    ("rows", "samples", "devices", "used"), [(256, 2, 8, 8), (64, 2, 6, 4), (8, 8, 4, 1), (8, 4, 4, 2), (7, 1, 4, 1), (7, 1, 8, 7)]
+    ("rows", "samples", "devices", "used"),
+    [(256, 2, 8, 8), (64, 2, 6, 4), (8, 8, 4, 1), (8, 4, 4, 2), (7, 1, 4, 1), (7, 1, 8, 7), (8, 16, 4, 1)],
 )
 def test_sampling_takes_the_devices_that_its_rows_divide_over(rows, samples, devices, used, monkeypatch):
     monkeypatch.setattr(pipeline, "devices_worth_using", lambda: devices)
@@ -277,6 +278,13 @@ def test_an_evaluation_gives_the_same_on_all_accelerators_of_a_host(finished, se
     mine, whole = (json.loads((where / "report" / "metadata.json").read_text()) for where in (tmp_path, directory))
     for part in ("quality", "drift"):
         assert mine[part] == pytest.approx(whole[part], abs=1e-5, nan_ok=True)
+
+
+def test_an_evaluation_of_more_samples_than_rows_is_refused(finished):
+    _, config = finished
+    few = dataclasses.replace(config, decode=dataclasses.replace(config.decode, n=8, rows=8))
+    with pytest.raises(UsageError, match=r"n=16 with rows=8: .* Fix: raise rows"):
+        run_evaluation(dataclasses.replace(few, evaluate=dataclasses.replace(config.evaluate, samples=16)), [])
 
 
 def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):

@@ -177,9 +177,9 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
 
 
 def sampling_layout(rows: int, samples: int) -> Layout:
-    """Most devices of this process worth using over which `rows` rows divide, with room for all samples of a prompt on each."""
+    """Most devices of this process worth using over which `rows` rows divide, with room for all samples of a prompt on each; else one."""
     devices = devices_worth_using()
-    used = max(count for count in range(1, devices + 1) if rows % count == 0 and rows // count >= samples)
+    used = max((count for count in range(1, devices + 1) if rows % count == 0 and rows // count >= samples), default=1)
     return side_by_side(used, DECODE_RULES)
 
 
