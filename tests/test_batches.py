@@ -292,6 +292,13 @@ def few_shot(rng):
     return prompt, np.where(rng.random(1600) < 0.95, 5, rng.integers(6, 9, 1600))
 
 
+def worked_sums(rng):
+    """Sums of two, four and six terms that SmolLM2 works out once or twice."""
+    level = rng.integers(0, 3, 1800)
+    once = np.array([14, 32, 50])[level] + rng.integers(0, 8, 1800)
+    return np.array([35, 41, 47])[level], np.where(rng.random(1800) < 0.3, 2, 1) * once
+
+
 def long_answers(rng):
     """A reasoning model's, log-normal; the longest are cut off at 32,000 tokens."""
     return rng.integers(50, 300, 3000), np.minimum(rng.lognormal(np.log(9000), 0.9, 3000).astype(int), 32000)
@@ -301,6 +308,7 @@ SHIPPED = {
     "chain_sum": chain_sums,
     "chain_sum_demo": chain_sums,
     "smollm2_135m": few_shot,
+    "smollm2_sums": worked_sums,
     "qwen3_1.7b": long_answers,
     "lfm2_350m": long_answers,
     "lfm2_1.2b": long_answers,

@@ -6,8 +6,11 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -294,6 +297,31 @@ def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):
         pipeline.train_head(empty, "critic")
     with pytest.raises(UsageError, match="no such directory"):
         run_evaluation(empty, [])
+
+
+def test_a_policy_can_start_from_a_model(tmp_path, finished):
+    directory, config = finished
+    start = load(directory / "policy")
+    slow = dataclasses.replace(config.policy.train, learning_rate=1e-9)
+    config = dataclasses.replace(config, run_dir=str(tmp_path), policy=dataclasses.replace(config.policy, start="", train=slow))
+    scratch = pipeline.train_head(config, "policy")
+    shutil.rmtree(tmp_path / "policy")
+    begun = dataclasses.replace(config, policy=dataclasses.replace(config.policy, start=str(directory / "policy")))
+    found = pipeline.train_head(begun, "policy")
+
+    def distance(lm):
+        return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(lm.params), jax.tree.leaves(start.params), strict=True))
+
+    assert distance(found) < 1e-7
+    assert distance(scratch) > 1e-4
+
+
+def test_solutions_that_do_not_fit_behind_their_prompts_are_refused(finished):
+    _, config = finished
+    short = dataclasses.replace(config.policy, train=dataclasses.replace(config.policy.train, row_tokens=16))
+    tokenizer = word_level(vocabulary(pipeline.LARGEST_NUMBER))
+    with pytest.raises(UsageError, match=r"row_tokens=16: problem 0 has a prompt of 13 tokens.* Fix: make the rows longer"):
+        pipeline.solution_rollouts(dataclasses.replace(config, policy=short), tokenizer)
 
 
 # Worked solutions: checked by doing the sums again.

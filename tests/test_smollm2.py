@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import zip_rc_jax
+from zip_rc_jax import pipeline
+from zip_rc_jax.config_file import load_config
 from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.loading import export, load
@@ -52,6 +54,17 @@ def test_the_file_says_what_it_is(smollm2):
 def test_all_its_ids_are_in_use_so_the_head_gets_new_rows(smollm2):
     lm = smollm2.with_head(Grid.authors("value"), "value")
     assert (lm.head.first_id, lm.config.vocab_size) == (49152, 49280)
+
+
+def test_worked_solutions_stand_behind_its_own_chat_template_and_end_as_it_ends_a_turn(smollm2):
+    config = load_config("configs/smollm2_sums.yaml", ["policy.examples=6"])
+    theirs = smollm2.tokenizer
+    for rollout in pipeline.solution_rollouts(config, theirs):
+        turns = [{"role": "system", "content": config.prompt.system}, {"role": "user", "content": rollout.question}]
+        assert rollout.prompt == theirs.chat(turns)
+        assert theirs.backend.decode(list(rollout.prompt_token_ids), skip_special_tokens=False) == rollout.prompt
+        written = theirs.backend.decode(list(rollout.output_token_ids), skip_special_tokens=False)
+        assert written == f"{rollout.response}<|im_end|>"
 
 
 @pytest.mark.slow

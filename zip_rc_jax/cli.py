@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train",
         "train the policy, the critic, the final model or ZIP-RC-Lite",
         "Stages:\n"
-        "  policy  next-token training of the demo policy on worked solutions\n"
+        "  policy  next-token training of a demo policy on worked chain sums, from scratch or from policy.start\n"
         "  critic  the joint on `correct`, no KL (reads run_dir/graded)\n"
         "  final   the joint on `value`, with KL to the starting policy (reads run_dir/labelled)\n"
         "  lite    only the reserved rows, so every next-token logit stays bit-identical (reads run_dir/labelled)\n"

@@ -42,6 +42,7 @@ console = Console() if Console().is_terminal else Console(width=170)
 def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
     """All stages from the policy to the report, each timed; then one problem is solved live."""
     stages = [
+        *([] if config.policy.path else [("train the policy", lambda: pipeline.train_head(config, "policy"))]),
         ("sample rollouts", lambda: pipeline.make_rollouts(config)),
         ("grade", lambda: pipeline.make_grades(config)),
         ("train critic", lambda: pipeline.train_head(config, "critic")),

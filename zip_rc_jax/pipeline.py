@@ -68,32 +68,48 @@ def train_layout(config: PipelineConfig) -> Layout:
 # Policy.
 
 
-def solution_rollouts(config: PipelineConfig, tokenizer: Any) -> list[Rollout]:
-    """Training texts of the demo policy as rollouts: problems of the training split with written solutions."""
+def solution_rollouts(config: PipelineConfig, tokenizer: Tokenizer) -> list[Rollout]:
+    """Training texts of a demo policy as rollouts: prompts of the training split with written solutions.
+
+    Raises:
+      UsageError: a prompt leaves no room in a row for the shortest of several solutions, or see `prompt_texts`.
+    """
     rng = random.Random(config.policy.train.seed)
     found = problems(config.task, "train", config.policy.examples)
     rollouts = []
-    for p in found:
-        prompt_ids = tokenizer.encode(p.question)
+    for p, prompt in zip(found, prompt_texts(found, config, tokenizer), strict=True):
+        prompt_ids = tokenizer.encode(prompt)
         room = config.policy.train.row_tokens + 1 - len(prompt_ids)  # the last token is never an input
-        output: list[int] = []
-        while not 0 < len(output) <= room:  # the rare solution that does not fit is written anew
+        for _ in range(100):  # the rare solution that does not fit is written anew
             solution = write_solution(p.question, config.policy, rng)
             output = [*tokenizer.encode(solution), tokenizer.eos_ids[0]]
-        rollouts.append(_rollout(p, 0, p.question, prompt_ids, output, solution, True, 1.0))
+            if len(output) <= room:
+                break
+        else:
+            raise UsageError(
+                f"policy.train.row_tokens={config.policy.train.row_tokens}",
+                f"problem {p.index} has a prompt of {len(prompt_ids)} tokens, and none of 100 solutions fits behind it",
+                "make the rows longer",
+            )
+        rollouts.append(_rollout(p, 0, prompt, prompt_ids, output, solution, True, 1.0))
     return rollouts
 
 
 def make_policy(config: PipelineConfig) -> LanguageModel:
-    """Trains the demo policy from scratch on worked solutions; result in `run_dir/policy`."""
-    tokenizer = word_level(vocabulary(LARGEST_NUMBER))
-    lm = LanguageModel.create(config.model, tokenizer, config.policy.train.seed).with_head(config.grid.grid("correct"), "correct")
-    lm = dataclasses.replace(lm, layout=train_layout(config))
+    """Trains a demo policy on worked solutions, from scratch or from `policy.start`; result in `run_dir/policy`."""
+    if config.policy.start:
+        lm = load(config.policy.start, layout=train_layout(config))
+    else:
+        lm = LanguageModel.create(config.model, word_level(vocabulary(LARGEST_NUMBER)), config.policy.train.seed)
+        lm = dataclasses.replace(lm, layout=train_layout(config))
     policy = to_dict(config.policy)
     policy.pop("train"), policy.pop("path")
-    source = {"policy": policy, "task": to_dict(config.task)}
+    source: dict[str, Any] = {"policy": policy, "task": to_dict(config.task)}
+    if config.policy.start:
+        source |= {"start": lm.digest(), **prompt_record(config, lm.tokenizer)}
+    lm = lm.with_head(config.grid.grid("correct"), "correct")
     directory = run_directory(config) / "policy"
-    return train(lm, solution_rollouts(config, tokenizer), config.policy.train, directory, source=source, title="policy")
+    return train(lm, solution_rollouts(config, lm.tokenizer), config.policy.train, directory, source=source, title="policy")
 
 
 # Rollouts.

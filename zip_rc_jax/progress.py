@@ -42,16 +42,18 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, s
             yield update
         return
 
-    started = printed = time.monotonic()
-    last = [""]
+    since, counted = time.monotonic(), done
+    printed, first, last = since, True, ""
 
     def line(now: int, status: str | None) -> None:
-        nonlocal printed
-        last[0] = status if status is not None else last[0]
+        nonlocal since, counted, printed, first, last
+        last = status if status is not None else last
         clock = time.monotonic()
         if clock - printed > _LINE_SECONDS or now == total:
-            eta = (clock - started) / max(now - done, 1) * (total - now)
-            console.print(f"{title} {now}/{total}  ETA {eta:.0f}s  {last[0]}", highlight=False, soft_wrap=True)
+            eta = (clock - since) / max(now - counted, 1) * (total - now)
+            console.print(f"{title} {now}/{total}  ETA {eta:.0f}s  {last}", highlight=False, soft_wrap=True)
             printed = clock
+        if first:  # what comes first also waits for compilation, and tells little about the rest
+            since, counted, first = clock, now, False
 
     yield line

@@ -41,7 +41,7 @@ def add_compile_parser(commands: argparse._SubParsersAction) -> argparse.Argumen
         + "example: zip-rc compile train configs/qwen3_1.7b.yaml --stage final --topology v5e:4x4 --mesh fsdp=16 final.row_tokens=2048",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("config", help="YAML file; the model is policy.path if that is on this machine, else the model section")
+    train.add_argument("config", help="YAML file; the model is policy.path (or start) if that is on this machine, else the model section")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to override, e.g. final.row_tokens=2048")
     train.add_argument("--stage", required=True, choices=STAGES, help="which training step")
     _add_target(train, "v5e:4x4", "fsdp=16; default the config's mesh, which is all chips on fsdp if it says nothing")
@@ -68,7 +68,8 @@ def _add_target(parser: argparse.ArgumentParser, topology: str, mesh: str) -> No
 
 
 def with_model(config: PipelineConfig, name: str) -> PipelineConfig:
-    """The config with the sizes of its model in `model`: those of `policy.path` if it is on this machine, else as they stand.
+    """The config with the sizes of its model in `model`: those of `policy.path` or `policy.start` if it is on this machine, else as
+    they stand.
 
     Args:
       name: of the file, for messages.
@@ -76,11 +77,11 @@ def with_model(config: PipelineConfig, name: str) -> PipelineConfig:
     Raises:
       UsageError: the policy is not here and the config does not give its sizes.
     """
-    path = config.policy.path
+    path = config.policy.path or config.policy.start
     sizes = _sizes_on_disk(path) if path else None
     if sizes is None and path and config.model == ModelConfig():
         raise UsageError(
-            f"policy.path={path!r} of {name}",
+            f"policy.{'path' if config.policy.path else 'start'}={path!r} of {name}",
             "it is not on this machine, and there is no model section",
             "write its sizes in a model section",
         )

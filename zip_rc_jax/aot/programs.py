@@ -175,7 +175,7 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str =
     """Compiles the training step of a stage.
 
     Args:
-      config: its `model` section must hold the sizes of the model (`command.with_model` takes them from `policy.path`).
+      config: its `model` section must hold the sizes of the model (`command.with_model` takes them from the policy).
       stage: "policy", "critic", "final" or "lite".
       topology: such as `v5e:4x4`.
       mesh: such as `fsdp=8,tensor=2`; empty: `config.mesh`, by default all chips on `fsdp`.

@@ -124,10 +124,11 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """How the embedded policy is made, and where it lies.
+    """Where the starting policy lies, and how one that works out chain sums is made.
 
     Attributes:
       path: checkpoint of the starting policy (see `load`); empty for the one that `train --stage policy` left in run_dir.
+      start: model that `train --stage policy` begins with (see `load`); empty for a new one of the sizes in `model`.
       unsure: probability that a total is carried unsurely to the next step.
       slip_unsure, slip_sure: probability that an unsure carry is wrong, and that a sure one is.
       redo: probability that an unsure carry is redone, surely.
@@ -137,6 +138,7 @@ class PolicyConfig:
     """
 
     path: str = ""
+    start: str = ""
     unsure: float = 0.27
     slip_unsure: float = 0.7
     slip_sure: float = 0.005
@@ -145,6 +147,14 @@ class PolicyConfig:
     check_sure: float = 0.2
     examples: int = 2_000_000
     train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0)
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.path and self.start),
+            f"policy.path={self.path!r} with policy.start={self.start!r}",
+            "no stage would read the policy that is trained from the second",
+            "leave one of them out",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
