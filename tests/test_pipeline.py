@@ -297,6 +297,8 @@ def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):
         pipeline.train_head(empty, "critic")
     with pytest.raises(UsageError, match="no such directory"):
         run_evaluation(empty, [])
+    with pytest.raises(UsageError, match="zip-rc train --stage policy"):
+        pipeline.make_rollouts(dataclasses.replace(empty, policy=dataclasses.replace(config.policy, path="")))
 
 
 def test_a_policy_can_start_from_a_model(tmp_path, finished):

@@ -56,8 +56,19 @@ def source_path(config: PipelineConfig, stage: str) -> pathlib.Path:
 
 
 def load_policy(config: PipelineConfig, layout: Layout | None = None) -> LanguageModel:
-    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory. `layout`: see `load`."""
-    return load(config.policy.path or run_directory(config) / "policy", layout=layout)
+    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory. `layout`: see `load`.
+
+    Raises:
+      UsageError: there is none, or see `load`.
+    """
+    if config.policy.path:
+        return load(config.policy.path, layout=layout)
+    trained = run_directory(config) / "policy"
+    if not trained.is_dir():
+        raise UsageError(
+            "policy.path=''", f"there is no {trained}", "set policy.path to a model, or run `zip-rc train --stage policy` to make one"
+        )
+    return load(trained, layout=layout)
 
 
 def train_layout(config: PipelineConfig) -> Layout:

@@ -1,4 +1,4 @@
-"""Worked solutions of chain sums: the training text of the embedded demo policy.
+"""Worked solutions of chain sums: the training text of the demo policies.
 
 A solution works from left to right and carries the running total from each step to the next, firmly (";") or unsurely ("?"). An
 unsure carry is often wrong (the total after "?" is not the one before it), so that what the policy gets wrong after training is
