@@ -16,7 +16,7 @@ import pytest
 
 from zip_rc_jax import distributed, pipeline
 from zip_rc_jax.answers import extract_answer
-from zip_rc_jax.config import to_dict
+from zip_rc_jax.config import TaskConfig, to_dict
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.data.records import PartialRollouts, read_rollouts
 from zip_rc_jax.data.tasks import problems
@@ -324,6 +324,12 @@ def test_solutions_that_do_not_fit_behind_their_prompts_are_refused(finished):
     tokenizer = word_level(vocabulary(pipeline.LARGEST_NUMBER))
     with pytest.raises(UsageError, match=r"row_tokens=16: problem 0 has a prompt of 13 tokens.* Fix: make the rows longer"):
         pipeline.solution_rollouts(dataclasses.replace(config, policy=short), tokenizer)
+
+
+def test_worked_solutions_are_for_chain_sums_alone(finished):
+    other = dataclasses.replace(finished[1], task=TaskConfig("products", ({"min_terms": 2, "max_terms": 2},)))
+    with pytest.raises(UsageError, match="task 'products': worked solutions .* Fix: set policy.path"):
+        pipeline.solution_rollouts(other, word_level(vocabulary(pipeline.LARGEST_NUMBER)))
 
 
 # Worked solutions: checked by doing the sums again.

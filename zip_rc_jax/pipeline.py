@@ -83,12 +83,17 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Tokenizer) -> list[Roll
     """Training texts of a demo policy as rollouts: prompts of the training split with written solutions.
 
     Raises:
-      UsageError: a prompt leaves no room in a row for the shortest of several solutions, or see `prompt_texts`.
+      UsageError: a problem that is no chain sum, a prompt that leaves no room in a row for the shortest of several solutions, or see
+        `prompt_texts`.
     """
     rng = random.Random(config.policy.train.seed)
     found = problems(config.task, "train", config.policy.examples)
     rollouts = []
     for p, prompt in zip(found, prompt_texts(found, config, tokenizer), strict=True):
+        if p.task != "chain_sum":
+            raise UsageError(
+                f"task {p.task!r}", "worked solutions are written for chain_sum alone", "set policy.path to a model that knows the task"
+            )
         prompt_ids = tokenizer.encode(prompt)
         room = config.policy.train.row_tokens + 1 - len(prompt_ids)  # the last token is never an input
         for _ in range(100):  # the rare solution that does not fit is written anew
@@ -113,9 +118,8 @@ def make_policy(config: PipelineConfig) -> LanguageModel:
     else:
         lm = LanguageModel.create(config.model, word_level(vocabulary(LARGEST_NUMBER)), config.policy.train.seed)
         lm = dataclasses.replace(lm, layout=train_layout(config))
-    policy = to_dict(config.policy)
-    policy.pop("train"), policy.pop("path")
-    source: dict[str, Any] = {"policy": policy, "task": to_dict(config.task)}
+    text = {name: value for name, value in to_dict(config.policy).items() if name not in ("train", "path", "start")}
+    source: dict[str, Any] = {"policy": text, "task": to_dict(config.task)}
     if config.policy.start:
         source |= {"start": lm.digest(), **prompt_record(config, lm.tokenizer)}
     lm = lm.with_head(config.grid.grid("correct"), "correct")
