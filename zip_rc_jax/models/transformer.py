@@ -17,6 +17,7 @@ from flax import nnx
 from zip_rc_jax.config import ModelConfig, RopeScaling
 from zip_rc_jax.models.attention import Attention, attend, packed_attention, rope_frequencies, rotate, rotation
 from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache, resize_rows
+from zip_rc_jax.models.gpu_attention import attend_in_place, reads_in_place
 from zip_rc_jax.models.stacks import segments
 from zip_rc_jax.sharding import Layout
 
@@ -91,8 +92,15 @@ def project_output_major(x: jax.Array, weight: jax.Array) -> jax.Array:
     """`x [B, T, d_in]` times `weight [..., d_in] -> [B, T, ...]`, for decoding on CPU."""
     batch, steps, width = x.shape
     x, flat = x.reshape(batch * steps, width), weight.reshape(-1, width)
-    # The barrier keeps XLA from turning the product round.
-    out = jax.lax.optimization_barrier(jnp.matmul(flat, x.T)).T if len(x) <= FEW_ROWS else x @ flat.T
+
+    def turned(flat: jax.Array, x: jax.Array) -> jax.Array:
+        # The barrier keeps XLA from turning the product round.
+        return jax.lax.optimization_barrier(jnp.matmul(flat, x.T)).T
+
+    def plain(flat: jax.Array, x: jax.Array) -> jax.Array:
+        return x @ flat.T
+
+    out = jax.lax.platform_dependent(flat, x, cpu=turned if len(x) <= FEW_ROWS else plain, default=plain)
     return out.reshape(batch, steps, *weight.shape[:-1])
 
 
@@ -331,6 +339,11 @@ def hidden_states(
         else:
             assert slots is not None
             old = old.append(layer, positions, live, k, v)
+            if reads_in_place(layout, steps, config.head_dim):
+                length = jnp.where(live, positions[:, 0] + 1, 0)
+                window = config.sliding_window if block.kind == "sliding" else 0
+                attended = attend_in_place(layout, q, old, layer, length, slots=slots, scale=_scale(config), window=window)
+                return block.attention_output(attended), old
             keys, values = old.read(layer, rows, slots)
         attended = attentions[block.kind](resize_rows(q, shards, rows), keys, values)
         return block.attention_output(resize_rows(attended, shards, batch // shards)), old

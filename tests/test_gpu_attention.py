@@ -1,0 +1,124 @@
+"""The GPU kernel of decoding, against a loop over rows and heads in numpy. Without a GPU it is interpreted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.models import transformer
+from zip_rc_jax.models.cache import AttentionCache, Cache
+from zip_rc_jax.models.gpu_attention import BLOCK, PART, attend_in_place, reads_in_place
+from zip_rc_jax.models.transformer import hidden_states, init_params
+from zip_rc_jax.sharding import single_device
+
+LAYOUT = single_device()
+INTERPRET = LAYOUT.platform != "gpu"
+
+
+def cache_and_queries(rows, pool, heads, kv_heads, slots, dim, dtype, layers=2):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = (layers, 1, pool, kv_heads, slots, dim)
+    k, v = (jax.random.normal(key, shape, dtype) for key in keys[:2])
+    return AttentionCache(k, v), jax.random.normal(keys[2], (rows, 1, heads, dim), dtype)
+
+
+def reference(q, cache, layer, length, window):
+    """Row by row and head by head, in float64; 0 for rows of length 0."""
+    q = np.asarray(q, np.float64)
+    k, v = (np.asarray(x[layer, 0], np.float64) for x in (cache.k, cache.v))
+    out = np.zeros_like(q)
+    groups = q.shape[2] // k.shape[1]
+    for row, size in enumerate(length):
+        seen = slice(max(0, size - window) if window else 0, size)
+        for head in range(q.shape[2] if size else 0):
+            keys, values = k[row, head // groups, seen], v[row, head // groups, seen]
+            scores = keys @ q[row, 0, head] * 0.3
+            weights = np.exp(scores - scores.max())
+            out[row, 0, head] = weights / weights.sum() @ values
+    return out
+
+
+def run(q, cache, layer, length, slots, window=0):
+    return attend_in_place(
+        LAYOUT, q, cache, jnp.int32(layer), jnp.asarray(length, jnp.int32), slots=slots, scale=0.3, window=window, interpret=INTERPRET
+    )
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (9, 3), (8, 1), (18, 1)])
+def test_every_row_sees_its_own_slots(heads, kv_heads):
+    cache, q = cache_and_queries(5, 7, heads, kv_heads, 96, 32, jnp.float32)
+    length = [96, 1, BLOCK, BLOCK + 1, 33]
+    np.testing.assert_allclose(run(q, cache, 1, length, 96), reference(q, cache, 1, length, 0), atol=2e-6)
+
+
+def test_a_long_row_is_put_together_from_its_parts():
+    slots = 2 * PART + 40
+    cache, q = cache_and_queries(4, 4, 4, 2, slots, 16, jnp.float32)
+    length = [slots, PART, PART + 1, 3]
+    np.testing.assert_allclose(run(q, cache, 0, length, slots), reference(q, cache, 0, length, 0), atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [1, 10, BLOCK + 3, 900])
+def test_a_sliding_layer_sees_the_last_slots(window):
+    slots = PART + 100
+    cache, q = cache_and_queries(3, 3, 2, 1, slots, 16, jnp.float32)
+    length = [slots, 70, 5]
+    np.testing.assert_allclose(run(q, cache, 0, length, slots, window), reference(q, cache, 0, length, window), atol=2e-6)
+
+
+def test_bfloat16_differs_by_its_rounding_only():
+    cache, q = cache_and_queries(3, 3, 4, 2, 128, 64, jnp.bfloat16)
+    length = [128, 77, 2]
+    found = run(q, cache, 1, length, 128)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), reference(q, cache, 1, length, 0), atol=0.02)
+
+
+def test_what_lies_past_a_row_or_belongs_to_no_live_row_is_never_read():
+    cache, q = cache_and_queries(3, 4, 4, 2, 96, 32, jnp.float32)
+    length = [40, 0, 96]
+    clean = run(q, cache, 0, length, 96)
+    hidden = np.ones(cache.k.shape, bool)
+    for row, size in enumerate(length):
+        hidden[0, 0, row, :, :size] = False
+    spoilt = AttentionCache(*(jnp.where(hidden, jnp.nan, x) for x in (cache.k, cache.v)))
+    found = np.asarray(run(q, spoilt, 0, length, 96))
+    assert np.array_equal(found, clean)
+    assert not found[1].any()
+
+
+def test_slots_that_no_row_reaches_are_not_needed():
+    cache, q = cache_and_queries(3, 3, 4, 2, 256, 32, jnp.float32)
+    length = [64, 20, 1]
+    np.testing.assert_allclose(run(q, cache, 0, length, 64), run(q, cache, 0, length, 256), atol=1e-6)
+
+
+def test_only_single_tokens_on_gpu_with_heads_of_a_power_of_two_are_read_in_place():
+    assert reads_in_place(LAYOUT, 1, 64) == (not INTERPRET)
+    assert not reads_in_place(LAYOUT, 2, 64)
+    assert not reads_in_place(LAYOUT, 1, 80)
+
+
+@pytest.mark.parametrize("kinds", [("attention",) * 3, ("sliding", "sliding", "attention"), ("attention", "conv", "attention")])
+def test_a_model_that_reads_in_place_gives_the_same_hidden_states(kinds, monkeypatch):
+    sizes = {"vocab_size": 64, "d_model": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "d_ff": 48}
+    config = ModelConfig(**sizes, layer_types=kinds, sliding_window=5 * ("sliding" in kinds), conv_kernel=3 * ("conv" in kinds))
+    params, rows, slots = init_params(config, 0), 3, 32
+    tokens = jax.random.randint(jax.random.key(1), (rows, 12), 0, 64)
+
+    def decoded():
+        cache = Cache.empty(config, 1, rows + 1, slots, jnp.float32)
+        positions = jnp.broadcast_to(jnp.arange(8), (rows, 8))
+        hidden, cache = hidden_states(config, params, tokens[:, :8], positions, layout=LAYOUT, cache=cache)
+        found = [hidden[:, -1:]]
+        for at in range(8, 12):
+            out, cache = hidden_states(config, params, tokens[:, at : at + 1], jnp.full((rows, 1), at), layout=LAYOUT, cache=cache)
+            found.append(out)
+        return np.asarray(jnp.concatenate(found, 1))
+
+    before = decoded()
+    monkeypatch.setattr(transformer, "reads_in_place", lambda layout, steps, head_dim: steps == 1)
+    original = transformer.attend_in_place
+    monkeypatch.setattr(transformer, "attend_in_place", lambda *a, **k: original(*a, **k, interpret=INTERPRET))
+    np.testing.assert_allclose(decoded(), before, atol=2e-5)
