@@ -85,7 +85,9 @@ def main() -> None:
         sampling = jax.tree.map(jnp.asarray, Sampling.stack([config.decode.sampling] * rows))
         key = np.tile(np.asarray(jax.random.key_data(jax.random.key(0))), (rows, 1))
         never = np.full(rows, 2**30)
-        lanes = jax.tree.map(lambda x: jnp.asarray(x)[None], Lanes(np.ones(rows, bool), key, never, never, np.full((rows, 4), -1), sampling))
+        lanes = jax.tree.map(
+            lambda x: jnp.asarray(x)[None], Lanes(np.ones(rows, bool), key, never, never, np.full((rows, 4), -1), sampling)
+        )
         state = [dataclasses.replace(pool, length=length, prompt_length=prompt, done=jnp.zeros_like(pool.done))]
         del pool
 

@@ -3,7 +3,8 @@
     python benchmarks/overhead.py [--rows 64] [--interval 16] [--runs 9]
 
 The same model, cache and sampler in three loops of `--interval` decode steps, which take turns within every run, so a busy machine slows
-all of them alike; medians of the runs, and of the ratios within a run. Freed memory stays in the process (`host_memory`):
+all of them alike, on the same arrays, as where a cache lies in memory makes a difference of several percent; medians of the runs, and of
+the ratios within a run. Freed memory stays in the process (`host_memory`):
 - plain: a jitted loop that draws tokens and feeds them, and knows nothing of a head;
 - head: the decoder's own program, which also reads the joint after every token, averages it, and looks for stop ids and faults;
 - decisions: the same, and then one decision for 8 prompts of 8 prefixes: joints to the host, utilities, the choice.
@@ -79,30 +80,31 @@ def main() -> None:
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
     shapes = (np.ones(rows, bool), np.tile(key, (rows, 1)), np.full(rows, 10**6), np.full(rows, 10**6), np.full((rows, 4), -1, np.int32))
     lanes = jax.tree.map(lambda x: jnp.asarray(x)[None], Lanes(*shapes, sampling))
-    states: dict[str, Any] = {"plain": None, "head": started(engine, rows), "decisions": started(engine, rows)}
-    first = started(engine, rows)
-    states["plain"] = (first.logits[0, :rows], first.cache)
+    state = [started(engine, rows)]  # one, as every loop takes it away and leaves it
 
     def run_plain() -> None:
-        logits, cache = states["plain"]
-        logits, cache, tokens = plain(settings, params, cache, logits, jax.random.key(0), sampling, jnp.int32(steps), rows)
-        states["plain"] = logits, cache
-        jax.block_until_ready(tokens)
+        pool = state.pop()
+        logits, cache, tokens = plain(
+            settings, params, pool.cache, pool.logits[0, :rows], jax.random.key(0), sampling, jnp.int32(steps), rows
+        )
+        state.append(dataclasses.replace(pool, cache=cache))
+        jax.block_until_ready((logits, tokens))
 
-    def run_head(name: str) -> Any:
-        pool = states[name]
+    def run_head() -> Any:
+        pool = state.pop()
         pool = dataclasses.replace(pool, length=jnp.full_like(pool.length, PROMPT))
-        states[name], stepped = advance(settings, params, pool, lanes, jnp.int32(steps), SLOTS)
+        pool, stepped = advance(settings, params, pool, lanes, jnp.int32(steps), SLOTS)
+        state.append(pool)
         return jax.block_until_ready(stepped)
 
     def run_decisions() -> None:
-        stepped = run_head("decisions")
+        stepped = run_head()
         joint = np.asarray(stepped.joint).reshape(rows // 8, 8, grid.n_reward, grid.n_length)
         tokens = np.asarray(stepped.length).reshape(rows // 8, 8) - PROMPT
         choice = choose_meta_action(joint, np.ones(tokens.shape, bool), tokens, grid=grid, config=engine.config)
         np.asarray(choice.multiplicity)
 
-    loops = {"plain": run_plain, "head": lambda: run_head("head"), "decisions": run_decisions}
+    loops = {"plain": run_plain, "head": run_head, "decisions": run_decisions}
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for run in range(arguments.runs + 1):
         for name, loop in loops.items():

@@ -18,6 +18,11 @@ NUMBER = r"[+-]?\d[\d.,]*(?:%|e[+-]?\d+)?"
 SMALLEST = {
     "adaptive.py": ("--prompts 6 --betas 0.05 --runs 1", rf"\| (best of|adaptive, alpha)[^|]+(\| {NUMBER} ){{6}}\|", 3),
     "decode.py": ("--prompts 1 --tokens 4 --runs 1", rf"(\| {NUMBER} ){{7}}\|", 2),
+    "decode_limit.py": (
+        "--config configs/chain_sum_demo.yaml --rows 2 4 --context 64 --dtype float32 --steps 2 --runs 1",
+        rf"(\| {NUMBER} ){{7}}\|",
+        2,
+    ),
     "loss.py": (
         "--vocab 512 --positions 64 --width 16 --chunk 16 --compare",
         rf"\w+ +chunked +{NUMBER} .* differ by {NUMBER}",
@@ -41,7 +46,7 @@ def test_a_benchmark_runs_and_prints_its_table(name, smollm2_gguf):
     arguments, line, count = SMALLEST[name]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # on one device, as its users run it
     command = [sys.executable, str(BENCHMARKS / name), *arguments.split()]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=BENCHMARKS.parent, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [row for row in done.stdout.splitlines() if re.fullmatch(line, row)]
     assert len(rows) == count, done.stdout

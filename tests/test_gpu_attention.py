@@ -7,10 +7,10 @@ import pytest
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models import transformer
-from zip_rc_jax.models.cache import AttentionCache, Cache
+from zip_rc_jax.models.cache import KEY_AXES, AttentionCache, Cache
 from zip_rc_jax.models.gpu_attention import BLOCK, PART, attend_in_place, reads_in_place
 from zip_rc_jax.models.transformer import hidden_states, init_params
-from zip_rc_jax.sharding import single_device
+from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, single_device
 
 LAYOUT = single_device()
 INTERPRET = LAYOUT.platform != "gpu"
@@ -39,9 +39,9 @@ def reference(q, cache, layer, length, window):
     return out
 
 
-def run(q, cache, layer, length, slots, window=0):
+def run(q, cache, layer, length, slots, window=0, layout=LAYOUT):
     return attend_in_place(
-        LAYOUT, q, cache, jnp.int32(layer), jnp.asarray(length, jnp.int32), slots=slots, scale=0.3, window=window, interpret=INTERPRET
+        layout, q, cache, jnp.int32(layer), jnp.asarray(length, jnp.int32), slots=slots, scale=0.3, window=window, interpret=INTERPRET
     )
 
 
@@ -94,6 +94,39 @@ def test_slots_that_no_row_reaches_are_not_needed():
     np.testing.assert_allclose(run(q, cache, 0, length, 64), run(q, cache, 0, length, 256), atol=1e-6)
 
 
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs eight devices")
+def test_rows_and_heads_stay_on_their_devices():
+    layout = Layout(make_mesh(data=4, tensor=2), DECODE_RULES)
+    _, q = cache_and_queries(8, 3, 4, 2, 96, 16, jnp.float32)
+    shape = (2, 4, 3, 2, 96, 16)  # four shards of three rows, two of which are stepped
+    sharded = AttentionCache(*(jax.random.normal(jax.random.key(i), shape) for i in (1, 2)))
+    flat = AttentionCache(*(x[:, :, :2].reshape(2, 1, 8, 2, 96, 16) for x in (sharded.k, sharded.v)))
+    length = [96, 5, 64, 65, 1, 40, 0, 17]
+    text = (
+        jax.jit(lambda q, cache: run(q, cache, 1, length, 96, layout=layout))
+        .lower(q, layout.shard(sharded, AttentionCache(KEY_AXES, KEY_AXES)))
+        .compile()
+        .as_text()
+    )
+    assert not [line for line in text.splitlines() if "all-gather" in line or "all-to-all" in line]
+    np.testing.assert_allclose(run(q, sharded, 1, length, 96, layout=layout), reference(q, flat, 1, length, 0), atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_for_a_gpu_it_is_one_kernel_that_is_given_the_whole_cache(dtype):
+    """What is compiled on a GPU can be lowered anywhere, for a cache of more than 2^32 bytes here."""
+    shape = (28, 1, 65, 8, 8192, 128)
+    keys, scalar = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), jnp.int32)
+    q, length = jax.ShapeDtypeStruct((64, 1, 16, 128), dtype), jax.ShapeDtypeStruct((64,), jnp.int32)
+    call = jax.jit(lambda *inputs: attend_in_place(LAYOUT, *inputs, slots=8192, scale=0.1, window=0))
+    text = call.trace(q, AttentionCache(keys, keys), scalar, length).lower(lowering_platforms=("cuda",)).as_text()
+    (kernel,) = [line for line in text.splitlines() if "stablehlo.custom_call" in line and "triton" in line]
+    assert kernel.count("tensor<" + "x".join(map(str, shape))) == 2
+    # Nothing else touches keys or values: no slice of a layer, of rows or of slots.
+    others = [line for line in text.splitlines() if "8192x128" in line and " = " in line and line != kernel]
+    assert not others
+
+
 def test_only_single_tokens_on_gpu_with_heads_of_a_power_of_two_are_read_in_place():
     assert reads_in_place(LAYOUT, 1, 64) == (not INTERPRET)
     assert not reads_in_place(LAYOUT, 2, 64)
@@ -104,15 +137,15 @@ def test_only_single_tokens_on_gpu_with_heads_of_a_power_of_two_are_read_in_plac
 def test_a_model_that_reads_in_place_gives_the_same_hidden_states(kinds, monkeypatch):
     sizes = {"vocab_size": 64, "d_model": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "d_ff": 48}
     config = ModelConfig(**sizes, layer_types=kinds, sliding_window=5 * ("sliding" in kinds), conv_kernel=3 * ("conv" in kinds))
-    params, rows, slots = init_params(config, 0), 3, 32
-    tokens = jax.random.randint(jax.random.key(1), (rows, 12), 0, 64)
+    params, rows, slots = init_params(config, 0), 2, 16
+    tokens = jax.random.randint(jax.random.key(1), (rows, 10), 0, 64)
 
     def decoded():
         cache = Cache.empty(config, 1, rows + 1, slots, jnp.float32)
         positions = jnp.broadcast_to(jnp.arange(8), (rows, 8))
         hidden, cache = hidden_states(config, params, tokens[:, :8], positions, layout=LAYOUT, cache=cache)
         found = [hidden[:, -1:]]
-        for at in range(8, 12):
+        for at in range(8, 10):
             out, cache = hidden_states(config, params, tokens[:, at : at + 1], jnp.full((rows, 1), at), layout=LAYOUT, cache=cache)
             found.append(out)
         return np.asarray(jnp.concatenate(found, 1))

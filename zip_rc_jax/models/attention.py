@@ -84,18 +84,12 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: flo
     kv_heads, slots = k.shape[1:3]
     groups = heads // kv_heads
     grouped = q.reshape(batch, steps, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, groups * steps, dim)
-
-    def keys_first(q: jax.Array, k: jax.Array) -> jax.Array:
-        # The barrier keeps XLA from turning the product round.
-        scores = jnp.matmul(k, q.swapaxes(2, 3), preferred_element_type=jnp.float32)
-        return jax.lax.optimization_barrier(scores).swapaxes(2, 3)
-
-    def queries_first(q: jax.Array, k: jax.Array) -> jax.Array:
-        return jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
-
-    scores = jax.lax.platform_dependent(
-        grouped * scale, k, cuda=queries_first, default=keys_first if groups * steps < 8 else queries_first
-    )
+    if groups * steps < 8:
+        # Few queries: on CPU the product with the keys in front is faster, and the barrier keeps XLA from turning it round.
+        scores = jnp.matmul(k, (grouped * scale).swapaxes(2, 3), preferred_element_type=jnp.float32)
+        scores = jax.lax.optimization_barrier(scores).swapaxes(2, 3)
+    else:
+        scores = jnp.matmul(grouped * scale, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores.reshape(batch, kv_heads, groups, steps, slots), -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     # Normalised after the product: the division then touches [T, D] numbers instead of [T, S].

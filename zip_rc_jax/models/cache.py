@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models.stacks import segments
 
+# Logical axes of the keys and values of a stack of layers, for `sharding.Layout`.
+KEY_AXES = ("layers", "batch", None, "kv_heads", "sequence", "head_dim")
+
 
 def first_rows(x: jax.Array, width: int) -> jax.Array:
     """The first `width` rows of every shard of `[X, R, ...]`, as lanes `[X * width, ...]`."""
@@ -179,7 +182,7 @@ class Cache:
 
     def axes(self) -> Cache:
         """Logical axis names of every leaf, for `sharding.Layout`."""
-        attention = AttentionCache(*[("layers", "batch", None, "kv_heads", "sequence", "head_dim")] * 2)  # type: ignore[arg-type]
+        attention = AttentionCache(KEY_AXES, KEY_AXES)  # type: ignore[arg-type]
         conv = ConvCache(("layers", "batch", None, None, "channels"))  # type: ignore[arg-type]
         return Cache({name: attention if isinstance(stack, AttentionCache) else conv for name, stack in self.stacks.items()})
 

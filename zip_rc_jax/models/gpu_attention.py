@@ -1,7 +1,7 @@
 """Attention of one new token per row over the decoding cache, as a GPU kernel (Pallas, through Triton).
 
-XLA copies the part of the cache that is looked at before it multiplies with it, layer by layer and step by step. This kernel reads the
-cache where it lies, each row no further than it is long, and leaves out the rows that are not live.
+XLA copies the part of the cache that is looked at before it multiplies with it, in every layer and step. This kernel reads the cache
+where it lies, each row no further than it is long, and leaves out the rows that are not live (docs/gpu.md has the figures).
 
 A program of its grid takes one row, one key/value head and one part of the slots, and goes through blocks of slots with an online
 softmax. The parts are put together afterwards (as in FlashDecoding), so that a few long rows also keep the whole GPU busy.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from zip_rc_jax.models.cache import AttentionCache
+from zip_rc_jax.models.cache import KEY_AXES, AttentionCache
 from zip_rc_jax.sharding import Layout
 
 BLOCK = 64  # slots that are multiplied at once
@@ -59,7 +59,7 @@ def attend_in_place(
       `[X * W, 1, H, D]` in the dtype of `q`.
     """
     queries = layout.spec(("batch", None, "heads", "head_dim"))
-    keys = layout.spec(("layers", "batch", None, "kv_heads", "sequence", "head_dim"))
+    keys = layout.spec(KEY_AXES)
     rows = layout.spec(("batch",))
     local = functools.partial(_attend, slots=slots, scale=scale, window=window, interpret=interpret)
     specs = (queries, keys, keys, jax.sharding.PartitionSpec(), rows)
@@ -97,7 +97,17 @@ def _attend(
 
 
 def _kernel(
-    q_ref: Any, k_ref: Any, v_ref: Any, layer_ref: Any, length_ref: Any, out_ref: Any, log_sum_ref: Any, *, groups: int, scale: float, window: int
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    layer_ref: Any,
+    length_ref: Any,
+    out_ref: Any,
+    log_sum_ref: Any,
+    *,
+    groups: int,
+    scale: float,
+    window: int,
 ) -> None:
     """One row, one key/value head, one part of the slots: the part's own mean of the values, and the log of its softmax's denominator.
 
