@@ -346,7 +346,7 @@ def hidden_states(
         mixed, new = mix(block, x, layer, old)
         return layout.constrain(block.finish(x, mixed), "batch", "sequence", "embed_act"), new
 
-    # On GPU a decode step is faster without the loop (by 2 to 9% on an H200, see docs/gpu.md), and does not copy what it would slice.
+    # On GPU a decode step is faster without the loop (by 2 to 9% on an H200, see docs/gpu.md).
     straight = cache is not None and layout.platform == "gpu" and steps == 1
     caches: dict[str, Any] = {}
     for segment in segments(config.kinds, unrolled):
