@@ -435,7 +435,8 @@ def expected_choice(strategy, view, p, config):
 
 @pytest.mark.parametrize("strategy", ["fixed", "reward_threshold", "length_budget", "half_finished"])
 def test_pruning_strategies_follow_their_definitions(strategy):
-    config = dataclasses.replace(CONFIG, strategy=strategy, reward_threshold=0.45, length_budget=9)
+    budget = 9 if strategy == "length_budget" else 0
+    config = dataclasses.replace(CONFIG, strategy=strategy, reward_threshold=0.45, length_budget=budget)
     view = random_view(np.random.default_rng(1))
     choice = choose(view, GRID, config)
     wanted = [expected_choice(strategy, view, p, config) for p in range(60)]

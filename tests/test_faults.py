@@ -146,6 +146,39 @@ def test_what_is_not_finite_in_the_cache_does_not_reach_the_next_prefix_in_that_
     assert exact(mine) == exact(theirs)
 
 
+def test_the_last_token_of_a_prefix_stays_out_of_the_cache():
+    """The word "d" ends the first prompt, and its keys are not finite: nobody ever reads them."""
+    lm = tiny_lm(dataclasses.replace(TINY_MODEL, tied=False))
+    (d,) = lm.tokenizer.encode("d")
+    body = lm.params["body"]
+    sick = dataclasses.replace(lm, params=lm.params | {"body": body | {"embed": body["embed"].at[d].set(jnp.nan)}})
+    config = DecodeConfig(n=1, rows=1, interval=4, window=4, max_tokens=60, strategy="fixed", stop_token_ids=(d,))
+    prompts = [Request(f"{i} + 2 = 3 so", seed=i) for i in range(6)]
+    found, well = (results_of(Engine(model, config, 0).run(prompts)) for model in (sick, lm))
+    ended = [r.prefixes[0].token_ids[-1] == d for r in well]
+    assert any(ended[:-1]), "one of them ends with the word, and another takes its row"
+    assert [exact(r) for r in found] == [exact(r) for r in well]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeaninglessWhereNotLive(ScriptedNetwork):
+    """As `Network.logits` allows, and as the kernel for GPUs does."""
+
+    def logits(self, params, tokens, positions, last, live, cache, slots):
+        logits, cache = super().logits(params, tokens, positions, last, live, cache, slots)
+        return jnp.where(live[:, None], logits, jnp.roll(logits, 1, axis=1)), cache
+
+
+@pytest.mark.parametrize("budget", range(9, 27, 2))
+def test_a_row_that_rests_on_its_share_of_a_budget_goes_on_as_if_it_had_not(budget):
+    """While another prompt runs on, it is stepped too. Its next token comes from the logits of its last one."""
+    config = dataclasses.replace(CONFIG, strategy="fixed", n=2, rows=16, interval=8)
+    prompts = [*(Request(p, token_budget=budget) for p in PROMPTS), "z"]
+    lm = Script([Plan(4, 0.5), Plan(30, 0.5)]).lm()
+    found, expected = (results_of(Engine(lm, config, 0, network()).run(prompts)) for network in (MeaninglessWhereNotLive, ScriptedNetwork))
+    assert [exact(r) for r in found] == [exact(r) for r in expected]
+
+
 # ---- prompts that cannot be decoded
 
 
@@ -298,7 +331,7 @@ def test_a_budget_spent_before_anything_was_generated():
         (PRICED, {"max_tokens": 9}),
         (PRICED, {"alpha": 1.0, "beta": 0.4}),
         (PRICED, {"beta": 0.0}),
-        (PRICED, {"temperature": 0.0}),
+        (PRICED, {"temperature": 0.0, "n": 1}),
         (PRICED, {"temperature": 0.7, "top_k": 2, "top_p": 0.9, "min_p": 0.1}),
         (PRICED, {"stop_token_ids": (scripted.FIRST_FILLER,)}),
         (PRICED, {"answer": "vote"}),
@@ -381,6 +414,6 @@ def test_abstention_of_one_request_only():
 
 def test_what_budgets_and_options_leave_is_still_consistent():
     """The invariants of every decode, on prompts whose options do not change what they mean."""
-    for result in run([Request("x", n=3), Request("y y", beta=0.01), Request("z", temperature=0.0)], PRICED):
+    for result in run([Request("x", n=3), Request("y y", beta=0.01), Request("z", top_k=1)], PRICED):
         check(result, PRICED)
         check_script(result, MIXED, PRICED)

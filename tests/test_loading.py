@@ -150,7 +150,7 @@ def greedy(published, prompt, banned, count):
 
 
 SEARCH = zip_rc_jax.DecodeConfig(
-    candidates="branching", n=4, rows=10, interval=2, window=2, max_tokens=12, alpha=0.5, beta=0.1, temperature=0
+    candidates="branching", n=4, rows=10, interval=2, window=2, max_tokens=12, alpha=0.5, beta=0.1, top_k=1
 )
 
 

@@ -203,9 +203,10 @@ def test_tokens_as_likely_as_the_last_kept_one_stay(config):
     assert kept.tolist() == [False, True, True, True, False]
 
 
+@pytest.mark.parametrize("top_p", [1e-6, 1e-46])  # the second is 0 in float32
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_likeliest_token_always_stays(dtype):
-    config = SamplingConfig(temperature=0.01, top_k=1, top_p=1e-6, min_p=1.0)
+def test_the_likeliest_token_always_stays(dtype, top_p):
+    config = SamplingConfig(temperature=0.01, top_k=1, top_p=top_p, min_p=1.0)
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((50, 9)), dtype)
     kept = np.isfinite(np.asarray(filter_logits(logits, config)))
     assert kept.any(1).all()

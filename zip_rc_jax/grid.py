@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -116,11 +117,13 @@ class Grid:
 
     def expected_reward(self, joint: Any) -> Any:
         """`E[V]` of joints `[..., B_V, B_T]` -> `[...]`, in the joint's dtype."""
-        return jnp.einsum("...bl,b->...", joint, jnp.asarray(self.reward_centres, joint.dtype))
+        # A mean lies between its terms; rounding would put that of a sure head a little above 1, where no reward may lie.
+        mean = jnp.einsum("...bl,b->...", joint, jnp.asarray(self.reward_centres, joint.dtype), precision=jax.lax.Precision.HIGHEST)
+        return jnp.clip(mean, self.reward_centres[0], self.reward_centres[-1])
 
     def expected_length(self, joint: Any) -> Any:
         """`E[L]` in tokens of joints `[..., B_V, B_T]` -> `[...]`, in the joint's dtype."""
-        return jnp.einsum("...bl,l->...", joint, jnp.asarray(self.length_midpoints, joint.dtype))
+        return jnp.einsum("...bl,l->...", joint, jnp.asarray(self.length_midpoints, joint.dtype), precision=jax.lax.Precision.HIGHEST)
 
     def to_dict(self) -> dict[str, list]:
         return {"reward_centres": list(self.reward_centres), "length_edges": list(self.length_edges)}

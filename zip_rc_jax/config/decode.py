@@ -57,15 +57,16 @@ class DecodeConfig:
         multiplicities and new samples from the root).
       no_harm: after the best keep-set is found, keep every dropped prefix whose return does not lower the utility.
       strategy: "zip_rc", or a baseline on the same engine: "fixed" (n full samples), "reward_threshold" (drop prefixes whose
-        expected reward is below `reward_threshold`), "length_budget" (drop prefixes longer than `length_budget` tokens),
-        "half_finished" (drop the rest once half have finished).
+        expected reward is below `reward_threshold`), "length_budget" (drop prefixes of `length_budget` tokens or more),
+        "half_finished" (drop the rest once half have finished). They drop at decisions, so a prefix may be longer by up to an interval;
+        and while none has finished, not all: the most promising goes on, or with "length_budget" all do.
       answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the largest sum of values).
       abstain: allow a prompt to end before any prefix has finished.
       abstain_below: answers whose expected reward is below it are withheld; 0 withholds none.
       skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head to select within a prompt.
       joint_temperature, joint_top_p: sharpening of the joint before the search; 1 leaves it.
       max_tokens: most tokens generated per prefix.
-      temperature, top_k, top_p, min_p: see `SamplingConfig`.
+      temperature, top_k, top_p, min_p: see `SamplingConfig`. With temperature 0 all samples of a prompt are the same, so `n` must be 1.
       stop_token_ids: ids that end a prefix besides the tokenizer's end-of-sequence ids.
       token_budget: most tokens generated for one prompt by all its prefixes together (a shared prefix counts once); 0 sets no limit.
         It is never exceeded: where it runs short, the live prefixes share what is left.
@@ -107,9 +108,12 @@ class DecodeConfig:
         except TypeError:
             raise UsageError(f"stop_token_ids={self.stop_token_ids!r}", "it is not a list of ids", "write it as [1, 2]") from None
         require(0 <= self.alpha <= 1, f"alpha={self.alpha}", "it weighs compute against latency", "use a number in [0, 1]")
-        require(math.isfinite(self.beta) and self.beta >= 0, f"beta={self.beta}", "it is a price", "use a finite number >= 0")
+        require(0 <= self.beta <= 1e30, f"beta={self.beta}", "it is a price", "use a number from 0 to 1e30")
         for field in ("n", "interval", "window", "max_tokens", "rows"):
             require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+        for field in ("n", "interval", "window", "max_tokens", "rows", "top_k", "length_budget", "token_budget"):
+            value = getattr(self, field)
+            require(value < 2**31, f"{field}={value}", "counts are held in 32 bits", "use a number below 2147483648")
         one_of("candidates", self.candidates, CANDIDATES)
         one_of("strategy", self.strategy, STRATEGIES)
         one_of("answer", self.answer, ANSWERS)
@@ -126,10 +130,16 @@ class DecodeConfig:
             "raise rows or lower n",
         )
         require(
-            self.strategy != "length_budget" or self.length_budget >= 1,
-            f"length_budget={self.length_budget}",
-            "strategy='length_budget' needs a budget in tokens",
-            "set length_budget to a positive number",
+            self.temperature > 0 or self.n == 1,
+            f"temperature={self.temperature} with n={self.n}",
+            "greedy samples of one prompt are all the same, and each would cost as much as the first",
+            "use n=1, or a temperature above 0",
+        )
+        require(
+            (self.strategy == "length_budget") == (self.length_budget >= 1),
+            f"length_budget={self.length_budget} with strategy={self.strategy!r}",
+            "strategy='length_budget' needs a budget in tokens, and the others do not read it",
+            "set both, or leave length_budget at 0",
         )
         require(
             0 <= self.reward_threshold <= 1, f"reward_threshold={self.reward_threshold}", "rewards lie in [0, 1]", "use a number in [0, 1]"

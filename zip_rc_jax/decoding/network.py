@@ -40,7 +40,7 @@ class Network(Protocol):
         Args:
           tokens, positions: `[N, T]` int32.
           last: `[N]` int32, index of each row's last token that is not padding.
-          live: `[N]` bool, rows whose cache is written.
+          live: `[N]` bool, rows whose cache is written. The logits of the others mean nothing.
           slots: slots to look at, more than any position.
 
         Returns:

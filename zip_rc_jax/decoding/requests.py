@@ -242,8 +242,10 @@ class Intake:
         positions = self.lm.config.max_positions
         room = positions - config.max_tokens
         if len(ids) > room:
+            fixes = [f"shorten it to {room} tokens"] if room >= 1 else []
+            fixes += [f"lower max_tokens to {positions - len(ids)}"] if len(ids) < positions else []
             raise UsageError(
                 f"prompt {number} of {len(ids)} tokens with max_tokens={config.max_tokens}",
                 f"the model has {positions} positions",
-                f"shorten it to {max(room, 0)} tokens or lower max_tokens to {max(positions - len(ids), 0)}",
+                " or ".join(fixes) or f"shorten it, and lower max_tokens, to less than {positions} together",
             )

@@ -264,14 +264,16 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
         keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
         drawn = sample(keys, policy_logits(rows["logits"], settings.head), lanes.sampling, settings.filters, rows["top"])
         live = live_rows(rows)
-        # A row that is not live is fed its last token, and nothing of it is kept.
+        # A row that is not live is fed its last token again, which gives its logits again if it only rests.
         slot = jnp.where(live, length, length - 1)
         token = jnp.where(live, drawn, _pick(tokens, slot))
         length = length + live
         generated = length - rows["prompt_length"]
         ended = jnp.any(token[:, None] == lanes.stop_ids, axis=1) | (generated >= lanes.max_tokens)
         done = done | (live & ended)
-        logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), live, cache, slots)
+        # Nothing comes after the last token of a row, so it stays out of the cache.
+        goes_on = lanes.active & ~done
+        logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), goes_on, cache, slots)
         place = generated % window
         # The joint after the last token of a row is never read.
         read = live & ~done
@@ -293,7 +295,6 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
     before["tokens"] = before["tokens"][:, :slots]
     before |= {"fault": jnp.zeros_like(lanes.active), "top": _top(before["logits"], settings.head)}
     _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
-    # A row that rests is fed its last token again, which gives its logits again.
     after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])
 
     def put(name: str) -> jax.Array:
@@ -302,7 +303,8 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
 
     seen = jnp.minimum(after["length"] - after["prompt_length"] + ~after["done"], window)
     valid = jnp.arange(window) < seen[:, None]
-    joint = jnp.einsum("rwc,rw->rc", after["ring"], valid.astype(jnp.float32)) / jnp.maximum(seen, 1)[:, None]
+    total = jnp.einsum("rwc,rw->rc", after["ring"], valid.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    joint = total / jnp.maximum(seen, 1)[:, None]
     stepped = Stepped(after["tokens"], after["length"], after["done"], after["fault"], joint)
     return Rows(**{name: put(name) for name in _SMALL}, cache=cache), stepped
 

@@ -89,7 +89,8 @@ def filter_logits(
         if filters.top_p:
             # The token that crosses top_p is kept, so the kept mass is at least top_p.
             wanted = jnp.where(top_p < 1, top_p * jnp.sum(weights, axis=-1, keepdims=True), jnp.inf)
-            kept &= weights >= _least_weight(weights, weights, wanted)
+            # A top_p that is 0 in float32 asks for nothing; the likeliest token, of weight 1, stays.
+            kept &= weights >= jnp.minimum(_least_weight(weights, weights, wanted), 1)
     return jnp.where(kept, logits, -jnp.inf)
 
 

@@ -127,7 +127,7 @@ class OnlineRun:
             correct_by_vote=correct_by_vote,
             tokens=np.array([r.usage.tokens for r in results]),
             serial_steps=np.array([r.usage.serial_steps for r in results]),
-            n_started=np.array([len(r.prefixes) for r in results]),
+            n_started=np.array([sum(bool(p.token_ids) for p in r.prefixes) for r in results]),
             n_finished=np.array([sum(p.state == "finished" for p in r.prefixes) for r in results]),
             seconds=seconds,
         )
