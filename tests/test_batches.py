@@ -62,10 +62,10 @@ def expected(rollout, label):
         rows["targets"].append(sequence[t + 1])
         rows["positions"].append(t)
         rows["labelled"].append(trained)
-        rows["lm_weight"].append(1.0 if trained else 0.0)
         rows["reward"].append(float(np.float32(getattr(rollout, label))) if trained else 0.0)
-        rows["remaining"].append(len(output) - generated if trained else 0)
-        rows["censored"].append(trained and not rollout.finished)
+        cut = not rollout.finished  # none of the tokens seen was the end, so at least one more follows
+        rows["remaining"].append(len(output) - generated + cut if trained else 0)
+        rows["censored"].append(trained and cut)
     return dict(rows)
 
 
@@ -79,8 +79,8 @@ def test_every_position_has_the_label_that_the_definition_gives(label):
         assert alone.pop("segment_ids").tolist() == [1] * len(plain["tokens"])
         assert found[i] == plain == {name: array.tolist() for name, array in alone.items()}
         # The root knows nothing yet; before the last token one token remains.
-        assert sum(plain["labelled"]) == len(rollout.output_token_ids) == max(plain["remaining"])
-        assert plain["remaining"][-1] == 1
+        assert sum(plain["labelled"]) == len(rollout.output_token_ids) == max(plain["remaining"]) - (not rollout.finished)
+        assert plain["remaining"][-1] == 1 + (not rollout.finished)
 
 
 def test_with_features_the_labelled_positions_alone_are_packed_each_with_its_own():
@@ -92,7 +92,9 @@ def test_with_features_the_labelled_positions_alone_are_packed_each_with_its_own
         real = batch.segment_ids > 0
         assert batch.labelled[real].all()
         found += zip(*batch.hidden[real].T.tolist(), batch.reward[real].tolist(), batch.remaining[real].tolist(), strict=True)
-    wanted = [(i, left, float(np.float32(r.value)), left) for i, r in enumerate(ROLLOUTS) for left in range(counts[i], 0, -1)]
+    wanted = [
+        (i, left, float(np.float32(r.value)), left + (not r.finished)) for i, r in enumerate(ROLLOUTS) for left in range(counts[i], 0, -1)
+    ]
     assert sorted(found) == sorted(wanted)
 
 
@@ -104,7 +106,7 @@ def test_every_token_of_every_rollout_appears_exactly_once_per_epoch(epochs):
 
 def test_batches_have_fixed_shapes_and_types_and_empty_padding():
     batches = list(train_batches(ROLLOUTS, **OPTIONS | {"epochs": 1}))
-    types = dict.fromkeys(FIELDS, np.int32) | {"labelled": np.bool_, "censored": np.bool_, "reward": np.float32, "lm_weight": np.float32}
+    types = dict.fromkeys(FIELDS, np.int32) | {"labelled": np.bool_, "censored": np.bool_, "reward": np.float32}
     for batch in batches:
         padding = batch.segment_ids == 0
         assert fill_rate(batch) == 1 - padding.mean()

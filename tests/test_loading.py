@@ -149,9 +149,7 @@ def greedy(published, prompt, banned, count):
     return tuple(found[0, ids.shape[1] :].tolist())
 
 
-SEARCH = zip_rc_jax.DecodeConfig(
-    candidates="branching", n=4, rows=10, interval=2, window=2, max_tokens=12, alpha=0.5, beta=0.1, top_k=1
-)
+SEARCH = zip_rc_jax.DecodeConfig(candidates="branching", n=4, rows=10, interval=2, window=2, max_tokens=12, alpha=0.5, beta=0.1, top_k=1)
 
 
 def happened(result):

@@ -27,7 +27,7 @@ from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import word_level
 from zip_rc_jax.training.loop import Interrupted
-from zip_rc_jax.training.predict import final_values, profiles
+from zip_rc_jax.training.predict import ForwardSettings, final_values, profiles
 
 SMALL = [
     "mesh.fsdp=1",
@@ -105,7 +105,7 @@ def test_grades_are_those_of_the_tasks_own_scorer(finished):
 def test_value_labels_are_the_critics_mean_over_the_last_positions(finished):
     directory, config = finished
     rollouts = read_rollouts(directory / "labelled")
-    found = profiles(load(directory / "critic"), rollouts, 4)
+    found = profiles(load(directory / "critic"), rollouts, ForwardSettings(256))
     np.testing.assert_allclose([r.value for r in rollouts], final_values(found, config.label.last), atol=1e-6)
     np.testing.assert_allclose(rollouts[0].value, found[0].reward[-config.label.last :].mean(), atol=1e-6)
 
@@ -205,12 +205,12 @@ def second_run(finished, tmp_path):
     directory, config = finished
     for stage in ("policy", "rollouts", "critic"):
         (tmp_path / stage).symlink_to(directory / stage)
-    return dataclasses.replace(config, run_dir=str(tmp_path), label=dataclasses.replace(config.label, batch_rows=16))
+    return dataclasses.replace(config, run_dir=str(tmp_path))
 
 
 def test_grading_and_labelling_lose_no_chunk_and_are_shared_by_processes(finished, second_run, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "GRADED_ROLLOUTS", 10)
-    monkeypatch.setattr(pipeline, "LABELLED_BATCHES", 1)
+    monkeypatch.setattr(pipeline, "LABELLED_ROLLOUTS", 16)
     added: list[int] = []
     add = PartialRollouts.add
 

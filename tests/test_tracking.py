@@ -22,7 +22,7 @@ from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.models.transformer import hidden_states
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, train
-from zip_rc_jax.training.predict import MeanJoints, mean_joints, profiles, validate
+from zip_rc_jax.training.predict import ForwardSettings, MeanJoints, mean_joints, profiles, validate
 from zip_rc_jax.training.step import train_step
 from zip_rc_jax.training.tracking import Tracker
 
@@ -173,7 +173,7 @@ def test_the_joints_are_means_over_the_positions_of_finished_rollouts(lm, label)
             b = 0 if reward < 0.15 else 1 if reward < 0.65 else 2
             observed[b, 0 if left < 3 else 1 if left < 7 else 2] += 1
             positions += 1
-    found = mean_joints(profiles(lm, data, 7), data, label, TINY_GRID)
+    found = mean_joints(profiles(lm, data, ForwardSettings(7 * 32)), data, label, TINY_GRID)
     np.testing.assert_allclose(found.predicted, predicted / positions, atol=1e-5)
     np.testing.assert_allclose(found.observed, observed / positions, atol=1e-12)
     assert (found.positions, found.rollouts, found.left_out) == (positions, len(used), len(data) - len(used))
@@ -181,9 +181,27 @@ def test_the_joints_are_means_over_the_positions_of_finished_rollouts(lm, label)
 
 def test_without_a_finished_rollout_there_is_no_joint_to_compare_with(lm):
     cut = [dataclasses.replace(r, finished=False) for r in rollouts(8)]
-    found = validate(lm, cut, label="value", last=2, batch_rows=4)
+    found = validate(lm, cut, label="value", last=2, settings=ForwardSettings(128))
     assert found.joints is None
     assert set(found.metrics) == {"eval/within_prompt_auc", "eval/mixed_prompts", "eval/length_mae"}
+    assert np.isnan(found.metrics["eval/length_mae"])
+
+
+def test_a_rollout_that_was_cut_off_has_no_true_length_to_be_compared_with(lm):
+    data = rollouts(16)
+    some = [dataclasses.replace(r, finished=i % 3 > 0) for i, r in enumerate(data)]
+    kept = [r for r in some if r.finished]
+    mixed, whole = (validate(lm, x, label="value", last=2, settings=ForwardSettings(512)).metrics["eval/length_mae"] for x in (some, kept))
+    assert mixed == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "log_every", "at"), [(3, 5, [2, 4, 6]), (2, 1, [3, 6]), (4, 4, [2, 3, 5, 6]), (9, 1, [1, 2, 3, 4, 5, 6])]
+)
+def test_a_run_is_evaluated_as_often_as_is_asked_for(tmp_path, evaluations, log_every, at):
+    data, config = rollouts(), dataclasses.replace(CONFIG, evaluations=evaluations, log_every=log_every)
+    train(tiny_lm(), data[8:], config, tmp_path, source={}, validation=data[:8])
+    assert [r["step"] for r in records(tmp_path) if "eval/within_prompt_auc" in r] == at
 
 
 CONFIG = TrainConfig(

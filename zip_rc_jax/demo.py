@@ -16,8 +16,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from zip_rc_jax import pipeline
+from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.prompts import prompt_texts
@@ -58,18 +60,18 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
         console.print(f"{title}: {time.monotonic() - started:.0f} s", style="dim")
     console.rule("one held-out problem, live", align="left")
     hard = problems(config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts)[-1]
-    final = load(pipeline.run_directory(config) / "final")
+    final = load(pipeline.run_directory(config) / "final", dtype=config.dtype)
     decode_prompts(final, prompt_texts([hard], config, final.tokenizer), config.decode, config.evaluate.seed, live=True)
-    console.print(f"answer: {hard.answer}")
+    console.print(f"answer: {hard.answer}", markup=False)
     console.print(f"report: {pipeline.run_directory(config) / 'report' / 'report.html'}")
 
 
 def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
     """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level is in the report)."""
     directory = pipeline.run_directory(config)
-    layout = pipeline.sampling_layout(config.decode.rows, config.evaluate.samples)
-    lite = load(directory / "lite", layout=layout) if (directory / "lite" / "model").is_dir() else None
-    found = evaluate(config, load(directory / "final", layout=layout), argv=argv, lite=lite)
+    layout = pipeline.sampling_layout(config.decode.rows, max(config.evaluate.samples, config.decode.n))
+    lite = load(directory / "lite", layout=layout, dtype=config.dtype) if (directory / "lite" / "model").is_dir() else None
+    found = evaluate(config, load(directory / "final", layout=layout, dtype=config.dtype), argv=argv, lite=lite)
     for table in (
         full_table(found.runs, found.curves, found.pool, found.alphas),
         metric_table("Policy and prediction quality", found.quality),
@@ -118,9 +120,10 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         write_json(arguments.output / "metadata.json", run_metadata({"decode": to_dict(config)}, argv, started))
         journal.finish()
         console.print(f"wrote {arguments.output / 'results.jsonl'}")
-    elif not arguments.stream:
+    else:
         for result in results:
-            console.print(f"{result.text}\n  P(correct) {result.expected_reward:.2f}, {result.usage.tokens} tokens", highlight=False)
+            text = f"{_shown(result)}\n  P(correct) {result.expected_reward:.2f}, {result.usage.tokens} tokens"
+            console.print(text, highlight=False, markup=False)
 
 
 def decode_prompts(
@@ -177,11 +180,15 @@ def _print_event(event: StepEvent | ResultEvent) -> None:
     if isinstance(event, StepEvent):
         return _print_step(event)
     r = event.result
-    answer = r.text.split()[-1] if r.text else f"({r.error or 'abstains'})"
+    answer = extract_answer(r.text) or _shown(r)
     console.print(
         f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{escape(answer)}[/bold] "
         f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in {r.usage.serial_steps} serial steps"
     )
+
+
+def _shown(result: Result) -> str:
+    return result.text or f"({result.error or 'abstains'})"
 
 
 def _print_step(event: StepEvent) -> None:
@@ -200,7 +207,7 @@ def _print_step(event: StepEvent) -> None:
         action = _action(prefix, d.multiplicity[i], d.finished[i])
         name = "root" if prefix < 0 else str(prefix)
         left = f"{d.expected_remaining[i]:.0f}"
-        table.add_row(name, f"{d.expected_reward[i]:.2f}", left, action, event.new_text.get(prefix, ""))
+        table.add_row(name, f"{d.expected_reward[i]:.2f}", left, action, Text(event.new_text.get(prefix, "")))
     console.print(table)
 
 

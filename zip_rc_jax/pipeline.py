@@ -35,11 +35,11 @@ from zip_rc_jax.models.tokenizer import Tokenizer, word_level
 from zip_rc_jax.progress import progress
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, devices_worth_using, make_mesh, side_by_side
 from zip_rc_jax.training.loop import split_validation, train
-from zip_rc_jax.training.predict import final_values, profiles
+from zip_rc_jax.training.predict import ForwardSettings, final_values, profiles
 
 LARGEST_NUMBER = 120  # a chain sum of 8 digits stays within 72 even if every step slips by 3
 # What a chunk of grading and of labelling holds: enough for minutes of work at most, of which an interruption loses no more than one.
-GRADED_ROLLOUTS, LABELLED_BATCHES = 1024, 64
+GRADED_ROLLOUTS, LABELLED_ROLLOUTS = 1024, 1024
 TRAIN_STAGES = ("policy", "critic", "final", "lite")
 
 
@@ -55,20 +55,20 @@ def source_path(config: PipelineConfig, stage: str) -> pathlib.Path:
     return pathlib.Path(config.data) if config.data else run_directory(config) / stage
 
 
-def load_policy(config: PipelineConfig, layout: Layout | None = None) -> LanguageModel:
-    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory. `layout`: see `load`.
+def load_policy(config: PipelineConfig, layout: Layout | None = None, dtype: str = "float32") -> LanguageModel:
+    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory. `layout`, `dtype`: see `load`.
 
     Raises:
       UsageError: there is none, or see `load`.
     """
     if config.policy.path:
-        return load(config.policy.path, layout=layout)
+        return load(config.policy.path, layout=layout, dtype=dtype)
     trained = run_directory(config) / "policy"
     if not trained.is_dir():
         raise UsageError(
             "policy.path=''", f"there is no {trained}", "set policy.path to a model, or run `zip-rc train --stage policy` to make one"
         )
-    return load(trained, layout=layout)
+    return load(trained, layout=layout, dtype=dtype)
 
 
 def train_layout(config: PipelineConfig) -> Layout:
@@ -178,7 +178,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         raise UsageError(f"data={config.data!r}", "this stage samples rollouts itself", "leave data out, or go on with `zip-rc grade`")
     r, directory = config.rollout, run_directory(config) / "rollouts"
     rows = max(r.rows, r.samples)
-    policy = load_policy(config, sampling_layout(rows, r.samples))
+    policy = load_policy(config, sampling_layout(rows, r.samples), config.dtype)
     settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest(), **prompt_record(config, policy.tokenizer)}
     if directory.is_dir():
         _same_source(directory, settings)
@@ -285,19 +285,19 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
       UsageError: no rollouts or critic there, rollouts of another model, or the result was made from others.
     """
     directory = run_directory(config) / "labelled"
-    critic = load(run_directory(config) / "critic", layout=side_by_side(devices_worth_using(), TRAIN_RULES))
+    critic = load(run_directory(config) / "critic", layout=side_by_side(devices_worth_using(), TRAIN_RULES), dtype=config.dtype)
     rollouts, metadata = _random_access(source_path(config, "graded"))
-    settings = {"graded": metadata, "critic": critic.digest(), "label": to_dict(config.label)}
+    settings = {"graded": metadata, "critic": critic.digest(), "label": {"last": config.label.last}}
     if directory.is_dir():
         _same_source(directory, settings)
         return directory
     _check_tokens(rollouts, critic)
 
     def label(part: Sequence[Rollout]) -> list[Rollout]:
-        values = final_values(profiles(critic, part, config.label.batch_rows), config.label.last)
+        values = final_values(profiles(critic, part, ForwardSettings(config.label.batch_tokens)), config.label.last)
         return [dataclasses.replace(r, value=v) for r, v in zip(part, values.tolist(), strict=True)]
 
-    return write_in_chunks("label", directory, settings, rollouts, config.label.batch_rows * LABELLED_BATCHES, label)
+    return write_in_chunks("label", directory, settings, rollouts, LABELLED_ROLLOUTS, label)
 
 
 def _check_tokens(rollouts: Sequence[Rollout], lm: LanguageModel) -> None:
@@ -324,15 +324,15 @@ def export_parquet(config: PipelineConfig, directory: pathlib.Path) -> pathlib.P
     path = directory.with_name(f"{directory.name}.parquet")
     source = RolloutSource(directory)
     if not path.exists():
-        write_parquet(path, source, settings=_generation(config, source.metadata), metadata=source.metadata)
+        write_parquet(path, source, settings=_generation(config, source), metadata=source.metadata)
     elif read_parquet_metadata(path) != source.metadata:
         raise UsageError(f"file {path}", f"it was not written from {directory}, or something else rewrote it", "rename or delete it")
     return path
 
 
-def _generation(config: PipelineConfig, metadata: dict[str, Any]) -> GenerationInfo | list[GenerationInfo]:
+def _generation(config: PipelineConfig, source: RolloutSource) -> GenerationInfo | list[GenerationInfo]:
     """How the rollouts of a stage's dataset were sampled, from the metadata of the stages before it."""
-    origin = metadata
+    origin = source.metadata
     while parent := origin.get("graded") or origin.get("rollouts"):
         origin = parent
     if "parquet" in origin:
@@ -343,17 +343,22 @@ def _generation(config: PipelineConfig, metadata: dict[str, Any]) -> GenerationI
                 "pass the same data=FILE to `zip-rc grade --format parquet`, then data=run_dir/graded.parquet to `zip-rc label`",
             )
         return read_generation(config.data)
-    policy = load_policy(config)
+    policy = load_policy(config, dtype=config.dtype)
     if origin.get("policy") != policy.digest():
         raise UsageError(f"policy.path={config.policy.path!r}", "another policy sampled these rollouts", "set it to that one")
-    sampling = origin["rollout"]
+    sampling, longest = origin["rollout"], int(summary_of(source).prompt.max(initial=0))
     return GenerationInfo(
         model_id=config.policy.path or str(run_directory(config) / "policy"),
         temperature=sampling["temperature"],
         min_p=sampling["min_p"],
-        max_model_len=policy.config.max_positions,
-        reasoning_enabled=False,
+        max_model_len=min(policy.config.max_positions, longest + sampling["max_tokens"]),
+        reasoning_enabled=_asks_for_reasoning(origin["prompt"], policy.tokenizer.chat_template or ""),
     )
+
+
+def _asks_for_reasoning(prompt: dict[str, Any], template: str) -> bool:
+    """Whether these prompts let the model think first: templates that can (Qwen3's) do unless `enable_thinking` is false."""
+    return prompt["style"] == "chat" and "enable_thinking" in template and bool(prompt["chat_template_kwargs"].get("enable_thinking", True))
 
 
 # Training of the head.

@@ -101,7 +101,6 @@ def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> Tr
         "remaining": jnp.int32,
         "censored": jnp.bool_,
         "targets": jnp.int32,
-        "lm_weight": jnp.float32,
     }
     fields: dict[str, Any] = {name: _abstract(layout, shape, dtype, ("batch", "sequence")) for name, dtype in types.items()}
     if train.cache_features:

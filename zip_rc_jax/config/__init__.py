@@ -8,6 +8,7 @@ from zip_rc_jax.config.checks import check_types
 from zip_rc_jax.config.decode import DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.config.pipeline import (
+    MAX_SAMPLES,
     EvaluateConfig,
     GridConfig,
     LabelConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "KL_KINDS",
     "LABELS",
     "LAYER_TYPES",
+    "MAX_SAMPLES",
     "DecodeConfig",
     "EvaluateConfig",
     "GridConfig",

@@ -8,8 +8,10 @@ from typing import Any
 from zip_rc_jax.config.checks import one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
-from zip_rc_jax.config.train import LABELS, MeshConfig, TrainConfig
+from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
 from zip_rc_jax.grid import Grid
+
+MAX_SAMPLES = 10  # of an evaluation; 252 subsets at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +148,21 @@ class PolicyConfig:
     check_unsure: float = 0.5
     check_sure: float = 0.2
     examples: int = 2_000_000
-    train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0)
+    train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0, eval_rollouts=0)
 
     def __post_init__(self) -> None:
+        for field in ("unsure", "slip_unsure", "slip_sure", "redo", "check_unsure", "check_sure"):
+            value = getattr(self, field)
+            require(0 <= value <= 1, f"policy.{field}={value}", "it is a probability", "use a number in [0, 1]")
+        require(self.examples >= 1, f"policy.examples={self.examples}", "it counts solutions", "use a positive number")
+        for field, only in (("label", "correct"), ("rows_from", ""), ("eval_rollouts", 0)):
+            value = getattr(self.train, field)
+            require(
+                value == only,
+                f"policy.train.{field}={value!r}",
+                "a policy learns from written solutions, without a head",
+                "leave it out",
+            )
         require(
             not (self.path and self.start),
             f"policy.path={self.path!r} with policy.start={self.start!r}",
@@ -159,13 +173,20 @@ class PolicyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LabelConfig:
-    """Value labelling: `value` = mean expected reward of the critic over the last `last` labelled positions."""
+    """Value labelling.
+
+    Attributes:
+      last: `value` is the critic's mean expected reward over that many last labelled positions.
+      batch_tokens: tokens of a batch of whatever predicts without gradients (labelling, and the evaluation's predictions), on all its
+        devices together; a longer rollout is a batch of its own. It decides how much memory that takes, and no label.
+    """
 
     last: int = 512
-    batch_rows: int = 64
+    batch_tokens: int = 16384
 
     def __post_init__(self) -> None:
-        require(self.last >= 1, f"label.last={self.last}", "it counts positions", "use a positive number")
+        for field in ("last", "batch_tokens"):
+            require(getattr(self, field) >= 1, f"label.{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +195,8 @@ class EvaluateConfig:
 
     Attributes:
       prompts: held-out problems, spread evenly over the levels.
-      samples: samples per problem of the fixed run (the baselines' pool, and the mean length that normalises cost).
+      samples: samples per problem of the fixed run (the baselines' pool, and the mean length that normalises cost). How many prefixes
+        the search may have is `decode.n`.
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
       headline_beta: one beta per alpha, fixed beforehand, whose row is the headline.
       bootstrap: resamples of the paired bootstrap over prompts.
@@ -197,7 +219,23 @@ class EvaluateConfig:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         for name in self.candidates:
             one_of("evaluate.candidates", name, CANDIDATES)
-        require(self.prompts >= 1, f"evaluate.prompts={self.prompts}", "it counts problems", "use a positive number")
+        for field in ("prompts", "bootstrap", "drift_rollouts"):
+            require(
+                getattr(self, field) >= 1, f"evaluate.{field}={getattr(self, field)}", "it counts at least one", "use a positive number"
+            )
+        require(
+            1 <= self.samples <= MAX_SAMPLES,
+            f"evaluate.samples={self.samples}",
+            f"baselines are averaged over all subsets of the samples, of which there are too many past {MAX_SAMPLES}",
+            f"use a number from 1 to {MAX_SAMPLES}",
+        )
+        absent = [beta for beta in self.headline_beta if beta not in self.betas]
+        require(
+            not absent,
+            f"evaluate.headline_beta={list(self.headline_beta)} with evaluate.betas={list(self.betas)}",
+            f"{absent} would not be decoded",
+            "add it to betas, or choose one of these",
+        )
         require(
             len(self.headline_beta) == len(self.alphas),
             f"headline_beta={self.headline_beta}, alphas={self.alphas}",
@@ -214,10 +252,13 @@ class PipelineConfig:
       run_dir: where every stage writes, and reads what the stages before it wrote.
       data: rollouts to use instead of those of run_dir: a directory written by `zip-rc`, a Parquet file, or a directory of Parquet
         files in the authors' schema. What grade, label and train read.
+      dtype: "float32" or "bfloat16": of the parameters, and so of the cache, where models only read: sampling, labelling, evaluation.
+        Training has float32 parameters and a `compute_dtype` of its own.
     """
 
     run_dir: str = ""
     data: str = ""
+    dtype: str = "float32"
     task: TaskConfig = TaskConfig()
     prompt: PromptConfig = PromptConfig()
     model: ModelConfig = ModelConfig()
@@ -231,6 +272,9 @@ class PipelineConfig:
     lite: TrainConfig = TrainConfig(label="value", trainable="zip_rows", learning_rate=1e-3)
     decode: DecodeConfig = DecodeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, COMPUTE_DTYPES)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -34,9 +34,9 @@ class TrainBatch:
       labelled: bool, positions whose prefix has a trained joint.
       reward: float32 label of the rollout, in [0, 1]; the same at all its labelled positions.
       remaining: int32 tokens still to generate after the prefix ending here, end token included; 0 where not labelled.
-      censored: bool, the rollout was cut off, so `remaining` is a lower bound; False where not labelled.
+      censored: bool, the rollout was cut off: `remaining` is the least that it can be, one more than were seen, as none of these ended
+        it. False where not labelled.
       targets: int32 next token of the same rollout.
-      lm_weight: float32, 1 where `targets` is a response token, else 0.
       hidden: float32 `[B, S, d_model]`, final hidden states of a frozen body; None if the step runs the body itself.
       teacher: likeliest ids of the frozen policy, int32 `[B, S, k]`, and their log-probabilities, float32 `[B, S, k]`; of no meaning
         where not labelled. None if the step runs the policy itself, or has none.
@@ -50,7 +50,6 @@ class TrainBatch:
     remaining: Any
     censored: Any
     targets: Any
-    lm_weight: Any
     hidden: Any = None
     teacher: Any = None
 
@@ -117,7 +116,7 @@ class _Fields:
                     tokens[row, span], targets[row, span] = ids[:-1], ids[1:]
         prompt, output = s.prompt[rollout], s.output[rollout]
         generated = position if self.labelled_only else position - prompt + 1  # response tokens in the prefix that ends here
-        labelled = (segment > 0) & (generated >= 0)
+        labelled, cut = (segment > 0) & (generated >= 0), ~s.finished[rollout]
         number = np.where(labelled, (np.cumsum(s.output) - s.output)[rollout] + generated, 0)
         return {
             "tokens": tokens,
@@ -125,10 +124,9 @@ class _Fields:
             "positions": position.astype(np.int32),
             "labelled": labelled,
             "reward": np.where(labelled, self.reward[rollout], np.float32(0)),
-            "remaining": np.where(labelled, output - generated, 0).astype(np.int32),
-            "censored": labelled & ~s.finished[rollout],
+            "remaining": np.where(labelled, output - generated + cut, 0).astype(np.int32),
+            "censored": labelled & cut,
             "targets": targets,
-            "lm_weight": labelled.astype(np.float32),
         }, number
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from zip_rc_jax.config import MAX_SAMPLES
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.cost import gen_cost
 
 METHODS = ("majority", "best_of_n", "weighted_best_of_n", "pass")
-MAX_SAMPLES = 10
 NO_ANSWER = -1
 _TIE = 1e-9  # sums of values in another order differ by rounding
 _CHUNK = 256  # prompts enumerated together

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from zip_rc_jax import drawing, metrics
 from zip_rc_jax.answers import extract_answer
-from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, to_dict
+from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
 from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.records import Rollout
@@ -32,11 +32,11 @@ from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.report import Evaluation, result_rows, write_report
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
+from zip_rc_jax.models.transformer import hidden_states, unembedding
 from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, run_all, run_directory
 from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
-from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, policy_loss
-from zip_rc_jax.training.predict import Profile, profiles
+from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
+from zip_rc_jax.training.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
 
 POLICY_RUN = "start policy"
 
@@ -64,7 +64,7 @@ class Bench:
             "model": lm.digest(),
             "decode": to_dict(decode),
             "task": to_dict(self.config.task),
-            "evaluate": to_dict(self.config.evaluate),
+            "evaluate": {"prompts": self.config.evaluate.prompts, "seed": self.config.evaluate.seed},
             **prompt_record(self.config, lm.tokenizer),
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
@@ -132,17 +132,19 @@ def policy_metrics(pool: SamplePool) -> dict[str, float]:
     return found
 
 
-def prediction_metrics(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]]) -> dict[str, float]:
+def prediction_metrics(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]], whole: np.ndarray) -> dict[str, float]:
     """Prediction quality of the head on the pool, whose profiles are `found[p][k]`.
 
     The empirical joint that TV is measured against has the final values of the prompt's own samples on its reward axis, as the
     head's labels have; with few samples per prompt it is noisy, which raises TV.
+
+    Args:
+      whole: `[P]` bool, prompts none of whose samples was truncated. The others have no true lengths, and are left out of what needs them.
     """
     auc, mixed = metrics.within_prompt_auc(pool.value, pool.correct)
     weighted, _ = metrics.within_prompt_auc(pool.value, pool.correct, pair_weighted=True)
-    first = np.stack([row[0].first_joint for row in found])
-    empirical = metrics.empirical_joint(pool.value, pool.self_length, grid)
-    root = metrics.length_calibration([row[0].remaining[0] for row in found], pool.self_length.mean(1))
+    predicted, observed = _first_joints(grid, pool, found)
+    root = metrics.length_calibration(np.array([row[0].remaining[0] for row in found])[whole], pool.self_length.mean(1)[whole])
     return {
         "within_prompt_auc": auc,
         "within_prompt_auc/pair_weighted": weighted,
@@ -151,19 +153,30 @@ def prediction_metrics(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Pr
         **metrics.binary_metrics(pool.value.ravel(), pool.correct.ravel()),
         "ece": metrics.ece(pool.value.ravel(), pool.correct.ravel()),
         "brier": metrics.brier(pool.value.ravel(), pool.correct.ravel()),
-        "tv/first_position": float(metrics.total_variation(first, empirical).mean()),
+        "tv/first_position": float(metrics.total_variation(predicted, observed)[whole].mean()) if whole.any() else math.nan,
         "length/root_mean_error": root.mean_error,
         "length/root_mean_absolute_error": root.mean_absolute_error,
+        "length/prompts_left_out": float((~whole).sum()),
     }
 
 
-def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """KL(start || trained) per response token on samples of the starting policy, and the largest difference of a next-token logit."""
+def _first_joints(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]]) -> tuple[np.ndarray, np.ndarray]:
+    """`[P, B_V, B_T]` predicted and empirical joint at the root of each prompt."""
+    return np.stack([row[0].first_joint for row in found]), metrics.empirical_joint(pool.value, pool.self_length, grid)
+
+
+def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequence[Rollout], batch_tokens: int) -> dict[str, float]:
+    """KL(start || trained) per response token on samples of the starting policy, and the largest difference of a next-token logit.
+
+    Args:
+      batch_tokens: see `LabelConfig`.
+    """
     assert trained.head is not None
     start = start.with_head(trained.head.grid, trained.head.label, trained.head.first_id)
-    width = max(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts)
+    width = padded_width(max(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts))
     sampleable = trained.head.sampleable(trained.config.vocab_size)
-    divergence = PolicyLoss(VocabularySettings(trained.config, trained.layout, chunk=2048), "forward", kl_weight=1, nll_weight=0)
+    vocabulary = VocabularySettings(trained.config, trained.layout, chunk=min(2048, batch_tokens))
+    divergence = PolicyLoss(vocabulary, "forward", kl_weight=1, nll_weight=0)
 
     @jax.jit
     def compare(a: Any, b: Any, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -176,11 +189,10 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
 
         (ha, ta), (hb, tb) = forward(a), forward(b)
         kl, _ = policy_loss(divergence, hb, tb, tokens, mask.astype(jnp.float32), sampleable, FullTeacher(ha, ta))
-        gap = jnp.abs(logits(trained.config, ha, ta) - logits(trained.config, hb, tb))
-        return kl, jnp.where(sampleable & mask[..., None], gap, 0).max()
+        return kl, largest_difference(vocabulary, FullTeacher(ha, ta), FullTeacher(hb, tb), mask, sampleable)
 
     total, count, largest = 0.0, 0, 0.0
-    rows = trained.layout.padded(64, "batch")
+    rows = trained.layout.padded(max(1, batch_tokens // width), "batch")
     for begin in range(0, len(rollouts), rows):
         batch = rollouts[begin : begin + rows]
         tokens, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
@@ -206,16 +218,16 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
         raise UsageError("model without a ZIP head", "there is nothing to evaluate", "train one with `zip-rc train --stage final`")
     started, grid = time.time(), lm.head.grid
     directory = run_directory(config) / "report"
-    e, base = config.evaluate, dataclasses.replace(config.decode, n=config.evaluate.samples)
-    start = load_policy(config, lm.layout)
+    e = config.evaluate
+    start = load_policy(config, lm.layout, config.dtype)
     with Grader() as grader:
         bench = Bench(config, grader, directory / ".partial")
-        fixed = dataclasses.replace(base, strategy="fixed")
+        fixed = dataclasses.replace(config.decode, strategy="fixed", length_budget=0, n=e.samples)
         plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), fixed, POLICY_RUN)
         decoded = bench.decode(lm, fixed, "fixed samples")
         pool = sample_pool(bench.problems, decoded)
         runs, traced = [], None
-        for name, setting in _sweep(config, base, pool):
+        for name, setting in _sweep(config, pool):
             outcome = bench.decode(lm, setting, name)
             runs.append(online_run(name, setting, outcome))
             if traced is None and setting.strategy == "zip_rc" and setting.beta == e.headline_beta[0]:
@@ -224,7 +236,9 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     def rollouts(outcome: Decoded) -> list[Rollout]:
         return [x for p, r in zip(bench.problems, outcome.results, strict=True) for x in as_rollouts(p, r, lm)]
 
-    found = profiles(lm, rollouts(decoded), 64)
+    found = profiles(lm, rollouts(decoded), ForwardSettings(config.label.batch_tokens))
+    finished: np.ndarray = np.array([[x.finish_reason == "stop" for x in r.prefixes] for r in decoded.results])
+    whole: np.ndarray = np.all(finished, axis=1)
     by_prompt = [found[i : i + pool.n_samples] for i in range(0, len(found), pool.n_samples)]
     curves = baseline_curves(pool)
     evaluation = Evaluation(
@@ -234,10 +248,13 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
         runs=tuple(runs),
         alphas=e.alphas,
         headline=headline(runs, curves, pool, alphas=e.alphas, headline_beta=e.headline_beta, resamples=e.bootstrap, seed=e.seed),
-        quality=policy_metrics(pool) | prediction_metrics(grid, pool, by_prompt),
-        drift=_drift(start, lm, lite, rollouts(plain)[: e.drift_rollouts], pool, sample_pool(bench.problems, plain), e),
-        joint=_joint_figure(grid, pool, by_prompt),
-        calibration=_calibration_figure(pool, found),
+        quality=policy_metrics(pool) | prediction_metrics(grid, pool, by_prompt, whole),
+        answer=config.decode.answer,
+        drift=_drift(start, lm, lite, rollouts(plain)[: e.drift_rollouts], pool, sample_pool(bench.problems, plain), config),
+        joint=_joint_figure(grid, pool, by_prompt, whole),
+        calibration=plots.calibration_figure(
+            pool.value.ravel(), pool.correct.ravel(), length_errors([p for p, ended in zip(found, finished.ravel(), strict=True) if ended])
+        ),
         trace=plots.trace_figure(traced) if traced else None,
         resamples=e.bootstrap,
         seed=e.seed,
@@ -258,34 +275,30 @@ def _drift(
     rollouts: Sequence[Rollout],
     pool: SamplePool,
     start_pool: SamplePool,
-    settings: EvaluateConfig,
+    config: PipelineConfig,
 ) -> dict[str, float]:
     """KL of the full (and Lite) model from the starting policy, and how the accuracy of plain sampling changed, per prompt."""
+    settings, tokens = config.evaluate, config.label.batch_tokens
     change = metrics.paired_bootstrap(pool.correct.mean(1) - start_pool.correct.mean(1), settings.bootstrap, settings.seed)
-    drift = {f"full/{k}": v for k, v in drift_metrics(start, lm, rollouts).items()}
+    drift = {f"full/{k}": v for k, v in drift_metrics(start, lm, rollouts, tokens).items()}
     drift |= {f"full/sampling_accuracy_change/{k}": v for k, v in zip(("mean", "low", "high"), change, strict=True)}
-    return drift | ({} if lite is None else {f"lite/{k}": v for k, v in drift_metrics(start, lite, rollouts).items()})
+    return drift | ({} if lite is None else {f"lite/{k}": v for k, v in drift_metrics(start, lite, rollouts, tokens).items()})
 
 
-def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]]) -> Figure:
-    """Predicted against empirical joint at the root, mean over the prompts of each level."""
-    first = np.stack([row[0].first_joint for row in found])
-    empirical = metrics.empirical_joint(pool.value, pool.self_length, grid)
-    levels = np.unique(pool.level)
-    predicted, observed = (np.stack([x[pool.level == level].mean(0) for level in levels]) for x in (first, empirical))
+def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]], whole: np.ndarray) -> Figure | None:
+    """Predicted against empirical joint at the root, mean over the prompts of each level; `whole` as in `prediction_metrics`."""
+    levels = np.unique(pool.level[whole])
+    if not len(levels):
+        return None
+    predicted, observed = (
+        np.stack([x[whole & (pool.level == level)].mean(0) for level in levels]) for x in _first_joints(grid, pool, found)
+    )
     return drawing.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
 
 
-def _calibration_figure(pool: SamplePool, found: Sequence[Profile]) -> Figure:
-    """Reliability of the final value, and predicted against true remaining tokens at every position."""
-    true = np.concatenate([np.arange(len(p.remaining), 0, -1) for p in found])
-    remaining = metrics.length_calibration(np.concatenate([p.remaining for p in found]), true)
-    return plots.calibration_figure(pool.value.ravel(), pool.correct.ravel(), remaining)
-
-
-def _sweep(config: PipelineConfig, base: DecodeConfig, pool: SamplePool) -> list[tuple[str, DecodeConfig]]:
+def _sweep(config: PipelineConfig, pool: SamplePool) -> list[tuple[str, DecodeConfig]]:
     """Every online setting: the adaptive search over alpha, beta and candidate sets, and the pruning baselines."""
-    e = config.evaluate
+    e, base = config.evaluate, dataclasses.replace(config.decode, strategy="zip_rc", length_budget=0)
     settings = [
         (f"{candidates} alpha={alpha:g} beta={beta:g}", dataclasses.replace(base, candidates=candidates, alpha=alpha, beta=beta))
         for candidates in e.candidates

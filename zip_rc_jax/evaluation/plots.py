@@ -173,7 +173,8 @@ def pareto_figure(
     if level is not None:
         curves, runs, pool = restrict(curves, runs, pool, level)
     figure, axes = new_figure(6.6 * len(alphas), 5.0, 1, len(alphas), sharey=True)
-    axes[0, 0].set_ylabel("accuracy" if level is None else f"accuracy on level {level}", fontsize=10)
+    where = "" if level is None else f" on level {level}"
+    axes[0, 0].set_ylabel(f"accuracy{where} (searches: answer by {answer})", fontsize=10)
     betas = [_pareto_panel(axis, alpha, curves, runs, pool, answer) for axis, alpha in zip(axes[0], alphas, strict=True)]
     figure.draw_without_rendering()  # fixes the layout, so that distances in points are known
     for axis, labels in zip(axes[0], betas, strict=True):

@@ -106,6 +106,7 @@ class Evaluation:
       alphas: panels and cost columns.
       headline: from `compare.headline`.
       quality: prediction metrics, slash keys.
+      answer: which answer of the runs ("value" or "vote") the figures and the level table show.
       drift: how far the final policy moved from the starting one (accuracy, KL, ...), slash keys; {} if not measured.
       joint, calibration, trace: figures from `plots`; None leaves the section out.
       resamples, seed: of the bootstrap in the level table.
@@ -118,6 +119,7 @@ class Evaluation:
     alphas: tuple[float, ...]
     headline: tuple[HeadlineRow, ...]
     quality: Mapping[str, float]
+    answer: str = "value"
     drift: Mapping[str, float] = dataclasses.field(default_factory=dict)
     joint: Figure | None = None
     calibration: Figure | None = None
@@ -136,8 +138,8 @@ def write_report(directory: str | pathlib.Path, evaluation: Evaluation, title: s
     directory.mkdir(parents=True, exist_ok=True)
     e, hardest = evaluation, int(evaluation.pool.level.max())
     figures = {
-        "pareto": plots.pareto_figure(e.curves, e.runs, e.pool, e.alphas),
-        "pareto_hardest": plots.pareto_figure(e.curves, e.runs, e.pool, e.alphas, level=hardest),
+        "pareto": plots.pareto_figure(e.curves, e.runs, e.pool, e.alphas, answer=e.answer),
+        "pareto_hardest": plots.pareto_figure(e.curves, e.runs, e.pool, e.alphas, level=hardest, answer=e.answer),
         "joint": e.joint,
         "calibration": e.calibration,
         "trace": e.trace,
@@ -145,7 +147,7 @@ def write_report(directory: str | pathlib.Path, evaluation: Evaluation, title: s
     images = {name: _image(figure, name.replace("_", " ")) for name, figure in figures.items() if figure is not None}
     for name in images:
         drawing.save(figures[name], directory / f"{name}.png")  # type: ignore[arg-type]
-    levels = level_table(e.runs, e.curves, e.pool, resamples=e.resamples, seed=e.seed)
+    levels = level_table(e.runs, e.curves, e.pool, answer=e.answer, resamples=e.resamples, seed=e.seed)
     quality = metric_table(
         "Prediction quality", e.quality, "The within-prompt AUC decides whether selection can help at all; 0.5 is chance."
     )

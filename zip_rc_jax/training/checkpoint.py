@@ -126,11 +126,25 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
+# They decide when something is written, or how the same numbers are computed: a run may go on, or be read, with others.
+FREE_TO_CHANGE = ("save_seconds", "keep_checkpoints", "log_every", "evaluations", "max_skipped", "loss_chunk", "remat", "attention")
+
+
 def check_settings(stored: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Raises UsageError naming the first settings that differ."""
-    differing = [k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k)]
+    """Raises UsageError naming the first settings that differ, those of `FREE_TO_CHANGE` aside."""
+    there, now = _flat(stored), _flat(wanted)
+    free = {f"train.{name}" for name in FREE_TO_CHANGE}
+    differing = [k for k in sorted({*there, *now} - free) if there.get(k) != now.get(k)]
     if differing:
-        shown = "; ".join(f"{k}: {stored.get(k)!r} there, {wanted.get(k)!r} now" for k in differing[:5])
+        shown = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in differing[:5])
         raise UsageError(
             f"run {where}", f"it was started with other settings ({shown})", "use another run_dir, or delete it to start afresh"
         )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name. An empty section keeps its name."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return found

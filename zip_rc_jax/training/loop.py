@@ -31,7 +31,7 @@ from zip_rc_jax.progress import progress
 from zip_rc_jax.run_files import run_metadata, write_json
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
-from zip_rc_jax.training.predict import labelled_features, teacher_features, validate
+from zip_rc_jax.training.predict import ForwardSettings, labelled_features, teacher_features, validate
 from zip_rc_jax.training.step import StepSettings, TrainState, change_bodies, frozen, init_state, prefers_unrolled, train_step
 from zip_rc_jax.training.tracking import Tracker
 
@@ -103,7 +103,7 @@ def train(
         label=config.label,
         **packing,
         own=layout.rows_of(jax.local_devices(), config.batch_rows),
-        features=labelled_features(lm, rollouts, config.batch_rows) if config.cache_features else None,
+        features=labelled_features(lm, rollouts, ForwardSettings.of(config)) if config.cache_features else None,
         teacher=teacher_features(lm, rollouts, config) if config.cache_teacher else None,
     )
     note = advice(rollouts, labelled_only=config.cache_features, **packing)
@@ -166,7 +166,6 @@ def _run(
 ) -> TrainState:
     config = settings.train
     start = step = int(state.step)
-    every = max(1, config.steps // config.evaluations)
     saved = logged = time.monotonic()
     tokens, fill = 0, 0.0
     agree, skips = distributed.Agreement(), _Skips(config.max_skipped, directory)
@@ -178,15 +177,16 @@ def _run(
             state, metrics = train_step(settings, state, teacher, _on_mesh(batch, settings.layout))
             step += 1
             skips.add(step, batch, metrics)
-            if step % config.log_every == 0 or step == config.steps:
+            evaluates = bool(validation) and step * config.evaluations // config.steps > (step - 1) * config.evaluations // config.steps
+            if step % config.log_every == 0 or evaluates or step == config.steps:
                 recent = {k: float(v) for k, v in metrics.items()}  # waits for the step, so the clock is read after it
                 now = time.monotonic()
                 record = {"step": step, **{f"train/{k}": v for k, v in recent.items()}, "train/tokens_per_second": tokens / (now - logged)}
                 record["train/fill"] = fill_rate(batch)
                 tokens, logged = 0, now
-                if validation and (step // every != (step - config.log_every) // every or step == config.steps):
+                if evaluates:
                     current = _with_params(lm, stacked(settings, state).params, {})
-                    found = validate(current, validation, label=config.label, last=validation_last, batch_rows=64)
+                    found = validate(current, validation, label=config.label, last=validation_last, settings=ForwardSettings.of(config))
                     record |= found.metrics
                     if found.joints:
                         tracker.heatmap(step, found.joints, settings.head.grid)
@@ -242,7 +242,7 @@ class _Skips:
         raise UsageError(
             f"step {step}",
             f"loss {loss} and gradient norm {norm}: {self.count} steps in a row were not finite and changed nothing",
-            f"look at the last batch ({path}), lower the learning rate, or start afresh; max_skipped sets the limit",
+            f"look at the last batch ({path}); raise max_skipped to go on, or train with a lower learning rate in another run_dir",
         )
 
 

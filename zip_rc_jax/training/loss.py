@@ -193,6 +193,26 @@ def teacher_top_k(settings: VocabularySettings, teacher: FullTeacher, labelled: 
     return found
 
 
+def largest_difference(
+    settings: VocabularySettings, one: FullTeacher, other: FullTeacher, positions: jax.Array, sampleable: np.ndarray
+) -> jax.Array:
+    """Largest absolute difference of a sampleable logit of two policies at `positions [B, S]` bool, float32 `[]`."""
+
+    def local(rows: Any, tables: Any) -> jax.Array:
+        (a, b, wanted), (table_a, table_b, sampleable) = rows, tables
+
+        def most(found: jax.Array, at: jax.Array) -> jax.Array:
+            gap = jnp.abs(logits(settings.model, _taken(a, at), table_a) - logits(settings.model, _taken(b, at), table_b))
+            return jnp.maximum(found, jnp.max(jnp.where(sampleable, gap, 0)))
+
+        return jax.lax.pmax(settings.fold(most, jnp.float32(0), wanted.reshape(-1)), settings.layout.mesh_axes("batch"))
+
+    whole = [settings.whole(policy.table, policy.hidden.dtype) for policy in (one, other)]
+    tables = *whole, jnp.asarray(sampleable)
+    found: jax.Array = settings.on_own_rows(local, (one.hidden, other.hidden, positions), tables, PartitionSpec())
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyLoss:
     """What the losses of the next-token distribution are made of. Hashable.

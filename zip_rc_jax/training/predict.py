@@ -15,7 +15,7 @@ from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.records import Rollout, read_items, summary_of
 from zip_rc_jax.distributed import gather
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.metrics import empirical_joint, within_prompt_auc
+from zip_rc_jax.metrics import LengthCalibration, empirical_joint, length_calibration, within_prompt_auc
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
 from zip_rc_jax.progress import progress
@@ -23,6 +23,26 @@ from zip_rc_jax.sharding import Layout
 from zip_rc_jax.training.loss import FullTeacher, TopK, VocabularySettings, teacher_top_k
 from zip_rc_jax.training.step import frozen
 from zip_rc_jax.zip_head import ZipHead, cell_log_probs
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardSettings:
+    """How a model goes over rollouts, without gradients. Hashable.
+
+    Attributes:
+      batch_tokens: most tokens of a batch, padding included; where one rollout (or one on each device) has more, it is that.
+      dtype: what is computed in; empty for the dtype of the parameters.
+      attention: see `TrainConfig`.
+    """
+
+    batch_tokens: int
+    dtype: str = ""
+    attention: str = "auto"
+
+    @classmethod
+    def of(cls, train: TrainConfig) -> ForwardSettings:
+        """As a training step computes, and as many tokens at once."""
+        return cls(train.batch_rows * train.row_tokens, train.compute_dtype, train.attention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +90,14 @@ class Validation:
     joints: MeanJoints | None
 
 
-@functools.partial(jax.jit, static_argnames=("model", "layout"))
-def _hidden(model: ModelConfig, layout: Layout, body: dict[str, Any], tokens: jax.Array, valid: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("model", "layout", "settings"))
+def _hidden(
+    model: ModelConfig, layout: Layout, settings: ForwardSettings, body: dict[str, Any], tokens: jax.Array, valid: jax.Array
+) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return hidden_states(model, body, tokens, positions, layout=layout, segment_ids=valid.astype(jnp.int32))[0]
+    dtype = jnp.dtype(settings.dtype) if settings.dtype else None
+    segments = valid.astype(jnp.int32)
+    return hidden_states(model, body, tokens, positions, layout=layout, segment_ids=segments, dtype=dtype, attention=settings.attention)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "head"))
@@ -82,7 +106,7 @@ def _joints(model: ModelConfig, head: ZipHead, rows: jax.Array, hidden: jax.Arra
     return head.grid.expected_reward(joint), head.grid.expected_length(joint), joint
 
 
-def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> list[Profile]:
+def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings) -> list[Profile]:
     """Predictions at every labelled position of every rollout, in the given order.
 
     Raises:
@@ -92,7 +116,7 @@ def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) ->
         raise ValueError("the model has no ZIP head")
     rows = lm.params["zip_rows"]
     result: list[Profile | None] = [None] * len(rollouts)
-    for hidden, spans in _batches(lm, rollouts, batch_rows):
+    for hidden, spans in _batches(lm, rollouts, settings):
         reward, remaining, joint = gather(_joints(lm.config, lm.head, rows, hidden))
         for lane, (i, span) in enumerate(spans):
             result[i] = Profile(
@@ -101,12 +125,12 @@ def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) ->
     return [p for p in result if p is not None]
 
 
-def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> np.ndarray:
+def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings) -> np.ndarray:
     """Final hidden states at all labelled positions, rollout after rollout: float32 `[N, d_model]`."""
     result: list[np.ndarray] = [np.empty(0)] * len(rollouts)
     done = 0
     with progress("features", len(rollouts)) as bar:
-        for hidden, spans in _batches(lm, rollouts, batch_rows):
+        for hidden, spans in _batches(lm, rollouts, settings):
             found = gather(hidden.astype(jnp.float32))
             for lane, (i, span) in enumerate(spans):
                 result[i] = found[lane, span].copy()
@@ -134,11 +158,11 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
     result: list[TopK | None] = [None] * len(rollouts)
     done = 0
     with progress("teacher", len(rollouts)) as bar:
-        for hidden, spans in _batches(policy, rollouts, train.batch_rows):
+        for hidden, spans in _batches(policy, rollouts, ForwardSettings.of(train)):
             labelled = np.zeros(hidden.shape[:2], bool)
             for lane, (_, span) in enumerate(spans):
                 labelled[lane, span] = True
-            found = [np.asarray(x) for x in _top_k(lm.config, lm.head, lm.layout, train, FullTeacher(hidden, table), labelled)]
+            found = gather(_top_k(lm.config, lm.head, lm.layout, train, FullTeacher(hidden, table), labelled))
             for lane, (i, span) in enumerate(spans):
                 result[i] = TopK(*(x[lane, span].copy() for x in found))
             done += len(spans)
@@ -146,33 +170,44 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
     return TopK(*(np.concatenate(arrays) for arrays in zip(*(r for r in result if r is not None), strict=True)))
 
 
-def _batches(lm: LanguageModel, rollouts: Sequence[Rollout], batch_rows: int) -> Iterator[tuple[jax.Array, list[tuple[int, slice]]]]:
-    """Hidden states `[batch_rows, width, d]` of batches of rollouts, and per lane the rollout's number and its labelled positions.
+def padded_width(tokens: int) -> int:
+    """The width of a batch whose longest rollout has `tokens`: 32s, then at most an eighth more, so that few shapes are compiled."""
+    step = max(32, 1 << max(0, tokens.bit_length() - 4))
+    return -(-tokens // step) * step
 
-    Rollouts are sorted by length and padded to multiples of 32 tokens, so that few shapes are compiled and little is padding. Rows are
-    added until they divide over the mesh.
+
+def _batches(
+    lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings
+) -> Iterator[tuple[jax.Array, list[tuple[int, slice]]]]:
+    """Hidden states `[rows, width, d]` of batches of rollouts, and per lane the rollout's number and its labelled positions.
+
+    The longest rollouts come first, those of like length together, so that little is padding. Rows are such that they divide over the mesh.
     """
-    batch_rows = lm.layout.padded(batch_rows, "batch")
+    ways = lm.layout.ways("batch")
     summary = summary_of(rollouts)
     lengths = summary.prompt + summary.output - 1
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_rows):
-        members = order[start : start + batch_rows]
-        width = -(-int(lengths[members].max()) // 32) * 32
-        tokens = np.zeros((batch_rows, width), np.int32)
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        width = padded_width(int(lengths[order[start]]))
+        rows = min(max(1, settings.batch_tokens // width // ways) * ways, lm.layout.padded(len(order), "batch"))
+        members = order[start : start + rows]
+        start += rows
+        tokens = np.zeros((rows, width), np.int32)
         for lane, one in enumerate(read_items(rollouts, [int(i) for i in members])):
             tokens[lane, : lengths[members[lane]]] = np.concatenate([one.prompt_token_ids, one.output_token_ids])[:-1]
-        valid = np.arange(width) < np.append(lengths[members], [0] * (batch_rows - len(members)))[:, None]
-        hidden = _hidden(lm.config, lm.layout, lm.params["body"], tokens, valid)
+        valid = np.arange(width) < np.append(lengths[members], [0] * (rows - len(members)))[:, None]
+        hidden = _hidden(lm.config, lm.layout, settings, lm.params["body"], tokens, valid)
         yield hidden, [(int(i), slice(int(summary.prompt[i]) - 1, int(lengths[i]))) for i in members]
 
 
 def final_values(found: Sequence[Profile], last: int) -> np.ndarray:
     """`[n]` float32: mean expected reward over the last `last` labelled positions of each rollout (all of them if it has fewer)."""
-    return np.array([p.reward[-last:].mean() for p in found], np.float32)
+    # Summed in float64: a mean of rewards up to 1 is then none above it.
+    return np.array([p.reward[-last:].mean(dtype=np.float64) for p in found], np.float32)
 
 
-def validate(lm: LanguageModel, rollouts: Sequence[Rollout], *, label: str, last: int, batch_rows: int) -> Validation:
+def validate(lm: LanguageModel, rollouts: Sequence[Rollout], *, label: str, last: int, settings: ForwardSettings) -> Validation:
     """Predictions for held-back rollouts against what became of them.
 
     Args:
@@ -183,7 +218,7 @@ def validate(lm: LanguageModel, rollouts: Sequence[Rollout], *, label: str, last
     Raises:
       ValueError: the model has no head.
     """
-    found = profiles(lm, rollouts, batch_rows)
+    found = profiles(lm, rollouts, settings)
     assert lm.head is not None
     return Validation(validation_metrics(found, rollouts, last), mean_joints(found, rollouts, label, lm.head.grid))
 
@@ -205,7 +240,8 @@ def mean_joints(found: Sequence[Profile], rollouts: Sequence[Rollout], label: st
 
 
 def validation_metrics(found: Sequence[Profile], rollouts: Sequence[Rollout], last: int) -> dict[str, float]:
-    """Within-prompt AUC of the final value against `correct`, over prompts that have both outcomes, and the mean length error.
+    """Within-prompt AUC of the final value against `correct`, over prompts that have both outcomes, and the mean error of
+    the remaining length in tokens, over finished rollouts (a truncated one has no true length; NaN if there are no others).
 
     This is the number the whole method stands on: a head that cannot tell good from bad within a prompt cannot select.
     """
@@ -218,6 +254,11 @@ def validation_metrics(found: Sequence[Profile], rollouts: Sequence[Rollout], la
     score, outcome, mask = (np.zeros((len(prompts), counts.max()), kind) for kind in (np.float64, np.float64, bool))
     score[where, slot], outcome[where, slot], mask[where, slot] = values, [r.correct for r in rollouts], True
     auc, mixed = within_prompt_auc(score, outcome, mask)
-    observed = np.concatenate([np.arange(len(r.output_token_ids), 0, -1) for r in rollouts])
-    error = np.abs(np.concatenate([p.remaining for p in found]) - observed)
-    return {"eval/within_prompt_auc": auc, "eval/mixed_prompts": float(mixed), "eval/length_mae": float(error.mean())}
+    length = length_errors([p for p, r in zip(found, rollouts, strict=True) if r.finished])
+    return {"eval/within_prompt_auc": auc, "eval/mixed_prompts": float(mixed), "eval/length_mae": length.mean_absolute_error}
+
+
+def length_errors(found: Sequence[Profile]) -> LengthCalibration:
+    """Calibration of the remaining length at all labelled positions of finished rollouts."""
+    predicted = np.concatenate([np.empty(0), *(p.remaining for p in found)])
+    return length_calibration(predicted, np.concatenate([np.empty(0), *(np.arange(len(p.remaining), 0, -1) for p in found)]))

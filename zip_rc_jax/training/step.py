@@ -73,14 +73,14 @@ def change_bodies(state: TrainState, change: Callable[[dict[str, Any]], dict[str
 
 
 def learning_rate(step: jax.Array, config: TrainConfig) -> jax.Array:
-    """Linear warm-up whose first step already moves, then a cosine that reaches 0 where the run ends.
+    """Linear warm-up whose first step already moves, then a cosine whose last step still does: it is 0 just after the run.
 
     Args:
       step: int32, steps done before this one.
     """
     warm = max(1, round(config.warmup * config.steps))
     done = step.astype(jnp.float32) + 1
-    cosine = 0.5 * (1 + jnp.cos(math.pi * jnp.clip((done - warm) / max(1, config.steps - warm), 0, 1)))
+    cosine = 0.5 * (1 + jnp.cos(math.pi * jnp.clip((done - warm) / (config.steps + 1 - warm), 0, 1)))
     return config.learning_rate * jnp.where(done <= warm, done / warm, cosine)
 
 
