@@ -427,7 +427,7 @@ follow() {
 }
 
 train() {
-  local restarts=0 seen=''
+  local restarts=0 seen='' reason=''
   RECREATING=0 SHOWN=''
   if ((${#PACK[@]})); then
     "${PACK_DIRECTORY[@]}"
@@ -445,20 +445,30 @@ train() {
       preempted | interrupted) ;;
       *) break ;;
     esac
-    ((RESUME)) || stop 1 "the training was $FOUND. Without --no-resume it would go on from its last checkpoint"
-    ((restarts < MAX_RESTARTS)) || stop 1 "the training was $FOUND again, after $restarts restarts." \
-      "Raise --max-restarts, or look at the log"
+    if ((!RESUME)); then
+      reason="the training was $FOUND. Without --no-resume it would go on from its last checkpoint"
+    elif ((restarts >= MAX_RESTARTS)); then
+      reason="the training was $FOUND again, after $restarts restarts. Raise --max-restarts, or look at the log"
+    fi
+    if [[ -n $reason ]]; then
+      FOUND=1 # nothing trains any more, so the TPU is deleted or pointed out as after any other end
+      break
+    fi
     restarts=$((restarts + 1))
     RECREATING=1
     say "the training was $FOUND; restart $restarts of at most $MAX_RESTARTS"
   done
-  if ((FOUND)); then
+  if [[ -n $reason ]]; then
+    say "$reason"
+  elif ((FOUND)); then
     say "the training failed with status $FOUND (see the log above; worker 0 keeps it in $REMOTE/log)"
   else
     say "the training is done${RUN_DIR:+, results in $RUN_DIR/$STAGE}"
   fi
   if ((DELETE)); then
     run "${DELETE_COMMAND[@]}" || stop 1 "TPU $NAME could not be deleted, and costs money until it is"
+  elif [[ $KIND != ready ]]; then
+    say "TPU $NAME is $STATE. Delete what is left of it with: $(quote "${DELETE_COMMAND[@]}")"
   else
     say "TPU $NAME still runs and costs money. Delete it with: $(quote "${DELETE_COMMAND[@]}")"
   fi

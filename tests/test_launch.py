@@ -668,6 +668,7 @@ def test_without_resume_a_preemption_ends_it(machine):
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--no-resume", "--package=x[tpu]")
     assert found.returncode == 1
     assert "the training was preempted" in found.stderr
+    assert "TPU zip is SUSPENDED. Delete what is left of it with: gcloud" in found.stderr
     assert machine.verbs() == ["queued-resources create", *DEPLOY]
     assert records(machine.fake / "installs")[0][-1] == "x[tpu]"
 
@@ -699,6 +700,27 @@ def test_restarts_are_bounded(machine):
     assert found.returncode == 1
     assert "interrupted again, after 1 restarts" in found.stderr
     assert machine.verbs() == ["queued-resources create", *DEPLOY, *DEPLOY]
+
+
+@pytest.mark.parametrize("give_up", [("--no-resume",), ("--max-restarts", "0")])
+def test_a_training_that_is_not_restarted_leaves_no_tpu_running_unnoticed(give_up, machine):
+    arguments = ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, *give_up)
+    machine.cloud(("ACTIVE",), ("ACTIVE",), training="exit 130\n")
+    found = machine.run("tpu_train.sh", *arguments)
+    assert found.returncode == 1
+    assert "the training was interrupted" in found.stderr
+    assert "still runs and costs money" in found.stderr
+    found = machine.run("tpu_train.sh", *arguments, "--delete-when-done")
+    assert found.returncode == 1
+    assert "still runs" not in found.stderr
+    assert machine.verbs() == ["queued-resources create", *DEPLOY, *DEPLOY, "queued-resources delete"]
+
+
+def test_what_a_preemption_leaves_is_deleted_too_where_nothing_is_restarted(machine):
+    machine.cloud(PREEMPTED, training=TRAIN_TWICE)
+    arguments = ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--no-resume", "--delete-when-done")
+    assert machine.run("tpu_train.sh", *arguments).returncode == 1
+    assert machine.verbs() == ["queued-resources create", *DEPLOY, "queued-resources delete"]
 
 
 def test_a_worker_that_fails_ends_it_with_its_status_although_another_still_waits(machine):
