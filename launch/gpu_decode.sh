@@ -182,4 +182,5 @@ main() {
   exec "${DECODE[@]}"
 }
 
-main "$@"
+# bash reads a script while it runs it: with `exit` on the same line nothing more is read after main, should the file have changed.
+main "$@"; exit

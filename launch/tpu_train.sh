@@ -475,6 +475,7 @@ train() {
   exit "$FOUND"
 }
 
+# shellcheck disable=SC2329 # a trap calls it
 unfollow() {
   say "no longer following TPU $NAME; what runs there goes on. The same command follows it again"
   kill "$CHILD" 2>/dev/null || true
@@ -498,4 +499,5 @@ main() {
   wait "$CHILD"
 }
 
-main "$@"
+# bash reads a script while it runs it: with `exit` on the same line nothing more is read after main, should the file have changed.
+main "$@"; exit

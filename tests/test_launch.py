@@ -302,6 +302,28 @@ def test_every_script_passes_shellcheck():
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_that_changes_while_it_runs_ends_as_it_began(script, machine, tmp_path):
+    """tpu_train.sh, called again, copies tpu_worker.sh over the one that runs, and `git pull` may change all of them."""
+    shutil.copytree(machine.checkout, tmp_path / "copy")
+    machine.checkout = tmp_path / "copy"
+    change = f"echo 'touch $FAKE/intruded' >>{machine.checkout}/launch/{script}; touch $FAKE/changed\n"
+    (machine.fake / "in.jsonl").write_text("{}\n")
+    write_script(machine.bin / "python3.12", "#!/usr/bin/env bash\n" + change)
+    machine.cloud(("ACTIVE",), training=change)
+    arguments = {
+        "tpu_train.sh": ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST),
+        "tpu_worker.sh": ("mine.yaml", "--stage", "final", "--dir", tmp_path / "w", "--venv", tmp_path / "venv", "--no-install"),
+        "gpu_decode.sh": ("embedded:x", "--input", machine.fake / "in.jsonl", "--output", "out", "--python", "python3.12", "--dry-run"),
+    }[script]
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "bin").symlink_to(machine.fake / "venv_bin")
+    found = machine.run(script, *arguments)
+    assert found.returncode == 0, found.stderr
+    assert (machine.fake / "changed").exists()
+    assert not (machine.fake / "intruded").exists()
+
+
 # Dry runs: exact commands, nothing run.
 
 TPU = "gcloud compute tpus"
