@@ -183,7 +183,7 @@ build_commands() {
   ((SPOT == 0)) || create+=(--spot)
   create+=(${CREATE_FLAGS[@]+"${CREATE_FLAGS[@]}"})
   local queued=(gcloud compute tpus queued-resources) vm=(gcloud compute tpus tpu-vm)
-  QUEUED_STATE=("${queued[@]}" describe "$NAME" "${where[@]}" '--format=value(state.state)')
+  QUEUED_STATE=("${queued[@]}" describe "$NAME" "${where[@]}" '--format=value(state.state,state.stateInitiator)')
   QUEUED_DETAILS=("${queued[@]}" describe "$NAME" "${where[@]}" '--format=yaml(state)')
   VM_STATE=("${vm[@]}" describe "$NAME" "${where[@]}" '--format=value(state,acceleratorType)')
   if ((QUEUE)); then
@@ -277,12 +277,13 @@ ask() {
   return 1
 }
 
-# Sets STATE to what the TPU is in, KIND to what that means (ready, waiting, absent, failed, gone after a preemption, stopped), and
-# THERE to its accelerator type once there is one.
+# Sets STATE to what the TPU is in, KIND to what that means (ready, waiting, absent, failed, gone after a preemption, stopped), THERE
+# to its accelerator type once there is one, and INITIATOR to USER where not Google, but somebody, suspended the queued resource.
 look() {
-  STATE=MISSING THERE=''
+  STATE=MISSING THERE='' INITIATOR=''
   if ((QUEUE)); then
     STATE=$(ask "${QUEUED_STATE[@]}") || stop 1 "gcloud could not say in which state queued resource $NAME is (see above)"
+    read -r STATE INITIATOR <<<"$STATE"
     case $STATE in
       ACTIVE) ;;
       MISSING) KIND=absent && return ;;
@@ -302,6 +303,13 @@ look() {
   esac
 }
 
+# Ends this script if somebody took the TPU away, to stop paying perhaps: after a preemption only is it created again.
+respect_deletion() {
+  case $KIND:$STATE:$INITIATOR in
+    absent:* | stopped:* | *:SUSPENDED:USER) stop 1 "TPU $NAME was deleted or stopped by someone else ($STATE)" ;;
+  esac
+}
+
 show_state() {
   [[ $STATE == "$SHOWN" ]] || say "TPU $NAME: $STATE"
   SHOWN=$STATE
@@ -309,10 +317,12 @@ show_state() {
 
 # Returns when the TPU is ready. RECREATING is 1 if one was there before.
 get_tpu() {
-  local deadline=$((SECONDS + WAIT)) asked=0
+  local deadline=$((SECONDS + WAIT)) asked=0 deleted=0
   while :; do
     look
     show_state
+    # A deletion reaches the training first, which ends as interrupted. What this script deleted is suspended by the user too.
+    ((!RECREATING || deleted)) || respect_deletion
     case $KIND in
       ready)
         [[ -z $THERE || ${THERE##*/} == "$TYPE" ]] || fail "TPU $NAME" "it is there already, as ${THERE##*/} and not $TYPE" \
@@ -325,9 +335,11 @@ get_tpu() {
           "${QUEUED_DETAILS[@]}" >&2 || true
           stop 1 "the request for TPU $NAME failed (see above). Delete it with: $(quote "${DELETE_COMMAND[@]}")"
         fi
+        deleted=1
         run "${DELETE_COMMAND[@]}" || stop 1 "the failed request of that name could not be deleted (see above)"
         ;;
       gone)
+        deleted=1
         run "${DELETE_COMMAND[@]}" || say "deleting failed; trying again"
         ;;
       absent)
@@ -360,6 +372,7 @@ deploy() {
     sleep "$POLL"
     look
     show_state
+    respect_deletion
     [[ $KIND == ready ]] || return 1
   done
   stop 1 "TPU $NAME is ready, but its workers could not be reached or prepared (see above)"
@@ -403,9 +416,9 @@ follow() {
     sleep "$POLL"
     look
     show_state
+    respect_deletion
     case $KIND in
       gone | failed) FOUND=preempted && return ;;
-      absent | stopped) stop 1 "TPU $NAME was deleted or stopped by someone else ($STATE)" ;;
       waiting)
         ((SECONDS < deadline)) || stop 1 "TPU $NAME has been $STATE for $WAIT seconds"
         continue

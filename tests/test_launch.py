@@ -34,7 +34,8 @@ TOOLS = (
 SCRIPTS = ("tpu_train.sh", "tpu_worker.sh", "gpu_decode.sh")
 
 # A Cloud TPU in a directory $FAKE. `lives/N` lists what the TPU that the N-th create command makes is in, one state for each time that
-# it is asked for; the last one stays, and "STATE until FILE" stays until FILE exists. Every worker is a directory under homes/.
+# it is asked for; the last one stays, and "STATE until FILE" stays until FILE exists. "STATE USER" is one that USER initiated. Every
+# worker is a directory under homes/.
 GCLOUD = r"""#!/usr/bin/env bash
 set -u
 printf '%s\x1f' "$@" >>"$FAKE/calls"
@@ -42,7 +43,7 @@ echo >>"$FAKE/calls"
 [[ ! -e $FAKE/forbidden ]] || { echo "ERROR: (gcloud) PERMISSION_DENIED: forbidden" >&2; exit 1; }
 
 next_state() {
-  local state word file
+  local file
   while :; do
     [[ -s $FAKE/states ]] || { echo "ERROR: (gcloud) NOT_FOUND: Resource 'nodes/x' was not found." >&2; exit 1; }
     read -r state word file <"$FAKE/states"
@@ -86,7 +87,11 @@ case "$3 $4" in
       ln -s "$FAKE/venv_bin" "$FAKE/homes/$worker/zip_rc_launch/venv/bin"
     done
     ;;
-  "queued-resources describe") next_state && cat "$FAKE/last" ;;
+  "queued-resources describe")
+    next_state
+    [[ $word != until ]] || word=''
+    printf '%s\t%s\n' "$state" "$word"
+    ;;
   "tpu-vm describe")
     [[ -e $FAKE/queued ]] || next_state
     state=$(cat "$FAKE/last")
@@ -124,16 +129,15 @@ bucket=${*: -2:1} mount=${*: -1}
 """
 
 ZIP_RC = r"""#!/usr/bin/env bash
-printf '%s\x1f' "$@" >>"$FAKE/trainings"
-echo "${JAX_PLATFORMS:-}" >>"$FAKE/trainings"
+# A line is one write, since the workers share the file.
+echo "$(printf '%s\x1f' "$@")${JAX_PLATFORMS:-}" >>"$FAKE/trainings"
 for word in "$@"; do [[ $word != run_dir=* ]] || run=${word#*=}; done
 worker=$(basename "$HOME")
 . "$FAKE/training"
 """
 
 PIP = r"""#!/usr/bin/env bash
-printf '%s\x1f' "$@" >>"$FAKE/installs"
-echo >>"$FAKE/installs"
+echo "$(printf '%s\x1f' "$@")" >>"$FAKE/installs"
 """
 
 FORBIDDEN = r"""#!/usr/bin/env bash
@@ -342,7 +346,7 @@ TPU_DRY_RUNS = {
             "git -C ROOT archive --format=tar.gz --output=HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz HEAD",
             f"{TPU} queued-resources create zip --zone=us-east5-b --node-id=zip --accelerator-type=v6e-8"
             " --runtime-version=v2-alpha-tpuv6e --valid-until-duration=21600s",
-            f"{TPU} queued-resources describe zip --zone=us-east5-b '--format=value(state.state)'",
+            f"{TPU} queued-resources describe zip --zone=us-east5-b '--format=value(state.state,state.stateInitiator)'",
             f"{TPU} tpu-vm describe zip --zone=us-east5-b '--format=value(state,acceleratorType)'",
             f"{SSH}=all '--command=mkdir -p zip_rc_launch'",
             f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz"
@@ -377,7 +381,8 @@ TPU_DRY_RUNS = {
         [
             f"{TPU} queued-resources create t --zone=europe-west4-b --project=some-project --node-id=t --accelerator-type=v5p-8"
             " --runtime-version=v2-alpha-tpuv5 --valid-until-duration=600s --spot --network=n",
-            f"{TPU} queued-resources describe t --zone=europe-west4-b --project=some-project '--format=value(state.state)'",
+            f"{TPU} queued-resources describe t --zone=europe-west4-b --project=some-project"
+            " '--format=value(state.state,state.stateInitiator)'",
             f"{TPU} tpu-vm describe t --zone=europe-west4-b --project=some-project '--format=value(state,acceleratorType)'",
             *(
                 f"{TPU} tpu-vm {rest}"
@@ -639,7 +644,7 @@ def test_no_gpu_and_an_old_driver_are_said(machine, gpu):
 
 # A TPU that is there, and is taken away.
 
-PREEMPTED = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE until seen", "SUSPENDING", "SUSPENDED")
+PREEMPTED = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE until seen", "SUSPENDING SERVICE", "SUSPENDED SERVICE")
 TRAIN_TWICE = r"""
 if [[ $(cat "$FAKE/life") == 1 ]]; then
   echo "step 7 on worker $worker"
@@ -805,9 +810,36 @@ def test_a_tpu_that_someone_deletes_is_not_created_again(machine):
     assert machine.verbs() == ["queued-resources create", *DEPLOY]
 
 
-def test_what_an_earlier_request_left_behind_is_deleted_first(machine):
+@pytest.mark.parametrize("training", ["sleep 60\n", "exit 130\n"])
+def test_a_tpu_that_its_user_suspends_is_not_created_again(training, machine):
+    """Whether the state is seen first, or that the training was interrupted."""
+    machine.cloud(("ACTIVE until gone", "SUSPENDING USER", "SUSPENDED USER"), ("ACTIVE",), training='touch "$FAKE/gone"; ' + training)
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 1
+    assert "deleted or stopped by someone else (SUSPENDED)" in found.stderr
+    assert machine.verbs() == ["queued-resources create", *DEPLOY]
+
+
+def test_a_tpu_that_its_user_suspends_during_the_installation_is_not_created_again(machine):
+    machine.cloud(("ACTIVE", "SUSPENDED USER"), ("ACTIVE",), training="sleep 60\n")
+    (machine.fake / "unreachable").touch()
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 1
+    assert "deleted or stopped by someone else (SUSPENDED)" in found.stderr
+    assert machine.verbs() == ["queued-resources create", "tpu-vm ssh mkdir"]
+
+
+def test_a_suspension_that_names_no_initiator_counts_as_a_preemption(machine):
+    machine.cloud((*PREEMPTED[:3], "SUSPENDED"), ("ACTIVE",), training=TRAIN_TWICE)
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 0, found.stderr
+    assert machine.verbs().count("queued-resources create") == 2
+
+
+@pytest.mark.parametrize("left", ["FAILED", "SUSPENDED USER"])
+def test_what_an_earlier_request_left_behind_is_deleted_first(left, machine):
     machine.cloud(("ACTIVE",), training="echo fine\n")
-    (machine.fake / "states").write_text("FAILED\n")
+    (machine.fake / "states").write_text(left + "\n")
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     assert found.returncode == 0, found.stderr
     assert machine.verbs() == ["queued-resources delete", "queued-resources create", *DEPLOY]
