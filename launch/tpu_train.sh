@@ -333,7 +333,9 @@ get_tpu() {
       failed)
         if ((asked)); then
           "${QUEUED_DETAILS[@]}" >&2 || true
-          stop 1 "the request for TPU $NAME failed (see above). Delete it with: $(quote "${DELETE_COMMAND[@]}")"
+          # A request fails also for want of capacity, which is frequent after a preemption.
+          ((RECREATING)) || stop 1 "the request for TPU $NAME failed (see above). Delete it with: $(quote "${DELETE_COMMAND[@]}")"
+          say "the request failed; trying again"
         fi
         deleted=1
         run "${DELETE_COMMAND[@]}" || stop 1 "the failed request of that name could not be deleted (see above)"

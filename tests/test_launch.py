@@ -700,6 +700,21 @@ def test_without_resume_a_preemption_ends_it(machine):
     assert records(machine.fake / "installs")[0][-1] == "x[tpu]"
 
 
+def test_a_request_that_fails_after_a_preemption_is_made_again(machine):
+    machine.cloud(PREEMPTED, ("WAITING_FOR_RESOURCES", "FAILED"), ("ACTIVE",), training=TRAIN_TWICE)
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 0, found.stderr
+    create, delete = "queued-resources create", "queued-resources delete"
+    assert machine.verbs() == [create, *DEPLOY, delete, create, delete, create, *DEPLOY]
+
+
+def test_requests_that_go_on_failing_after_a_preemption_end_with_the_wait(machine):
+    machine.cloud(PREEMPTED, *[("FAILED",)] * 99, training=TRAIN_TWICE)
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--wait", "3")
+    assert found.returncode == 1
+    assert "not ready within 3 seconds" in found.stderr
+
+
 def test_without_a_queue_a_preempted_tpu_is_created_until_there_is_capacity(machine):
     training = TRAIN_TWICE.replace('touch "$FAKE/seen"', 'touch "$FAKE/full" "$FAKE/seen"')
     machine.cloud(("CREATING", "READY until seen", "PREEMPTED"), ("READY",), training=training, queue=False)
