@@ -399,9 +399,10 @@ ask_workers() {
     case $word in
       0) ;;
       running) running=1 ;;
-      # 130: zip-rc saved its state after SIGTERM, or lost another process; 134: JAX ended it because another one was lost;
-      # 143: SIGTERM came before there was any state.
-      none | lost | 130 | 134 | 143) interrupted=1 ;;
+      # 130: zip-rc saved its state after SIGTERM, or lost another process; 143: SIGTERM came before there was any state.
+      none | lost | 130 | 143) interrupted=1 ;;
+      # JAX ended it because another one was lost, or, where there is no other one, it crashed and would crash again.
+      134) if [[ $answers == *$'\n'* ]]; then interrupted=1; else FOUND=134; fi ;;
       *) FOUND=$word ;; # the others would wait for this one in vain
     esac
   done

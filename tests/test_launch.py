@@ -726,14 +726,23 @@ def test_without_a_queue_a_preempted_tpu_is_created_until_there_is_capacity(mach
     assert "still runs and costs money" in found.stderr
 
 
-@pytest.mark.parametrize("status", [130, 134])
-def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there(machine, status):
-    training = f'if [[ ! -e $FAKE/once ]]; then touch "$FAKE/once"; exit {status}; fi; echo fine\n'
-    machine.cloud(("ACTIVE",), training=training)
+@pytest.mark.parametrize(("status", "workers"), [(130, 1), (134, 2)])
+def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there(machine, status, workers):
+    training = f'if [[ ! -e $FAKE/once$worker ]]; then touch "$FAKE/once$worker"; exit {status}; fi; echo fine\n'
+    machine.cloud(("ACTIVE",), training=training, workers=workers)
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     assert found.returncode == 0, found.stderr
     assert machine.verbs() == ["queued-resources create", *DEPLOY, *DEPLOY]
     assert "fine" in found.stdout
+
+
+def test_a_single_worker_that_crashes_is_not_started_again(machine):
+    """JAX ends a process with 134 when it has lost another one; here there is no other one, and a crash would come again."""
+    machine.cloud(("ACTIVE",), training="exit 134\n")
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 134
+    assert "failed with status 134" in found.stderr
+    assert machine.verbs() == ["queued-resources create", *DEPLOY]
 
 
 def test_restarts_are_bounded(machine):
