@@ -22,7 +22,8 @@ what to train
   --run-dir DIR          run_dir of the training, with the rollouts that the stage reads (RUN_DIR). gs://BUCKET/PATH is mounted on
                          every worker with gcsfuse; best a bucket with hierarchical namespace, which renames directories in one step.
                          With --no-resume also an absolute path on the workers, for example of a mounted file store
-  --package SPEC         pip-install this instead of HEAD, for example 'zip-rc-jax[tpu]==0.1.0' (PACKAGE)
+  --package SPEC         pip-install this instead of HEAD, for example 'zip-rc-jax[tpu] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'
+                         (PACKAGE)
 where
   --name NAME            of the TPU, and of its queued resource (TPU_NAME)
   --zone ZONE            for example us-east5-b (TPU_ZONE)
@@ -149,9 +150,10 @@ validate() {
   check_run_dir
   if [[ -n $PACKAGE ]]; then
     [[ $PACKAGE == *"[tpu]"* ]] || fail "PACKAGE='$PACKAGE'" "without the extra [tpu] JAX would not find the TPU" \
-      "write it as 'zip-rc-jax[tpu]==VERSION' or 'zip-rc-jax[tpu] @ URL'"
+      "write it as 'zip-rc-jax[tpu] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'"
   else
-    [[ -e $ROOT/.git ]] || fail "directory $ROOT" "it is no git checkout, so there is no HEAD to copy" "add --package 'zip-rc-jax[tpu]'"
+    [[ -e $ROOT/.git ]] || fail "directory $ROOT" "it is no git checkout, so there is no HEAD to copy" \
+      "add --package 'zip-rc-jax[tpu] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'"
   fi
   ((DRY_RUN)) || command -v gcloud >/dev/null || fail "gcloud" "it is not installed, or not on PATH" \
     "see https://cloud.google.com/sdk/docs/install, or add --dry-run"

@@ -299,6 +299,14 @@ def test_the_scripts_hold_no_ones_own_names():
             assert word not in script.read_text(), (script, word)
 
 
+def test_no_advice_needs_the_package_to_be_on_pypi():
+    files = [*(ROOT / "launch").iterdir(), *(ROOT / "zip_rc_jax" / "aot").glob("*.py")]
+    advice = [line for file in files for line in file.read_text().splitlines() if "zip-rc-jax[" in line]
+    assert len(advice) >= 6
+    for line in advice:
+        assert re.search(r"'zip-rc-jax\[(tpu|cuda)\] @ git\+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'", line), line
+
+
 def test_every_script_passes_shellcheck():
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
     files = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
@@ -359,7 +367,7 @@ TPU_DRY_RUNS = {
     "at once, spot, a package, deleted, settings": (
         (
             *("mine.yaml", "critic.steps=20", "--stage=critic", *WHERE, "--no-queue", "--spot", "--no-resume", "--run-dir=/mnt/disk/run"),
-            *("--package", "zip-rc-jax[tpu]==0.1.0", "--delete-when-done", "critic.batch_rows=2"),
+            *("--package", "zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b", "--delete-when-done", "critic.batch_rows=2"),
         ),
         {},
         [
@@ -369,7 +377,7 @@ TPU_DRY_RUNS = {
             f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml zip:zip_rc_launch/"
             " --zone=us-east5-b --quiet --worker=all",
             f"{SSH}=all '--command=cd zip_rc_launch && {WORKER} critic --dir . --platform tpu --detach --package"
-            r" '\''zip-rc-jax[tpu]==0.1.0'\'' --run-dir /mnt/disk/run critic.steps=20 critic.batch_rows=2'",
+            r" '\''zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b'\'' --run-dir /mnt/disk/run critic.steps=20 critic.batch_rows=2'",
             *FOLLOW,
             f"{TPU} tpu-vm delete zip --zone=us-east5-b --quiet",
         ],
@@ -464,8 +472,8 @@ def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machin
         env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", "JAX_COMPILATION_CACHE_DIR": "/c"}
         settings = settings.replace("=0.9", "=.5").replace(f"{machine.env['HOME']}/.cache/zip_rc_jax/xla", "/c")
     elif case == "package":
-        extra = ["--package", "zip-rc-jax[cuda]==0.1.0", "--mem-fraction=1"]
-        install[1] = f"{pip} 'zip-rc-jax[cuda]==0.1.0'"
+        extra = ["--package", "zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b", "--mem-fraction=1"]
+        install[1] = f"{pip} 'zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b'"
         settings = settings.replace("=0.9", "=1")
     elif case == "no install":
         venv = f"{machine.fake}/venv"
