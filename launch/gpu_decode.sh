@@ -20,7 +20,8 @@ they come: after an interruption the same command decodes only what is missing.
   --output DIR          directory for results.jsonl and metadata.json (OUTPUT)
   --venv DIR            virtual environment, made if it does not exist; default ~/.cache/zip_rc_jax/venv-cuda (VENV)
   --python PYTHON       interpreter to make it with; default the first of python3.13, 3.12 and 3.11 (PYTHON)
-  --package SPEC        pip-install this instead of this checkout, for example 'zip-rc-jax[cuda]==0.1.0' (PACKAGE)
+  --package SPEC        pip-install this instead of this checkout (PACKAGE), for example
+                        'zip-rc-jax[cuda] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'
   --no-install          use the virtual environment as it is
   --mem-fraction X      part of the GPU's memory that JAX takes at the start, default 0.9 (XLA_CLIENT_MEM_FRACTION, or its old name
                         XLA_PYTHON_CLIENT_MEM_FRACTION)
@@ -103,7 +104,7 @@ validate() {
   [[ $MEM_FRACTION =~ ^(0?\.[0-9]*[1-9][0-9]*|1|1\.0*)$ ]] || fail "XLA_CLIENT_MEM_FRACTION='$MEM_FRACTION'" \
     "it is a part of the GPU's memory" "use a number above 0 and at most 1, for example 0.9"
   [[ -z $PACKAGE || $PACKAGE == *"[cuda"* ]] || fail "PACKAGE='$PACKAGE'" "without the extra [cuda] JAX would not find the GPU" \
-    "write it as 'zip-rc-jax[cuda]==VERSION'"
+    "write it as 'zip-rc-jax[cuda] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'"
   ((INSTALL)) || [[ -x $VENV/bin/zip-rc ]] || fail "VENV='$VENV'" "it holds no bin/zip-rc, and --no-install installs none" \
     "name a virtual environment that has it"
   if ((INSTALL)) && [[ ! -x $VENV/bin/python ]]; then
@@ -182,4 +183,5 @@ main() {
   exec "${DECODE[@]}"
 }
 
-main "$@"
+# bash reads a script while it runs it: with `exit` on the same line nothing more is read after main, should the file have changed.
+main "$@"; exit

@@ -22,7 +22,8 @@ what to train
   --run-dir DIR          run_dir of the training, with the rollouts that the stage reads (RUN_DIR). gs://BUCKET/PATH is mounted on
                          every worker with gcsfuse; best a bucket with hierarchical namespace, which renames directories in one step.
                          With --no-resume also an absolute path on the workers, for example of a mounted file store
-  --package SPEC         pip-install this instead of HEAD, for example 'zip-rc-jax[tpu]==0.1.0' (PACKAGE)
+  --package SPEC         pip-install this instead of HEAD, for example 'zip-rc-jax[tpu] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'
+                         (PACKAGE)
 where
   --name NAME            of the TPU, and of its queued resource (TPU_NAME)
   --zone ZONE            for example us-east5-b (TPU_ZONE)
@@ -149,9 +150,10 @@ validate() {
   check_run_dir
   if [[ -n $PACKAGE ]]; then
     [[ $PACKAGE == *"[tpu]"* ]] || fail "PACKAGE='$PACKAGE'" "without the extra [tpu] JAX would not find the TPU" \
-      "write it as 'zip-rc-jax[tpu]==VERSION' or 'zip-rc-jax[tpu] @ URL'"
+      "write it as 'zip-rc-jax[tpu] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'"
   else
-    [[ -e $ROOT/.git ]] || fail "directory $ROOT" "it is no git checkout, so there is no HEAD to copy" "add --package 'zip-rc-jax[tpu]'"
+    [[ -e $ROOT/.git ]] || fail "directory $ROOT" "it is no git checkout, so there is no HEAD to copy" \
+      "add --package 'zip-rc-jax[tpu] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'"
   fi
   ((DRY_RUN)) || command -v gcloud >/dev/null || fail "gcloud" "it is not installed, or not on PATH" \
     "see https://cloud.google.com/sdk/docs/install, or add --dry-run"
@@ -183,7 +185,7 @@ build_commands() {
   ((SPOT == 0)) || create+=(--spot)
   create+=(${CREATE_FLAGS[@]+"${CREATE_FLAGS[@]}"})
   local queued=(gcloud compute tpus queued-resources) vm=(gcloud compute tpus tpu-vm)
-  QUEUED_STATE=("${queued[@]}" describe "$NAME" "${where[@]}" '--format=value(state.state)')
+  QUEUED_STATE=("${queued[@]}" describe "$NAME" "${where[@]}" '--format=value(state.state,state.stateInitiator)')
   QUEUED_DETAILS=("${queued[@]}" describe "$NAME" "${where[@]}" '--format=yaml(state)')
   VM_STATE=("${vm[@]}" describe "$NAME" "${where[@]}" '--format=value(state,acceleratorType)')
   if ((QUEUE)); then
@@ -277,12 +279,13 @@ ask() {
   return 1
 }
 
-# Sets STATE to what the TPU is in, KIND to what that means (ready, waiting, absent, failed, gone after a preemption, stopped), and
-# THERE to its accelerator type once there is one.
+# Sets STATE to what the TPU is in, KIND to what that means (ready, waiting, absent, failed, gone after a preemption, stopped), THERE
+# to its accelerator type once there is one, and INITIATOR to USER where not Google, but somebody, suspended the queued resource.
 look() {
-  STATE=MISSING THERE=''
+  STATE=MISSING THERE='' INITIATOR=''
   if ((QUEUE)); then
     STATE=$(ask "${QUEUED_STATE[@]}") || stop 1 "gcloud could not say in which state queued resource $NAME is (see above)"
+    read -r STATE INITIATOR <<<"$STATE"
     case $STATE in
       ACTIVE) ;;
       MISSING) KIND=absent && return ;;
@@ -302,6 +305,13 @@ look() {
   esac
 }
 
+# Ends this script if somebody took the TPU away, to stop paying perhaps: after a preemption only is it created again.
+respect_deletion() {
+  case $KIND:$STATE:$INITIATOR in
+    absent:* | stopped:* | *:SUSPENDED:USER) stop 1 "TPU $NAME was deleted or stopped by someone else ($STATE)" ;;
+  esac
+}
+
 show_state() {
   [[ $STATE == "$SHOWN" ]] || say "TPU $NAME: $STATE"
   SHOWN=$STATE
@@ -309,10 +319,12 @@ show_state() {
 
 # Returns when the TPU is ready. RECREATING is 1 if one was there before.
 get_tpu() {
-  local deadline=$((SECONDS + WAIT)) asked=0
+  local deadline=$((SECONDS + WAIT)) asked=0 deleted=0
   while :; do
     look
     show_state
+    # A deletion reaches the training first, which ends as interrupted. What this script deleted is suspended by the user too.
+    ((!RECREATING || deleted)) || respect_deletion
     case $KIND in
       ready)
         [[ -z $THERE || ${THERE##*/} == "$TYPE" ]] || fail "TPU $NAME" "it is there already, as ${THERE##*/} and not $TYPE" \
@@ -323,11 +335,15 @@ get_tpu() {
       failed)
         if ((asked)); then
           "${QUEUED_DETAILS[@]}" >&2 || true
-          stop 1 "the request for TPU $NAME failed (see above). Delete it with: $(quote "${DELETE_COMMAND[@]}")"
+          # A request fails also for want of capacity, which is frequent after a preemption.
+          ((RECREATING)) || stop 1 "the request for TPU $NAME failed (see above). Delete it with: $(quote "${DELETE_COMMAND[@]}")"
+          say "the request failed; trying again"
         fi
+        deleted=1
         run "${DELETE_COMMAND[@]}" || stop 1 "the failed request of that name could not be deleted (see above)"
         ;;
       gone)
+        deleted=1
         run "${DELETE_COMMAND[@]}" || say "deleting failed; trying again"
         ;;
       absent)
@@ -360,6 +376,7 @@ deploy() {
     sleep "$POLL"
     look
     show_state
+    respect_deletion
     [[ $KIND == ready ]] || return 1
   done
   stop 1 "TPU $NAME is ready, but its workers could not be reached or prepared (see above)"
@@ -384,9 +401,10 @@ ask_workers() {
     case $word in
       0) ;;
       running) running=1 ;;
-      # 130: zip-rc saved its state after SIGTERM, or lost another process; 134: JAX ended it because another one was lost;
-      # 143: SIGTERM came before there was any state.
-      none | lost | 130 | 134 | 143) interrupted=1 ;;
+      # 130: zip-rc saved its state after SIGTERM, or lost another process; 143: SIGTERM came before there was any state.
+      none | lost | 130 | 143) interrupted=1 ;;
+      # JAX ended it because another one was lost, or, where there is no other one, it crashed and would crash again.
+      134) if [[ $answers == *$'\n'* ]]; then interrupted=1; else FOUND=134; fi ;;
       *) FOUND=$word ;; # the others would wait for this one in vain
     esac
   done
@@ -403,9 +421,9 @@ follow() {
     sleep "$POLL"
     look
     show_state
+    respect_deletion
     case $KIND in
       gone | failed) FOUND=preempted && return ;;
-      absent | stopped) stop 1 "TPU $NAME was deleted or stopped by someone else ($STATE)" ;;
       waiting)
         ((SECONDS < deadline)) || stop 1 "TPU $NAME has been $STATE for $WAIT seconds"
         continue
@@ -427,7 +445,7 @@ follow() {
 }
 
 train() {
-  local restarts=0 seen=''
+  local restarts=0 seen='' reason=''
   RECREATING=0 SHOWN=''
   if ((${#PACK[@]})); then
     "${PACK_DIRECTORY[@]}"
@@ -445,26 +463,37 @@ train() {
       preempted | interrupted) ;;
       *) break ;;
     esac
-    ((RESUME)) || stop 1 "the training was $FOUND. Without --no-resume it would go on from its last checkpoint"
-    ((restarts < MAX_RESTARTS)) || stop 1 "the training was $FOUND again, after $restarts restarts." \
-      "Raise --max-restarts, or look at the log"
+    if ((!RESUME)); then
+      reason="the training was $FOUND. Without --no-resume it would go on from its last checkpoint"
+    elif ((restarts >= MAX_RESTARTS)); then
+      reason="the training was $FOUND again, after $restarts restarts. Raise --max-restarts, or look at the log"
+    fi
+    if [[ -n $reason ]]; then
+      FOUND=1 # nothing trains any more, so the TPU is deleted or pointed out as after any other end
+      break
+    fi
     restarts=$((restarts + 1))
     RECREATING=1
     say "the training was $FOUND; restart $restarts of at most $MAX_RESTARTS"
   done
-  if ((FOUND)); then
+  if [[ -n $reason ]]; then
+    say "$reason"
+  elif ((FOUND)); then
     say "the training failed with status $FOUND (see the log above; worker 0 keeps it in $REMOTE/log)"
   else
     say "the training is done${RUN_DIR:+, results in $RUN_DIR/$STAGE}"
   fi
   if ((DELETE)); then
     run "${DELETE_COMMAND[@]}" || stop 1 "TPU $NAME could not be deleted, and costs money until it is"
+  elif [[ $KIND != ready ]]; then
+    say "TPU $NAME is $STATE. Delete what is left of it with: $(quote "${DELETE_COMMAND[@]}")"
   else
     say "TPU $NAME still runs and costs money. Delete it with: $(quote "${DELETE_COMMAND[@]}")"
   fi
   exit "$FOUND"
 }
 
+# shellcheck disable=SC2329 # a trap calls it
 unfollow() {
   say "no longer following TPU $NAME; what runs there goes on. The same command follows it again"
   kill "$CHILD" 2>/dev/null || true
@@ -488,4 +517,5 @@ main() {
   wait "$CHILD"
 }
 
-main "$@"
+# bash reads a script while it runs it: with `exit` on the same line nothing more is read after main, should the file have changed.
+main "$@"; exit

@@ -19,7 +19,8 @@ worker of a TPU and starts it there with --detach; it runs on any other Linux ma
   --run-dir DIR      run_dir of the training: gs://BUCKET/PATH, which is mounted with gcsfuse under DIR/gcs (and gcsfuse installed,
                      with sudo, if it is missing), or a directory
   --archive FILE     install zip_rc_jax with its extra [tpu] from this tar.gz of the repository
-  --package SPEC     install this instead, for example 'zip-rc-jax[tpu]==0.1.0'
+  --package SPEC     install this instead, for example '.[tpu]' in a checkout, or
+                     'zip-rc-jax[tpu] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'
   --no-install       use the virtual environment as it is
   --venv DIR         virtual environment, made if it does not exist (default DIR/venv)
   --platform NAME    tpu, cuda or cpu: JAX must find it. Default: whatever JAX finds
@@ -33,7 +34,7 @@ examples:
   # on this machine, with the virtual environment of `make demo`
   launch/tpu_worker.sh configs/chain_sum_demo.yaml --stage critic --dir /tmp/worker --venv .venv --no-install critic.steps=20
   # in the background, on a machine with a TPU
-  launch/tpu_worker.sh configs/chain_sum.yaml --stage final --package 'zip-rc-jax[tpu]' --platform tpu --run-dir gs://BUCKET/run --detach
+  launch/tpu_worker.sh configs/chain_sum.yaml --stage final --package '.[tpu]' --platform tpu --run-dir gs://BUCKET/run --detach
 TEXT
 }
 
@@ -122,6 +123,7 @@ note() {
   mv "$DIR/$1.$$" "$DIR/$1"
 }
 
+# shellcheck disable=SC2329 # a trap calls it
 leave_status() {
   note status "$1"
   say "finished with status $1"
@@ -237,4 +239,6 @@ main() {
   train
 }
 
-main "$@"
+# bash reads a script while it runs it, and tpu_train.sh, called again, copies a new one over this: with `exit` on the same line nothing
+# more is read after main.
+main "$@"; exit

@@ -502,7 +502,7 @@ def test_unknown_chips_and_a_missing_compiler_are_named(monkeypatch):
     with pytest.raises(UsageError, match=r"topology 'v9:2x2': the chips known here are v5e, v5p, v6e\. Fix: use for example v5e:2x2"):
         tpu_mesh("v9:2x2", "", MeshConfig())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"libtpu, the TPU compiler, is not installed\. Fix: run pip install 'zip-rc-jax\[tpu\]'"):
+    with pytest.raises(UsageError, match=r"libtpu, the TPU compiler, is not installed\. Fix: run pip install -e '\.\[tpu\]'"):
         tpu_mesh("v5e:2x2", "", MeshConfig())
     assert chip_of("v5p:2x2x2").hbm == 95 * GIB
 

@@ -34,7 +34,8 @@ TOOLS = (
 SCRIPTS = ("tpu_train.sh", "tpu_worker.sh", "gpu_decode.sh")
 
 # A Cloud TPU in a directory $FAKE. `lives/N` lists what the TPU that the N-th create command makes is in, one state for each time that
-# it is asked for; the last one stays, and "STATE until FILE" stays until FILE exists. Every worker is a directory under homes/.
+# it is asked for; the last one stays, and "STATE until FILE" stays until FILE exists. "STATE USER" is one that USER initiated. Every
+# worker is a directory under homes/.
 GCLOUD = r"""#!/usr/bin/env bash
 set -u
 printf '%s\x1f' "$@" >>"$FAKE/calls"
@@ -42,7 +43,7 @@ echo >>"$FAKE/calls"
 [[ ! -e $FAKE/forbidden ]] || { echo "ERROR: (gcloud) PERMISSION_DENIED: forbidden" >&2; exit 1; }
 
 next_state() {
-  local state word file
+  local file
   while :; do
     [[ -s $FAKE/states ]] || { echo "ERROR: (gcloud) NOT_FOUND: Resource 'nodes/x' was not found." >&2; exit 1; }
     read -r state word file <"$FAKE/states"
@@ -86,7 +87,11 @@ case "$3 $4" in
       ln -s "$FAKE/venv_bin" "$FAKE/homes/$worker/zip_rc_launch/venv/bin"
     done
     ;;
-  "queued-resources describe") next_state && cat "$FAKE/last" ;;
+  "queued-resources describe")
+    next_state
+    [[ $word != until ]] || word=''
+    printf '%s\t%s\n' "$state" "$word"
+    ;;
   "tpu-vm describe")
     [[ -e $FAKE/queued ]] || next_state
     state=$(cat "$FAKE/last")
@@ -124,16 +129,15 @@ bucket=${*: -2:1} mount=${*: -1}
 """
 
 ZIP_RC = r"""#!/usr/bin/env bash
-printf '%s\x1f' "$@" >>"$FAKE/trainings"
-echo "${JAX_PLATFORMS:-}" >>"$FAKE/trainings"
+# A line is one write, since the workers share the file.
+echo "$(printf '%s\x1f' "$@")${JAX_PLATFORMS:-}" >>"$FAKE/trainings"
 for word in "$@"; do [[ $word != run_dir=* ]] || run=${word#*=}; done
 worker=$(basename "$HOME")
 . "$FAKE/training"
 """
 
 PIP = r"""#!/usr/bin/env bash
-printf '%s\x1f' "$@" >>"$FAKE/installs"
-echo >>"$FAKE/installs"
+echo "$(printf '%s\x1f' "$@")" >>"$FAKE/installs"
 """
 
 FORBIDDEN = r"""#!/usr/bin/env bash
@@ -295,11 +299,41 @@ def test_the_scripts_hold_no_ones_own_names():
             assert word not in script.read_text(), (script, word)
 
 
+def test_no_advice_needs_the_package_to_be_on_pypi():
+    files = [*(ROOT / "launch").iterdir(), *(ROOT / "zip_rc_jax" / "aot").glob("*.py")]
+    advice = [line for file in files for line in file.read_text().splitlines() if "zip-rc-jax[" in line]
+    assert len(advice) >= 6
+    for line in advice:
+        assert re.search(r"'zip-rc-jax\[(tpu|cuda)\] @ git\+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'", line), line
+
+
 def test_every_script_passes_shellcheck():
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
     files = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
     found = subprocess.run([shellcheck, *files], capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_that_changes_while_it_runs_ends_as_it_began(script, machine, tmp_path):
+    """tpu_train.sh, called again, copies tpu_worker.sh over the one that runs, and `git pull` may change all of them."""
+    shutil.copytree(machine.checkout, tmp_path / "copy")
+    machine.checkout = tmp_path / "copy"
+    change = f"echo 'touch $FAKE/intruded' >>{machine.checkout}/launch/{script}; touch $FAKE/changed\n"
+    (machine.fake / "in.jsonl").write_text("{}\n")
+    write_script(machine.bin / "python3.12", "#!/usr/bin/env bash\n" + change)
+    machine.cloud(("ACTIVE",), training=change)
+    arguments = {
+        "tpu_train.sh": ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST),
+        "tpu_worker.sh": ("mine.yaml", "--stage", "final", "--dir", tmp_path / "w", "--venv", tmp_path / "venv", "--no-install"),
+        "gpu_decode.sh": ("embedded:x", "--input", machine.fake / "in.jsonl", "--output", "out", "--python", "python3.12", "--dry-run"),
+    }[script]
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "bin").symlink_to(machine.fake / "venv_bin")
+    found = machine.run(script, *arguments)
+    assert found.returncode == 0, found.stderr
+    assert (machine.fake / "changed").exists()
+    assert not (machine.fake / "intruded").exists()
 
 
 # Dry runs: exact commands, nothing run.
@@ -320,7 +354,7 @@ TPU_DRY_RUNS = {
             "git -C ROOT archive --format=tar.gz --output=HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz HEAD",
             f"{TPU} queued-resources create zip --zone=us-east5-b --node-id=zip --accelerator-type=v6e-8"
             " --runtime-version=v2-alpha-tpuv6e --valid-until-duration=21600s",
-            f"{TPU} queued-resources describe zip --zone=us-east5-b '--format=value(state.state)'",
+            f"{TPU} queued-resources describe zip --zone=us-east5-b '--format=value(state.state,state.stateInitiator)'",
             f"{TPU} tpu-vm describe zip --zone=us-east5-b '--format=value(state,acceleratorType)'",
             f"{SSH}=all '--command=mkdir -p zip_rc_launch'",
             f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz"
@@ -333,7 +367,7 @@ TPU_DRY_RUNS = {
     "at once, spot, a package, deleted, settings": (
         (
             *("mine.yaml", "critic.steps=20", "--stage=critic", *WHERE, "--no-queue", "--spot", "--no-resume", "--run-dir=/mnt/disk/run"),
-            *("--package", "zip-rc-jax[tpu]==0.1.0", "--delete-when-done", "critic.batch_rows=2"),
+            *("--package", "zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b", "--delete-when-done", "critic.batch_rows=2"),
         ),
         {},
         [
@@ -343,7 +377,7 @@ TPU_DRY_RUNS = {
             f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml zip:zip_rc_launch/"
             " --zone=us-east5-b --quiet --worker=all",
             f"{SSH}=all '--command=cd zip_rc_launch && {WORKER} critic --dir . --platform tpu --detach --package"
-            r" '\''zip-rc-jax[tpu]==0.1.0'\'' --run-dir /mnt/disk/run critic.steps=20 critic.batch_rows=2'",
+            r" '\''zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b'\'' --run-dir /mnt/disk/run critic.steps=20 critic.batch_rows=2'",
             *FOLLOW,
             f"{TPU} tpu-vm delete zip --zone=us-east5-b --quiet",
         ],
@@ -355,7 +389,8 @@ TPU_DRY_RUNS = {
         [
             f"{TPU} queued-resources create t --zone=europe-west4-b --project=some-project --node-id=t --accelerator-type=v5p-8"
             " --runtime-version=v2-alpha-tpuv5 --valid-until-duration=600s --spot --network=n",
-            f"{TPU} queued-resources describe t --zone=europe-west4-b --project=some-project '--format=value(state.state)'",
+            f"{TPU} queued-resources describe t --zone=europe-west4-b --project=some-project"
+            " '--format=value(state.state,state.stateInitiator)'",
             f"{TPU} tpu-vm describe t --zone=europe-west4-b --project=some-project '--format=value(state,acceleratorType)'",
             *(
                 f"{TPU} tpu-vm {rest}"
@@ -437,8 +472,8 @@ def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machin
         env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", "JAX_COMPILATION_CACHE_DIR": "/c"}
         settings = settings.replace("=0.9", "=.5").replace(f"{machine.env['HOME']}/.cache/zip_rc_jax/xla", "/c")
     elif case == "package":
-        extra = ["--package", "zip-rc-jax[cuda]==0.1.0", "--mem-fraction=1"]
-        install[1] = f"{pip} 'zip-rc-jax[cuda]==0.1.0'"
+        extra = ["--package", "zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b", "--mem-fraction=1"]
+        install[1] = f"{pip} 'zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b'"
         settings = settings.replace("=0.9", "=1")
     elif case == "no install":
         venv = f"{machine.fake}/venv"
@@ -617,7 +652,7 @@ def test_no_gpu_and_an_old_driver_are_said(machine, gpu):
 
 # A TPU that is there, and is taken away.
 
-PREEMPTED = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE until seen", "SUSPENDING", "SUSPENDED")
+PREEMPTED = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE until seen", "SUSPENDING SERVICE", "SUSPENDED SERVICE")
 TRAIN_TWICE = r"""
 if [[ $(cat "$FAKE/life") == 1 ]]; then
   echo "step 7 on worker $worker"
@@ -668,8 +703,24 @@ def test_without_resume_a_preemption_ends_it(machine):
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--no-resume", "--package=x[tpu]")
     assert found.returncode == 1
     assert "the training was preempted" in found.stderr
+    assert "TPU zip is SUSPENDED. Delete what is left of it with: gcloud" in found.stderr
     assert machine.verbs() == ["queued-resources create", *DEPLOY]
     assert records(machine.fake / "installs")[0][-1] == "x[tpu]"
+
+
+def test_a_request_that_fails_after_a_preemption_is_made_again(machine):
+    machine.cloud(PREEMPTED, ("WAITING_FOR_RESOURCES", "FAILED"), ("ACTIVE",), training=TRAIN_TWICE)
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 0, found.stderr
+    create, delete = "queued-resources create", "queued-resources delete"
+    assert machine.verbs() == [create, *DEPLOY, delete, create, delete, create, *DEPLOY]
+
+
+def test_requests_that_go_on_failing_after_a_preemption_end_with_the_wait(machine):
+    machine.cloud(PREEMPTED, *[("FAILED",)] * 99, training=TRAIN_TWICE)
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--wait", "3")
+    assert found.returncode == 1
+    assert "not ready within 3 seconds" in found.stderr
 
 
 def test_without_a_queue_a_preempted_tpu_is_created_until_there_is_capacity(machine):
@@ -683,14 +734,23 @@ def test_without_a_queue_a_preempted_tpu_is_created_until_there_is_capacity(mach
     assert "still runs and costs money" in found.stderr
 
 
-@pytest.mark.parametrize("status", [130, 134])
-def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there(machine, status):
-    training = f'if [[ ! -e $FAKE/once ]]; then touch "$FAKE/once"; exit {status}; fi; echo fine\n'
-    machine.cloud(("ACTIVE",), training=training)
+@pytest.mark.parametrize(("status", "workers"), [(130, 1), (134, 2)])
+def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there(machine, status, workers):
+    training = f'if [[ ! -e $FAKE/once$worker ]]; then touch "$FAKE/once$worker"; exit {status}; fi; echo fine\n'
+    machine.cloud(("ACTIVE",), training=training, workers=workers)
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     assert found.returncode == 0, found.stderr
     assert machine.verbs() == ["queued-resources create", *DEPLOY, *DEPLOY]
     assert "fine" in found.stdout
+
+
+def test_a_single_worker_that_crashes_is_not_started_again(machine):
+    """JAX ends a process with 134 when it has lost another one; here there is no other one, and a crash would come again."""
+    machine.cloud(("ACTIVE",), training="exit 134\n")
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 134
+    assert "failed with status 134" in found.stderr
+    assert machine.verbs() == ["queued-resources create", *DEPLOY]
 
 
 def test_restarts_are_bounded(machine):
@@ -699,6 +759,27 @@ def test_restarts_are_bounded(machine):
     assert found.returncode == 1
     assert "interrupted again, after 1 restarts" in found.stderr
     assert machine.verbs() == ["queued-resources create", *DEPLOY, *DEPLOY]
+
+
+@pytest.mark.parametrize("give_up", [("--no-resume",), ("--max-restarts", "0")])
+def test_a_training_that_is_not_restarted_leaves_no_tpu_running_unnoticed(give_up, machine):
+    arguments = ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, *give_up)
+    machine.cloud(("ACTIVE",), ("ACTIVE",), training="exit 130\n")
+    found = machine.run("tpu_train.sh", *arguments)
+    assert found.returncode == 1
+    assert "the training was interrupted" in found.stderr
+    assert "still runs and costs money" in found.stderr
+    found = machine.run("tpu_train.sh", *arguments, "--delete-when-done")
+    assert found.returncode == 1
+    assert "still runs" not in found.stderr
+    assert machine.verbs() == ["queued-resources create", *DEPLOY, *DEPLOY, "queued-resources delete"]
+
+
+def test_what_a_preemption_leaves_is_deleted_too_where_nothing_is_restarted(machine):
+    machine.cloud(PREEMPTED, training=TRAIN_TWICE)
+    arguments = ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--no-resume", "--delete-when-done")
+    assert machine.run("tpu_train.sh", *arguments).returncode == 1
+    assert machine.verbs() == ["queued-resources create", *DEPLOY, "queued-resources delete"]
 
 
 def test_a_worker_that_fails_ends_it_with_its_status_although_another_still_waits(machine):
@@ -761,9 +842,36 @@ def test_a_tpu_that_someone_deletes_is_not_created_again(machine):
     assert machine.verbs() == ["queued-resources create", *DEPLOY]
 
 
-def test_what_an_earlier_request_left_behind_is_deleted_first(machine):
+@pytest.mark.parametrize("training", ["sleep 60\n", "exit 130\n"])
+def test_a_tpu_that_its_user_suspends_is_not_created_again(training, machine):
+    """Whether the state is seen first, or that the training was interrupted."""
+    machine.cloud(("ACTIVE until gone", "SUSPENDING USER", "SUSPENDED USER"), ("ACTIVE",), training='touch "$FAKE/gone"; ' + training)
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 1
+    assert "deleted or stopped by someone else (SUSPENDED)" in found.stderr
+    assert machine.verbs() == ["queued-resources create", *DEPLOY]
+
+
+def test_a_tpu_that_its_user_suspends_during_the_installation_is_not_created_again(machine):
+    machine.cloud(("ACTIVE", "SUSPENDED USER"), ("ACTIVE",), training="sleep 60\n")
+    (machine.fake / "unreachable").touch()
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 1
+    assert "deleted or stopped by someone else (SUSPENDED)" in found.stderr
+    assert machine.verbs() == ["queued-resources create", "tpu-vm ssh mkdir"]
+
+
+def test_a_suspension_that_names_no_initiator_counts_as_a_preemption(machine):
+    machine.cloud((*PREEMPTED[:3], "SUSPENDED"), ("ACTIVE",), training=TRAIN_TWICE)
+    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
+    assert found.returncode == 0, found.stderr
+    assert machine.verbs().count("queued-resources create") == 2
+
+
+@pytest.mark.parametrize("left", ["FAILED", "SUSPENDED USER"])
+def test_what_an_earlier_request_left_behind_is_deleted_first(left, machine):
     machine.cloud(("ACTIVE",), training="echo fine\n")
-    (machine.fake / "states").write_text("FAILED\n")
+    (machine.fake / "states").write_text(left + "\n")
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     assert found.returncode == 0, found.stderr
     assert machine.verbs() == ["queued-resources delete", "queued-resources create", *DEPLOY]

@@ -20,7 +20,7 @@ from zip_rc_jax.models.loading import load
 DESCRIPTION = """Compiles the real training step or decoder for a TPU topology, without a TPU (libtpu does it on any CPU machine), and
 prints per chip: memory against what the chip has, operations and HBM bytes against what they should be, and what crosses the
 network. Exit status 1 if a program leaves less than 10% of the memory free.
-Needs libtpu, best in an environment of its own: pip install 'zip-rc-jax[tpu]'.
+Needs libtpu, best in an environment of its own: pip install -e '.[tpu]' in a checkout.
 
 """
 

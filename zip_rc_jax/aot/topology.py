@@ -89,7 +89,7 @@ def tpu_mesh(topology: str, mesh: str, default: MeshConfig) -> Mesh:
         raise UsageError(
             f"topology {topology!r}",
             "libtpu, the TPU compiler, is not installed",
-            "run pip install 'zip-rc-jax[tpu]' in its own environment",
+            "run pip install -e '.[tpu]' in a checkout, best into an environment of its own",
         )
     # Without the first three, libtpu asks the cloud's metadata server which machine this is, and complains that there is none; without the
     # last, one process at a time may load it, also where none of them touches a chip.
