@@ -17,7 +17,7 @@ import torch
 from forwards import SLOTS, continued, empty, full, gather, padded, prefill, step
 from hf_models import MODELS, ROWS, TOKENS, VOCAB, WIDTH, error, load, torch_logits, torch_model
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.errors import UsageError
@@ -182,6 +182,28 @@ def test_torch_reads_what_we_write_and_gives_the_same_logits(pair, expected, tmp
     family, config, params = load(tmp_path / "model")
     assert (family, config) == (pair.family, pair.config)
     jax.tree.map(np.testing.assert_array_equal, params, pair.params)
+
+
+def test_config_json_says_the_same_to_transformers_4(pair, tmp_path):
+    """It knows no `rope_parameters` and, before 4.56, no `dtype`: without the older names it would rotate by the family's usual base."""
+    export(pair, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    rope = pair.torch.config.rope_parameters
+    rotation = rope.get("full_attention", rope)
+    assert settings["rope_theta"] == rotation["rope_theta"]
+    scaling = {name: value for name, value in rotation.items() if name != "rope_theta"}
+    assert settings["rope_scaling"] == (None if scaling == {"rope_type": "default"} else scaling)
+    assert settings.get("rope_local_base_freq") == (rope["sliding_attention"]["rope_theta"] if "sliding_attention" in rope else None)
+    assert settings["torch_dtype"] == "float32"
+    # transformers 5 reads the older names, the newer ones and both beside each other as the same model.
+    older, newer = {"rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype"}, {"rope_parameters", "dtype"}
+    for left_out in (set(), older, newer):
+        kept = {name: value for name, value in settings.items() if name not in left_out}
+        assert read_config(kept, "x") == (pair.family, pair.config)
+        (tmp_path / "config.json").write_text(json.dumps(kept))
+        found = AutoConfig.from_pretrained(tmp_path)
+        assert (found.rope_parameters, found.dtype) == (rope, torch.float32)
+        assert not older & found.to_dict().keys()
 
 
 def test_bfloat16_survives_reading_and_writing_bit_by_bit(pair, tmp_path):
