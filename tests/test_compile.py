@@ -466,6 +466,34 @@ def test_the_abstract_pool_is_the_one_that_the_engine_makes():
     assert programs.shard_bytes(pool.cache) == held // 2
 
 
+def test_a_move_of_the_cache_has_at_least_a_layers_share_however_the_layers_are_stacked(monkeypatch):
+    """A stack of three attention layers and one of a single one, among convolutions: what one chip holds of a layer is the same in both."""
+    kinds = ("conv", "attention") * 3 + ("attention",)
+    model = dataclasses.replace(MODEL, n_layers=7, layer_types=kinds, conv_kernel=3)
+    slots, width = 32, 4  # of 16 rows on one of four shards, whose pool has a scratch row; one of two heads for keys
+    shapes = {
+        "half of a layer": f"bf16[1,1,{width // 2},1,{slots},16]",
+        "a layer": f"bf16[1,1,{width},1,{slots},16]",
+        "a layer and the scratch row": f"bf16[1,1,{width + 1},1,{slots},16]",
+        "a row of three layers": f"bf16[3,1,1,1,{slots},16]",
+        "a stack": f"bf16[3,1,{width + 1},1,{slots},16]",
+    }
+    copies = "".join(f"  %k{i} = {shape} copy(%k{i})\n" for i, shape in enumerate(shapes.values()))
+    entry, *others = loop(bound="copy(%n)", body=copies)
+    monkeypatch.setattr(programs, "tpu_mesh", lambda *_: make_mesh(data=4, tensor=2))
+    monkeypatch.setattr(programs, "_compile", lambda function, *_: programs._Compiled(function.__name__, None, "", "HLO", 0.0, 0.0))
+    monkeypatch.setattr(programs, "parse_module", lambda _: module(copies + entry, *others))
+    _, advance, copy = programs.compile_decode(PipelineConfig(model=model), "v5e:2x4", rows=4 * width, context=slots).programs
+
+    def moved(part: Part) -> set[str]:
+        assert part.costs is not None
+        return {name for name, shape in shapes.items() if shape in [write.shape for write in part.costs.cache_moves]}
+
+    for part in advance.parts:  # a row of three layers is less than a layer of four rows
+        assert moved(part) == {"a layer", "a layer and the scratch row", "a stack"}
+    assert [moved(part) for part in copy.parts] == [{"a layer and the scratch row", "a stack"}] * 2, "the row that is copied is no move"
+
+
 def test_sizes_that_do_not_divide_are_named():
     layout = Layout(make_mesh(fsdp=8), TRAIN_RULES)
     with pytest.raises(UsageError, match=r"axis 'batch' of size 6: .* 8 devices"):

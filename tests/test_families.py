@@ -17,14 +17,14 @@ import torch
 from forwards import SLOTS, continued, empty, full, gather, padded, prefill, step
 from hf_models import MODELS, ROWS, TOKENS, VOCAB, WIDTH, error, load, torch_logits, torch_model
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.config import ModelConfig, RopeScaling
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models import huggingface
 from zip_rc_jax.models.families import FAMILIES, Family, read_config, write_config
 from zip_rc_jax.models.huggingface import SafetensorsSource, write_checkpoint
-from zip_rc_jax.models.transformer import param_axes
+from zip_rc_jax.models.transformer import init_params, param_axes
 from zip_rc_jax.models.weights import load_params, read_params
 from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
 
@@ -184,6 +184,28 @@ def test_torch_reads_what_we_write_and_gives_the_same_logits(pair, expected, tmp
     jax.tree.map(np.testing.assert_array_equal, params, pair.params)
 
 
+def test_config_json_says_the_same_to_transformers_4(pair, tmp_path):
+    """It knows no `rope_parameters` and, before 4.56, no `dtype`: without the older names it would rotate by the family's usual base."""
+    export(pair, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    rope = pair.torch.config.rope_parameters
+    rotation = rope.get("full_attention", rope)
+    assert settings["rope_theta"] == rotation["rope_theta"]
+    scaling = {name: value for name, value in rotation.items() if name != "rope_theta"}
+    assert settings["rope_scaling"] == (None if scaling == {"rope_type": "default"} else scaling)
+    assert settings.get("rope_local_base_freq") == (rope["sliding_attention"]["rope_theta"] if "sliding_attention" in rope else None)
+    assert settings["torch_dtype"] == "float32"
+    # transformers 5 reads the older names, the newer ones and both beside each other as the same model.
+    older, newer = {"rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype"}, {"rope_parameters", "dtype"}
+    for left_out in (set(), older, newer):
+        kept = {name: value for name, value in settings.items() if name not in left_out}
+        assert read_config(kept, "x") == (pair.family, pair.config)
+        (tmp_path / "config.json").write_text(json.dumps(kept))
+        found = AutoConfig.from_pretrained(tmp_path)
+        assert (found.rope_parameters, found.dtype) == (rope, torch.float32)
+        assert not older & found.to_dict().keys()
+
+
 def test_bfloat16_survives_reading_and_writing_bit_by_bit(pair, tmp_path):
     torch_model(pair.name).to(torch.bfloat16).save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
@@ -214,8 +236,62 @@ def test_parameters_are_read_straight_into_their_shards(plain):
 
 def test_a_config_that_no_family_has_is_not_written(pair):
     for impossible in ({"scale_embedding": not pair.config.scale_embedding}, {"norm_plus_one": not pair.config.norm_plus_one}):
-        with pytest.raises(UsageError, match="no Hugging Face architecture has this combination"):
+        with pytest.raises(UsageError, match=NO_FAMILY):
             write_config(dataclasses.replace(pair.config, **impossible))
+
+
+NO_FAMILY = "no Hugging Face architecture has this combination"
+OWN = ModelConfig(
+    vocab_size=VOCAB, d_model=48, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=40, rope_theta=77.0, max_positions=200
+)  # fmt: skip
+KINDS = ("sliding", "sliding", "attention", "sliding")
+GEMMA = dataclasses.replace(
+    OWN, layer_types=KINDS, sliding_window=5, norm_plus_one=True, post_norms=True, scale_embedding=True, activation="gelu_tanh"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "model_type"),
+    [
+        (OWN, {"layer_types": ("attention",) * 4}, "qwen3"),
+        (OWN, {"layer_types": ("attention",) * 4, "qk_norm": False}, "llama"),
+        (OWN, {"attention_scale": 32**-0.5}, "qwen3"),
+        (OWN, {"rope_scaling": RopeScaling("linear", factor=2.0, original_positions=4096)}, "qwen3"),
+        (OWN, {"rope_scaling": RopeScaling("none", factor=2.0)}, "qwen3"),
+        (OWN, {"sliding_rope_theta": 5.0, "conv_bias": True}, "qwen3"),
+        (OWN, {"layer_types": KINDS, "sliding_window": 5, "sliding_rope_theta": 77.0}, "qwen3"),
+        (OWN, {"layer_types": KINDS, "sliding_window": 5, "rope_scaling": RopeScaling("linear", factor=2.0)}, "qwen3"),
+        (GEMMA, {}, "gemma3_text"),
+        (GEMMA, {"sliding_rope_theta": 5.0}, "gemma3_text"),
+    ],
+    ids=[
+        "full attention by name", "full attention by name, no norms", "the usual scale by number", "parts of other scalings",
+        "a factor without scaling", "settings of layers that are not there", "one base, twice", "scaled sliding layers",
+        "Gemma with the usual scale and one base", "Gemma with the usual scale",
+    ],
+)  # fmt: skip
+def test_a_model_is_written_however_its_config_spells_it(config, changes, model_type, tmp_path):
+    """Models of our own, as torch computes what was written."""
+    config = dataclasses.replace(config, **changes)
+    params = init_params(config, 0)
+    export(types.SimpleNamespace(config=config, params=params), tmp_path / "model")
+    model = read_by_torch(tmp_path / "model")
+    assert model.config.model_type == model_type
+    assert error(full(config, params, TOKENS), torch_logits(model, TOKENS)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (GEMMA, {"rope_scaling": RopeScaling("linear", factor=2.0)}),  # of its layers only the full ones can be scaled
+        (GEMMA, {"attention_scale": 2.0}),  # written as 1 / scale^2, a whole number
+        (OWN, {"attention_scale": 0.5}),
+        (OWN, {"layer_types": KINDS, "sliding_window": 5, "sliding_rope_theta": 5.0}),
+    ],
+)
+def test_what_would_be_another_model_is_not_written(config, changes):
+    with pytest.raises(UsageError, match=NO_FAMILY):
+        write_config(dataclasses.replace(config, **changes))
 
 
 def test_shards_are_written_and_read(plain, tmp_path, monkeypatch):

@@ -219,6 +219,64 @@ def test_older_lfm2_files_call_the_last_norm_output_norm(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path / "new.gguf")[1], read(tmp_path / "old.gguf")[1])
 
 
+def without(monkeypatch, *methods):
+    """The writer leaves out what these methods of it add."""
+    for method in methods:
+        monkeypatch.setattr(gguf.GGUFWriter, method, lambda writer, value: None)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        ("llama_untied", {}),
+        ("qwen3", {"hidden_act": "silu"}),
+        ("lfm2_tied", {"full_attn_idxs": [0, 1, 2, 3]}),
+        ("gemma3_tied", {}),
+    ],
+)
+def test_without_keys_there_are_as_many_key_heads_as_heads_and_the_base_is_10000(base, changes, tmp_path, monkeypatch):
+    """The defaults of llama.cpp, also in families whose models on Hugging Face have others."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    rope = {"full_attention": rope, "sliding_attention": rope | {"rope_theta": 50.0}} if base == "gemma3_tied" else rope
+    model = torch_model(base, **changes, num_key_value_heads=6, rope_parameters=rope)
+    without(monkeypatch, "add_head_count_kv", "add_rope_freq_base")
+    write(tmp_path / "model.gguf", model)
+    config, params = read(tmp_path / "model.gguf")
+    assert config == read_config(model.config.to_dict(), "")[1]
+    assert error(full(config, params, TOKENS), torch_logits(model, TOKENS)) < TOLERANCE
+
+
+OLD_FACTOR = "llama.rope.scale_linear"
+
+
+@pytest.mark.parametrize(
+    ("extra", "factor"),
+    [
+        (lambda writer: writer.add_rope_scaling_factor(3.0), 3.0),
+        (lambda writer: writer.add_float32(OLD_FACTOR, 3.0), 3.0),
+        (lambda writer: (writer.add_rope_scaling_factor(3.0), writer.add_float32(OLD_FACTOR, 5.0)), 3.0),
+        (lambda writer: writer.add_rope_scaling_factor(0.0), None),
+        (lambda writer: writer.add_rope_scaling_factor(1.0), None),
+        (lambda writer: None, None),
+        (lambda writer: (writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), writer.add_float32(OLD_FACTOR, 3.0)), 3.0),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), None),
+        (lambda writer: (writer.add_rope_scaling_type(gguf.RopeScalingType.NONE), writer.add_rope_scaling_factor(3.0)), None),
+    ],
+    ids=[
+        "factor", "old factor", "both factors", "factor 0", "factor 1", "nothing",
+        "linear, old factor", "linear, no factor", "none, factor",
+    ],
+)  # fmt: skip
+def test_a_factor_without_a_type_of_scaling_is_linear(extra, factor, tmp_path):
+    rope = {"rope_type": "linear", "factor": factor} if factor else {"rope_type": "default"}
+    model = torch_model("llama_untied", rope_parameters=rope | {"rope_theta": 321.0})
+    plain = torch_model("llama_untied", rope_parameters={"rope_type": "default", "rope_theta": 321.0})  # the same parameters
+    write(tmp_path / "model.gguf", plain, extra=extra)
+    config, params = read(tmp_path / "model.gguf")
+    assert config == read_config(model.config.to_dict(), "")[1]
+    assert error(full(config, params, TOKENS), torch_logits(model, TOKENS)) < TOLERANCE
+
+
 @pytest.mark.parametrize(("pattern", "full"), [(None, [5]), (3, [2, 5]), ([False] + [True] * 7, [0])])
 def test_every_sixth_layer_of_gemma_attends_fully_unless_the_file_says_otherwise(pattern, full, tmp_path):
     write(tmp_path / "model.gguf", torch_model("gemma3_tied"), extra=lambda writer: pattern and writer.add_sliding_window_pattern(pattern))

@@ -8,7 +8,7 @@ import pytest
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models import transformer
 from zip_rc_jax.models.cache import KEY_AXES, AttentionCache, Cache
-from zip_rc_jax.models.gpu_attention import BLOCK, PART, attend_in_place, reads_in_place
+from zip_rc_jax.models.gpu_attention import BLOCK, PART, attend_in_place, block_and_stages, reads_in_place
 from zip_rc_jax.models.transformer import hidden_states, init_params
 from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, single_device
 
@@ -73,6 +73,42 @@ def test_bfloat16_differs_by_its_rounding_only():
     found = run(q, cache, 1, length, 128)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), reference(q, cache, 1, length, 0), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "itemsize", "expected"),
+    [
+        (64, 4, (64, 3)), (128, 2, (64, 3)),  # as measured
+        (16, 2, (64, 3)), (64, 2, (64, 3)), (128, 4, (32, 3)), (256, 2, (32, 3)), (256, 4, (16, 3)), (512, 2, (16, 3)), (512, 4, (16, 1)),
+    ],
+)  # fmt: skip
+def test_keys_and_values_in_flight_fit_the_shared_memory(head_dim, itemsize, expected):
+    block, stages = block_and_stages(head_dim, itemsize)
+    assert (block, stages) == expected
+    assert 2 * block * head_dim * itemsize * stages <= 96 * 1024
+    assert PART % block == 0
+
+
+@pytest.mark.parametrize(("dim", "dtype", "atol"), [(256, jnp.float32, 2e-6), (256, jnp.bfloat16, 0.02), (128, jnp.float32, 2e-6)])
+@pytest.mark.parametrize("window", [0, 20])
+def test_large_heads_are_multiplied_in_smaller_blocks(dim, dtype, atol, window):
+    slots = PART + 40
+    cache, q = cache_and_queries(5, 5, 4, 2, slots, dim, dtype)
+    length = [slots, 1, 16, 17, 33]
+    np.testing.assert_allclose(
+        run(q, cache, 1, length, slots, window).astype(jnp.float32), reference(q, cache, 1, length, window), atol=atol
+    )
+
+
+@pytest.mark.parametrize(("dim", "dtype"), [(64, jnp.float32), (128, jnp.bfloat16), (256, jnp.float32), (512, jnp.float32)])
+def test_the_kernel_loads_as_many_slots_at_once_as_fit(dim, dtype):
+    cache, q = cache_and_queries(2, 2, 4, 2, 128, dim, dtype)
+    length = jnp.asarray([128, 3], jnp.int32)
+    call = jax.make_jaxpr(lambda q, cache: attend_in_place(LAYOUT, q, cache, jnp.int32(0), length, slots=128, scale=0.1, window=0))
+    text = str(call(q, cache))
+    block, stages = block_and_stages(dim, jnp.dtype(dtype).itemsize)
+    assert f"[{dim},{block}]" in text, "the keys of a block, transposed"
+    assert f"num_stages={stages}" in text
 
 
 def test_what_lies_past_a_row_or_belongs_to_no_live_row_is_never_read():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from zip_rc_jax.aot.analytic import decode_flops, kernel_flops, train_flops
@@ -25,6 +25,7 @@ from zip_rc_jax.decoding.rows import Rows
 from zip_rc_jax.decoding.sampling import Filters
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.cache import AttentionCache
 from zip_rc_jax.models.transformer import param_axes, param_shapes
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
@@ -269,7 +270,7 @@ def compile_decode(
     held, per_row = shard_bytes(pool.cache), shard_bytes(pool) // (width + 1)
     small = shard_bytes(pool) - held
     step_flops = decode_flops(model, rows, context) // chips
-    layer = _leaf_elements(pool) // model.n_layers if model.n_layers else 0
+    layer, row = _cache_elements(pool)
     count_prompts = shards * lanes
     # Prefill reads the unembedding for the last token of each prompt only.
     unread = 2 * count_prompts * (prompt - 1) * model.vocab_size * model.d_model
@@ -306,7 +307,7 @@ def compile_decode(
         copy.program(
             Part(
                 name="one row copied in every shard",
-                costs=copy.costs(per_step=True, cache=CacheShape(context, model.head_dim, _leaf_elements(pool))),
+                costs=copy.costs(per_step=True, cache=CacheShape(context, model.head_dim, max(layer, row + 1))),
                 useful_flops=0,
                 expected_flops=0,
                 expected_bytes=2 * per_row,
@@ -326,9 +327,11 @@ def compile_decode(
     return Report(title, chip_of(topology), chips, programs)
 
 
-def _leaf_elements(pool: Rows) -> int:
-    """Elements of one chip's share of the largest leaf of the cache."""
-    return max(int(np.prod(x.sharding.shard_shape(x.shape))) for x in jax.tree.leaves(pool.cache))
+def _cache_elements(pool: Rows) -> tuple[int, int]:
+    """Elements of one chip's share of the keys: of one layer in all rows, and of one row in the longest stack of layers."""
+    keys = [stack.k for stack in pool.cache.stacks.values() if isinstance(stack, AttentionCache)]
+    shares = [x.sharding.shard_shape(x.shape) for x in keys]  # [L, 1, R, K, S, D]: stacks of mixed layer types differ in L
+    return max(math.prod(share[1:]) for share in shares), max(math.prod(share) // share[2] for share in shares)
 
 
 def _sizes(model: ModelConfig) -> str:

@@ -304,7 +304,7 @@ def _write_gemma3(config: ModelConfig) -> dict[str, Any]:
         },
         "rms_norm_eps": config.rms_eps,
         "attention_bias": config.attention_bias,
-        "query_pre_attn_scalar": round((config.attention_scale or config.head_dim**-0.5) ** -2),
+        "query_pre_attn_scalar": max(1, round((config.attention_scale or config.head_dim**-0.5) ** -2)),  # of 0 there is no root
         "final_logit_softcapping": config.logit_softcap or None,
         "hidden_activation": _write_activation(config.activation),
         "layer_types": _write_layers(config),
@@ -349,7 +349,7 @@ def _write_lfm2(config: ModelConfig) -> dict[str, Any]:
         "norm_eps": config.rms_eps,
         "block_auto_adjust_ff_dim": False,
         "layer_types": _write_layers(config),
-        "conv_L_cache": config.conv_kernel or 3,
+        "conv_L_cache": config.conv_kernel,
         "conv_bias": config.conv_bias,
     }
 
@@ -413,8 +413,26 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
         raise UsageError(f"{where}", f"it is no valid {model_type} config ({reason})", "download it again") from error
 
 
+def canonical(config: ModelConfig) -> ModelConfig:
+    """Of all spellings of the same model one: defaults are resolved, and what no layer looks at has its default."""
+    kinds, scaling = set(config.kinds), config.rope_scaling
+    if scaling.kind != "llama3":
+        scaling = RopeScaling(scaling.kind, scaling.factor) if scaling.kind == "linear" else RopeScaling()
+    sliding_theta = config.sliding_rope_theta if "sliding" in kinds else 0.0
+    if "sliding" in kinds and not sliding_theta and scaling.kind == "none":  # else 0 means scaled, and a number unscaled
+        sliding_theta = config.rope_theta
+    return dataclasses.replace(
+        config,
+        layer_types=() if kinds == {"attention"} else config.layer_types,
+        conv_bias=config.conv_bias and "conv" in kinds,
+        rope_scaling=scaling,
+        sliding_rope_theta=sliding_theta,
+        attention_scale=config.attention_scale or config.head_dim**-0.5,
+    )
+
+
 def write_config(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    """The first family that can express `config` exactly, and the settings of its config.json.
+    """The first family that can express `config` exactly (however it is spelt), and the settings of its config.json.
 
     Raises:
       UsageError: no family can (for example conv layers with a Gemma norm).
@@ -422,7 +440,7 @@ def write_config(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     for family in FAMILIES:
         settings = {"model_type": family.model_type} | _write_sizes(config) | family.write(config)
         try:
-            if read_config(settings, "export")[1] == config:
+            if canonical(read_config(settings, "export")[1]) == canonical(config):
                 return family, settings | {"architectures": [family.architecture]}
         except UsageError:
             continue

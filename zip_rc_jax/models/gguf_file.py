@@ -100,8 +100,9 @@ class GgufSource:
 
     def _settings(self) -> dict[str, Any]:
         key = functools.partial("{}.{}".format, self._architecture)
-        heads, kv_heads = self._required(key("attention.head_count")), self._required(key("attention.head_count_kv"))
-        width, layers = self._required(key("embedding_length")), self._required(key("block_count"))
+        heads, width, layers = (self._required(key(k)) for k in ("attention.head_count", "embedding_length", "block_count"))
+        kv_heads = self._field(key("attention.head_count_kv"), heads)
+        kv_heads = kv_heads if isinstance(kv_heads, list) else [kv_heads] * layers
         head_dim = self._field(key("attention.key_length"), width // heads)
         settings: dict[str, Any] = {
             "model_type": self.family.model_type,
@@ -110,13 +111,14 @@ class GgufSource:
             "intermediate_size": self._required(key("feed_forward_length")),
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
-            "num_key_value_heads": max(kv_heads) if isinstance(kv_heads, list) else kv_heads,
+            "num_key_value_heads": max(kv_heads, default=heads),
             "head_dim": head_dim,
             "max_position_embeddings": self._required(key("context_length")),
             "tie_word_embeddings": "output.weight" not in self._tensors,
         }
         # Stored as float32; the decimal that was meant is what Hugging Face configs say.
-        eps, theta = (float(str(np.float32(self._required(key(k))))) for k in ("attention.layer_norm_rms_epsilon", "rope.freq_base"))
+        stored = self._required(key("attention.layer_norm_rms_epsilon")), self._field(key("rope.freq_base"), 10000.0)
+        eps, theta = (float(str(np.float32(value))) for value in stored)
         settings["norm_eps" if self._architecture == "lfm2" else "rms_norm_eps"] = eps
         rope = {"rope_theta": theta, "rope_type": "default"} | self._rope_scaling(key, head_dim, theta)
         settings["rope_parameters"] = rope
@@ -147,7 +149,7 @@ class GgufSource:
 
     def _rope_scaling(self, key: Any, head_dim: int, theta: float) -> dict[str, Any]:
         """The scaling of the rotary frequencies. Llama 3.1's is stored as one divisor per frequency."""
-        kind = self._field(key("rope.scaling.type"), "none")
+        kind = self._field(key("rope.scaling.type"), "linear")  # as llama.cpp
         if "rope_freqs.weight" in self._tensors:
             stored = np.asarray(self._tensors["rope_freqs.weight"].data, np.float32)
             for factor in (8.0, 32.0):  # Llama 3.1 and 3.2
@@ -158,7 +160,8 @@ class GgufSource:
                     return settings | {"original_max_position_embeddings": 8192}
             raise UsageError(f"rope_freqs of {self.where}", "they are not those of Llama 3.1 or 3.2", "load the Hugging Face checkpoint")
         if kind == "linear":
-            return {"rope_type": "linear", "factor": float(self._required(key("rope.scaling.factor")))}
+            factor = float(self._field(key("rope.scaling.factor"), self._field(key("rope.scale_linear"), 0)))
+            return {} if factor in (0, 1) else {"rope_type": "linear", "factor": factor}
         if kind != "none":
             raise UsageError(f"rope scaling {kind!r} of {self.where}", "'linear' and Llama 3.1's are implemented", "use another model")
         return {}

@@ -20,7 +20,9 @@ from jax.experimental.pallas import triton as plgpu
 from zip_rc_jax.models.cache import KEY_AXES, AttentionCache
 from zip_rc_jax.sharding import Layout
 
-BLOCK = 64  # slots that are multiplied at once
+BLOCK, LEAST_BLOCK = 64, 16  # slots that are multiplied at once; a matrix product in Triton takes no fewer
+STAGES = 3  # blocks in flight: one is multiplied while the next are read
+TILE_BYTES = 96 * 2**10  # of shared memory for keys and values; an A100 has 163 KiB of it, an RTX 4090 99
 PART = 512  # slots of one program
 LEAST_QUERIES = 16  # of a matrix product on tensor cores; those of one key/value head are padded to it
 
@@ -28,6 +30,27 @@ LEAST_QUERIES = 16  # of a matrix product on tensor cores; those of one key/valu
 def reads_in_place(layout: Layout, steps: int, head_dim: int) -> bool:
     """Whether `attend_in_place` takes `steps` new tokens per row: on GPU, one token, heads whose size is a power of two."""
     return layout.platform == "gpu" and steps == 1 and head_dim & (head_dim - 1) == 0 and head_dim >= 16
+
+
+def block_and_stages(head_dim: int, itemsize: int) -> tuple[int, int]:
+    """Slots that are multiplied at once, and blocks in flight, so that keys and values of all stages fit `TILE_BYTES`.
+
+    Heads of 64 channels in float32 and of 128 in bfloat16, which were measured (docs/gpu.md), just fit with `BLOCK` and `STAGES`; larger
+    ones would ask for more shared memory than a GPU has, so their blocks shrink, and at `LEAST_BLOCK` the stages do.
+
+    Args:
+      head_dim: channels of a head, a power of two.
+      itemsize: bytes of one.
+
+    Returns:
+      A power of two from `LEAST_BLOCK` to `BLOCK`, and 1 to `STAGES`.
+    """
+    slots = TILE_BYTES // (2 * head_dim * itemsize)  # over all stages
+    stages = max(1, min(STAGES, slots // LEAST_BLOCK))
+    block = BLOCK
+    while block > LEAST_BLOCK and block * stages > slots:
+        block //= 2
+    return block, stages
 
 
 def attend_in_place(
@@ -73,6 +96,7 @@ def _attend(
     rows, _, heads, dim = q.shape
     kv_heads = k.shape[3]
     groups, parts = heads // kv_heads, pl.cdiv(slots, PART)
+    block, stages = block_and_stages(dim, k.dtype.itemsize)
 
     def whole(*shape: int | None) -> pl.BlockSpec:
         """All of an array, of which the kernel loads what it wants; None leaves out an axis of size 1."""
@@ -81,12 +105,12 @@ def _attend(
     queries, shape = (rows, kv_heads, groups, dim), (parts, rows, kv_heads, groups)
     keys = whole(k.shape[0], None, *k.shape[2:])
     out, log_sum = pl.pallas_call(
-        functools.partial(_kernel, groups=groups, scale=scale, window=window),
+        functools.partial(_kernel, groups=groups, block=block, scale=scale, window=window),
         grid=(rows, kv_heads, parts),
         in_specs=[whole(*queries), keys, keys, whole(1), whole(rows)],
         out_specs=[whole(*shape, dim), whole(*shape)],
         out_shape=[jax.ShapeDtypeStruct((*shape, dim), jnp.float32), jax.ShapeDtypeStruct(shape, jnp.float32)],
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=stages),
         interpret=interpret,
         name="attend_in_place",
     )(q.reshape(queries), k, v, layer[None], length)
@@ -106,6 +130,7 @@ def _kernel(
     log_sum_ref: Any,
     *,
     groups: int,
+    block: int,
     scale: float,
     window: int,
 ) -> None:
@@ -127,9 +152,9 @@ def _kernel(
 
     def step(i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         acc, top, total = carry
-        slot = i * BLOCK + jnp.arange(BLOCK)
+        slot = i * block + jnp.arange(block)
         visible = (slot >= first) & (slot < stop)
-        at = (layer, row, head, pl.ds(i * BLOCK, BLOCK), slice(None))
+        at = (layer, row, head, pl.ds(i * block, block), slice(None))
         k = plgpu.load(k_ref.at[at], mask=visible[:, None], other=0)
         scores = jnp.where(visible[None, :], product(q, k.T) * scale, -1e30)  # finite: the difference of two of them is 0 and not NaN
         new = jnp.maximum(top, jnp.max(scores, axis=1))
@@ -139,7 +164,7 @@ def _kernel(
         return kept[:, None] * acc + product(weights.astype(v.dtype), v), new, kept * total + jnp.sum(weights, axis=1)
 
     none = jnp.full((padded,), -1e30, jnp.float32), jnp.zeros((padded,), jnp.float32)
-    blocks = (first // BLOCK, pl.cdiv(stop, BLOCK))
+    blocks = (first // block, pl.cdiv(stop, block))
     acc, top, total = jax.lax.fori_loop(*blocks, step, (jnp.zeros((padded, dim), jnp.float32), *none))
     total = jnp.maximum(total, 1e-30)
     plgpu.store(out_ref.at[part, row, head, pl.ds(0, padded), :], acc / total[:, None], mask=real[:, None])

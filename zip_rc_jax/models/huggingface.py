@@ -136,12 +136,28 @@ def write_checkpoint(
         eos = list(tokenizer.eos_ids)
         rest = {key: value for key, value in settings.items() if key != "model_type"}
         AutoConfig.for_model(settings["model_type"], **rest, dtype=dtype, eos_token_id=eos).save_pretrained(temporary)
+        written = read_json(temporary / CONFIG)
+        written |= _older_spellings(written)
+        (temporary / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
         (temporary / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}, indent=2) + "\n")
         tokenizer.save_pretrained(temporary)
         _write_shards(temporary, found)
         temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _older_spellings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What transformers 4 reads where 5 writes `rope_parameters` and `dtype`.
+
+    It ignores both without a word and takes the usual base of the family, unscaled. 5 understands these spellings beside its own.
+    """
+    full, found = settings["rope_parameters"], {"torch_dtype": settings["dtype"]}
+    if "full_attention" in full:  # Gemma 3
+        found["rope_local_base_freq"] = full["sliding_attention"]["rope_theta"]
+        full = full["full_attention"]
+    scaling = {key: value for key, value in full.items() if key != "rope_theta"}
+    return found | {"rope_theta": full["rope_theta"], "rope_scaling": None if scaling["rope_type"] == "default" else scaling}
 
 
 def _write_shards(directory: pathlib.Path, found: Iterator[tuple[str, np.ndarray]]) -> None:
