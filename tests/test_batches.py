@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -335,19 +336,20 @@ def fixed_lengths(*lengths):
 def test_who_trains_on_emptier_rows_is_told_once_and_what_would_be_better():
     data = fixed_lengths(*np.random.default_rng(0).integers(175, 255, 400))
     options = {"batch_rows": 8, "row_tokens": 512, "pack_batches": 4, "seed": 0}
-    told = advice(data, labelled_only=False, **options)
+    passes, told = advice(data, steps=100, labelled_only=False, **options)
+    seen = sum(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in data)
+    assert passes == f"100 steps are at most {100 * 8 * 512 / seen:.2g} passes over 400 rollouts"
     now, better = (f"{np.mean([fill_rate(b) for b in itertools.islice(train_batches(data, label='correct', **o), 16)]):.1%} full" for o in
                    (options, options | {"batch_rows": 2, "row_tokens": 2048}))  # fmt: skip
     assert told == (
         f"row_tokens=512: the rows are only {now}: what is left of them is too short for rollouts of 175 to 254 tokens. "
         f"Fix: set row_tokens=2048 and batch_rows=2, and they are {better}."
     )
-    assert advice(data, labelled_only=False, **options | {"batch_rows": 2, "row_tokens": 2048}) is None
+    assert len(advice(data, steps=1, labelled_only=False, **options | {"batch_rows": 2, "row_tokens": 2048})) == 1
     # Labelled positions alone are packed otherwise: 13 times 5 are 65.
-    assert advice(fixed_lengths(*[5] * 40), labelled_only=True, **options | {"row_tokens": 64}).startswith(
-        "row_tokens=64: the rows are only"
-    )
-    assert advice(fixed_lengths(*[5] * 40), labelled_only=True, **options | {"row_tokens": 65}) is None
+    fives = functools.partial(advice, fixed_lengths(*[5] * 40), steps=1, labelled_only=True)
+    assert fives(**options | {"row_tokens": 64})[1].startswith("row_tokens=64: the rows are only")
+    assert len(fives(**options | {"row_tokens": 65})) == 1
 
 
 def test_a_position_of_another_packer_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -12,7 +13,7 @@ import zip_rc_jax
 from zip_rc_jax.cli import build_parser, main
 from zip_rc_jax.decoding.api import decode_stream
 from zip_rc_jax.decoding.engine import ResultEvent
-from zip_rc_jax.demo import decode_prompts
+from zip_rc_jax.demo import decode_prompts, print_answers
 
 COMMANDS = ("demo", "rollout", "grade", "train", "label", "decode", "evaluate")
 
@@ -154,6 +155,24 @@ def test_live_view_shows_every_prefix_at_every_decision(lm, capsys):
     shown = capsys.readouterr().out
     assert shown.count("P(correct)") == len(result.trace) + 1
     assert f"{result.usage.tokens} tokens in {result.usage.serial_steps} serial steps" in shown
+
+
+def test_text_of_a_model_is_shown_as_it_is(lm, capsys, monkeypatch):
+    """Brackets are markup to the library that prints, and a whole answer may be white space."""
+    written = ["[INST] a[i] + b[j] [/INST]", "so \\[x = 3\\]", " "]
+    *_, step, last = decode_stream(lm, ["1 + 2 ="], n=2, window=2, interval=4, max_tokens=8, rows=8)
+    results = [dataclasses.replace(last.result, text=text) for text in written]
+    events = [dataclasses.replace(step, new_text={step.decision.prefix_ids[0]: written[0]})]
+    events += [ResultEvent(i, r) for i, r in enumerate(results)]
+    monkeypatch.setattr("zip_rc_jax.demo.decode_stream", lambda *_, **__: iter(events))
+    assert decode_prompts(lm, ["x", "y", "z"], zip_rc_jax.DecodeConfig(), 0, live=True) == results
+    shown = capsys.readouterr().out
+    assert shown.count(written[0]) == 2, "as new text and as the answer"
+    assert f"answers {written[1]} with" in shown
+    print_answers(results)
+    assert capsys.readouterr().out.count("P(correct)") == 3
+    print_answers([dataclasses.replace(last.result, text=written[0] * 20)])
+    assert written[0] * 20 in capsys.readouterr().out, "long lines are not cut"
 
 
 def test_the_public_names_are_those_of_all():

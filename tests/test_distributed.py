@@ -247,6 +247,14 @@ def test_several_processes_train_the_same_model_as_one(tmp_path, alone, count, d
 
 
 @pytest.mark.slow
+def test_several_processes_cache_the_teacher_that_one_would_run(tmp_path, alone):
+    config, stage = prepare(tmp_path, steps=STEPS), tmp_path / "run" / "final"
+    with started(["train", config, "--stage", "final", "final.cache_teacher=true"], tmp_path, count=2, devices=2) as here:
+        assert here.wait() == [0, 0], here.text()
+    assert_same_run(stage, alone)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_and_both_resume(tmp_path, alone, victim):
     config, stage = prepare(tmp_path, steps=STEPS, save_seconds=0.01), tmp_path / "run" / "final"

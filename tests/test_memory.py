@@ -14,12 +14,13 @@ from test_engine import CONFIG, MIXED, REAL, REAL_PROMPTS, exact
 
 from zip_rc_jax import decode, decode_stream
 from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.config_file import load_config
 from zip_rc_jax.decoding import engine as engine_module
 from zip_rc_jax.decoding import memory
 from zip_rc_jax.decoding.engine import Engine, ResultEvent
 from zip_rc_jax.decoding.network import TransformerNetwork
 from zip_rc_jax.decoding.rows import StepSettings, abstract_lanes, advance, empty_rows, prefill
-from zip_rc_jax.decoding.sampling import ALL_FILTERS
+from zip_rc_jax.decoding.sampling import ALL_FILTERS, Filters
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.transformer import param_shapes
@@ -43,6 +44,21 @@ def test_the_estimate_of_the_rows_is_what_the_pool_takes(data, tensor):
     device = settings.network.layout.mesh.devices.flat[1 % (data * tensor)]
     held = sum(shard.data.nbytes for x in jax.tree.leaves(pool) for shard in x.addressable_shards if shard.device == device)
     assert found.rows == held
+
+
+@pytest.mark.parametrize(("name", "chips"), [("qwen3_1.7b", 4), ("lfm2_1.2b", 4), ("lfm2_350m", 4)])
+def test_the_rollouts_of_a_shipped_config_fit_a_host_of_v5e(name, chips):
+    """16 GB a chip, 15.75 GiB of which a program may use. Every chip has its own rows, and the whole model."""
+    config, layout = load_config(f"configs/{name}.yaml"), single_device()
+    model, r = config.model, config.rollout
+    grid = config.grid.grid("correct")
+    used = model.vocab_size - grid.n_cells
+    network = TransformerNetwork(model, layout, config.dtype)
+    settings = StepSettings(network, ZipHead(grid, "correct", used, used), model.vocab_size, Filters.of([r.sampling]), 1)
+    shapes = {"body": param_shapes(model), "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)}
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=layout.sharding(())), shapes)
+    rows, prompt = r.rows // chips, 256
+    assert memory.estimate(settings, params, rows, r.max_tokens + prompt, rows // r.samples, prompt).total < 15.75 * 2**30
 
 
 @pytest.mark.parametrize(("rows", "slots", "prompts", "prompt_slots"), [(8, 512, 1, 256), (32, 256, 8, 192)])

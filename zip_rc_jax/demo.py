@@ -121,9 +121,14 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         journal.finish()
         console.print(f"wrote {arguments.output / 'results.jsonl'}")
     else:
-        for result in results:
-            text = f"{_shown(result)}\n  P(correct) {result.expected_reward:.2f}, {result.usage.tokens} tokens"
-            console.print(text, highlight=False, markup=False)
+        print_answers(results)
+
+
+def print_answers(results: Sequence[Result]) -> None:
+    """Each answer as the model wrote it, and what it cost."""
+    for result in results:
+        text = f"{_shown(result)}\n  P(correct) {result.expected_reward:.2f}, {result.usage.tokens} tokens"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def decode_prompts(
@@ -180,7 +185,7 @@ def _print_event(event: StepEvent | ResultEvent) -> None:
     if isinstance(event, StepEvent):
         return _print_step(event)
     r = event.result
-    answer = extract_answer(r.text) or _shown(r)
+    answer = extract_answer(r.text) or _shown(r).strip()
     console.print(
         f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{escape(answer)}[/bold] "
         f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in {r.usage.serial_steps} serial steps"

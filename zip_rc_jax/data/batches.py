@@ -200,11 +200,15 @@ def train_batches(
     )
 
 
-def advice(source: Sequence[Rollout], *, labelled_only: bool, batch_rows: int, row_tokens: int, pack_batches: int, seed: int) -> str | None:
-    """See `packing_advice`; for the arguments of `train_batches`."""
+def advice(
+    source: Sequence[Rollout], *, steps: int, labelled_only: bool, batch_rows: int, row_tokens: int, pack_batches: int, seed: int
+) -> list[str]:
+    """What to know before `steps` steps on `train_batches` with these arguments: passes over the data, and see `packing_advice`."""
     summary = summary_of(source)
     lengths = summary.output + (0 if labelled_only else summary.prompt - 1)
-    return packing_advice(lengths, batch_rows=batch_rows, row_tokens=row_tokens, pack_batches=pack_batches, seed=seed)
+    passes = steps * batch_rows * row_tokens / lengths.sum()
+    packing = packing_advice(lengths, batch_rows=batch_rows, row_tokens=row_tokens, pack_batches=pack_batches, seed=seed)
+    return [f"{steps} steps are at most {passes:.2g} passes over {len(source):,} rollouts", *([packing] if packing else [])]
 
 
 def fill_rate(batch: TrainBatch) -> float:

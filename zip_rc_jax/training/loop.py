@@ -106,8 +106,7 @@ def train(
         features=labelled_features(lm, rollouts, ForwardSettings.of(config)) if config.cache_features else None,
         teacher=teacher_features(lm, rollouts, config) if config.cache_teacher else None,
     )
-    note = advice(rollouts, labelled_only=config.cache_features, **packing)
-    if note and distributed.is_chief():
+    for note in advice(rollouts, steps=config.steps, labelled_only=config.cache_features, **packing) if distributed.is_chief() else ():
         print(f"zip-rc {title}: {note}", file=sys.stderr)
     batches = iter(dataset)
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
