@@ -14,6 +14,7 @@ import pytest
 from test_records import assert_same, make_rollouts
 
 from zip_rc_jax.cli import main
+from zip_rc_jax.config_file import load_config
 from zip_rc_jax.data import parquet
 from zip_rc_jax.data.batches import example
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet, read_parquet_metadata, write_parquet
@@ -117,7 +118,8 @@ def test_their_loader_labels_the_positions_that_we_train(tmp_path):
         positions = [p - 1 for p in row["label_positions"] if 0 <= p - 1 < len(ids)]
         assert ids == ours["tokens"].tolist()
         assert positions == np.flatnonzero(ours["labelled"]).tolist()
-        assert [len(ids) - p for p in positions] == ours["remaining"][ours["labelled"]].tolist()
+        # Of a rollout that was cut off they count what was seen, and we that at least one more follows.
+        assert [len(ids) - p for p in positions] == (ours["remaining"] - ours["censored"])[ours["labelled"]].tolist()
         assert row["length"] == len(positions)
 
 
@@ -341,7 +343,8 @@ def run(tmp_path_factory):
 def test_stages_write_their_dataset_as_parquet_too(run, name):
     rollouts = read_rollouts(run / name)
     assert_same(read_parquet(run / f"{name}.parquet"), rollouts)
-    info = GenerationInfo("embedded:chain_sum_policy", 1.0, 0.0, 160, False)
+    longest = max(len(r.prompt_token_ids) for r in rollouts) + load_config(CONFIG, SMALL).rollout.max_tokens
+    info = GenerationInfo("embedded:chain_sum_policy", 1.0, 0.0, longest, False)
     assert read_generation(run / f"{name}.parquet") == [info] * len(rollouts)
     assert read_parquet_metadata(run / f"{name}.parquet") == json.loads((run / name / "metadata.json").read_text())
 

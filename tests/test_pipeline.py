@@ -16,7 +16,7 @@ import pytest
 
 from zip_rc_jax import distributed, pipeline
 from zip_rc_jax.answers import extract_answer
-from zip_rc_jax.config import TaskConfig, to_dict
+from zip_rc_jax.config import PromptConfig, TaskConfig, to_dict
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.data.records import PartialRollouts, read_rollouts
 from zip_rc_jax.data.tasks import problems
@@ -286,8 +286,8 @@ def test_an_evaluation_gives_the_same_on_all_accelerators_of_a_host(finished, se
 def test_an_evaluation_of_more_samples_than_rows_is_refused(finished):
     _, config = finished
     few = dataclasses.replace(config, decode=dataclasses.replace(config.decode, n=8, rows=8))
-    with pytest.raises(UsageError, match=r"n=16 with rows=8: .* Fix: raise rows"):
-        run_evaluation(dataclasses.replace(few, evaluate=dataclasses.replace(config.evaluate, samples=16)), [])
+    with pytest.raises(UsageError, match=r"n=10 with rows=8: .* Fix: raise rows"):
+        run_evaluation(dataclasses.replace(few, evaluate=dataclasses.replace(config.evaluate, samples=10)), [])
 
 
 def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):
@@ -388,3 +388,37 @@ def test_without_slips_every_solution_is_right():
     policy = dataclasses.replace(config.policy, slip_unsure=0.0, slip_sure=0.0)
     for p in problems(config.task, "train", 40):
         assert read_passes(write_solution(p.question, policy, random.Random(p.index)))[1] == int(p.answer)
+
+
+def test_another_beta_of_an_evaluation_decodes_only_what_is_new(finished, tmp_path, monkeypatch):
+    """What was decoded stands, unless it depends on what has changed; and the search has `decode.n` prefixes, not those of the pool."""
+    directory, config = finished
+    for part in ("policy", "final", "lite"):
+        (tmp_path / part).symlink_to(directory / part)
+    shutil.copytree(directory / "report", tmp_path / "report")
+    fewer = dataclasses.replace(config.evaluate, betas=(0.05, 0.02), bootstrap=20, drift_rollouts=8)
+    decoded = []
+    init = Engine.__init__
+    monkeypatch.setattr(Engine, "__init__", lambda self, lm, c, *rest: (decoded.append(c), init(self, lm, c, *rest))[1])
+    run_evaluation(dataclasses.replace(config, run_dir=str(tmp_path), evaluate=fewer), ["evaluate"])
+    assert {(c.strategy, c.beta) for c in decoded} == {("zip_rc", 0.02)}
+    decoded.clear()
+    half = dataclasses.replace(config.decode, n=4)
+    run_evaluation(dataclasses.replace(config, run_dir=str(tmp_path), evaluate=fewer, decode=half), ["evaluate"])
+    assert {(c.strategy, c.n) for c in decoded} == {
+        ("zip_rc", 4),
+        *((s, 4) for s in ("reward_threshold", "half_finished", "length_budget")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template", "reasons"),
+    [
+        ({"style": "raw"}, "{{ enable_thinking }}", False),
+        ({"style": "chat"}, "no such switch", False),
+        ({"style": "chat"}, "{{ enable_thinking }}", True),
+        ({"style": "chat", "chat_template_kwargs": {"enable_thinking": False}}, "{{ enable_thinking }}", False),
+    ],
+)
+def test_rollouts_reason_where_the_template_can_and_is_not_told_not_to(prompt, template, reasons):
+    assert pipeline.asks_for_reasoning(to_dict(PromptConfig(**prompt)), template) == reasons

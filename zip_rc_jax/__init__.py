@@ -2,7 +2,8 @@
 
 import zip_rc_jax
 lm = zip_rc_jax.load("runs/demo/final")
-results = zip_rc_jax.decode(lm, ["State the final answer to the following arithmetic problem: 4 + 3 - 2 ="], n=8, beta=0.05)
+question = "State the final answer to the following arithmetic problem: 4 + 3 - 2 ="
+results = zip_rc_jax.decode(lm, [question], n=8, beta=0.05, interval=8, window=4, max_tokens=128)
 """
 
 from zip_rc_jax.config import DecodeConfig
@@ -16,7 +17,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Decision",

@@ -64,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zip-rc",
         description="ZIP-RC in JAX: train a head in reserved logits, and decode with the adaptive search that reads it.",
-        epilog="Stages of a run: rollout -> grade -> train --stage critic -> label -> train --stage final -> evaluate. "
-        "Each reads and writes run_dir, and the same command resumes it after an interruption.",
+        epilog="Stages of a run: rollout -> grade -> train --stage critic -> label -> train --stage lite -> train --stage final "
+        "-> evaluate. Each reads and writes run_dir, and the same command resumes it after an interruption.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 

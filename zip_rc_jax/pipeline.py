@@ -352,11 +352,11 @@ def _generation(config: PipelineConfig, source: RolloutSource) -> GenerationInfo
         temperature=sampling["temperature"],
         min_p=sampling["min_p"],
         max_model_len=min(policy.config.max_positions, longest + sampling["max_tokens"]),
-        reasoning_enabled=_asks_for_reasoning(origin["prompt"], policy.tokenizer.chat_template or ""),
+        reasoning_enabled=asks_for_reasoning(origin["prompt"], policy.tokenizer.chat_template or ""),
     )
 
 
-def _asks_for_reasoning(prompt: dict[str, Any], template: str) -> bool:
+def asks_for_reasoning(prompt: dict[str, Any], template: str) -> bool:
     """Whether these prompts let the model think first: templates that can (Qwen3's) do unless `enable_thinking` is false."""
     return prompt["style"] == "chat" and "enable_thinking" in template and bool(prompt["chat_template_kwargs"].get("enable_thinking", True))
 
