@@ -12,7 +12,7 @@ import pytest
 from scripted import ScriptedNetwork
 from test_engine import CONFIG, MIXED, REAL, REAL_PROMPTS, exact
 
-from zip_rc_jax import decode, decode_stream
+from zip_rc_jax import Request, decode, decode_stream
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.decoding import engine as engine_module
@@ -124,7 +124,7 @@ def test_where_only_one_short_row_fits_that_is_said(monkeypatch, lm):
     config = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, config, 0)
     limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 1, 64, 1, 16).total)
-    with pytest.raises(UsageError, match=r"Fix: use n=1 with rows=1 and keep prompt and max_tokens within 64 tokens \(this prompt has 4\)"):
+    with pytest.raises(UsageError, match=r"Fix: use n=1 with rows=1 and keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"):
         engine.intake.jobs(REAL_PROMPTS[:1])
     Engine(lm, dataclasses.replace(config, n=1, rows=1, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
 
@@ -134,12 +134,33 @@ def test_the_length_that_fits_is_named_too(monkeypatch, lm):
     engine = Engine(lm, REAL, 0)
     fits = memory.estimate(engine.settings, (lm.params, engine.params), REAL.rows, 64, 4, 16).total
     limited(monkeypatch, fits)
-    with pytest.raises(UsageError, match=r"rows=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(this prompt has 4\)"):
+    with pytest.raises(UsageError, match=r"rows=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"):
         Engine(lm, long, 0).intake.jobs(REAL_PROMPTS[:1])
     Engine(lm, dataclasses.replace(REAL, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
     limited(monkeypatch, 1000)
     with pytest.raises(UsageError, match="Fix: not even one sample fits: use a smaller model"):
         Engine(lm, REAL, 0).intake.jobs(REAL_PROMPTS[:1])
+
+
+def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(monkeypatch, lm):
+    engine = Engine(lm, dataclasses.replace(REAL, max_tokens=90), 0)
+    long_rows, long_prompt = Request(REAL_PROMPTS[0]), Request(" ".join("3" * 80), max_tokens=1)
+    asked = []
+    monkeypatch.setattr(memory, "check_fits", lambda needed, limit, n, rows, slots, *rest: asked.append(needed(rows, slots).total))
+    for prompts in ([long_rows], [long_prompt], [long_rows, long_prompt]):
+        engine._known_to_fit.clear()
+        engine.intake.jobs(prompts)
+    monkeypatch.undo()
+    first, second, _, together = asked
+    assert max(first, second) < together
+    limited(monkeypatch, together - 1)
+    engine._known_to_fit.clear()
+    engine.intake.jobs([long_rows])
+    engine.intake.jobs([long_prompt])
+    for prompts in ([long_rows, long_prompt], [long_prompt, long_rows]):
+        with pytest.raises(UsageError, match="rows=16 of 96 tokens: decoding needs"):
+            engine.intake.jobs(prompts)
+    assert [type(job).__name__ for job in engine.intake.jobs([long_rows, long_prompt], on_error="result")] == ["Job", "Refusal"]
 
 
 def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch):

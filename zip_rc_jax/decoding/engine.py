@@ -122,9 +122,9 @@ class Engine:
         """Slots of rows that hold `tokens`: just enough for a list, which is known as a whole; else rounded, as more may come."""
         return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, self.lm.config.max_positions)
 
-    def _check_memory(self, job: Job, listed: bool) -> None:
-        """Raises UsageError if the rows that this job needs do not fit into the device's memory."""
-        slots, prompt = self._pool_slots(job.slots, listed), fine_bucket(len(job.ids), job.slots, least=16)
+    def _check_memory(self, tokens: int, prompt_tokens: int, listed: bool) -> None:
+        """Raises UsageError if rows of `tokens` tokens and prompts of `prompt_tokens` do not fit into the device's memory together."""
+        slots, prompt = self._pool_slots(tokens, listed), fine_bucket(prompt_tokens, tokens, least=16)
         if (slots, prompt) in self._known_to_fit:
             return
         held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
@@ -135,7 +135,7 @@ class Engine:
 
         devices = self.settings.network.layout.mesh.devices
         limit = memory.device_limit(devices.flat[0], devices.size)
-        memory.check_fits(needed, limit, self.config.n, self.rows, slots, len(job.ids), self.shards)
+        memory.check_fits(needed, limit, self.config.n, self.rows, slots, prompt_tokens, self.shards)
         self._known_to_fit.add((slots, prompt))
 
     def run(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterator[StepEvent | ResultEvent]:

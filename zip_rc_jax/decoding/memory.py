@@ -84,7 +84,7 @@ def check_fits(needed: Callable[[int, int], Estimate], limit: int, n: int, rows:
       needed: the estimate for (rows of each shard, slots of each row); it grows with both.
       limit: bytes of a device.
       n, rows, slots: what is asked for; `n` prefixes of a prompt lie in the `rows` rows of one shard.
-      prompt_tokens: of these slots belong to the prompt.
+      prompt_tokens: of the longest prompt.
       shards: of the pool.
 
     Raises:
@@ -105,9 +105,9 @@ def check_fits(needed: Callable[[int, int], Estimate], limit: int, n: int, rows:
     elif fit >= 1:
         fixes.append(f"use n={fit} or less with rows={fit * shards}")
     if length > prompt_tokens:
-        fixes.append(f"keep prompt and max_tokens within {length} tokens (this prompt has {prompt_tokens})")
+        fixes.append(f"keep prompt and max_tokens within {length} tokens (the longest prompt has {prompt_tokens})")
     if not fixes and alone > prompt_tokens:
-        fixes.append(f"use n=1 with rows={shards} and keep prompt and max_tokens within {alone} tokens (this prompt has {prompt_tokens})")
+        fixes.append(f"use n=1 with rows={shards} and keep prompt and max_tokens within {alone} tokens (the longest prompt has {prompt_tokens})")
     raise UsageError(
         f"rows={rows * shards} of {slots} tokens",
         f"decoding needs {_size(found.total)} per device ({_size(found.parameters)} parameters, {_size(found.rows)} rows, up to "

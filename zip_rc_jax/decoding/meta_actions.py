@@ -86,9 +86,9 @@ def choose_meta_action(
     With `candidates="branching"` the last slot is the root, an unfinished prefix of no tokens; 0 there starts no new sample. An action that
     extends nothing has multiplicity 0 at every unfinished slot.
 
-    Memory: of each prompt at most 2.5 C (B_V B_T + n) numbers at once, with `C` = n^2 + 1 candidates (published), 2^n (exhaustive) or
-    4 n (config.n + 1) (branching, per step). On the authors' 7 x 8 grid in float32: 42 KB, 164 KB and 211 KB for 8 prefixes, and 0.9 MB
-    (published) and 3.9 MB (branching) for 32.
+    Memory: of each prompt at most 2.6 C (B_V B_T + n) numbers at once, with `C` = n^2 + 1 candidates (published), 2^n (exhaustive) or
+    (config.n + 1) (config.n + 5) (branching, per step). On the authors' 7 x 8 grid in float32: 43 KB, 170 KB and 79 KB for 8 prefixes,
+    and 0.9 MB (published) and 1.1 MB (branching) for 32.
 
     Raises:
       UsageError: shapes that do not fit together or to the grid, or `exhaustive` with more than 10 slots.
@@ -269,20 +269,18 @@ def _climb(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Coordinate ascent over multiplicities from `starts` [P, A, n]; the best end: (multiplicity [P, n], F index [P], utility [P]).
 
-    A step sets one live prefix (or the root) to any multiplicity 0 .. n that adds at most `budget` [P] prefixes in all.
+    A step sets one live prefix (or the root) to any multiplicity that adds at most `budget` [P] prefixes in all.
     """
     State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
     prompts, count, slots = starts.shape
-    value = np.tile(np.arange(n + 1, dtype=np.int32), slots)
-    where: np.ndarray = np.repeat(np.eye(slots), n + 1, axis=0).astype(bool)  # [slots * (n + 1), slots]: the slot that each trial sets
-    settable = jnp.any(where & live[:, None], -1)[:, None]  # [P, 1, slots * (n + 1)]
+    where, value = _settings(live, root, budget, n)
 
     def step(state: State) -> State:
         multiplicity, utility, _ = state
-        trial = jnp.where(where, value[:, None], multiplicity[:, :, None])  # [P, A, slots * (n + 1), slots]
+        trial = jnp.where(where[:, None], value[:, None, :, None], multiplicity[:, :, None])  # [P, A, T, n]
         added = jnp.where(live[:, None, None], jnp.where(root, trial, jnp.maximum(trial - 1, 0)), 0).sum(-1)
         # A step that may not be taken becomes no step, which never improves anything.
-        allowed = (added <= budget[:, None, None]) & settable
+        allowed = added <= budget[:, None, None]
         trial = jnp.where(allowed[..., None], trial, multiplicity[:, :, None])
         by_bin = score(trial.reshape(prompts, -1, slots))
         # Maxima without a reduction: XLA on CPU fuses `max` and `argmax` with every exp before them and then vectorises none (3x slower).
@@ -297,3 +295,20 @@ def _climb(
     multiplicity = multiplicity[row, utility.argmax(-1)]
     by_bin = score(multiplicity[:, None])[:, 0]
     return multiplicity, by_bin.argmax(-1).astype(jnp.int32), by_bin.max(-1)
+
+
+def _settings(live: jax.Array, root: jax.Array, budget: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+    """What a step of `_climb` may try: the slot it sets, bool [P, T, n] (none: no step), and the multiplicity, int32 [P, T].
+
+    A live prefix takes 0 .. budget + 1 and the root 0 .. budget, slots in index order. Every prefix that exists leaves one place less
+    for new ones, so `T` is about a third of all pairs of a slot and a multiplicity of 0 .. n.
+    """
+    places = [(taken, max(n - taken, 0)) for taken in range(live.shape[1])]
+    number = np.arange(max(taken * (left + 2) + left + 1 for taken, left in places), dtype=np.int32)
+    prefixes = (live & ~root).sum(-1, keepdims=True, dtype=jnp.int32)
+    choices = budget[:, None] + 2
+    # Live prefixes in index order, then the root.
+    place = jnp.where(root, prefixes, jnp.cumsum(live & ~root, -1) - 1)
+    mine = jnp.minimum(number // choices, prefixes)  # [P, T]
+    value = number - mine * choices
+    return live[:, None] & (place[:, None] == mine[..., None]) & (value < choices)[..., None], value

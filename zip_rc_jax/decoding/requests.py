@@ -145,9 +145,10 @@ class Intake:
         config: DecodeConfig,
         seed: int,
         template_kwargs: Mapping[str, Any],
-        check_memory: Callable[[Job, bool], None],
+        check_memory: Callable[[int, int, bool], None],
     ):
-        """Args: `check_memory` raises a UsageError for a job that the device cannot hold; its flag says that the job is one of a list.
+        """Args: `check_memory` raises a UsageError for what the device cannot hold: the tokens of the longest prefix and of the longest
+            prompt so far, which may be another's, and whether the prompts are a list.
 
         Raises:
           UsageError: the configuration itself has a stop id that the policy cannot emit, or the seed is none.
@@ -196,11 +197,14 @@ class Intake:
         return list(self._read(prompts, on_error != "result", listed=True))
 
     def _read(self, prompts: Iterable[Prompt | Request], strict: bool, listed: bool) -> Iterator[Job | Refusal]:
+        slots = prompt_tokens = 0
         for number, prompt in enumerate(prompts):
             request = prompt if isinstance(prompt, Request) else Request(prompt)
             try:
                 job = self._job(number, request)
-                self.check_memory(job, listed)
+                longest = max(slots, job.slots), max(prompt_tokens, len(job.ids))
+                self.check_memory(*longest, listed)
+                slots, prompt_tokens = longest
             except UsageError as error:
                 if strict:
                     raise
