@@ -76,6 +76,30 @@ def test_identities():
         np.testing.assert_allclose(point.accuracy, metrics.pass_at_k(pool.correct, n))
 
 
+def test_the_majority_of_one_prompts_samples_is_the_baseline_of_all_of_them():
+    pool = random_pool(4)
+    found = [baselines.majority_reward(c, a) for c, a in zip(pool.correct, pool.answer_id, strict=True)]
+    np.testing.assert_allclose(found, baseline_point(pool, "majority", 6).accuracy)
+    assert baselines.majority_reward(np.array([]), np.array([])) == 0
+
+
+def test_self_evaluation_chooses_by_what_was_said_and_pays_for_asking():
+    pool, rng = random_pool(6), np.random.default_rng(6)
+    values, extra = rng.random((12, 6)), rng.integers(5, 20, (12, 6))
+    curve = baselines.self_evaluation_curve(pool, values, extra)
+    asked = SamplePool(pool.correct, pool.answer_id, values, pool.self_length, pool.level)
+    assert [p.name for p in curve] == [f"self_evaluation@{n}" for n in range(1, 7)]
+    np.testing.assert_allclose(curve[0].cost(0.3), 1)  # one sample: nobody asks
+    for point in curve[1:]:
+        plain = baseline_point(asked, "weighted_best_of_n", point.n)
+        np.testing.assert_array_equal(point.accuracy, plain.accuracy)
+        # Over all subsets of n, the mean of what asking takes is n times its mean.
+        subsets = list(itertools.combinations(range(6), point.n))
+        tokens = [[pool.self_length[p, list(s)].sum() + extra[p, list(s)].sum() for s in subsets] for p in range(12)]
+        np.testing.assert_allclose(point.compute, np.mean(tokens, axis=1) / pool.mean_length)
+        np.testing.assert_allclose(point.latency, plain.latency + 1 / pool.mean_length)
+
+
 def test_missing_answers_never_win():
     def accuracy(method, answer, correct, value):
         pool = SamplePool([correct], [answer], [value], np.ones((1, len(answer))), [0])
@@ -143,6 +167,7 @@ def test_fixed_baseline_and_online_run_share_the_meter():
         strategy="fixed",
         correct_by_value=zeros,
         correct_by_vote=zeros,
+        correct_by_majority=zeros,
         tokens=pool.self_length.sum(1),
         serial_steps=pool.self_length.max(1),
         n_started=zeros + 6,

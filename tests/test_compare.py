@@ -25,7 +25,14 @@ def run_of(compute, value=(1, 1, 1, 0), vote=(1, 0, 0, 0), **changes):
     """A run that spends `compute` mean samples on each prompt."""
     fields = {"name": "zip", "alpha": 1.0, "beta": 0.05, "candidates": "published", "strategy": "zip_rc", "seconds": 1.0}
     tokens = 10 * np.broadcast_to(np.asarray(compute, float), 4)
-    arrays = {"correct_by_value": value, "correct_by_vote": vote, "tokens": tokens, "serial_steps": tokens, "n_started": tokens}
+    arrays = {
+        "correct_by_value": value,
+        "correct_by_vote": vote,
+        "correct_by_majority": vote,
+        "tokens": tokens,
+        "serial_steps": tokens,
+        "n_started": tokens,
+    }
     return OnlineRun(**{**fields, **arrays, "n_finished": tokens, **changes})
 
 
@@ -115,9 +122,8 @@ def simulated(seed, gain, prompts=200):
     pool = SamplePool(correct, 1 - correct, rng.random((prompts, 4)), np.full((prompts, 4), 20), np.arange(prompts) % 2)
     right = rng.random(prompts) < rate + gain
     tokens = np.full(prompts, 40)
-    run = OnlineRun(
-        "zip", 1.0, 0.05, "published", "zip_rc", right, right & (np.arange(prompts) % 8 > 0), tokens, tokens, tokens, tokens, 1.0
-    )
+    voted = right & (np.arange(prompts) % 8 > 0)
+    run = OnlineRun("zip", 1.0, 0.05, "published", "zip_rc", right, voted, voted, tokens, tokens, tokens, tokens, 1.0)
     return pool, run
 
 

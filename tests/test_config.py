@@ -19,6 +19,7 @@ from zip_rc_jax.config import (
     PolicyConfig,
     RolloutConfig,
     SamplingConfig,
+    SelfEvaluationConfig,
     TrainConfig,
     to_dict,
 )
@@ -209,6 +210,12 @@ def test_impossible_training_settings(options, message):
         (lambda: EvaluateConfig(betas=(0.02,)), r"headline_beta=\[0\.05, 0\.05\] with evaluate\.betas=\[0\.02\]"),
         (lambda: EvaluateConfig(samples=11), r"evaluate\.samples=11"),
         (lambda: EvaluateConfig(samples=0), r"evaluate\.samples=0"),
+        (lambda: SelfEvaluationConfig(question="?", yes=""), r"yes='', no='No'"),
+        (lambda: SelfEvaluationConfig(chat_template_kwargs={"enable_thinking": False}), "without a question"),
+        (
+            lambda: PipelineConfig(evaluate=EvaluateConfig(self_evaluation=SelfEvaluationConfig(question="Right?"))),
+            r"self_evaluation\.question with prompt\.style='raw'",
+        ),
         (lambda: EvaluateConfig(bootstrap=0), r"evaluate\.bootstrap=0"),
         (lambda: PolicyConfig(unsure=7.0), r"policy\.unsure=7\.0"),
         (lambda: PolicyConfig(train=TrainConfig(eval_rollouts=5)), r"policy\.train\.eval_rollouts=5"),

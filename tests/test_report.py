@@ -64,7 +64,7 @@ def evaluation():
 
     def run(name, alpha, beta, candidates, strategy, cost):
         right, tokens, count = RNG.random(prompts) < 0.8, cost * pool.mean_length, np.full(prompts, 4)
-        return OnlineRun(name, alpha, beta, candidates, strategy, right, right, tokens, pool.mean_length, count, count, 3.25)
+        return OnlineRun(name, alpha, beta, candidates, strategy, right, right, right, tokens, pool.mean_length, count, count, 3.25)
 
     runs = [
         run(f"zip_rc/{candidates}/{alpha:g}/{beta:g}", alpha, beta, candidates, "zip_rc", cost)

@@ -16,6 +16,7 @@ from zip_rc_jax.config.pipeline import (
     PolicyConfig,
     PromptConfig,
     RolloutConfig,
+    SelfEvaluationConfig,
     TaskConfig,
     to_dict,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "RolloutConfig",
     "RopeScaling",
     "SamplingConfig",
+    "SelfEvaluationConfig",
     "TaskConfig",
     "TrainConfig",
     "check_types",

@@ -190,6 +190,33 @@ class LabelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelfEvaluationConfig:
+    """The baseline that asks the policy itself, in one more turn of the chat, whether its sample is right.
+
+    Attributes:
+      question: that user turn; empty leaves the baseline out.
+      yes, no: replies. Their first tokens are compared.
+      chat_template_kwargs: variables of the chat template for this turn, over those of `prompt`: `enable_thinking: false` where the reply
+        must come at once.
+    """
+
+    question: str = ""
+    yes: str = "Yes"
+    no: str = "No"
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = "evaluate.self_evaluation"
+        require(bool(self.yes and self.no), f"{where} with yes={self.yes!r}, no={self.no!r}", "one is empty", "name both replies")
+        require(
+            bool(self.question) or not self.chat_template_kwargs,
+            f"{where}.chat_template_kwargs={self.chat_template_kwargs} without a question",
+            "nothing would read them",
+            "write the question, or leave them out",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Held-out comparison of the adaptive search with its baselines under one cost meter.
 
@@ -200,6 +227,7 @@ class EvaluateConfig:
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
       headline_beta: one beta per alpha, fixed beforehand, whose row is the headline.
       bootstrap: resamples of the paired bootstrap over prompts.
+      self_evaluation: whether and how the policy is asked about its own samples, for one more baseline.
       drift_rollouts: samples of the starting policy on which the drift of the trained models is measured (three forwards of each).
       seed: seed of the decoding.
     """
@@ -213,6 +241,7 @@ class EvaluateConfig:
     bootstrap: int = 2000
     drift_rollouts: int = 1024
     seed: int = 0
+    self_evaluation: SelfEvaluationConfig = SelfEvaluationConfig()
 
     def __post_init__(self) -> None:
         for field in ("alphas", "betas", "candidates", "headline_beta"):
@@ -275,6 +304,12 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, COMPUTE_DTYPES)
+        require(
+            not self.evaluate.self_evaluation.question or self.prompt.style == "chat",
+            f"evaluate.self_evaluation.question with prompt.style={self.prompt.style!r}",
+            "only in a chat is there another turn to ask in",
+            "set prompt.style=chat, or leave the question out",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

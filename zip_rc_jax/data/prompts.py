@@ -19,15 +19,24 @@ def prompt_texts(found: Sequence[Problem], config: PipelineConfig, tokenizer: To
       UsageError: style "chat" with a tokenizer that has no chat template, or whose template refuses the turns or an argument; or the
         task cannot make the worked examples.
     """
-    prompt = config.prompt
-    if prompt.style == "raw":
+    if config.prompt.style == "raw":
         return [p.question for p in found]
+    return [tokenizer.chat(turns, **config.prompt.chat_template_kwargs) for turns in conversations(found, config)]
+
+
+def conversations(found: Sequence[Problem], config: PipelineConfig) -> list[list[dict[str, str]]]:
+    """The turns that `config.prompt`, of style "chat", makes of every problem: system, worked examples, question.
+
+    Raises:
+      UsageError: the task cannot make the worked examples.
+    """
+    prompt = config.prompt
     system = [{"role": "system", "content": prompt.system}] if prompt.system else []
     examples = [
         [turn for p in level for turn in (_user(p, prompt), {"role": "assistant", "content": _answer(p, prompt)})]
         for level in worked_examples(config.task, prompt.examples)
     ]
-    return [tokenizer.chat([*system, *examples[p.level], _user(p, prompt)], **prompt.chat_template_kwargs) for p in found]
+    return [[*system, *examples[p.level], _user(p, prompt)] for p in found]
 
 
 def worked_examples(task: TaskConfig, count: int) -> list[list[Problem]]:

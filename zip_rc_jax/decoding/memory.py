@@ -107,7 +107,9 @@ def check_fits(needed: Callable[[int, int], Estimate], limit: int, n: int, rows:
     if length > prompt_tokens:
         fixes.append(f"keep prompt and max_tokens within {length} tokens (the longest prompt has {prompt_tokens})")
     if not fixes and alone > prompt_tokens:
-        fixes.append(f"use n=1 with rows={shards} and keep prompt and max_tokens within {alone} tokens (the longest prompt has {prompt_tokens})")
+        fixes.append(
+            f"use n=1 with rows={shards} and keep prompt and max_tokens within {alone} tokens (the longest prompt has {prompt_tokens})"
+        )
     raise UsageError(
         f"rows={rows * shards} of {slots} tokens",
         f"decoding needs {_size(found.total)} per device ({_size(found.parameters)} parameters, {_size(found.rows)} rows, up to "

@@ -304,7 +304,7 @@ def _settings(live: jax.Array, root: jax.Array, budget: jax.Array, n: int) -> tu
     for new ones, so `T` is about a third of all pairs of a slot and a multiplicity of 0 .. n.
     """
     places = [(taken, max(n - taken, 0)) for taken in range(live.shape[1])]
-    number = np.arange(max(taken * (left + 2) + left + 1 for taken, left in places), dtype=np.int32)
+    number = jnp.arange(max(taken * (left + 2) + left + 1 for taken, left in places), dtype=jnp.int32)
     prefixes = (live & ~root).sum(-1, keepdims=True, dtype=jnp.int32)
     choices = budget[:, None] + 2
     # Live prefixes in index order, then the root.

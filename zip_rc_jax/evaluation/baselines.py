@@ -17,6 +17,7 @@ from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.cost import gen_cost
 
 METHODS = ("majority", "best_of_n", "weighted_best_of_n", "pass")
+SELF_EVALUATION = "self_evaluation"
 NO_ANSWER = -1
 _TIE = 1e-9  # sums of values in another order differ by rounding
 _CHUNK = 256  # prompts enumerated together
@@ -82,10 +83,10 @@ class BaselinePoint:
     """One fixed method at one n. Arrays are float64 `[P]`, expectations over subsets and tie-breaking.
 
     Attributes:
-      method: one of `METHODS`.
+      method: one of `METHODS`, or `SELF_EVALUATION`.
       n: samples per prompt.
       accuracy: expected reward of the answer ("pass": probability that a sample is correct).
-      compute: normalised tokens; n exactly, as the unit is the mean over the same pool.
+      compute: normalised tokens; n exactly, as the unit is the mean over the same pool (and what self-evaluation reads besides).
       latency: normalised serial steps: the longest sample of the subset, since all run in parallel.
     """
 
@@ -160,6 +161,38 @@ def baseline_point(pool: SamplePool, method: str, n: int) -> BaselinePoint:
         accuracy[part] = _accuracy(method, member, pool.correct[part], pool.answer_id[part], pool.value[part])
         latency[part] = np.where(member, pool.self_length[part][:, None], 0.0).max(-1).mean(1)
     return BaselinePoint(method, n, accuracy, np.full(pool.n_prompts, float(n)), latency / pool.mean_length)
+
+
+def majority_reward(correct: np.ndarray, answer_id: np.ndarray) -> float:
+    """Expected reward of the majority answer of the samples of one prompt, `correct [K]` and `answer_id [K]` as in `SamplePool`.
+
+    As `majority` of `baseline_point`; 0 without any sample.
+    """
+    if not len(correct):
+        return 0.0
+    everyone, rewards = np.ones((1, len(correct)), bool), np.asarray(correct, np.float64)[None]
+    return float(_accuracy("majority", everyone, rewards, np.asarray(answer_id)[None], rewards)[0])
+
+
+def self_evaluation_curve(pool: SamplePool, values: np.ndarray, extra: np.ndarray) -> tuple[BaselinePoint, ...]:
+    """Weighted best-of-n at n = 1..N by what the policy says of its own samples, which it is asked after each: ascending in n.
+
+    With one sample there is nothing to choose, so nothing is asked.
+
+    Args:
+      values: `[P, N]`, how sure it is that the sample is right.
+      extra: `[P, N]`, tokens that asking takes: the question's and the reply's. Compute counts them; they take one more serial step, as
+        the question is known.
+    """
+    asked = dataclasses.replace(pool, value=values)
+    more, unit = np.asarray(extra, np.float64).mean(1), pool.mean_length
+    points = [baseline_point(asked, "weighted_best_of_n", n) for n in range(1, pool.n_samples + 1)]
+    return tuple(
+        dataclasses.replace(p, method=SELF_EVALUATION, compute=p.compute + p.n * more / unit, latency=p.latency + 1 / unit)
+        if p.n > 1
+        else dataclasses.replace(p, method=SELF_EVALUATION)
+        for p in points
+    )
 
 
 def baseline_curves(pool: SamplePool, methods: tuple[str, ...] = METHODS) -> dict[str, tuple[BaselinePoint, ...]]:

@@ -76,6 +76,7 @@ class OnlineRun:
       candidates: candidate set of the search ("" for strategies that have none).
       strategy: see `DecodeConfig`.
       correct_by_value, correct_by_vote: reward of the answer chosen by value, and by weighted vote.
+      correct_by_majority: expected reward of the majority answer of the finished prefixes, which no value decides.
       tokens: generated tokens, a shared prefix counted once.
       serial_steps: decode steps in which a prefix of the prompt was live.
       n_started, n_finished: prefixes started (forks included), and those that reached their end.
@@ -89,6 +90,7 @@ class OnlineRun:
     strategy: str
     correct_by_value: np.ndarray
     correct_by_vote: np.ndarray
+    correct_by_majority: np.ndarray
     tokens: np.ndarray
     serial_steps: np.ndarray
     n_started: np.ndarray
@@ -96,7 +98,7 @@ class OnlineRun:
     seconds: float
 
     def __post_init__(self) -> None:
-        for field in ("correct_by_value", "correct_by_vote", "tokens", "serial_steps", "n_started", "n_finished"):
+        for field in ("correct_by_value", "correct_by_vote", "correct_by_majority", "tokens", "serial_steps", "n_started", "n_finished"):
             object.__setattr__(self, field, np.asarray(getattr(self, field), np.float64))
             shape = getattr(self, field).shape
             if shape != self.tokens.shape or len(shape) != 1:
@@ -108,6 +110,7 @@ class OnlineRun:
         results: Sequence[Result],
         correct_by_value: Any,
         correct_by_vote: Any,
+        correct_by_majority: Any,
         *,
         name: str,
         alpha: float,
@@ -116,7 +119,7 @@ class OnlineRun:
         strategy: str,
         seconds: float,
     ) -> OnlineRun:
-        """Collects the cost of `P` results; their texts are graded by the caller (`text` by value, `vote_text` by vote)."""
+        """Collects the cost of `P` results; their texts are graded by the caller (`value_text`, `vote_text`, and all by majority)."""
         return cls(
             name=name,
             alpha=alpha,
@@ -125,6 +128,7 @@ class OnlineRun:
             strategy=strategy,
             correct_by_value=correct_by_value,
             correct_by_vote=correct_by_vote,
+            correct_by_majority=correct_by_majority,
             tokens=np.array([r.usage.tokens for r in results]),
             serial_steps=np.array([r.usage.serial_steps for r in results]),
             n_started=np.array([sum(bool(p.token_ids) for p in r.prefixes) for r in results]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -26,10 +27,11 @@ from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation import plots
-from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves
+from zip_rc_jax.evaluation.baselines import NO_ANSWER, SELF_EVALUATION, SamplePool, baseline_curves, majority_reward, self_evaluation_curve
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.report import Evaluation, result_rows, write_report
+from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
@@ -83,16 +85,18 @@ class Bench:
         return Decoded(results, grades, seconds)
 
 
+def answer_ids(texts: Sequence[str]) -> list[int]:
+    """Equal numbers for equal answers of one prompt's samples, from 0; `NO_ANSWER` where there is none."""
+    answers = [extract_answer(text) for text in texts]
+    known = {a: i for i, a in enumerate(dict.fromkeys(a for a in answers if a is not None))}
+    return [NO_ANSWER if a is None else known[a] for a in answers]
+
+
 def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:
     """The baselines' pool from a decode with strategy "fixed"."""
-    answers = [[extract_answer(x.text) for x in r.prefixes] for r in decoded.results]
-    ids = []
-    for row in answers:
-        known = {a: i for i, a in enumerate(dict.fromkeys(a for a in row if a is not None))}
-        ids.append([-1 if a is None else known[a] for a in row])
     return SamplePool(
         correct=np.array(decoded.grades),
-        answer_id=np.array(ids),
+        answer_id=np.array([answer_ids([x.text for x in r.prefixes]) for r in decoded.results]),
         value=np.array([[x.expected_reward for x in r.prefixes] for r in decoded.results]),
         self_length=np.array([[len(x.token_ids) for x in r.prefixes] for r in decoded.results]),
         level=np.array([p.level for p in found]),
@@ -100,10 +104,14 @@ def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:
 
 
 def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
-    """The cost and the two answers (by value, by vote) of a decode."""
+    """The cost and the answers (by value, by vote, by majority) of a decode."""
 
     def graded(result: Result, grades: list[float], text: str) -> float:
         return next((g for x, g in zip(result.prefixes, grades, strict=True) if x.state == "finished" and x.text == text), 0.0)
+
+    def majority(result: Result, grades: list[float]) -> float:
+        ended = [(g, x.text) for x, g in zip(result.prefixes, grades, strict=True) if x.state == "finished"]
+        return majority_reward(np.array([g for g, _ in ended]), np.array(answer_ids([text for _, text in ended])))
 
     pairs = list(zip(decoded.results, decoded.grades, strict=True))
     adaptive = decode.strategy == "zip_rc"
@@ -111,6 +119,7 @@ def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
         decoded.results,
         [graded(r, g, r.value_text) for r, g in pairs],
         [graded(r, g, r.vote_text) for r, g in pairs],
+        [majority(r, g) for r, g in pairs],
         name=name,
         alpha=decode.alpha if adaptive else math.nan,
         beta=decode.beta if adaptive else math.nan,
@@ -222,6 +231,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     start = load_policy(config, lm.layout, config.dtype)
     with Grader() as grader:
         bench = Bench(config, grader, directory / ".partial")
+        ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
         fixed = dataclasses.replace(config.decode, strategy="fixed", length_budget=0, n=e.samples)
         plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), fixed, POLICY_RUN)
         decoded = bench.decode(lm, fixed, "fixed samples")
@@ -233,14 +243,19 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
             if traced is None and setting.strategy == "zip_rc" and setting.beta == e.headline_beta[0]:
                 traced = _telling(outcome, bench.problems)
 
-    def rollouts(outcome: Decoded) -> list[Rollout]:
-        return [x for p, r in zip(bench.problems, outcome.results, strict=True) for x in as_rollouts(p, r, lm)]
+    def rollouts(outcome: Decoded) -> list[list[Rollout]]:
+        return [as_rollouts(p, r, lm) for p, r in zip(bench.problems, outcome.results, strict=True)]
 
-    found = profiles(lm, rollouts(decoded), ForwardSettings(config.label.batch_tokens))
+    samples = rollouts(decoded)
+    found = profiles(lm, list(itertools.chain(*samples)), ForwardSettings(config.label.batch_tokens))
     finished: np.ndarray = np.array([[x.finish_reason == "stop" for x in r.prefixes] for r in decoded.results])
     whole: np.ndarray = np.all(finished, axis=1)
     by_prompt = [found[i : i + pool.n_samples] for i in range(0, len(found), pool.n_samples)]
-    curves = baseline_curves(pool)
+    curves, asked = baseline_curves(pool), dict[str, float]()
+    if ask is not None:
+        values, extra = ask(samples)
+        curves[SELF_EVALUATION] = self_evaluation_curve(pool, values, extra)
+        asked = {"self_evaluation/within_prompt_auc": metrics.within_prompt_auc(values, pool.correct)[0]}
     evaluation = Evaluation(
         metadata={},
         pool=pool,
@@ -248,9 +263,11 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
         runs=tuple(runs),
         alphas=e.alphas,
         headline=headline(runs, curves, pool, alphas=e.alphas, headline_beta=e.headline_beta, resamples=e.bootstrap, seed=e.seed),
-        quality=policy_metrics(pool) | prediction_metrics(grid, pool, by_prompt, whole),
+        quality=policy_metrics(pool) | prediction_metrics(grid, pool, by_prompt, whole) | asked,
         answer=config.decode.answer,
-        drift=_drift(start, lm, lite, rollouts(plain)[: e.drift_rollouts], pool, sample_pool(bench.problems, plain), config),
+        drift=_drift(
+            start, lm, lite, list(itertools.chain(*rollouts(plain)))[: e.drift_rollouts], pool, sample_pool(bench.problems, plain), config
+        ),
         joint=_joint_figure(grid, pool, by_prompt, whole),
         calibration=plots.calibration_figure(
             pool.value.ravel(), pool.correct.ravel(), length_errors([p for p, ended in zip(found, finished.ravel(), strict=True) if ended])

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from zip_rc_jax.decoding.results import Decision, Prefix, Result
 from zip_rc_jax.drawing import new_figure, percent
-from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
+from zip_rc_jax.evaluation.baselines import SELF_EVALUATION, BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.compare import restrict
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.metrics import LengthCalibration, reliability
@@ -26,6 +26,7 @@ _BASELINES = {
     "majority": ("majority vote", GREY, "o"),
     "best_of_n": ("best-of-n", ORANGE, "s"),
     "weighted_best_of_n": ("weighted best-of-n", GREEN, "^"),
+    SELF_EVALUATION: ("weighted best-of-n, self-evaluation", PURPLE, "v"),
 }
 _ADAPTIVE = (BLUE, RED, PURPLE)
 _POINTS = (("D", SKY), ("P", PURPLE), ("X", ORANGE), ("v", GREEN))

@@ -55,6 +55,7 @@ def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[s
                 "level": pool.level[i],
                 "correct/value": run.correct_by_value[i],
                 "correct/vote": run.correct_by_vote[i],
+                "correct/majority": run.correct_by_majority[i],
                 "cost/tokens": run.tokens[i],
                 "cost/serial_steps": run.serial_steps[i],
                 "cost/compute": run.tokens[i] / mean[i],

@@ -88,24 +88,36 @@ def headline_table(rows: Sequence[HeadlineRow]) -> Table:
 def full_table(
     runs: Sequence[OnlineRun], curves: Mapping[str, tuple[BaselinePoint, ...]], pool: SamplePool, alphas: Sequence[float]
 ) -> Table:
-    """Every fixed method at every n and every run: accuracy of both answers, compute, latency, GenCost per alpha, seconds."""
+    """Every fixed method at every n and every run: accuracy of every answer, compute, latency, GenCost per alpha, seconds."""
     cells = []
     for curve in curves.values():
         for point in curve:
             costs = [number(float(point.cost(alpha).mean())) for alpha in alphas]
             means = [number(float(point.compute.mean())), number(float(point.latency.mean()))]
-            cells.append((point.name, percent(float(point.accuracy.mean())), "-", *means, *costs, f"{point.n}", "-"))
+            cells.append((point.name, percent(float(point.accuracy.mean())), "-", "-", *means, *costs, f"{point.n}", "-"))
     for run in runs:
         cost = run.cost(pool.mean_length, alphas[0])
         costs = [number(float(run.cost(pool.mean_length, alpha).gen_cost.mean())) for alpha in alphas]
-        accuracy = [percent(float(run.correct_by_value.mean())), percent(float(run.correct_by_vote.mean()))]
+        answers = (run.correct_by_value, run.correct_by_vote, run.correct_by_majority)
+        accuracy = [percent(float(correct.mean())) for correct in answers]
         means = [number(float(cost.compute.mean())), number(float(cost.latency.mean()))]
         cells.append((run.name, *accuracy, *means, *costs, number(float(run.n_started.mean()), ".1f"), number(run.seconds, ".1f")))
     return Table(
         "All methods",
-        ("method", "accuracy", "by vote", "compute", "latency", *(f"GenCost, alpha {alpha:g}" for alpha in alphas), "prefixes", "seconds"),
+        (
+            "method",
+            "accuracy",
+            "by vote",
+            "by majority",
+            "compute",
+            "latency",
+            *(f"GenCost, alpha {alpha:g}" for alpha in alphas),
+            "prefixes",
+            "seconds",
+        ),
         tuple(cells),
-        "Fixed methods are exact expectations over all subsets of the pool. Runs: accuracy of the answer by value, and by weighted vote. "
+        "Fixed methods are exact expectations over all subsets of the pool. Runs: accuracy of the answer by value, by "
+        "weighted vote, and by the majority of what finished. "
         "Compute and latency: 1 = one mean sample of the prompt. Seconds: wall-clock of the whole run.",
     )
 

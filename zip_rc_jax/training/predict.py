@@ -170,6 +170,22 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
     return TopK(*(np.concatenate(arrays) for arrays in zip(*(r for r in result if r is not None), strict=True)))
 
 
+@functools.partial(jax.jit, static_argnames=("model",))
+def _some_logits(model: ModelConfig, table: jax.Array, hidden: jax.Array, at: jax.Array) -> jax.Array:
+    return logits(model, jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0], table)
+
+
+def first_logits(lm: LanguageModel, rollouts: Sequence[Rollout], ids: Sequence[int], settings: ForwardSettings) -> np.ndarray:
+    """Logits of the tokens `ids [K]` right after every prompt: float32 `[N, K]`."""
+    table = unembedding(lm.config, lm.params["body"])[np.asarray(ids)]
+    result = np.empty((len(rollouts), len(ids)), np.float32)
+    for hidden, spans in _batches(lm, rollouts, settings):
+        at = np.zeros(len(hidden), np.int32)
+        at[: len(spans)] = [span.start for _, span in spans]
+        result[[i for i, _ in spans]] = gather(_some_logits(lm.config, table, hidden, at))[: len(spans)]
+    return result
+
+
 def padded_width(tokens: int) -> int:
     """The width of a batch whose longest rollout has `tokens`: 32s, then at most an eighth more, so that few shapes are compiled."""
     step = max(32, 1 << max(0, tokens.bit_length() - 4))
