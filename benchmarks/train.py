@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from zip_rc_jax.host_memory import keep_freed_memory
 
-keep_freed_memory()  # before other imports start threads
+keep_freed_memory(one_arena=True)  # before other imports start threads
 
 import argparse
 import dataclasses

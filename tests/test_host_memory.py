@@ -18,7 +18,7 @@ import jax, jax.numpy as jnp
 import zip_rc_jax
 from zip_rc_jax.host_memory import keep_freed_memory
 
-kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+kept = {"one arena": lambda: keep_freed_memory(one_arena=True), "keep": keep_freed_memory}.get(sys.argv[1], lambda: None)()
 square = jax.jit(lambda a: (a @ a.T) @ a)
 a = jnp.ones((int(sys.argv[2]), 8))
 faults = []
@@ -28,14 +28,14 @@ for _ in range(7):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(kept, min(faults))
 """
-ROWS = (4096, 24576)  # temporaries of 64 MiB and 2.25 GiB
+SMALL, LARGE, LARGEST = 3072, 5120, 24576  # rows whose temporaries have 36 MiB, 100 MiB and 2.25 GiB
 
 # Runs the command line and prints how many arenas `malloc` then has.
 ARENAS = """
 import contextlib, ctypes, io, re, sys
 from zip_rc_jax.__main__ import main
 
-sys.argv = ["zip-rc", "--help"]
+sys.argv = ["zip-rc", sys.argv[1], "--help"]
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
     main()
 libc, text, size = ctypes.CDLL(None), ctypes.c_char_p(), ctypes.c_size_t()
@@ -56,10 +56,10 @@ def run(program, *arguments):
 
 
 @glibc
-@pytest.mark.parametrize("rows", ROWS)
-def test_executions_take_no_new_pages_once_freed_memory_is_kept(rows):
+@pytest.mark.parametrize(("how", "rows"), [("one arena", SMALL), ("one arena", LARGE), ("one arena", LARGEST), ("keep", SMALL)])
+def test_executions_take_no_new_pages_once_freed_memory_is_kept(how, rows):
     pages = 4 * rows**2 // os.sysconf("SC_PAGE_SIZE")
-    kept, faults = run(PROGRAM, "keep", str(rows))
+    kept, faults = run(PROGRAM, how, str(rows))
     assert kept == "True"
     assert int(faults) < pages // 50
     _, faults = run(PROGRAM, "import alone", str(rows))
@@ -67,8 +67,9 @@ def test_executions_take_no_new_pages_once_freed_memory_is_kept(rows):
 
 
 @glibc
-def test_no_thread_of_the_command_line_has_an_arena_of_its_own():
-    assert run(ARENAS) == ["1"]
+def test_only_training_has_all_threads_wait_for_one_arena():
+    assert run(ARENAS, "train") == ["1"]
+    assert int(run(ARENAS, "decode")[0]) > 1
 
 
 @pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])

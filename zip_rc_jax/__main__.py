@@ -6,8 +6,8 @@ from zip_rc_jax.host_memory import keep_freed_memory
 
 
 def main() -> int:
-    keep_freed_memory()
-    # Only now: imports of the command line start threads, which must not have arenas of their own.
+    keep_freed_memory(one_arena=sys.argv[1:2] == ["train"])
+    # Only now: imports of the command line start threads, which take their arenas then.
     from zip_rc_jax import cli
 
     return cli.main()
