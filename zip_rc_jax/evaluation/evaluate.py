@@ -36,6 +36,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
 from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, run_all, run_directory
+from zip_rc_jax.progress import progress
 from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
 from zip_rc_jax.training.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
@@ -202,15 +203,17 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
 
     total, count, largest = 0.0, 0, 0.0
     rows = trained.layout.padded(max(1, batch_tokens // width), "batch")
-    for begin in range(0, len(rollouts), rows):
-        batch = rollouts[begin : begin + rows]
-        tokens, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
-        for lane, r in enumerate(batch):
-            ids = np.concatenate([r.prompt_token_ids, r.output_token_ids])[:-1]
-            tokens[lane, : len(ids)] = ids
-            mask[lane, len(r.prompt_token_ids) - 1 : len(ids)] = True
-        kl, gap = compare(start.params["body"], trained.params["body"], jnp.asarray(tokens), jnp.asarray(mask))
-        total, count, largest = total + float(kl), count + int(mask.sum()), max(largest, float(gap))
+    with progress("drift", len(rollouts)) as bar:
+        for begin in range(0, len(rollouts), rows):
+            batch = rollouts[begin : begin + rows]
+            tokens, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
+            for lane, r in enumerate(batch):
+                ids = np.concatenate([r.prompt_token_ids, r.output_token_ids])[:-1]
+                tokens[lane, : len(ids)] = ids
+                mask[lane, len(r.prompt_token_ids) - 1 : len(ids)] = True
+            kl, gap = compare(start.params["body"], trained.params["body"], jnp.asarray(tokens), jnp.asarray(mask))
+            total, count, largest = total + float(kl), count + int(mask.sum()), max(largest, float(gap))
+            bar(begin + len(batch), None)
     return {"kl_start_trained_per_token": total / count, "largest_logit_difference": largest}
 
 
@@ -247,7 +250,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
         return [as_rollouts(p, r, lm) for p, r in zip(bench.problems, outcome.results, strict=True)]
 
     samples = rollouts(decoded)
-    found = profiles(lm, list(itertools.chain(*samples)), ForwardSettings(config.label.batch_tokens))
+    found = profiles(lm, list(itertools.chain(*samples)), ForwardSettings(config.label.batch_tokens), "predictions")
     finished: np.ndarray = np.array([[x.finish_reason == "stop" for x in r.prefixes] for r in decoded.results])
     whole: np.ndarray = np.all(finished, axis=1)
     by_prompt = [found[i : i + pool.n_samples] for i in range(0, len(found), pool.n_samples)]

@@ -64,6 +64,6 @@ class SelfEvaluation:
                 shared = next((i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b), min(len(ids), len(held)))
                 extra.append(len(ids) - shared + 1)
         settings = ForwardSettings(self.config.label.batch_tokens)
-        yes, no = first_logits(self.lm, asked, self.replies, settings).astype(np.float64).T
+        yes, no = first_logits(self.lm, asked, self.replies, settings, "self-evaluation").astype(np.float64).T
         shape = (len(samples), len(samples[0]))
         return (1 / (1 + np.exp(no - yes))).reshape(shape), np.array(extra).reshape(shape)

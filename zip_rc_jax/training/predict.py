@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -106,8 +107,11 @@ def _joints(model: ModelConfig, head: ZipHead, rows: jax.Array, hidden: jax.Arra
     return head.grid.expected_reward(joint), head.grid.expected_length(joint), joint
 
 
-def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings) -> list[Profile]:
+def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings, title: str = "") -> list[Profile]:
     """Predictions at every labelled position of every rollout, in the given order.
+
+    Args:
+      title: of a progress bar; empty for none.
 
     Raises:
       ValueError: the model has no head.
@@ -116,7 +120,7 @@ def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSe
         raise ValueError("the model has no ZIP head")
     rows = lm.params["zip_rows"]
     result: list[Profile | None] = [None] * len(rollouts)
-    for hidden, spans in _batches(lm, rollouts, settings):
+    for hidden, spans in _batches(lm, rollouts, settings, title):
         reward, remaining, joint = gather(_joints(lm.config, lm.head, rows, hidden))
         for lane, (i, span) in enumerate(spans):
             result[i] = Profile(
@@ -128,14 +132,10 @@ def profiles(lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSe
 def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings) -> np.ndarray:
     """Final hidden states at all labelled positions, rollout after rollout: float32 `[N, d_model]`."""
     result: list[np.ndarray] = [np.empty(0)] * len(rollouts)
-    done = 0
-    with progress("features", len(rollouts)) as bar:
-        for hidden, spans in _batches(lm, rollouts, settings):
-            found = gather(hidden.astype(jnp.float32))
-            for lane, (i, span) in enumerate(spans):
-                result[i] = found[lane, span].copy()
-            done += len(spans)
-            bar(done, None)
+    for hidden, spans in _batches(lm, rollouts, settings, "features"):
+        found = gather(hidden.astype(jnp.float32))
+        for lane, (i, span) in enumerate(spans):
+            result[i] = found[lane, span].copy()
     return np.concatenate(result)
 
 
@@ -156,17 +156,13 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
     policy = dataclasses.replace(lm, params={**lm.params, "body": frozen(lm.params["body"], train)})
     table = unembedding(lm.config, policy.params["body"])
     result: list[TopK | None] = [None] * len(rollouts)
-    done = 0
-    with progress("teacher", len(rollouts)) as bar:
-        for hidden, spans in _batches(policy, rollouts, ForwardSettings.of(train)):
-            labelled = np.zeros(hidden.shape[:2], bool)
-            for lane, (_, span) in enumerate(spans):
-                labelled[lane, span] = True
-            found = gather(_top_k(lm.config, lm.head, lm.layout, train, FullTeacher(hidden, table), labelled))
-            for lane, (i, span) in enumerate(spans):
-                result[i] = TopK(*(x[lane, span].copy() for x in found))
-            done += len(spans)
-            bar(done, None)
+    for hidden, spans in _batches(policy, rollouts, ForwardSettings.of(train), "teacher"):
+        labelled = np.zeros(hidden.shape[:2], bool)
+        for lane, (_, span) in enumerate(spans):
+            labelled[lane, span] = True
+        found = gather(_top_k(lm.config, lm.head, lm.layout, train, FullTeacher(hidden, table), labelled))
+        for lane, (i, span) in enumerate(spans):
+            result[i] = TopK(*(x[lane, span].copy() for x in found))
     return TopK(*(np.concatenate(arrays) for arrays in zip(*(r for r in result if r is not None), strict=True)))
 
 
@@ -175,11 +171,11 @@ def _some_logits(model: ModelConfig, table: jax.Array, hidden: jax.Array, at: ja
     return logits(model, jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0], table)
 
 
-def first_logits(lm: LanguageModel, rollouts: Sequence[Rollout], ids: Sequence[int], settings: ForwardSettings) -> np.ndarray:
-    """Logits of the tokens `ids [K]` right after every prompt: float32 `[N, K]`."""
+def first_logits(lm: LanguageModel, rollouts: Sequence[Rollout], ids: Sequence[int], settings: ForwardSettings, title: str) -> np.ndarray:
+    """Logits of the tokens `ids [K]` right after every prompt: float32 `[N, K]`; with a progress bar of that title."""
     table = unembedding(lm.config, lm.params["body"])[np.asarray(ids)]
     result = np.empty((len(rollouts), len(ids)), np.float32)
-    for hidden, spans in _batches(lm, rollouts, settings):
+    for hidden, spans in _batches(lm, rollouts, settings, title):
         at = np.zeros(len(hidden), np.int32)
         at[: len(spans)] = [span.start for _, span in spans]
         result[[i for i, _ in spans]] = gather(_some_logits(lm.config, table, hidden, at))[: len(spans)]
@@ -193,28 +189,34 @@ def padded_width(tokens: int) -> int:
 
 
 def _batches(
-    lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings
+    lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings, title: str
 ) -> Iterator[tuple[jax.Array, list[tuple[int, slice]]]]:
     """Hidden states `[rows, width, d]` of batches of rollouts, and per lane the rollout's number and its labelled positions.
 
     The longest rollouts come first, those of like length together, so that little is padding. Rows are such that they divide over the mesh.
+
+    Args:
+      title: of a progress bar; empty for none.
     """
     ways = lm.layout.ways("batch")
     summary = summary_of(rollouts)
     lengths = summary.prompt + summary.output - 1
     order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        width = padded_width(int(lengths[order[start]]))
-        rows = min(max(1, settings.batch_tokens // width // ways) * ways, lm.layout.padded(len(order), "batch"))
-        members = order[start : start + rows]
-        start += rows
-        tokens = np.zeros((rows, width), np.int32)
-        for lane, one in enumerate(read_items(rollouts, [int(i) for i in members])):
-            tokens[lane, : lengths[members[lane]]] = np.concatenate([one.prompt_token_ids, one.output_token_ids])[:-1]
-        valid = np.arange(width) < np.append(lengths[members], [0] * (rows - len(members)))[:, None]
-        hidden = _hidden(lm.config, lm.layout, settings, lm.params["body"], tokens, valid)
-        yield hidden, [(int(i), slice(int(summary.prompt[i]) - 1, int(lengths[i]))) for i in members]
+    with progress(title, len(order)) if title else contextlib.nullcontext() as bar:
+        start = 0
+        while start < len(order):
+            width = padded_width(int(lengths[order[start]]))
+            rows = min(max(1, settings.batch_tokens // width // ways) * ways, lm.layout.padded(len(order), "batch"))
+            members = order[start : start + rows]
+            tokens = np.zeros((rows, width), np.int32)
+            for lane, one in enumerate(read_items(rollouts, [int(i) for i in members])):
+                tokens[lane, : lengths[members[lane]]] = np.concatenate([one.prompt_token_ids, one.output_token_ids])[:-1]
+            valid = np.arange(width) < np.append(lengths[members], [0] * (rows - len(members)))[:, None]
+            hidden = _hidden(lm.config, lm.layout, settings, lm.params["body"], tokens, valid)
+            yield hidden, [(int(i), slice(int(summary.prompt[i]) - 1, int(lengths[i]))) for i in members]
+            start += len(members)
+            if bar is not None:
+                bar(start, None)
 
 
 def final_values(found: Sequence[Profile], last: int) -> np.ndarray:
