@@ -65,10 +65,10 @@ def measure(found: list[Problem], config: PipelineConfig, engines: dict[str, Eng
     texts = prompt_texts(found, config, next(iter(engines.values())).lm.tokenizer)
     results: dict[str, list[Result]] = {name: run_all(engine, texts, name) for name, engine in engines.items()}
     seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(runs):
+    for run in range(runs):
         for name, engine in engines.items():
             started = time.perf_counter()
-            run_all(engine, texts)
+            run_all(engine, texts, f"{name}, timed run {run + 1}")
             seconds[name].append(time.perf_counter() - started)
     rows = []
     with Grader() as grader:
