@@ -124,9 +124,8 @@ def test_where_only_one_short_row_fits_that_is_said(monkeypatch, lm):
     config = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, config, 0)
     limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 1, 64, 1, 16).total)
-    with pytest.raises(
-        UsageError, match=r"use n=1 with rows=1 and keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
-    ):
+    fix = r"Fix: use n=1 with rows=1 and keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
+    with pytest.raises(UsageError, match=fix):
         engine.intake.jobs(REAL_PROMPTS[:1])
     Engine(lm, dataclasses.replace(config, n=1, rows=1, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
 

@@ -23,8 +23,8 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
 
     Args:
       one_arena: all threads share one arena. Without it, blocks above 64 MiB that a thread takes are given back all the same; with it,
-        threads wait for each other at every small block. Training wants it, with its large temporaries in every step. Decoding, many
-        small operations, does not: with it, 8 rows of SmolLM2-135M on 2 cores were a seventh slower.
+        threads wait for each other at every small block. Training wants it, with its large temporaries in every step; decoding,
+        which is many small operations, does not.
 
     Returns:
       False, with nothing changed, where `malloc` is not glibc's or where the environment says what it should do (`GLIBC_TUNABLES` or a

@@ -227,9 +227,9 @@ class EvaluateConfig:
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
       headline_beta: one beta per alpha, fixed beforehand, whose row is the headline.
       bootstrap: resamples of the paired bootstrap over prompts.
-      self_evaluation: whether and how the policy is asked about its own samples, for one more baseline.
       drift_rollouts: samples of the starting policy on which the drift of the trained models is measured (three forwards of each).
       seed: seed of the decoding.
+      self_evaluation: whether and how the policy is asked about its own samples, for one more baseline.
     """
 
     prompts: int = 400

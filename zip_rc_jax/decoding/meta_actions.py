@@ -86,8 +86,8 @@ def choose_meta_action(
     With `candidates="branching"` the last slot is the root, an unfinished prefix of no tokens; 0 there starts no new sample. An action that
     extends nothing has multiplicity 0 at every unfinished slot.
 
-    Memory: of each prompt at most 2.6 C (B_V B_T + n) numbers at once, with `C` = n^2 + 1 candidates (published), 2^n (exhaustive) or
-    (config.n + 1) (config.n + 5) (branching, per step). On the authors' 7 x 8 grid in float32: 43 KB, 170 KB and 79 KB for 8 prefixes,
+    Memory: of each prompt at most 2.5 C (B_V B_T + n) numbers at once, with `C` = n^2 + 1 candidates (published), 2^n (exhaustive) or
+    (config.n + 2) (config.n + 5) (branching, per step). On the authors' 7 x 8 grid in float32: 42 KB, 164 KB and 85 KB for 8 prefixes,
     and 0.9 MB (published) and 1.1 MB (branching) for 32.
 
     Raises:

@@ -128,12 +128,17 @@ def prompt_hash(ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
 
 
+def equal_tokens(ids: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens are the same in both."""
+    return next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+
+
 def shared_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
     """First tokens that a prompt may take over from another one: all that are equal, but its last; 0 if fewer than `WORTH_SHARING`."""
     if ids[:WORTH_SHARING] != other[:WORTH_SHARING]:
         return 0
-    equal = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
-    return equal if (equal := min(equal, len(ids) - 1)) >= WORTH_SHARING else 0
+    equal = min(equal_tokens(ids, other), len(ids) - 1)
+    return equal if equal >= WORTH_SHARING else 0
 
 
 class Intake:

@@ -11,6 +11,7 @@ from zip_rc_jax.config import PipelineConfig
 from zip_rc_jax.data.prompts import conversations
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.decoding.requests import equal_tokens
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.training.predict import ForwardSettings, first_logits
@@ -61,8 +62,7 @@ class SelfEvaluation:
                 ids = self._asked(turns, sample.response)
                 asked.append(dataclasses.replace(sample, prompt_token_ids=np.asarray(ids), output_token_ids=np.asarray(self.replies[:1])))
                 held = [*sample.prompt_token_ids.tolist(), *sample.output_token_ids.tolist()]
-                shared = next((i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b), min(len(ids), len(held)))
-                extra.append(len(ids) - shared + 1)
+                extra.append(len(ids) - equal_tokens(ids, held) + 1)
         settings = ForwardSettings(self.config.label.batch_tokens)
         yes, no = first_logits(self.lm, asked, self.replies, settings, "self-evaluation").astype(np.float64).T
         shape = (len(samples), len(samples[0]))
