@@ -25,6 +25,7 @@ import statistics
 import time
 
 import numpy as np
+from machine import description
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.config_file import load_config
@@ -101,7 +102,7 @@ def main() -> None:
     alphas = arguments.alphas or list(dict.fromkeys([1.0, config.decode.alpha]))
     rows = measure(found, config, engines(config, arguments.model, alphas, arguments.betas), arguments.runs)
     best = rows[0]
-    print(f"\n{len(found)} prompts, medians of {arguments.runs} runs\n")
+    print(f"\n{description()}; {len(found)} prompts, medians of {arguments.runs} runs\n")
     print("| | accuracy by vote | by value | tokens | serial steps | seconds | seconds / best of n |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:

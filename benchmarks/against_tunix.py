@@ -32,7 +32,8 @@ import tempfile
 
 import jax.numpy as jnp
 import numpy as np
-from decode import MODEL, TOPICS, Ours, timed
+from decode import MODEL, TOPICS, Ours
+from machine import description, timed
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.llama3.model import ModelConfig
 from tunix.models.llama3.params import create_model_from_safe_tensors
@@ -132,7 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lm = random_model()
     prompts = [lm.tokenizer.chat([{"role": "user", "content": f"Write a story about {topic}."}]) for topic in TOPICS[: arguments.prompts]]
-    print(f"{len(prompts)} prompts, {arguments.tokens} new tokens, random weights, medians of {arguments.runs} runs\n")
+    print(f"{description()}; {len(prompts)} prompts, {arguments.tokens} new tokens, random weights, medians of {arguments.runs} runs\n")
     print("| rows | ours, tokens/s | first call, s | tunix, tokens/s | first call, s | ratio |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:

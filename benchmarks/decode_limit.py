@@ -20,12 +20,12 @@ import dataclasses
 import itertools
 import pathlib
 import statistics
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machine import bandwidth, description, timed
 
 from zip_rc_jax.aot.command import with_model
 from zip_rc_jax.config_file import load_config
@@ -37,20 +37,6 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "qwen3_1.7b.yaml")
-
-
-def seconds(call: Any) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - started
-
-
-def bandwidth() -> float:
-    """Bytes per second of reading an array many times as large as any cache, best of several."""
-    x = jnp.ones((2**31 if jax.default_backend() != "cpu" else 2**29) // 4)
-    total = jax.jit(jnp.sum)
-    total(x).block_until_ready()
-    return x.nbytes / min(seconds(lambda: total(x)) for _ in range(10))
 
 
 def main() -> None:
@@ -73,7 +59,7 @@ def main() -> None:
     read = [params["table"], {name: x for name, x in params["body"].items() if name not in ("embed", "unembed")}]
     weights = shard_bytes(read)
     rate = bandwidth()
-    print(f"{jax.devices()[0].device_kind}, {arguments.dtype}, {lm.config.n_layers} layers, d_model {lm.config.d_model}; ", end="")
+    print(f"{description()}; {arguments.dtype}, {lm.config.n_layers} layers, d_model {lm.config.d_model}; ", end="")
     print(f"{rate / 1e9:.0f} GB/s read; {arguments.steps} steps, medians of {arguments.runs} runs\n")
     print("| rows | context | ms per step | tokens/s | limit, tokens/s | of the limit | first call, s |")
     print("|---|---|---|---|---|---|---|")
@@ -97,8 +83,8 @@ def main() -> None:
             state.append(after)
             return stepped
 
-        first = seconds(step)
-        median = statistics.median(seconds(step) for _ in range(arguments.runs)) / arguments.steps
+        first = timed(step)
+        median = statistics.median(timed(step) for _ in range(arguments.runs)) / arguments.steps
         best = rows * rate / (weights + cache_bytes)
         print(
             f"| {rows} | {context} | {1e3 * median:.2f} | {rows / median:.0f} | {best:.0f} | {rows / median / best:.0%} | {first:.1f} |",

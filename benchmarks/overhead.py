@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machine import description
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.engine import Engine
@@ -112,7 +113,7 @@ def main() -> None:
             loop()
             if run:  # the first one compiles
                 seconds[name].append(time.perf_counter() - start)
-    print(f"{rows} rows, {steps} steps per loop, medians of {arguments.runs} runs\n")
+    print(f"{description()}; {rows} rows, {steps} steps per loop, medians of {arguments.runs} runs\n")
     print("| | ms per step | tokens/s | against plain |")
     print("|---|---|---|---|")
     for name, times in seconds.items():

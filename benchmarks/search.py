@@ -23,6 +23,7 @@ import time
 
 import jax
 import numpy as np
+from machine import description, timed
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding.meta_actions import choose_meta_action
@@ -45,12 +46,6 @@ def groups(prompts: int, slots: int, grid: Grid, branching: bool) -> tuple[list[
         exists[:, slots // 2 : -1] = False
         unfinished[:, -1], tokens[:, -1] = True, 0
     return [joint.astype(np.float32), unfinished, tokens], exists
-
-
-def timed(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def reference_seconds(name: str, arrays: list[np.ndarray], grid: Grid, prompts: int = 2) -> float:
@@ -96,7 +91,7 @@ def main() -> None:
         for key, call in calls.items():
             seconds[key].append(timed(call))
 
-    print(f"{args.prompts} prompts x {args.prefixes} prefixes, float32, {jax.devices()[0].device_kind}, median of {args.runs} runs")
+    print(f"{args.prompts} prompts x {args.prefixes} prefixes, float32, {description()}, median of {args.runs} runs")
     print(f"{'grid':<10}{'candidates':<13}{'us/prompt':>10}{'fastest':>10}{'reference':>12}{'ratio':>9}{'first call s':>14}")
     for (label, name), runs in seconds.items():
         median, fastest = (f(runs) / args.prompts * 1e6 for f in (statistics.median, min))

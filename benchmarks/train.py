@@ -34,7 +34,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from decode import MODEL, matmul_rate, timed
+from decode import MODEL
+from machine import description, matmul_rate, timed
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
@@ -226,8 +227,9 @@ def main() -> None:
     seconds, others = found["step"]
     limit = flops.useful / speed
     print(
-        f"\n{arguments.rows} rows of {tokens // arguments.rows} tokens, {arguments.segments} segments each, remat {arguments.remat}; "
-        f"medians of {arguments.runs} runs; compiled in {ours.compile_seconds:.1f} s; {speed / 1e9:.0f} GFLOP/s in matmuls\n"
+        f"\n{description()}; {arguments.rows} rows of {tokens // arguments.rows} tokens, {arguments.segments} segments each, "
+        f"remat {arguments.remat}; medians of {arguments.runs} runs; compiled in {ours.compile_seconds:.1f} s; "
+        f"{speed / 1e9:.0f} GFLOP/s in matmuls\n"
     )
     print("| ours, tokens/s | torch, tokens/s | ratio | limit, tokens/s | of the limit | torch of the limit |")
     print("|---|---|---|---|---|---|")
