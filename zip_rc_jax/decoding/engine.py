@@ -142,7 +142,8 @@ class Engine:
         """Decodes all prompts; yields an event per decision and a result per prompt, as they come.
 
         Any iterable will do. An iterator is read one prompt at a time, and only when there is a free row for it, so that what is held
-        depends on `rows` and not on the number of prompts. Closing the generator frees everything.
+        depends on `rows` and not on the number of prompts. While it blocks nothing is decoded; what it raises is raised when the prompts
+        in flight have ended. Closing the generator frees everything.
 
         Args:
           on_error: see `Intake.jobs`. A model that fails on one prompt (logits that are not finite) never ends the run: that prompt's
@@ -164,21 +165,26 @@ class Engine:
                 pool = None  # is freed before its successor is made
                 pool = empty_rows(self.settings, self.rows + 1, self._pool_slots(longest or job.slots, longest > 0))  # with a scratch row
             slots = 0 if pool is None else pool.tokens.shape[2]
-            batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
-            for request in refused:
-                yield ResultEvent(request.number, failure(request, request.reason))
+            while True:  # as many batches as there is room for: what a prompt really takes shows when it is decided for
+                batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
+                for request in refused:
+                    yield ResultEvent(request.number, failure(request, request.reason))
+                if pool is None or not any(batch):
+                    break
+                pool, admitted, failed = self._admit(pool, shards, groups, batch)
+                yield from failed
+                groups += admitted
+                pool, events, ended = self._decide(pool, shards, groups)
+                yield from events
+                yield from self._results(ended)
             if pool is None:
                 continue
-            pool, admitted, failed = self._admit(pool, shards, groups, batch)
-            yield from failed
-            groups += admitted
-            pool, events, ended = self._decide(pool, shards, groups)  # for what was admitted
-            yield from events
-            yield from self._results(ended)
             pool = self._advance(pool, shards, groups)
             pool, events, ended = self._decide(pool, shards, groups)
             yield from events
             yield from self._results(ended)
+        if queue.failure is not None:
+            raise queue.failure
 
     # Admission.
 
@@ -280,7 +286,7 @@ class Engine:
         used = dict.fromkeys((g.job.number for g in stepped), 0)
         dirty: list[list[int]] = [[] for _ in shards]
         for group, branch, lane, _ in live:
-            generated = tuple(tokens[lane, len(group.job.ids) : length[lane]].tolist())
+            generated = branch.tokens + tuple(tokens[lane, len(group.job.ids) + len(branch.tokens) : length[lane]].tolist())
             used[group.job.number] = max(used[group.job.number], len(generated) - len(branch.tokens))
             branch.tokens, branch.joint = generated, joint[lane].copy()
             if done[lane]:
@@ -310,13 +316,16 @@ class Engine:
     def _live_rows_first(self, pool: Rows, shards: list[Shard], groups: list[Group], stepped: list[Group], width: int) -> Rows:
         """Moves rows so that the ones to step are among the first `width` of every shard."""
         moves = []
+        longest = 0
         chosen = {g.job.number for g in stepped}
         for shard, part in zip(shards, members(groups, len(shards)), strict=True):
             live = [Place(b, "row") for g in part if g.job.number in chosen for b in g.live()]
             others = [Place(b, "row") for g in part for b in g.branches if b.row is not None and not (b.live and g.job.number in chosen)]
             others += [Place(g, "root_row") for g in part if g.root_row is not None]
+            length = {row: tokens for g in part for row, tokens in g.lengths().items()}
             moves.append(live_rows_first(live, others, shard, width, scratch=self.rows))
-        return self._copy(pool, None, moves, max(g.longest for g in groups))
+            longest = max([longest, *(length.get(row, 0) for move in moves[-1] for row in move[:2])])
+        return self._copy(pool, None, moves, longest)
 
     # Deciding.
 
@@ -358,8 +367,9 @@ class Engine:
                 accounts = after
                 group.ready = True
                 events.append(self._event(group, group.action, last=False))
-                longest = max(longest, group.longest)
-                moves += group.begin(group.action, shard.take)
+                new = group.begin(group.action, shard.take)
+                moves += new
+                longest = max([longest, *(len(group.job.ids) + len(group.branches[number].tokens) for _, _, number in new)])
                 if not group.steps:
                     shard.taken.append(sum(group.account[1:]))
         return self._copy(pool, None, begun, longest), events, ended

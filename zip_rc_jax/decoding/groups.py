@@ -155,19 +155,20 @@ class Group:
         self.branches.append(branch)
         return branch
 
+    def lengths(self) -> dict[int, int]:
+        """The rows that it holds, the root's first, and how many tokens lie in each."""
+        prompt = len(self.job.ids)
+        found = {} if self.root_row is None else {self.root_row: prompt}
+        return found | {b.row: prompt + len(b.tokens) for b in self.branches if b.row is not None}
+
     def rows(self) -> list[int]:
         """All that it holds."""
-        return [row for row in (self.root_row, *(b.row for b in self.branches)) if row is not None]
+        return list(self.lengths())
 
     @property
     def used(self) -> int:
         """Tokens generated so far; a shared prefix counts once."""
         return sum(len(b.tokens) - b.fork_position for b in self.branches)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prefix, prompt included."""
-        return len(self.job.ids) + max((len(b.tokens) for b in self.branches), default=0)
 
     def quotas(self, interval: int) -> list[int]:
         """Tokens that each live prefix may add now: `interval`, or its share of what is left of the token budget (the first get more)."""

@@ -71,7 +71,8 @@ class Place:
 def live_rows_first(live: Sequence[Place], paused: Sequence[Place], shard: Shard, width: int, scratch: int) -> list[Move]:
     """Moves live rows until all of them are below `width`; updates the places and the free rows.
 
-    A live row goes to a free one if there is one below `width`; otherwise it changes places with a paused one, through `scratch`.
+    A live row goes to a free one if there is one below `width`; otherwise it takes the place of a paused one, which goes to a free row or,
+    where there is none, to the live row's, through `scratch`.
 
     Args:
       live, paused: who holds the taken rows of the shard.
@@ -86,6 +87,12 @@ def live_rows_first(live: Sequence[Place], paused: Sequence[Place], shard: Shard
             place.move(shard.take())
             shard.give(old)
             moves.append((old, place.row, -1))
+        elif shard.free:
+            other = next(in_the_way)
+            place.move(other.row)
+            other.move(shard.take())
+            shard.give(old)
+            moves += [(place.row, other.row, -1), (old, place.row, -1)]
         else:
             other = next(in_the_way)
             place.move(other.row)

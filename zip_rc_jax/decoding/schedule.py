@@ -13,19 +13,28 @@ from zip_rc_jax.decoding.rows import fine_bucket
 
 # A narrower program is worth it from this width on (below, a step costs much besides its rows), for this share of the live rows.
 WIDE, MOST = 32, 0.875
+REFUSALS = 64  # that are read before the prompts in flight are stepped again; there may be any number in a row
 
 
 class Queue:
-    """Requests in order, read one at a time and no earlier than asked for."""
+    """Requests in order, read one at a time and no earlier than asked for.
+
+    Attributes:
+      failure: what the source raised. It ends the queue, but not the prompts in flight.
+    """
 
     def __init__(self, jobs: Iterable[Job | Refusal]):
         self._source = iter(jobs)
         self._next: Job | Refusal | None = None
+        self.failure: Exception | None = None
 
     def peek(self) -> Job | Refusal | None:
         """The next request; None at the end. Reading it blocks as long as the source does."""
-        if self._next is None:
-            self._next = next(self._source, None)
+        if self._next is None and self.failure is None:
+            try:
+                self._next = next(self._source, None)
+            except Exception as error:
+                self.failure = error
         return self._next
 
     def pop(self) -> None:
@@ -41,7 +50,8 @@ def members(groups: Sequence[Group], shards: int) -> list[list[Group]]:
 def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group], most: int) -> tuple[list[list[Job]], list[Refusal]]:
     """Takes from the queue, per shard, the requests that its free rows can probably hold; and those that cannot be decoded at all.
 
-    Nothing is read before there is a free row for it. A request whose prefixes may become longer than the rows is left in the queue.
+    Nothing is read before there is a free row for it, and no more than `REFUSALS` that cannot be decoded. A request whose prefixes may
+    become longer than the rows is left in the queue.
 
     Args:
       slots: of the rows.
@@ -54,7 +64,7 @@ def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group
     free = [len(shard.free) for shard in shards]
     # Free rows, less those that the prompts of the batch will probably take; none where a prompt waits for rows.
     room = [float(f) if all(g.ready for g in part) else 0.0 for f, part in zip(free, parts, strict=True)]
-    while max(room) >= 1 and (request := queue.peek()) is not None:
+    while max(room) >= 1 and len(refused) < REFUSALS and (request := queue.peek()) is not None:
         if isinstance(request, Refusal):
             refused.append(request)
         else:

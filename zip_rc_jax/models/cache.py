@@ -52,6 +52,15 @@ def copy_row(
     return jax.lax.dynamic_update_slice(pool, jax.lax.dynamic_slice(source, at(from_row), sizes), at(to_row))
 
 
+def _copy_layer(
+    pool: jax.Array, source: jax.Array, layer: jax.Array, from_row: jax.Array, to_row: jax.Array, slots: int
+) -> jax.Array:
+    zero = jnp.zeros_like(layer)
+    _, _, _, heads, _, dim = source.shape
+    found = jax.lax.dynamic_slice(source, (layer, zero, from_row, zero, zero, zero), (1, 1, 1, heads, min(slots, source.shape[4]), dim))
+    return jax.lax.dynamic_update_slice(pool, found, (layer, zero, to_row, zero, zero, zero))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionCache:
@@ -69,9 +78,17 @@ class AttentionCache:
         return self.k.shape[4]
 
     def copy_row(self, source: AttentionCache, from_row: jax.Array, to_row: jax.Array, slots: int) -> AttentionCache:
-        """Copies the first `slots` slots of a row of `source`; arrays of one shard."""
-        pairs = ((self.k, source.k), (self.v, source.v))
-        return AttentionCache(*(copy_row(pool, other, from_row, to_row, 2, part=(4, slots)) for pool, other in pairs))
+        """Copies the first `slots` slots of a row of `source`, which may be this very cache; arrays of one shard.
+
+        Layer by layer: of a whole row XLA makes an array in HBM and reads it again, and a layer of it stays in a TPU's vector memory.
+        """
+
+        def layer(i: jax.Array, pool: AttentionCache) -> AttentionCache:
+            other = pool if source is self else source
+            pairs = ((pool.k, other.k), (pool.v, other.v))
+            return AttentionCache(*(_copy_layer(mine, theirs, i, from_row, to_row, slots) for mine, theirs in pairs))
+
+        return jax.lax.fori_loop(0, self.k.shape[0], layer, self)
 
     def append(self, layer: jax.Array, positions: jax.Array, live: jax.Array, k: jax.Array, v: jax.Array) -> AttentionCache:
         """Writes new keys and values `[X * W, T, K, D]` of one layer to slots `positions [X * W, T]` of the rows that are `live`."""
