@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -16,6 +17,7 @@ from test_engine import FORKING, MIXED, REAL, REAL_PROMPTS, exact
 from zip_rc_jax import decode, decode_stream
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding import engine as engine_module
+from zip_rc_jax.decoding import schedule as schedule_module
 from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
 from zip_rc_jax.decoding.requests import Request
 from zip_rc_jax.grid import Grid
@@ -50,7 +52,8 @@ def decoded(name, prompts, rows=16, devices=1, lazy=False, buckets=False, seed=7
     with pytest.MonkeyPatch.context() as patch:
         if buckets:
             patch.setattr(engine_module, "bucket", rounded_to(6))
-            patch.setattr(engine_module, "fine_bucket", lambda tokens, most, least=64: min(-(-tokens // 20) * 20, most))
+            for module in (engine_module, schedule_module):
+                patch.setattr(module, "fine_bucket", lambda tokens, most, least=64: min(-(-tokens // 20) * 20, most))
         engine = Engine(lm, dataclasses.replace(config, rows=rows), seed, network)
         events = list(engine.run(iter(prompts) if lazy else prompts))
     found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
@@ -93,10 +96,10 @@ def test_the_number_of_devices_does_not_matter(name, devices):
         same(result, alone(name, prompt))
 
 
-@pytest.mark.slow
-def test_the_buckets_of_shapes_do_not_matter():
-    for prompt, result in zip(PROMPTS, decoded("published", PROMPTS, buckets=True)[0], strict=True):
-        same(result, alone("published", prompt))
+@pytest.mark.parametrize("name", ["published", pytest.param("branching", marks=pytest.mark.slow)])
+def test_the_buckets_of_shapes_do_not_matter(name):
+    for prompt, result in zip(PROMPTS, decoded(name, PROMPTS, buckets=True)[0], strict=True):
+        same(result, alone(name, prompt))
 
 
 @given(seeds=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6), prompt=st.sampled_from(PROMPTS))
@@ -138,6 +141,14 @@ def test_a_transformer_gives_the_same_answers_on_two_devices_and_in_other_compan
         same(a, b)
 
 
+def test_more_samples_of_a_transformer_begin_with_the_samples_of_fewer(lm):
+    config = dataclasses.replace(REAL, strategy="fixed", n=8)
+    more, fewer = (decode(lm, REAL_PROMPTS[:2], dataclasses.replace(config, n=n)) for n in (8, 4))
+    for a, b in zip(more, fewer, strict=True):
+        assert [p.token_ids for p in a.prefixes[:4]] == [p.token_ids for p in b.prefixes]
+        assert len({p.token_ids for p in a.prefixes}) == 8
+
+
 def test_streaming_gives_the_results_of_decoding_and_shows_what_led_to_them(lm):
     together = decode(lm, REAL_PROMPTS, REAL)
     events = list(decode_stream(lm, REAL_PROMPTS, REAL))
@@ -162,3 +173,11 @@ def test_smollm2_gives_the_same_tokens_in_any_company(smollm2_gguf):
     for a, b in zip(decode(on_mesh(lm, 2, 1), chats[::-1], dataclasses.replace(config, rows=8))[::-1], together, strict=True):
         same(a, b)
     assert len({p.token_ids for r in together for p in r.prefixes}) == 9
+    # A head that is not trained predicts the same for every prefix, so its rows are drawn at random for decisions to differ.
+    rows = jax.random.normal(jax.random.key(0), lm.params["zip_rows"].shape) / 8
+    lm = dataclasses.replace(lm, params=lm.params | {"zip_rows": rows})
+    config = dataclasses.replace(config, strategy="zip_rc", beta=0.02, alpha=0.5)
+    together = decode(lm, chats, config)
+    for chat, result in zip(chats, together, strict=True):
+        same(decode(lm, [chat], dataclasses.replace(config, rows=4))[0], result)
+    assert len({d.multiplicity for r in together for d in r.trace}) > 2

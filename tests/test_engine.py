@@ -729,4 +729,5 @@ def test_decoding_on_a_mesh_equals_one_device(lm, data, tensor):
     alone, spread = decode(lm, REAL_PROMPTS, REAL), decode(meshed, REAL_PROMPTS, dataclasses.replace(REAL, rows=8 * (REAL.n + 1)))
     for a, b in zip(alone, spread, strict=True):
         assert exact(a) == exact(b)
-        assert [p.expected_reward for p in a.prefixes] == pytest.approx([p.expected_reward for p in b.prefixes], abs=1e-4)
+        assert [p.expected_reward for p in a.prefixes] == pytest.approx([p.expected_reward for p in b.prefixes], abs=1e-5)
+        assert [d.utility for d in a.trace] == pytest.approx([d.utility for d in b.trace], abs=1e-5)

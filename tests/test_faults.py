@@ -207,6 +207,25 @@ def test_bad_prompts_alone_need_no_model():
     assert run(iter([])) == []
 
 
+def test_any_number_of_bad_prompts_in_a_row_stops_nothing():
+    endless = engine(PRICED).run(itertools.chain(["x"], itertools.repeat("")))
+    found = itertools.takewhile(lambda e: e.prompt_index != 0 or not isinstance(e, ResultEvent), endless)
+    ended = sum(isinstance(e, ResultEvent) for e in found)  # the good prompt ends while the bad ones go on
+    assert 0 < ended < 10_000
+    assert next(e for e in engine(PRICED).run(itertools.repeat("")) if isinstance(e, ResultEvent)).result.finish_reason == "error"
+
+
+def test_what_the_source_raises_is_raised_when_the_prompts_before_have_ended():
+    def prompts():
+        yield from PROMPTS
+        raise OSError("the file is gone")
+
+    found = []
+    with pytest.raises(OSError, match="the file is gone"):
+        found.extend(engine(PRICED).run(prompts()))
+    assert [exact(r) for r in results_of(found)] == [exact(r) for r in run(PROMPTS, PRICED)]
+
+
 def test_raising_is_the_rule_for_a_list_and_a_choice_for_a_stream():
     with pytest.raises(UsageError, match="prompt 1: it is empty"):
         run(["x", ""])

@@ -14,14 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scripted import Plan, Script, ScriptedNetwork
 from test_determinism import CONFIGS, PROMPTS, alone, on_mesh, same
-from test_engine import CONFIG, MIXED, PRICED, REAL, REAL_PROMPTS
+from test_engine import CONFIG, FORKING, FORKS, MIXED, PRICED, REAL, REAL_PROMPTS
 
 from zip_rc_jax.decoding import engine as engine_module
+from zip_rc_jax.decoding import schedule as schedule_module
 from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
 from zip_rc_jax.decoding.groups import Branch, Group
 from zip_rc_jax.decoding.placement import safe
-from zip_rc_jax.decoding.requests import WORTH_SHARING, shared_prefix
-from zip_rc_jax.decoding.schedule import WIDE, next_to_step
+from zip_rc_jax.decoding.requests import WORTH_SHARING, Request, shared_prefix
+from zip_rc_jax.decoding.schedule import WIDE, next_to_step, together
 
 
 def decoded(script, config, prompts, seed=7):
@@ -82,6 +83,52 @@ def test_where_every_sample_runs_no_more_prompts_are_in_flight_than_fit():
     assert decoded(MIXED, config, ["x", "y", "z"] * 8)[1] <= config.rows // 2
 
 
+def test_all_rows_are_taken_before_the_first_step(monkeypatch):
+    """Also where each prompt wants fewer of them than the engine lets one have."""
+    active, advance = [], engine_module.advance
+
+    def counted(settings, params, pool, lanes, *rest):
+        active.append(int(lanes.active.sum()))
+        return advance(settings, params, pool, lanes, *rest)
+
+    monkeypatch.setattr(engine_module, "advance", counted)
+    config = dataclasses.replace(CONFIG, strategy="fixed")
+    assert (config.n, config.rows) == (4, 16)
+    decoded(MIXED, config, [Request("x", n=1, seed=s) for s in range(20)])
+    assert active[0] == config.rows
+
+
+def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
+    shapes, compute = [], engine_module.prefill
+
+    def counted(settings, params, tokens, *rest):
+        shapes.append(tokens.shape[1:])
+        return compute(settings, params, tokens, *rest)
+
+    monkeypatch.setattr(engine_module, "prefill", counted)
+    prompts = [" ".join("y" * 30), "x", " ".join("z" * 20), "x y z"]
+    config = dataclasses.replace(PRICED, rows=16)
+    whole, _ = decoded(MIXED, config, prompts)
+    assert shapes[0] == (4, 32)
+    shapes.clear()
+    monkeypatch.setattr(schedule_module, "PREFILL_TOKENS", 64)
+    parts, _ = decoded(MIXED, config, prompts)
+    assert shapes
+    assert all(count * tokens <= 64 for count, tokens in shapes)
+    for a, b in zip(whole, parts, strict=True):
+        same(a, b)
+    assert [together(64, 64 // n) for n in (64, 7, 2, 1)] == [64, 7, 2, 1]
+    assert together(8, 1000) == 1, "one at a time at least"
+
+
+def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypatch):
+    slots, copy = [], engine_module.copy_rows
+    monkeypatch.setattr(engine_module, "copy_rows", lambda *a: (slots.append(a[-1]), copy(*a))[1])
+    engine = Engine(FORKING.lm(max_positions=128), FORKS, 7, ScriptedNetwork())
+    list(engine.run([" ".join("y" * 100), "x", "z x", "y y"]))
+    assert set(slots) == {64, 128}, "while the long prompt is in flight, some copies of prefixes of short ones are short"
+
+
 def test_the_last_prefix_to_begin_takes_over_the_row_of_the_root():
     group = groups_of([0])[0]
     group.branches = [Branch(i, -1, 0, None) for i in range(3)]
@@ -103,7 +150,7 @@ def groups_of(sizes, shard=0):
     """Ready groups with so many live prefixes."""
     found = []
     for number, size in enumerate(sizes):
-        job = SimpleNamespace(number=number, ids=[1], config=SimpleNamespace(n=3))
+        job = SimpleNamespace(number=number, ids=[1], config=SimpleNamespace(n=3, time_budget=0))
         group = Group(job, 0.0, np.zeros(1), shard, root_row=9, ready=True)
         group.branches = [Branch(i, -1, 0, i, live=True) for i in range(size)]
         found.append(group)
@@ -121,6 +168,15 @@ def test_prompts_wait_only_where_most_others_fill_a_narrower_program(sizes, rows
     assert stepped[0] is groups[0], "the oldest never waits"
     if len(stepped) < len(groups):
         assert WIDE <= width < sum(sizes)
+
+
+def test_a_prompt_whose_time_is_limited_does_not_wait():
+    groups = groups_of([8] * 5 + [1])
+    assert [g.job.number for g in next_to_step(groups, 1, 64)[0]] == [0, 1, 2, 3, 4, 5]
+    groups = groups_of([8] * 4 + [1])
+    assert [g.job.number for g in next_to_step(groups, 1, 64)[0]] == [0, 1, 2, 3]
+    groups[-1].job.config.time_budget = 1.0
+    assert 4 in [g.job.number for g in next_to_step(groups, 1, 64)[0]]
 
 
 def test_all_shards_are_stepped_to_the_same_width():

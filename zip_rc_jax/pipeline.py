@@ -156,7 +156,7 @@ def run_all(engine: Engine, prompts: Sequence[str], title: str = "") -> list[Res
     results: dict[int, Result] = {}
     with progress(title or "decode", len(prompts)) as bar:
         tokens = 0
-        for event in engine.run(prompts):
+        for event in engine.run(prompts, stream=False):
             if isinstance(event, ResultEvent):
                 results[event.prompt_index] = event.result
                 tokens += event.result.usage.tokens

@@ -14,6 +14,11 @@ STRATEGIES = ("zip_rc", "fixed", "reward_threshold", "length_budget", "half_fini
 ANSWERS = ("value", "vote")
 
 
+def _divides(value: float) -> bool:
+    """Whether it is a positive number in float32, too: smaller ones would be 0 there, and larger ones infinite."""
+    return 2.0**-126 <= value <= 2.0**127
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How the next token is drawn. Filters apply in the order temperature, top_k, top_p, min_p (as in Hugging Face).
@@ -33,9 +38,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_types(SamplingConfig, vars(self))
         require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
+            self.temperature == 0 or _divides(self.temperature),
             f"temperature={self.temperature}",
-            "logits are divided by it",
+            "logits are divided by it, in float32",
             "use 0 for greedy or a positive number",
         )
         require(self.top_k >= 0, f"top_k={self.top_k}", "it counts tokens", "use 0 to keep all")
@@ -155,9 +160,9 @@ class DecodeConfig:
             "use a finite number >= 0",
         )
         require(
-            math.isfinite(self.joint_temperature) and self.joint_temperature > 0,
+            _divides(self.joint_temperature),
             f"joint_temperature={self.joint_temperature}",
-            "log-probs are divided by it",
+            "log-probs are divided by it, in float32",
             "use 1 to leave it",
         )
         require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")

@@ -67,7 +67,8 @@ def decode(
     Raises:
       UsageError: bad prompts (see `on_error`) or options, before any compilation.
     """
-    events = decode_stream(lm, prompts, config, seed=seed, on_error=on_error, chat_template_kwargs=chat_template_kwargs, **options)
+    engine = Engine(lm, resolve(config, options), seed, chat_template_kwargs=chat_template_kwargs)
+    events = engine.decode(engine.intake.jobs(prompts, on_error), stream=False)
     results = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
     return [results[i] for i in range(len(results))]
 
@@ -84,8 +85,8 @@ def decode_stream(
 ) -> Iterator[StepEvent | ResultEvent]:
     """As `decode`, but yields a `StepEvent` at every decision of every prompt and a `ResultEvent` at each prompt's end.
 
-    Results equal those of `decode`. An iterator of prompts is read only as rows become free, so it may be endless. A consumer that stops
-    early (`close`, or leaving the loop) frees everything.
+    Results equal those of `decode`. An iterator of prompts is read only as rows become free, so it may be endless; while it has no next
+    prompt ready, nothing is decoded. A consumer that stops early (`close`, or leaving the loop) frees everything.
     """
     engine = Engine(lm, resolve(config, options), seed, chat_template_kwargs=chat_template_kwargs)
     return engine.decode(engine.intake.jobs(prompts, on_error))

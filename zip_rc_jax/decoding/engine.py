@@ -27,7 +27,7 @@ from zip_rc_jax.decoding.requests import Intake, Job, Prompt, Refusal, Request, 
 from zip_rc_jax.decoding.results import Decision, Result
 from zip_rc_jax.decoding.rows import Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
 from zip_rc_jax.decoding.sampling import Filters
-from zip_rc_jax.decoding.schedule import Queue, fresh, members, next_batch, next_to_step
+from zip_rc_jax.decoding.schedule import PREFILL_TOKENS, Queue, fresh, members, next_batch, next_to_step, together
 from zip_rc_jax.decoding.strategies import choose
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
@@ -130,15 +130,21 @@ class Engine:
         held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
 
         def needed(rows: int, slots: int) -> memory.Estimate:
-            prompts = bucket(max(1, rows // self.config.n), rows, least=1)
-            return memory.estimate(self.settings, held, rows, slots, prompts, min(prompt, slots))
+            # The longest prompts, or as many short ones as are prefilled together.
+            most, long = max(1, rows // self.config.n), min(prompt, slots)
+            short = min(long, max(1, PREFILL_TOKENS // most))
+            counts = {tokens: bucket(together(most, tokens), rows, least=1) for tokens in (long, short)}
+            found = [memory.estimate(self.settings, held, rows, slots, prompts, tokens) for tokens, prompts in counts.items()]
+            return max(found, key=lambda estimate: estimate.total)
 
         devices = self.settings.network.layout.mesh.devices
         limit = memory.device_limit(devices.flat[0], devices.size)
         memory.check_fits(needed, limit, self.config.n, self.rows, slots, prompt_tokens, self.shards)
         self._known_to_fit.add((slots, prompt))
 
-    def run(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterator[StepEvent | ResultEvent]:
+    def run(
+        self, prompts: Iterable[Prompt | Request], on_error: str | None = None, stream: bool = True
+    ) -> Iterator[StepEvent | ResultEvent]:
         """Decodes all prompts; yields an event per decision and a result per prompt, as they come.
 
         Any iterable will do. An iterator is read one prompt at a time, and only when there is a free row for it, so that what is held
@@ -146,15 +152,16 @@ class Engine:
         in flight have ended. Closing the generator frees everything.
 
         Args:
+          stream: False yields results only, and spares the text of every prefix at every decision.
           on_error: see `Intake.jobs`. A model that fails on one prompt (logits that are not finite) never ends the run: that prompt's
             result has the finish reason "error".
 
         Raises:
           UsageError: see `Intake.jobs`; for a sequence it is raised on the first `next`, before any compilation.
         """
-        yield from self.decode(self.intake.jobs(prompts, on_error))
+        yield from self.decode(self.intake.jobs(prompts, on_error), stream)
 
-    def decode(self, jobs: Iterable[Job | Refusal]) -> Iterator[StepEvent | ResultEvent]:
+    def decode(self, jobs: Iterable[Job | Refusal], stream: bool = True) -> Iterator[StepEvent | ResultEvent]:
         """`run` for what `Intake.jobs` returned."""
         queue, groups = Queue(jobs), list[Group]()
         pool, shards = None, [Shard(list(range(self.rows))) for _ in range(self.shards)]
@@ -174,13 +181,13 @@ class Engine:
                 pool, admitted, failed = self._admit(pool, shards, groups, batch)
                 yield from failed
                 groups += admitted
-                pool, events, ended = self._decide(pool, shards, groups)
+                pool, events, ended = self._decide(pool, shards, groups, stream)
                 yield from events
                 yield from self._results(ended)
             if pool is None:
                 continue
             pool = self._advance(pool, shards, groups)
-            pool, events, ended = self._decide(pool, shards, groups)
+            pool, events, ended = self._decide(pool, shards, groups, stream)
             yield from events
             yield from self._results(ended)
         if queue.failure is not None:
@@ -329,7 +336,7 @@ class Engine:
 
     # Deciding.
 
-    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> tuple[Rows, list[StepEvent], list[Group]]:
+    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group], stream: bool) -> tuple[Rows, list[StepEvent], list[Group]]:
         """One meta-action for every group that needs one, all in one jitted call; then it is carried out where rows are free for it.
 
         Groups that extend nothing leave `groups` and are returned. Their rows go to those that wait, the first first.
@@ -349,7 +356,7 @@ class Engine:
                 kept, starts = [int(b.finished) for b in group.branches], 0 if self.branching else None
                 group.action = dataclasses.replace(group.action, multiplicity=kept, starts=starts, future_bin=-1, utility=math.nan)
             if group.reason or not extends:
-                events.append(self._event(group, group.action, last=True))
+                events += self._record(group, group.action, stream, last=True)
                 groups.remove(group)
                 for row in group.rows():
                     shards[group.shard].give(row)
@@ -366,7 +373,7 @@ class Engine:
                     continue
                 accounts = after
                 group.ready = True
-                events.append(self._event(group, group.action, last=False))
+                events += self._record(group, group.action, stream, last=False)
                 new = group.begin(group.action, shard.take)
                 moves += new
                 longest = max([longest, *(len(group.job.ids) + len(group.branches[number].tokens) for _, _, number in new)])
@@ -392,6 +399,7 @@ class Engine:
             for g, copies, future_bin, utility, *expected in zip(groups, *(c[: len(groups)].tolist() for c in columns), strict=True)
         ]
 
-    def _event(self, group: Group, action: Action, last: bool) -> StepEvent:
+    def _record(self, group: Group, action: Action, stream: bool, last: bool) -> list[StepEvent]:
+        """Puts the decision into the trace; the event that tells of it, if it is streamed."""
         decision = group.record(action)
-        return StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))
+        return [StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))] if stream else []

@@ -13,6 +13,7 @@ from zip_rc_jax.decoding.rows import fine_bucket
 
 # A narrower program is worth it from this width on (below, a step costs much besides its rows), for this share of the live rows.
 WIDE, MOST = 32, 0.875
+PREFILL_TOKENS = 2**14  # of the prompts of a shard that are prefilled together: enough to keep a device busy
 REFUSALS = 64  # that are read before the prompts in flight are stepped again; there may be any number in a row
 
 
@@ -47,6 +48,11 @@ def members(groups: Sequence[Group], shards: int) -> list[list[Group]]:
     return [[g for g in groups if g.shard == s] for s in range(shards)]
 
 
+def together(most: int, tokens: int) -> int:
+    """How many prompts of a shard, at most `most`, are prefilled together if the longest has `tokens` tokens."""
+    return max(1, min(most, PREFILL_TOKENS // tokens))
+
+
 def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group], most: int) -> tuple[list[list[Job]], list[Refusal]]:
     """Takes from the queue, per shard, the requests that its free rows can probably hold; and those that cannot be decoded at all.
 
@@ -64,19 +70,21 @@ def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group
     free = [len(shard.free) for shard in shards]
     # Free rows, less those that the prompts of the batch will probably take; none where a prompt waits for rows.
     room = [float(f) if all(g.ready for g in part) else 0.0 for f, part in zip(free, parts, strict=True)]
+    longest = 0
     while max(room) >= 1 and len(refused) < REFUSALS and (request := queue.peek()) is not None:
         if isinstance(request, Refusal):
             refused.append(request)
         else:
             best = int(np.argmax(room))
             expected, account = shards[best].expected(request.config.n), (request.config.n - 1, 1)
-            full = request.slots > slots or room[best] < expected or len(batch[best]) == most
+            full = request.slots > slots or room[best] < expected or len(batch[best]) == together(most, max(longest, len(request.ids)))
             if full or not safe(free[best] - 1, [*accounts[best], account]):
                 break
             accounts[best].append(account)
             free[best] -= 1
             room[best] -= expected
             batch[best].append(request)
+            longest = max(longest, len(request.ids))
         queue.pop()
     return batch, refused
 
@@ -94,7 +102,7 @@ def next_to_step(groups: list[Group], shards: int, rows: int) -> tuple[list[Grou
     """The groups to step, and the rows of every shard that are stepped for it: a rounded number, at most `rows`.
 
     All that are ready; but where most of them fill a narrower program, the youngest wait, as a row that is padding costs as much as one
-    that is live.
+    that is live. Those whose time is limited wait last.
     """
     ready = [g for g in groups if g.ready]
     size = {g.job.number: len(g.live()) for g in ready}
@@ -111,7 +119,7 @@ def next_to_step(groups: list[Group], shards: int, rows: int) -> tuple[list[Grou
         return ready, width
     some: list[Group] = []
     count = [0] * shards
-    for group in ready:
+    for group in sorted(ready, key=lambda g: not g.job.config.time_budget):
         if count[group.shard] + size[group.job.number] <= narrower:
             some.append(group)
             count[group.shard] += size[group.job.number]

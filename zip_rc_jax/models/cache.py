@@ -52,9 +52,7 @@ def copy_row(
     return jax.lax.dynamic_update_slice(pool, jax.lax.dynamic_slice(source, at(from_row), sizes), at(to_row))
 
 
-def _copy_layer(
-    pool: jax.Array, source: jax.Array, layer: jax.Array, from_row: jax.Array, to_row: jax.Array, slots: int
-) -> jax.Array:
+def _copy_layer(pool: jax.Array, source: jax.Array, layer: jax.Array, from_row: jax.Array, to_row: jax.Array, slots: int) -> jax.Array:
     zero = jnp.zeros_like(layer)
     _, _, _, heads, _, dim = source.shape
     found = jax.lax.dynamic_slice(source, (layer, zero, from_row, zero, zero, zero), (1, 1, 1, heads, min(slots, source.shape[4]), dim))
