@@ -138,9 +138,20 @@ def test_the_length_that_fits_is_named_too(monkeypatch, lm):
     with pytest.raises(UsageError, match=r"rows=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"):
         Engine(lm, long, 0).intake.jobs(REAL_PROMPTS[:1])
     Engine(lm, dataclasses.replace(REAL, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
-    limited(monkeypatch, 1000)
+    limited(monkeypatch, memory.shard_bytes((lm.params, engine.params)) + 1000)
     with pytest.raises(UsageError, match="Fix: not even one sample fits: use a smaller model"):
         Engine(lm, REAL, 0).intake.jobs(REAL_PROMPTS[:1])
+
+
+def test_a_model_whose_copies_do_not_fit_is_refused_before_they_are_made(monkeypatch, lm):
+    held = memory.shard_bytes((lm.params, Engine(lm, REAL, 0).params))
+    monkeypatch.setattr(engine_module, "unstack", lambda *_: pytest.fail("the copies are made all the same"))
+    limited(monkeypatch, held - 1)
+    with pytest.raises(UsageError, match=r"a model of .* per device: decoding copies .* Fix: use a smaller model, a lower precision"):
+        Engine(lm, REAL, 0)
+    monkeypatch.undo()
+    limited(monkeypatch, held)
+    Engine(lm, REAL, 0)
 
 
 def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(monkeypatch, lm):

@@ -32,6 +32,7 @@ from zip_rc_jax.decoding.strategies import choose
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
+from zip_rc_jax.models.transformer import unembedding
 from zip_rc_jax.zip_head import ZipHead
 
 
@@ -62,8 +63,15 @@ class ResultEvent:
 
 
 def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
-    """The network that decodes with `lm`, and its parameters. On CPU layers are unrolled, see `models.stacks.unstack`."""
-    unrolled = lm.layout.mesh.devices.flat[0].platform == "cpu"
+    """The network that decodes with `lm`, and its parameters. On CPU layers are unrolled, see `models.stacks.unstack`.
+
+    Raises:
+      UsageError: the copies that this makes do not fit into the device's memory.
+    """
+    devices = lm.layout.mesh.devices
+    unrolled = devices.flat[0].platform == "cpu"
+    copied = [lm.params["body"]["blocks"] if unrolled else {}, unembedding(lm.config, lm.params["body"])]
+    memory.check_parameters(lm.params, copied, memory.device_limit(devices.flat[0], devices.size))
     body = unstack(lm.config, lm.params["body"]) if unrolled else lm.params["body"]
     network = TransformerNetwork(lm.config, lm.layout, str(body["embed"].dtype), unrolled)
     return network, {"body": body, "table": lm.folded_table()}

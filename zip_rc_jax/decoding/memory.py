@@ -64,6 +64,26 @@ def estimate(settings: StepSettings, params: Any, rows: int, slots: int, prompts
     return Estimate(shard_bytes(params), shard_bytes(pool), max(step, prefill))
 
 
+def check_parameters(held: Any, copied: Any, limit: int) -> None:
+    """Checks, before it is done, that what a decoder copies of the parameters fits beside them.
+
+    Args:
+      held: all parameters.
+      copied: those that are copied.
+      limit: bytes of a device.
+
+    Raises:
+      UsageError: it does not fit.
+    """
+    parameters, copies = shard_bytes(held), shard_bytes(copied)
+    if parameters + copies > limit:
+        raise UsageError(
+            f"a model of {_size(parameters)} per device",
+            f"decoding copies {_size(copies)} of it into arrays of its own, and a device has {_size(limit)}",
+            "use a smaller model, a lower precision (dtype=bfloat16) or more devices",
+        )
+
+
 def device_limit(device: jax.Device, count: int) -> int:
     """Bytes that one device may hold.
 
