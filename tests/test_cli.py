@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -74,6 +77,14 @@ def test_decode_writes_results_that_equal_the_api(saved, lm, tmp_path, capsys):
     assert [[p["token_ids"] for p in r["prefixes"]] for r in rows] == [[list(p.token_ids) for p in r.prefixes] for r in expected]
     metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
     assert metadata["config"]["decode"]["n"] == 3
+
+
+def test_compiled_programs_are_kept_between_calls(saved, tmp_path):
+    command = [sys.executable, "-m", "zip_rc_jax", "decode", str(saved), "--prompt", "1 + 2 =", "n=2", "max_tokens=4"]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run(command, env=environment | {"HOME": str(tmp_path)}, check=True, capture_output=True, timeout=120)
+    kept = [path.name for path in (tmp_path / ".cache" / "zip_rc_jax" / "xla").iterdir()]
+    assert any("advance" in name for name in kept), kept
 
 
 def test_an_interrupted_decode_goes_on_where_it_was_and_ends_as_an_uninterrupted_one(saved, tmp_path, capsys, monkeypatch):

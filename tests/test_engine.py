@@ -15,14 +15,16 @@ import pytest
 import reference_search as reference
 import scripted
 from conftest import TINY_GRID, TINY_MODEL, randomised
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted import EOS, FILLERS, FIRST_FILLER, GRID, Plan, Script, ScriptedNetwork
-from small_tokenizers import chatml, gemma
+from small_tokenizers import chatml, gemma, llama
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.decoding import api
 from zip_rc_jax.decoding import engine as engine_module
 from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
-from zip_rc_jax.decoding.groups import best_prefix, voted_prefix
+from zip_rc_jax.decoding.groups import ROOT, Branch, best_prefix, voted_prefix
 from zip_rc_jax.decoding.results import Prefix, Result
 from zip_rc_jax.decoding.strategies import View, choose
 from zip_rc_jax.errors import UsageError
@@ -711,6 +713,23 @@ def test_the_tokens_of_the_real_model_do_not_depend_on_batch_mates_or_the_pool(l
     narrow = decode(lm, REAL_PROMPTS[::-1], dataclasses.replace(config, rows=4))[::-1]
     for a, b in zip(together, narrow, strict=True):
         assert [p.token_ids for p in a.prefixes] == [p.token_ids for p in b.prefixes]
+
+
+@given(
+    text=st.text(alphabet="a é数😀 ", min_size=1, max_size=12),
+    cuts=st.sets(st.integers(1, 60)),
+    family=st.sampled_from([chatml, gemma, llama]),
+)
+def test_streamed_text_waits_for_the_last_token_of_a_character(text, cuts, family):
+    """Bytes are tokens of their own here, so that a decision may fall into the middle of a character."""
+    tokenizer = family()
+    ids = tuple(tokenizer.encode(text))
+    branch, shown = Branch(0, ROOT, 0, None), []
+    for end in sorted({*(cut for cut in cuts if cut < len(ids)), len(ids)}):
+        branch.tokens = ids[:end]
+        shown.append(branch.new_text(tokenizer, last=end == len(ids)))
+        assert tokenizer.decode(ids).startswith("".join(shown)), "never half a character"
+    assert "".join(shown) == tokenizer.decode(ids)
 
 
 def test_no_prefix_holds_an_id_that_is_not_the_tokenizers(lm):
