@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import tiny_lm
-from processes import prepare, records, rollouts, started, wait_for_step
+from processes import cut, prepare, records, rollouts, started, wait_for_step
 
 from zip_rc_jax.cli import main
 from zip_rc_jax.config import TrainConfig
@@ -111,13 +111,6 @@ def test_a_run_killed_once_ends_bit_for_bit_as_an_unharmed_one(tmp_path):
 
 
 # ---- damaged
-
-
-def cut(path):
-    """Cuts the largest file of a checkpoint in half."""
-    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-    with largest.open("r+b") as file:
-        file.truncate(largest.stat().st_size // 2)
 
 
 def empty_every(name):

@@ -71,14 +71,17 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-        """State and data position; or None, and why they cannot be read."""
+        """State and data position; or None, and why this process cannot read them. The others may be able to, and do not wait for it."""
+        path = self.directory / str(step)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         try:
-            stored = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
-            if not isinstance(stored, dict):
-                return None, "its settings are those of no training run"
-            check_settings(stored, self.settings, str(self.directory))
-            restored = self.manager.restore(step, args=args)
+            # Not through the manager, which ends with a barrier: a process whose read fails would not come to it.
+            with contextlib.closing(ocp.CompositeCheckpointHandler()) as reader:
+                stored = reader.restore(path, ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
+                if not isinstance(stored, dict):
+                    return None, "its settings are those of no training run"
+                check_settings(stored, self.settings, str(self.directory))
+                restored = reader.restore(path, args)
         except (UsageError, jax.errors.JaxRuntimeError, MemoryError):
             raise
         except Exception as error:  # Orbax raises all kinds, a bare Exception among them, about files that are cut or not its own
