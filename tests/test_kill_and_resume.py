@@ -110,6 +110,31 @@ def test_a_run_killed_once_ends_bit_for_bit_as_an_unharmed_one(tmp_path):
     assert_equal(load(stage).params, load(unharmed).params)
 
 
+def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(tmp_path, monkeypatch, whole):
+    """It comes after the run has stopped, while the checkpoint is still being written in the background."""
+    close, unheard = loop.Checkpoints.close, []
+
+    def signalled(checkpoints):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(checkpoints)
+
+    def ended(*_):
+        unheard.append("SIGTERM")
+        raise SystemExit(143)
+
+    monkeypatch.setattr(loop.Checkpoints, "close", signalled)
+    stop_at(monkeypatch, 2)
+    before = signal.signal(signal.SIGTERM, ended)  # what would end the process at once, were it not for the run
+    try:
+        with pytest.raises(Interrupted, match="stopped by signal 15 at step 2 of 6"):
+            run(tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (unheard, [p.name for p in (tmp_path / "checkpoints").iterdir()]) == ([], ["2"])
+    monkeypatch.undo()
+    assert_equal(run(tmp_path).params, whole[0].params)
+
+
 # ---- damaged
 
 

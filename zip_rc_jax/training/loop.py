@@ -119,22 +119,22 @@ def train(
 
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints)
-    try:
-        restored = checkpoints.restore(state)
-        if restored:
-            state, position = restored
-            batches.set_state(position)
-        if step_settings.unrolled:
-            state = change_bodies(state, functools.partial(unstack, lm.config))
-            teacher = teacher and unstack(lm.config, teacher)
-        if distributed.is_chief():
-            (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-            mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
-            write_json(directory / "environment.json", run_metadata(settings) | mesh)
-        with stop_signal() as received:
+    with stop_signal() as received:
+        try:
+            restored = checkpoints.restore(state)
+            if restored:
+                state, position = restored
+                batches.set_state(position)
+            if step_settings.unrolled:
+                state = change_bodies(state, functools.partial(unstack, lm.config))
+                teacher = teacher and unstack(lm.config, teacher)
+            if distributed.is_chief():
+                (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+                mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
+                write_json(directory / "environment.json", run_metadata(settings) | mesh)
             state = _run(state, batches, step_settings, teacher, checkpoints, directory, received, lm, validation, validation_last, title)
-    finally:
-        checkpoints.close()
+        finally:
+            checkpoints.close()  # before signals count again: who is in a hurry sends a second one, and the last save is still on its way
     params = jax.tree.map(jnp.asarray, stacked(step_settings, state).params)
     finished = _with_params(lm, params, {**lm.info, "settings": settings, "skipped_steps": int(state.skipped)})
     finished.save(directory / "model")
