@@ -131,6 +131,7 @@ bucket=${*: -2:1} mount=${*: -1}
 ZIP_RC = r"""#!/usr/bin/env bash
 # A line is one write, since the workers share the file.
 echo "$(printf '%s\x1f' "$@")${JAX_PLATFORMS:-}" >>"$FAKE/trainings"
+echo "${ZIP_RC_COMMIT:-}" >>"$FAKE/commits"
 for word in "$@"; do [[ $word != run_dir=* ]] || run=${word#*=}; done
 worker=$(basename "$HOME")
 . "$FAKE/training"
@@ -185,6 +186,10 @@ def checkout(tmp_path_factory):
     for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "x")):
         subprocess.run(["git", *command], cwd=directory, check=True)
     return directory
+
+
+def commit_of(checkout):
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, check=True, capture_output=True, text=True).stdout.strip()
 
 
 class Machine:
@@ -359,7 +364,8 @@ TPU_DRY_RUNS = {
             f"{SSH}=all '--command=mkdir -p zip_rc_launch'",
             f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz"
             " zip:zip_rc_launch/ --zone=us-east5-b --quiet --worker=all",
-            f"{SSH}=all '--command=cd zip_rc_launch && {WORKER} final --dir . --platform tpu --detach --archive code.tar.gz"
+            f"{SSH}=all '--command=cd zip_rc_launch && env ZIP_RC_COMMIT=COMMIT {WORKER} final --dir . --platform tpu --detach"
+            " --archive code.tar.gz"
             " --run-dir gs://bucket/a/run'",
             *FOLLOW,
         ],
@@ -421,6 +427,7 @@ def test_a_dry_run_on_a_tpu_prints_the_exact_commands_and_runs_none(case, machin
     found = machine.run("tpu_train.sh", *arguments, "--dry-run", **env)
     assert found.returncode == 0, found.stderr
     shown = found.stdout.replace(str(machine.checkout), "ROOT").replace(machine.env["HOME"], "HOME")
+    shown = shown.replace(commit_of(machine.checkout), "COMMIT")
     assert shown.splitlines() == expected
     assert not (machine.fake / "forbidden_calls").exists()
     assert not list(pathlib.Path(machine.env["HOME"]).iterdir())
@@ -691,6 +698,7 @@ def test_a_preempted_training_is_started_again_and_goes_on(machine):
         assert run_dir.endswith("/zip_rc_launch/gcs/bucket/a/run")
     for mount in records(machine.fake / "mounts"):
         assert mount[:-1] == ["--implicit-dirs", "--rename-dir-limit=1000000", "--metadata-cache-ttl-secs=0", "bucket"]
+    assert (machine.fake / "commits").read_text().split() == [commit_of(machine.checkout)] * 4
     installs = records(machine.fake / "installs")
     assert len(installs) == 4
     assert all(i[:-1] == ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"] for i in installs)

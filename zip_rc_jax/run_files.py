@@ -21,7 +21,11 @@ import numpy as np
 
 from zip_rc_jax.errors import UsageError
 
-PACKAGES = ("zip-rc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "math-verify", "reasoning-gym")
+DISTRIBUTION = "zip-rc-jax"
+PACKAGES = (
+    DISTRIBUTION, "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "math-verify", "reasoning-gym",
+)  # fmt: skip
+COMMIT = "ZIP_RC_COMMIT"  # in the environment: what was installed from an archive, which does not say it; launch/tpu_train.sh sets it
 
 
 def plain(value: Any) -> Any:
@@ -138,6 +142,22 @@ def _git_commit(package: pathlib.Path) -> str | None:
         return None
 
 
+def _installed_commit(package: pathlib.Path) -> str | None:
+    """Commit that pip installed this package from, as `pip install git+...` records it (PEP 610); None from elsewhere."""
+    try:
+        distribution = importlib.metadata.distribution(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if pathlib.Path(str(distribution.locate_file(package.name))).resolve() != package.resolve():
+        return None
+    return json.loads(distribution.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
+
+
+def package_commit(package: pathlib.Path, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Commit of the code that runs: that of its checkout, that which pip installed, or that which who installed it says (`COMMIT`)."""
+    return _git_commit(package) or _installed_commit(package) or environment.get(COMMIT) or None
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -161,7 +181,7 @@ def run_metadata(config: Mapping[str, Any], argv: Sequence[str] | None = None, s
     now = time.time()
     return {
         "command": shlex.join(sys.argv if argv is None else argv),
-        "commit": _git_commit(pathlib.Path(__file__).resolve().parent),
+        "commit": package_commit(pathlib.Path(__file__).resolve().parent),
         "versions": {package: version for package in PACKAGES if (version := _version(package))},
         "python": platform.python_version(),
         "platform": platform.platform(),
