@@ -283,7 +283,7 @@ def test_help_teaches_with_two_examples_and_names_every_option(script, machine):
         assert f"  {option} " in found.stdout
 
 
-@pytest.mark.parametrize("example", ["tpu_train.sh", "gpu_decode.sh"])
+@pytest.mark.parametrize("example", SCRIPTS)
 def test_the_first_example_of_the_help_works_as_it_stands(example, machine):
     line = machine.run(example, "--help").stdout.split("\nexamples:\n")[1].splitlines()[1].replace("BUCKET", "bucket")
     words = shlex.split(line)
@@ -459,7 +459,80 @@ def test_odd_characters_survive_both_shells(machine):
     assert shlex.split(command)[-len(ODD) :] == ODD
 
 
-@pytest.mark.parametrize("case", ["made", "there", "package", "no install"])
+GIT = "zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b"
+WORKER_PIP = "DIR/venv/bin/python -m pip install --quiet --disable-pip-version-check"
+PACKAGES, GCSFUSE_KEY = "https://packages.cloud.google.com/apt", "/usr/share/keyrings/cloud.google.asc"
+WORKER_DRY_RUNS = {
+    "everything is missing": (
+        ("--archive", "it's code.tar.gz", "--run-dir", "gs://bucket/a/run", "--platform", "tpu", "--detach", "a.b=x y"),
+        (),
+        [
+            "python3.12 -m venv DIR/venv",
+            "rm -rf DIR/src",
+            "mkdir DIR/src",
+            r"tar -xzf 'it'\''s code.tar.gz' -C DIR/src",
+            f"{WORKER_PIP} 'DIR/src[tpu]'",
+            f"bash -c 'set -o pipefail; curl -fsSL {PACKAGES}/doc/apt-key.gpg | sudo tee {GCSFUSE_KEY} >/dev/null'",
+            f"""bash -c 'echo "deb [signed-by={GCSFUSE_KEY}] {PACKAGES} gcsfuse-$(lsb_release -c -s) main" |"""
+            " sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null'",
+            "sudo apt-get update -qq",
+            "sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq gcsfuse",
+            "mkdir -p DIR/gcs/bucket",
+            "gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 bucket DIR/gcs/bucket",
+            "mkdir -p DIR/gcs/bucket/a/run",
+            "env PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu DIR/venv/bin/zip-rc train mine.yaml --stage final run_dir=DIR/gcs/bucket/a/run"
+            " 'a.b=x y'",
+        ],
+    ),
+    "a new environment": (
+        ("--package", GIT),
+        (),
+        [
+            "python3.12 -m venv DIR/venv",
+            f"{WORKER_PIP} '{GIT}'",
+            "env PYTHONUNBUFFERED=1 DIR/venv/bin/zip-rc train mine.yaml --stage final",
+        ],
+    ),
+    "everything is there": (
+        ("--package", GIT, "--run-dir", "gs://bucket/a/run", "--platform", "cpu"),
+        ("python", "gcsfuse", "mountpoint"),
+        [
+            f"{WORKER_PIP} '{GIT}'",
+            f"{WORKER_PIP} --force-reinstall --no-deps '{GIT}'",
+            "mkdir -p DIR/gcs/bucket/a/run",
+            "env PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu DIR/venv/bin/zip-rc train mine.yaml --stage final run_dir=DIR/gcs/bucket/a/run",
+        ],
+    ),
+    "no install": (
+        ("--no-install", "--run-dir", "here"),
+        ("python",),
+        ["env PYTHONUNBUFFERED=1 DIR/venv/bin/zip-rc train mine.yaml --stage final run_dir=here"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WORKER_DRY_RUNS)
+def test_a_dry_run_on_a_worker_prints_the_exact_commands_and_runs_none(case, machine, tmp_path):
+    arguments, there, expected = WORKER_DRY_RUNS[case]
+    directory = tmp_path / "worker"
+    (machine.checkout / "it's code.tar.gz").touch()
+    for name in ("curl", "sudo", "lsb_release", *there):
+        write_script(machine.bin / name, FORBIDDEN)
+    write_script(machine.bin / "python3.12", "#!/usr/bin/env bash\n[[ $1 == -c ]]\n")
+    if "mountpoint" in there:  # it says that the bucket is mounted
+        write_script(machine.bin / "mountpoint", "#!/usr/bin/env bash\n")
+    if "python" in there:
+        for name in ("python", "zip-rc"):
+            write_script(directory / "venv" / "bin" / name, FORBIDDEN)
+    before = sorted(tmp_path.rglob("*"))
+    found = machine.run("tpu_worker.sh", "mine.yaml", "--stage", "final", "--dir", directory, *arguments, "--dry-run")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.replace(str(directory), "DIR").splitlines() == expected
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not (machine.fake / "forbidden_calls").exists()
+
+
+@pytest.mark.parametrize("case", ["made", "there", "package", "another package", "no install"])
 def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machine):
     write_script(machine.bin / "nvidia-smi", FORBIDDEN)
     write_script(machine.bin / "python3.12", "#!/usr/bin/env bash\n")
@@ -478,10 +551,13 @@ def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machin
         install = install[1:]
         env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", "JAX_COMPILATION_CACHE_DIR": "/c"}
         settings = settings.replace("=0.9", "=.5").replace(f"{machine.env['HOME']}/.cache/zip_rc_jax/xla", "/c")
-    elif case == "package":
+    elif "package" in case:
         extra = ["--package", "zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b", "--mem-fraction=1"]
         install[1] = f"{pip} 'zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b'"
         settings = settings.replace("=0.9", "=1")
+        if case == "another package":
+            write_script(pathlib.Path(venv, "bin", "python"), FORBIDDEN)
+            install = [install[1], install[1].replace("check '", "check --force-reinstall --no-deps '")]
     elif case == "no install":
         venv = f"{machine.fake}/venv"
         write_script(pathlib.Path(venv, "bin", "zip-rc"), FORBIDDEN)
@@ -497,6 +573,20 @@ def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machin
         " n=8 alpha=0.1 --chat --seed=3",
     ]
     assert not (machine.fake / "forbidden_calls").exists()
+
+
+def test_another_commit_replaces_the_one_that_an_environment_holds(machine, tmp_path, gpu):
+    """pip leaves alone what has the same version, and every commit has."""
+    write_script(machine.fake / "venv" / "bin" / "python", PIP)
+    write_script(machine.fake / "venv" / "bin" / "zip-rc", "#!/usr/bin/env bash\n")
+    spec = "zip-rc-jax[tpu,cuda] @ git+https://h/o/zip_rc_jax@1a2b"
+    worker = ("mine.yaml", "--stage", "final", "--dir", tmp_path / "worker", "--venv", machine.fake / "venv", "--package", spec)
+    for script, arguments in (("tpu_worker.sh", worker), ("gpu_decode.sh", (*gpu, "--package", "zip-rc-jax[cuda] @ git+https://h/o/x"))):
+        (machine.fake / "installs").unlink(missing_ok=True)
+        assert machine.run(script, *arguments).returncode == 0
+        normal, again = (install for install in records(machine.fake / "installs") if "pip" in install)
+        assert normal[-1] == again[-1] == arguments[arguments.index("--package") + 1]
+        assert again == [*normal[:-1], "--force-reinstall", "--no-deps", normal[-1]]
 
 
 # Refusals.
