@@ -142,6 +142,11 @@ def empty_every(name):
     return lambda path: [file.write_bytes(b"") for file in path.rglob(name)]
 
 
+def directory_instead(path):
+    path.unlink()
+    path.mkdir()
+
+
 def foreign(path):
     """What another program of Orbax left there."""
     shutil.rmtree(path)
@@ -156,6 +161,7 @@ DAMAGES = {
     "empty index": empty_every("manifest.ocdbt"),
     "empty settings": empty_every("metadata"),
     "foreign": foreign,
+    "a directory for the position": lambda path: directory_instead(path / "data" / "metadata"),
 }
 
 
@@ -220,6 +226,20 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(tmp_path, whol
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert set(before) <= {p.name for p in (directory / "checkpoints").iterdir()}
     assert_equal(run(directory, often).params, whole[0].params)
+
+
+def test_a_full_disk_is_reported_where_the_model_itself_no_longer_fits(tmp_path, whole):
+    """The run is so short that nothing but the finished model is large."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+        with pytest.raises(UsageError, match=rf"model {tmp_path}/model: it could not be written \(.*\), and .*\. Fix: make room"):
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "model").exists()
+    assert_equal(run(tmp_path).params, whole[0].params)
+    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == [], "what was half written is gone"
 
 
 def test_a_full_disk_is_reported_by_every_command_of_the_shell(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,35 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int)) else str(value)
+
+
+@contextlib.contextmanager
+def writing(what: str, kept: Callable[[], str] = lambda: "nothing of it was kept") -> Iterator[None]:
+    """For what Orbax writes: it raises all kinds of errors where it cannot.
+
+    Args:
+      what: is written inside.
+      kept: called after a failure: what lies there all the same.
+
+    Raises:
+      UsageError: it could not be written.
+    """
+    import jax  # takes a second
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # another process is gone
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            what, f"it could not be written ({in_short(error)}), and {kept()}", "make room on the disk; the same command then resumes"
+        ) from error
+
+
+def in_short(error: Exception) -> str:
+    """Type and first line of an error, for a message of one paragraph."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:

@@ -6,7 +6,6 @@ import contextlib
 import pathlib
 import sys
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from zip_rc_jax import distributed
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.run_files import in_short, writing
 from zip_rc_jax.training.step import TrainState
 
 
@@ -85,9 +85,9 @@ class Checkpoints:
         except (UsageError, jax.errors.JaxRuntimeError, MemoryError):
             raise
         except Exception as error:  # Orbax raises all kinds, a bare Exception among them, about files that are cut or not its own
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
                 raise  # the file system is at fault, and may be better when the command is called again
-            return None, _short(error)
+            return None, in_short(error)
         return (restored["state"], restored["data"]), ""
 
     def _set_aside(self, steps: list[int], message: str) -> None:
@@ -107,26 +107,13 @@ class Checkpoints:
             finally:
                 self.manager.close()
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except jax.errors.JaxRuntimeError:
-            raise  # another process is gone
-        except (OSError, ValueError, RuntimeError) as error:
-            self.manager.reload()
-            last = self.manager.latest_step()
-            kept = "there is none before it" if last is None else f"the last complete one is that of step {last}"
-            raise UsageError(
-                f"checkpoint in {self.directory}",
-                f"it could not be written ({_short(error)}), and {kept}",
-                "make room on the disk; the same command then resumes",
-            ) from error
+    def _failures(self) -> contextlib.AbstractContextManager[None]:
+        return writing(f"checkpoint in {self.directory}", self._kept)
 
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    def _kept(self) -> str:
+        self.manager.reload()
+        last = self.manager.latest_step()
+        return "there is none before it" if last is None else f"the last complete one is that of step {last}"
 
 
 # They decide when something is written, or how the same numbers are computed: a run may go on, or be read, with others.
