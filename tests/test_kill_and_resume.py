@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import os
 import random
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import tiny_lm
+from conftest import TINY_MODEL, tiny_lm
 from processes import cut, prepare, records, rollouts, started, wait_for_step
 
 from zip_rc_jax.cli import main
@@ -133,6 +134,27 @@ def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(tmp_
     assert (unheard, [p.name for p in (tmp_path / "checkpoints").iterdir()]) == ([], ["2"])
     monkeypatch.undo()
     assert_equal(run(tmp_path).params, whole[0].params)
+
+
+def test_a_run_holds_parameters_and_moments_and_nothing_else_of_their_size(tmp_path, monkeypatch):
+    """Of the table's shape: the parameter and its two moments. Started afresh and resumed, no other copy outlives the start."""
+    config = prepare(tmp_path, steps=4)
+    arguments = ["train", str(config), "--stage", "final", "mesh.fsdp=1", "final.kl_weight=0", "final.eval_rollouts=0"]
+    tables = []
+
+    def counting(*args):
+        result = hooked(*args)
+        tables.append(sum(x.shape == (TINY_MODEL.vocab_size, TINY_MODEL.d_model) for x in jax.live_arrays()) - before)
+        return result
+
+    stop_at(monkeypatch, 2)
+    hooked = loop.train_step
+    monkeypatch.setattr(loop, "train_step", counting)
+    gc.collect()
+    before = sum(x.shape == (TINY_MODEL.vocab_size, TINY_MODEL.d_model) for x in jax.live_arrays())
+    assert main(arguments) == 130
+    assert main(arguments) == 0
+    assert tables == [3, 3, 3, 3]
 
 
 # ---- damaged

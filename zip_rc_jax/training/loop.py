@@ -76,6 +76,7 @@ def train(
 
     Args:
       lm: starting point with a head, which is trained on the mesh of its layout; with `kl_weight` its body is also the frozen teacher.
+        Whoever keeps it pays for its parameters on the devices as long as the training lasts.
       rollouts: training data with the label that `config.label` names. Read batch by batch, by each process for its own rows alone.
       source: what the data and the starting point were made from (JSON-able); a later run with another source is refused.
       validation: held-back rollouts with `correct`, for the within-prompt AUC, `config.evaluations` times in the run.
@@ -111,20 +112,18 @@ def train(
     batches = iter(dataset)
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
     # Copies: the step donates its state, and the caller's model (also the teacher) must stay alive.
-    params = layout.shard(jax.tree.map(jnp.array, lm.params), axes)
+    state = init_state(layout.shard(jax.tree.map(jnp.array, lm.params), axes), config)
     teacher = layout.shard(frozen(lm.params["body"], config), axes["body"]) if config.kl_weight and not config.cache_teacher else None
-    # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
-    state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), init_state(params, config))
     step_settings = StepSettings(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
+    lm = dataclasses.replace(lm, params={})  # what the caller does not keep need not lie on the devices all through the training
+    # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
+    state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), state)
 
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints)
     with stop_signal() as received:
         try:
-            restored = checkpoints.restore(state)
-            if restored:
-                state, position = restored
-                batches.set_state(position)
+            state = _restored(state, batches, checkpoints)
             if step_settings.unrolled:
                 state = change_bodies(state, functools.partial(unstack, lm.config))
                 teacher = teacher and unstack(lm.config, teacher)
@@ -148,6 +147,15 @@ def stacked(settings: StepSettings, state: TrainState) -> TrainState:
 
 def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]) -> LanguageModel:
     return LanguageModel(lm.config, lm.tokenizer, params, lm.head, lm.layout, info)
+
+
+def _restored(state: TrainState, batches: Any, checkpoints: Checkpoints) -> TrainState:
+    """The state of the newest checkpoint, with the batches that follow it; the given one if there is none."""
+    found = checkpoints.restore(state)
+    if found is None:
+        return state
+    batches.set_state(found[1])
+    return found[0]
 
 
 def _run(
