@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import sys
 import uuid
@@ -114,6 +115,18 @@ class Checkpoints:
         self.manager.reload()
         last = self.manager.latest_step()
         return "there is none before it" if last is None else f"the last complete one is that of step {last}"
+
+
+def check_earlier(directory: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Raises UsageError if the newest checkpoint below `directory` is of other settings: at once, while `Checkpoints` reads states too."""
+    for step in sorted((int(p.name) for p in directory.glob("[0-9]*") if p.name.isdecimal()), reverse=True):
+        try:
+            stored = json.loads((directory / str(step) / "settings" / "metadata").read_text())
+        except (OSError, ValueError):
+            continue  # `Checkpoints.restore` will say so
+        if isinstance(stored, dict):
+            check_settings(stored, settings, str(directory))
+            return
 
 
 # They decide when something is written, or how the same numbers are computed: a run may go on, or be read, with others.
