@@ -31,6 +31,11 @@ quote() {
   printf '%s\n' "$line"
 }
 
+# Runs a command, or prints it where this is a dry run.
+perform() {
+  if ((DRY_RUN)); then quote "$@"; else "$@"; fi
+}
+
 # one_of NAME VALUE ALLOWED...
 one_of() {
   local name=$1 value=$2 allowed
@@ -89,6 +94,12 @@ split_options() {
   done
 }
 
+# reinstalls SPEC VENV: whether SPEC may be of other code than VENV holds, under the same version. pip then installs it only if it is told.
+# A new environment holds nothing, and of a directory or a version of an index pip knows.
+reinstalls() {
+  [[ $1 == *://* && -x $2/bin/python ]]
+}
+
 # The first Python that zip_rc_jax runs on, or status 1.
 find_python() {
   local python
@@ -109,15 +120,15 @@ make_venv() {
     return
   fi
   if [[ -n $python ]] || python=$(find_python); then
-    if "$python" -m venv "$venv"; then
+    if perform "$python" -m venv "$venv"; then
       return
     fi
     say "'$python -m venv' failed (Debian and Ubuntu keep it in a package of its own); trying uv"
     rm -rf "$venv"
   fi
-  if ! python3 -m pip install --quiet --disable-pip-version-check --target "$venv.uv" uv; then
+  if ! perform python3 -m pip install --quiet --disable-pip-version-check --target "$venv.uv" uv; then
     fail "Python" "zip_rc_jax needs Python 3.11, 3.12 or 3.13 with venv, there is none, and uv could not be installed to fetch one" \
       "install python3.12 and python3.12-venv"
   fi
-  "$venv.uv/bin/uv" venv --seed --python '>=3.11,<3.14' "$venv"
+  perform "$venv.uv/bin/uv" venv --seed --python '>=3.11,<3.14' "$venv"
 }

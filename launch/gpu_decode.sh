@@ -142,6 +142,10 @@ build_commands() {
   MAKE_VENV=()
   [[ -x $VENV/bin/python ]] || MAKE_VENV=("$PYTHON" -m venv "$VENV")
   PIP=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
+  REINSTALL=()
+  if reinstalls "$PACKAGE" "$VENV"; then
+    REINSTALL=("${PIP[@]}" --force-reinstall --no-deps "$PACKAGE")
+  fi
   if [[ -n $PACKAGE ]]; then PIP+=("$PACKAGE"); else PIP+=(--editable "${ROOT}[cuda]"); fi
   # With the platform named, it is an error not to find the GPU, instead of a slow run on CPU. The old name of the memory fraction
   # must not be set beside the new one.
@@ -156,6 +160,7 @@ print_commands() {
   if ((INSTALL)); then
     ((${#MAKE_VENV[@]} == 0)) || quote "${MAKE_VENV[@]}"
     quote "${PIP[@]}"
+    ((${#REINSTALL[@]} == 0)) || quote "${REINSTALL[@]}"
   fi
   quote "${GPU[@]}"
   quote "${CHECK[@]}"
@@ -176,6 +181,10 @@ main() {
     fi
     say "$(quote "${PIP[@]}")"
     "${PIP[@]}"
+    if ((${#REINSTALL[@]})); then
+      say "$(quote "${REINSTALL[@]}")"
+      "${REINSTALL[@]}"
+    fi
   fi
   "${CHECK[@]}" || fail "JAX" "it does not find the GPU that nvidia-smi shows (see above)" \
     "install jax[cuda13] of the right version into $VENV, or delete it and run this again without --no-install"

@@ -180,7 +180,7 @@ check_run_dir() {
 
 # Every command that this script runs, as arrays.
 build_commands() {
-  local where=("--zone=$ZONE") create=() worker files stage_dir
+  local where=("--zone=$ZONE") create=() worker files stage_dir commit
   [[ -z $PROJECT ]] || where+=("--project=$PROJECT")
   ((SPOT == 0)) || create+=(--spot)
   create+=(${CREATE_FLAGS[@]+"${CREATE_FLAGS[@]}"})
@@ -207,7 +207,9 @@ build_commands() {
     PACK_DIRECTORY=(mkdir -p "$stage_dir")
     PACK=(git -C "$ROOT" archive --format=tar.gz "--output=$stage_dir/code.tar.gz" HEAD)
     files+=("$stage_dir/code.tar.gz")
-    worker+=(--archive code.tar.gz)
+    # For environment.json: the archive does not say it. It holds what is committed, whatever else lies in the checkout.
+    commit=$(git -C "$ROOT" rev-parse --verify --quiet HEAD) || fail "directory $ROOT" "its git checkout has no commit" "commit first"
+    worker=(env "ZIP_RC_COMMIT=$commit" "${worker[@]}" --archive code.tar.gz)
   fi
   [[ -z $RUN_DIR ]] || worker+=(--run-dir "$RUN_DIR")
   worker+=(${OVERRIDES[@]+"${OVERRIDES[@]}"})

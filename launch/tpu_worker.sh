@@ -26,19 +26,20 @@ worker of a TPU and starts it there with --detach; it runs on any other Linux ma
   --platform NAME    tpu, cuda or cpu: JAX must find it. Default: whatever JAX finds
   --detach           go on in the background, also after the ssh session has ended; output goes to DIR/log. If the same command
                      already runs there, nothing is started
+  --dry-run          print the commands, one a line, as they can be pasted into a shell, and run nothing
   --status           print `zip_rc_status: ` and running, none (never started), lost (killed without a trace), or the exit status
 
 Exit status: that of zip-rc (130 after SIGTERM, once the state is saved: the same command resumes); 2 for bad input.
 
 examples:
+  # see what would happen on a machine with a TPU; there, --detach instead runs it in the background
+  launch/tpu_worker.sh configs/chain_sum.yaml --stage final --package '.[tpu]' --platform tpu --run-dir gs://BUCKET/run --dry-run
   # on this machine, with the virtual environment of `make demo`
   launch/tpu_worker.sh configs/chain_sum_demo.yaml --stage critic --dir /tmp/worker --venv .venv --no-install critic.steps=20
-  # in the background, on a machine with a TPU
-  launch/tpu_worker.sh configs/chain_sum.yaml --stage final --package '.[tpu]' --platform tpu --run-dir gs://BUCKET/run --detach
 TEXT
 }
 
-CONFIG='' STAGE='' DIR=$HOME/zip_rc_launch RUN_DIR='' ARCHIVE='' PACKAGE='' INSTALL=1 VENV='' PLATFORM='' DETACH=0 STATUS=0
+CONFIG='' STAGE='' DIR=$HOME/zip_rc_launch RUN_DIR='' ARCHIVE='' PACKAGE='' INSTALL=1 VENV='' PLATFORM='' DETACH=0 STATUS=0 DRY_RUN=0
 OVERRIDES=()
 
 parse() {
@@ -62,6 +63,7 @@ parse() {
       --no-install) INSTALL=0 ;;
       --detach) DETACH=1 ;;
       --status) STATUS=1 ;;
+      --dry-run) DRY_RUN=1 ;;
       -h | --help) usage && exit ;;
       *)
         if [[ -z $CONFIG && $1 != -* ]]; then
@@ -130,28 +132,29 @@ leave_status() {
 }
 
 install() {
-  local wanted=$PACKAGE
+  local wanted=$PACKAGE again=0 pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
+  ! reinstalls "$PACKAGE" "$VENV" || again=1
   make_venv "$VENV" ''
   if [[ -n $ARCHIVE ]]; then
-    rm -rf "$DIR/src"
-    mkdir "$DIR/src"
-    tar -xzf "$ARCHIVE" -C "$DIR/src"
+    perform rm -rf "$DIR/src"
+    perform mkdir "$DIR/src"
+    perform tar -xzf "$ARCHIVE" -C "$DIR/src"
     wanted="$DIR/src[tpu]"
   fi
   say "installing $wanted"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$wanted"
+  perform "${pip[@]}" "$wanted"
+  ((!again)) || perform "${pip[@]}" --force-reinstall --no-deps "$wanted"
 }
 
 # As in https://cloud.google.com/storage/docs/cloud-storage-fuse/install
 install_gcsfuse() {
+  local key=/usr/share/keyrings/cloud.google.asc packages=https://packages.cloud.google.com/apt list=/etc/apt/sources.list.d/gcsfuse.list
   say "installing gcsfuse"
-  local key=/usr/share/keyrings/cloud.google.asc
-  curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
-  printf 'deb [signed-by=%s] https://packages.cloud.google.com/apt gcsfuse-%s main\n' "$key" "$(lsb_release -c -s)" |
-    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  sudo apt-get update -qq
+  perform bash -c "set -o pipefail; curl -fsSL $packages/doc/apt-key.gpg | sudo tee $key >/dev/null"
+  perform bash -c "echo \"deb [signed-by=$key] $packages gcsfuse-\$(lsb_release -c -s) main\" | sudo tee $list >/dev/null"
+  perform sudo apt-get update -qq
   # On a new machine the system's own updates hold the lock for a while.
-  sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq gcsfuse
+  perform sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq gcsfuse
 }
 
 # zip-rc reads and writes files, so a bucket becomes a directory. Checkpoints are renamed into place, which gcsfuse allows for
@@ -160,28 +163,32 @@ mount_run_dir() {
   local path=${RUN_DIR#gs://}
   local bucket=${path%%/*}
   local mount=$DIR/gcs/$bucket
-  if ! mountpoint -q "$mount"; then
+  if ! mountpoint -q "$mount" 2>/dev/null; then
     command -v gcsfuse >/dev/null || install_gcsfuse
-    mkdir -p "$mount"
-    gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 "$bucket" "$mount"
+    perform mkdir -p "$mount"
+    perform gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 "$bucket" "$mount"
   fi
   RUN_DIR=$mount/${path#*/}
-  mkdir -p "$RUN_DIR"
+  perform mkdir -p "$RUN_DIR"
 }
 
 train() {
   local child status again=0
   # On a Cloud TPU, jax.distributed.initialize() finds coordinator, process count and process id in the metadata of the machine,
   # so there is nothing to pass on but the platform; named, it is an error not to find it, instead of a slow run on CPU.
+  local command=(env PYTHONUNBUFFERED=1)
   case $PLATFORM in
     '') ;;
-    cpu) export JAX_PLATFORMS=cpu ;;
-    *) export JAX_PLATFORMS=$PLATFORM,cpu ;;
+    cpu) command+=(JAX_PLATFORMS=cpu) ;;
+    *) command+=("JAX_PLATFORMS=$PLATFORM,cpu") ;;
   esac
-  export PYTHONUNBUFFERED=1
-  local command=("$VENV/bin/zip-rc" train "$CONFIG" --stage "$STAGE")
+  command+=("$VENV/bin/zip-rc" train "$CONFIG" --stage "$STAGE")
   [[ -z $RUN_DIR ]] || command+=("run_dir=$RUN_DIR")
   command+=(${OVERRIDES[@]+"${OVERRIDES[@]}"})
+  if ((DRY_RUN)); then
+    quote "${command[@]}"
+    return
+  fi
   say "$(quote "${command[@]}")"
   "${command[@]}" &
   child=$!
@@ -196,6 +203,16 @@ train() {
   return "$status"
 }
 
+work() {
+  if ((INSTALL)); then
+    install
+  fi
+  if [[ $RUN_DIR == gs:* ]]; then
+    mount_run_dir
+  fi
+  train
+}
+
 main() {
   parse "$@"
   if ((STATUS)); then
@@ -203,6 +220,12 @@ main() {
     return
   fi
   validate
+  if ((DRY_RUN)); then
+    [[ $DIR == /* ]] || DIR=$PWD/$DIR
+    say "these commands would run"
+    work
+    return
+  fi
   local command
   command=$(quote "$CONFIG" "$STAGE" "$RUN_DIR" ${OVERRIDES[@]+"${OVERRIDES[@]}"})
   mkdir -p "$DIR"
@@ -230,13 +253,7 @@ main() {
   fi
   note pid "$$"
   trap 'leave_status $?' EXIT
-  if ((INSTALL)); then
-    install
-  fi
-  if [[ $RUN_DIR == gs:* ]]; then
-    mount_run_dir
-  fi
-  train
+  work
 }
 
 # bash reads a script while it runs it, and tpu_train.sh, called again, copies a new one over this: with `exit` on the same line nothing

@@ -119,6 +119,13 @@ def started(arguments, directory, *, count=1, devices=1, command=None):
         here.stop()
 
 
+def cut(path):
+    """Cuts the largest file below `path`, a checkpoint say, in half."""
+    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+
+
 def records(stage):
     """The complete lines of metrics.jsonl, without what the clock decides."""
     path = stage / "metrics.jsonl"

@@ -6,6 +6,9 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import math
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -20,6 +23,7 @@ from zip_rc_jax.aot.costs import CacheShape, Collective, Costs, Write, _valid_po
 from zip_rc_jax.aot.hlo import Shape, executions, parse_instruction, parse_module, parse_shapes
 from zip_rc_jax.aot.report import Memory, Part, Program, Report, number, report_table, size
 from zip_rc_jax.aot.topology import CHIPS, GIB, chip_of, parse_mesh, tpu_mesh
+from zip_rc_jax.cli import main
 from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, PolicyConfig, SamplingConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.decoding.network import TransformerNetwork
@@ -31,6 +35,7 @@ from zip_rc_jax.models.transformer import init_params, param_axes, param_shapes
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training import step as train_module
 
+ROOT = pathlib.Path(__file__).parent.parent
 MODEL = ModelConfig(
     vocab_size=512, d_model=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=96, tied=True, max_positions=64, rope_theta=99.0
 )  # fmt: skip
@@ -383,8 +388,10 @@ def test_long_rows_count_the_blocks_that_their_attention_runs():
     assert gpu.attention == (2 + 2 + 2 + 5) * 24 * one_block, "teacher, forward, again for the backward pass, backward with scores again"
     assert tpu.attention == tpu.kernels == (2 + 2 + 2 + 7) * 36 * one_block
     plain = train_flops(model, dataclasses.replace(train, attention="plain"), 6, "tpu")
+    assert plain.repeated == 0
     assert plain.attention == 10 * 3 * 16 * one_block
     assert tpu.useful - gpu.useful == 8 * 12 * one_block
+    assert (gpu.repeated, tpu.repeated) == (1 * 24 * one_block, 3 * 36 * one_block), "scores, and twice with their gradient"
     calls = {"splash_mha_fwd_segmented": 9, "splash_mha_dq_segmented": 3, "splash_mha_dkv_segmented": 3, "other": 5}
     assert kernel_flops(model, train, "tpu", calls) == (9 * 2 + 3 * 3 + 3 * 4) * 12 * one_block
 
@@ -590,7 +597,8 @@ def report(peak: int = 2 * GIB) -> Report:
         kernels={"splash_mha_fwd": 2},
     )
     memory = Memory(arguments=GIB, outputs=GIB, aliased=GIB, temporaries=GIB, code=5 * 2**20, peak=peak)
-    part = Part("one step", costs, 2_000_000_000, 4_000_000_000, 2**20, "weights read once", kernel_flops=500_000_000)
+    repeated = {"kernel_flops": 500_000_000, "repeated_flops": 500_000_000}
+    part = Part("one step", costs, 2_000_000_000, 4_000_000_000, 2**20, "weights read once", **repeated)
     idle = Part("besides", dataclasses.replace(costs, bytes=10, collectives=()), 0, 0, 0, "needed")
     lost = Program("advance", None, "Ran out of memory", (Part("a step", None, 10, 20, 0, ""),), 0.0, 1.0)
     return Report("train final", CHIPS["v5e"], 16, (Program("train_step", memory, "", (part, idle), 1.0, 60.0), lost))
@@ -602,6 +610,7 @@ def test_the_table_says_what_fits_and_what_moves():
         "peak 2.00 GiB of 16.00 GiB: fits with 10% to spare",
         "arguments 1.00 GiB, outputs 1.00 GiB (of them in place 1.00 GiB), temporaries 1.00 GiB, code 5.0 MiB",
         "products   3.5 G; by hand 4.0 G (0.88 times), useful 2.0 G",
+        "by hand = useful + 2.0 G recomputed, of it 500.0 M scores inside attention (1.00 times without these)",
         "kernels    2 x splash_mha_fwd: 500.0 M of these",
         "HBM bytes  4.0 MiB; weights read once 1.0 MiB (4.0 times)",
         "network    all-gather 28 x, 112.0 KiB",
@@ -617,6 +626,16 @@ def test_the_table_says_what_fits_and_what_moves():
     assert [p.fits(CHIPS["v5e"]) for p in report().programs] == [True, False]
     assert not report().fits
     assert "TOO LARGE for 10% to spare" in report_table(report(peak=int(14.5 * GIB)))
+
+
+@pytest.mark.parametrize(("most", "good"), [(math.inf, True), (0.876, True), (0.874, False)])
+def test_a_program_that_spends_too_many_operations_is_not_good(monkeypatch, capsys, most, good):
+    """They are 0.875 times those by hand. Parts of which nothing is expected do not count."""
+    found = dataclasses.replace(report(), programs=report().programs[:1], most_flops=most)
+    monkeypatch.setattr("zip_rc_jax.aot.command.compile_from", lambda arguments: found)
+    assert found.good == good
+    assert run_compile(argparse.Namespace()) == (0 if good else 1)
+    assert (f"TOO MANY: at most {most} times those by hand are allowed" in capsys.readouterr().out) != good
 
 
 def test_sizes_and_numbers_for_reading():
@@ -686,3 +705,22 @@ def test_a_small_model_compiles_for_tpu():
     assert report_table(decoded).count("fits with 10% to spare") == 3
     assert prefill.parts[0].costs is not None
     assert prefill.parts[0].costs.matmul_flops == pytest.approx(prefill.parts[0].expected_flops, rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_shipped_config_fits_and_spends_what_it_must_as_the_command_prints_it(capsys, monkeypatch):
+    """Without --stage: the final one."""
+    pytest.importorskip("libtpu")
+    monkeypatch.chdir(ROOT)
+    assert main(["compile", "train", "configs/lfm2_350m.yaml", "--topology", "v5e:4x4"]) == 0
+    text = capsys.readouterr().out
+    assert "train final" in text
+    assert "per chip of 16, 16.00 GiB of memory" in text
+    peak, most = (float(x) for x in re.search(r"peak ([\d.]+) GiB of ([\d.]+) GiB: fits with 10% to spare", text).groups())
+    assert peak <= 0.9 * most
+    found, by_hand, times = (float(x) for x in re.search(r"products +([\d.]+) T; by hand ([\d.]+) T \(([\d.]+) times\)", text).groups())
+    assert times == pytest.approx(found / by_hand, abs=0.01)
+    assert 0.98 < times <= 1.15
+    assert float(re.search(r"\(([\d.]+) times without these\)", text).group(1)) > times
+    assert "all-gather" in text
+    assert "TOO MANY" not in text

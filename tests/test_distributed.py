@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY_MODEL, tiny_lm
-from processes import ROOT, prepare, records, rollouts, started, wait_for_step
+from processes import ROOT, cut, prepare, records, rollouts, started, wait_for_step
 
 from zip_rc_jax import distributed
 from zip_rc_jax.cli import main
@@ -251,6 +251,24 @@ def test_several_processes_cache_the_teacher_that_one_would_run(tmp_path, alone)
     config, stage = prepare(tmp_path, steps=STEPS), tmp_path / "run" / "final"
     with started(["train", config, "--stage", "final", "final.cache_teacher=true"], tmp_path, count=2, devices=2) as here:
         assert here.wait() == [0, 0], here.text()
+    assert_same_run(stage, alone)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_left_by_all_of_them(tmp_path, alone):
+    """Cut are the shards of the second process, which the first one never reads."""
+    config, stage = prepare(tmp_path, steps=STEPS, save_seconds=0.01), tmp_path / "run" / "final"
+    with started(["train", config, "--stage", "final"], tmp_path, count=2) as here:
+        wait_for_step(stage, 4, here)
+        here.processes[0].send_signal(signal.SIGTERM)
+        assert here.wait() == [130, 130], here.text()
+    before, newest = sorted(int(path.name) for path in (stage / "checkpoints").iterdir())
+    cut(stage / "checkpoints" / str(newest) / "state" / "ocdbt.process_1" / "d")
+    with started(["train", config, "--stage", "final"], tmp_path, count=2) as here:
+        assert here.wait() == [0, 0], here.text()
+        message = " ".join(here.text().split())
+    assert f"checkpoint {stage}/checkpoints/{newest} cannot be read (by another process). Going on from step {before}" in message
+    assert len(list(stage.glob(f"damaged-{newest}-*"))) == 1
     assert_same_run(stage, alone)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import os
 import random
@@ -15,8 +16,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import tiny_lm
-from processes import prepare, records, rollouts, started, wait_for_step
+from conftest import TINY_MODEL, tiny_lm
+from processes import cut, prepare, records, rollouts, started, wait_for_step
 
 from zip_rc_jax.cli import main
 from zip_rc_jax.config import TrainConfig
@@ -110,18 +111,62 @@ def test_a_run_killed_once_ends_bit_for_bit_as_an_unharmed_one(tmp_path):
     assert_equal(load(stage).params, load(unharmed).params)
 
 
+def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(tmp_path, monkeypatch, whole):
+    """It comes after the run has stopped, while the checkpoint is still being written in the background."""
+    close, unheard = loop.Checkpoints.close, []
+
+    def signalled(checkpoints):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(checkpoints)
+
+    def ended(*_):
+        unheard.append("SIGTERM")
+        raise SystemExit(143)
+
+    monkeypatch.setattr(loop.Checkpoints, "close", signalled)
+    stop_at(monkeypatch, 2)
+    before = signal.signal(signal.SIGTERM, ended)  # what would end the process at once, were it not for the run
+    try:
+        with pytest.raises(Interrupted, match="stopped by signal 15 at step 2 of 6"):
+            run(tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (unheard, [p.name for p in (tmp_path / "checkpoints").iterdir()]) == ([], ["2"])
+    monkeypatch.undo()
+    assert_equal(run(tmp_path).params, whole[0].params)
+
+
+def test_a_run_holds_parameters_and_moments_and_nothing_else_of_their_size(tmp_path, monkeypatch):
+    """Of the table's shape: the parameter and its two moments. Started afresh and resumed, no other copy outlives the start."""
+    config = prepare(tmp_path, steps=4)
+    arguments = ["train", str(config), "--stage", "final", "mesh.fsdp=1", "final.kl_weight=0", "final.eval_rollouts=0"]
+    tables = []
+
+    def counting(*args):
+        result = hooked(*args)
+        tables.append(sum(x.shape == (TINY_MODEL.vocab_size, TINY_MODEL.d_model) for x in jax.live_arrays()) - before)
+        return result
+
+    stop_at(monkeypatch, 2)
+    hooked = loop.train_step
+    monkeypatch.setattr(loop, "train_step", counting)
+    gc.collect()
+    before = sum(x.shape == (TINY_MODEL.vocab_size, TINY_MODEL.d_model) for x in jax.live_arrays())
+    assert main(arguments) == 130
+    assert main(arguments) == 0
+    assert tables == [3, 3, 3, 3]
+
+
 # ---- damaged
-
-
-def cut(path):
-    """Cuts the largest file of a checkpoint in half."""
-    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-    with largest.open("r+b") as file:
-        file.truncate(largest.stat().st_size // 2)
 
 
 def empty_every(name):
     return lambda path: [file.write_bytes(b"") for file in path.rglob(name)]
+
+
+def directory_instead(path):
+    path.unlink()
+    path.mkdir()
 
 
 def foreign(path):
@@ -138,6 +183,7 @@ DAMAGES = {
     "empty index": empty_every("manifest.ocdbt"),
     "empty settings": empty_every("metadata"),
     "foreign": foreign,
+    "a directory for the position": lambda path: directory_instead(path / "data" / "metadata"),
 }
 
 
@@ -202,6 +248,20 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(tmp_path, whol
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert set(before) <= {p.name for p in (directory / "checkpoints").iterdir()}
     assert_equal(run(directory, often).params, whole[0].params)
+
+
+def test_a_full_disk_is_reported_where_the_model_itself_no_longer_fits(tmp_path, whole):
+    """The run is so short that nothing but the finished model is large."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+        with pytest.raises(UsageError, match=rf"model {tmp_path}/model: it could not be written \(.*\), and .*\. Fix: make room"):
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "model").exists()
+    assert_equal(run(tmp_path).params, whole[0].params)
+    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == [], "what was half written is gone"
 
 
 def test_a_full_disk_is_reported_by_every_command_of_the_shell(tmp_path, capsys):

@@ -131,6 +131,7 @@ bucket=${*: -2:1} mount=${*: -1}
 ZIP_RC = r"""#!/usr/bin/env bash
 # A line is one write, since the workers share the file.
 echo "$(printf '%s\x1f' "$@")${JAX_PLATFORMS:-}" >>"$FAKE/trainings"
+echo "${ZIP_RC_COMMIT:-}" >>"$FAKE/commits"
 for word in "$@"; do [[ $word != run_dir=* ]] || run=${word#*=}; done
 worker=$(basename "$HOME")
 . "$FAKE/training"
@@ -185,6 +186,10 @@ def checkout(tmp_path_factory):
     for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "x")):
         subprocess.run(["git", *command], cwd=directory, check=True)
     return directory
+
+
+def commit_of(checkout):
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, check=True, capture_output=True, text=True).stdout.strip()
 
 
 class Machine:
@@ -278,7 +283,7 @@ def test_help_teaches_with_two_examples_and_names_every_option(script, machine):
         assert f"  {option} " in found.stdout
 
 
-@pytest.mark.parametrize("example", ["tpu_train.sh", "gpu_decode.sh"])
+@pytest.mark.parametrize("example", SCRIPTS)
 def test_the_first_example_of_the_help_works_as_it_stands(example, machine):
     line = machine.run(example, "--help").stdout.split("\nexamples:\n")[1].splitlines()[1].replace("BUCKET", "bucket")
     words = shlex.split(line)
@@ -359,7 +364,8 @@ TPU_DRY_RUNS = {
             f"{SSH}=all '--command=mkdir -p zip_rc_launch'",
             f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz"
             " zip:zip_rc_launch/ --zone=us-east5-b --quiet --worker=all",
-            f"{SSH}=all '--command=cd zip_rc_launch && {WORKER} final --dir . --platform tpu --detach --archive code.tar.gz"
+            f"{SSH}=all '--command=cd zip_rc_launch && env ZIP_RC_COMMIT=COMMIT {WORKER} final --dir . --platform tpu --detach"
+            " --archive code.tar.gz"
             " --run-dir gs://bucket/a/run'",
             *FOLLOW,
         ],
@@ -421,6 +427,7 @@ def test_a_dry_run_on_a_tpu_prints_the_exact_commands_and_runs_none(case, machin
     found = machine.run("tpu_train.sh", *arguments, "--dry-run", **env)
     assert found.returncode == 0, found.stderr
     shown = found.stdout.replace(str(machine.checkout), "ROOT").replace(machine.env["HOME"], "HOME")
+    shown = shown.replace(commit_of(machine.checkout), "COMMIT")
     assert shown.splitlines() == expected
     assert not (machine.fake / "forbidden_calls").exists()
     assert not list(pathlib.Path(machine.env["HOME"]).iterdir())
@@ -452,7 +459,80 @@ def test_odd_characters_survive_both_shells(machine):
     assert shlex.split(command)[-len(ODD) :] == ODD
 
 
-@pytest.mark.parametrize("case", ["made", "there", "package", "no install"])
+GIT = "zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b"
+WORKER_PIP = "DIR/venv/bin/python -m pip install --quiet --disable-pip-version-check"
+PACKAGES, GCSFUSE_KEY = "https://packages.cloud.google.com/apt", "/usr/share/keyrings/cloud.google.asc"
+WORKER_DRY_RUNS = {
+    "everything is missing": (
+        ("--archive", "it's code.tar.gz", "--run-dir", "gs://bucket/a/run", "--platform", "tpu", "--detach", "a.b=x y"),
+        (),
+        [
+            "python3.12 -m venv DIR/venv",
+            "rm -rf DIR/src",
+            "mkdir DIR/src",
+            r"tar -xzf 'it'\''s code.tar.gz' -C DIR/src",
+            f"{WORKER_PIP} 'DIR/src[tpu]'",
+            f"bash -c 'set -o pipefail; curl -fsSL {PACKAGES}/doc/apt-key.gpg | sudo tee {GCSFUSE_KEY} >/dev/null'",
+            f"""bash -c 'echo "deb [signed-by={GCSFUSE_KEY}] {PACKAGES} gcsfuse-$(lsb_release -c -s) main" |"""
+            " sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null'",
+            "sudo apt-get update -qq",
+            "sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq gcsfuse",
+            "mkdir -p DIR/gcs/bucket",
+            "gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 bucket DIR/gcs/bucket",
+            "mkdir -p DIR/gcs/bucket/a/run",
+            "env PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu DIR/venv/bin/zip-rc train mine.yaml --stage final run_dir=DIR/gcs/bucket/a/run"
+            " 'a.b=x y'",
+        ],
+    ),
+    "a new environment": (
+        ("--package", GIT),
+        (),
+        [
+            "python3.12 -m venv DIR/venv",
+            f"{WORKER_PIP} '{GIT}'",
+            "env PYTHONUNBUFFERED=1 DIR/venv/bin/zip-rc train mine.yaml --stage final",
+        ],
+    ),
+    "everything is there": (
+        ("--package", GIT, "--run-dir", "gs://bucket/a/run", "--platform", "cpu"),
+        ("python", "gcsfuse", "mountpoint"),
+        [
+            f"{WORKER_PIP} '{GIT}'",
+            f"{WORKER_PIP} --force-reinstall --no-deps '{GIT}'",
+            "mkdir -p DIR/gcs/bucket/a/run",
+            "env PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu DIR/venv/bin/zip-rc train mine.yaml --stage final run_dir=DIR/gcs/bucket/a/run",
+        ],
+    ),
+    "no install": (
+        ("--no-install", "--run-dir", "here"),
+        ("python",),
+        ["env PYTHONUNBUFFERED=1 DIR/venv/bin/zip-rc train mine.yaml --stage final run_dir=here"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WORKER_DRY_RUNS)
+def test_a_dry_run_on_a_worker_prints_the_exact_commands_and_runs_none(case, machine, tmp_path):
+    arguments, there, expected = WORKER_DRY_RUNS[case]
+    directory = tmp_path / "worker"
+    (machine.checkout / "it's code.tar.gz").touch()
+    for name in ("curl", "sudo", "lsb_release", *there):
+        write_script(machine.bin / name, FORBIDDEN)
+    write_script(machine.bin / "python3.12", "#!/usr/bin/env bash\n[[ $1 == -c ]]\n")
+    if "mountpoint" in there:  # it says that the bucket is mounted
+        write_script(machine.bin / "mountpoint", "#!/usr/bin/env bash\n")
+    if "python" in there:
+        for name in ("python", "zip-rc"):
+            write_script(directory / "venv" / "bin" / name, FORBIDDEN)
+    before = sorted(tmp_path.rglob("*"))
+    found = machine.run("tpu_worker.sh", "mine.yaml", "--stage", "final", "--dir", directory, *arguments, "--dry-run")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.replace(str(directory), "DIR").splitlines() == expected
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not (machine.fake / "forbidden_calls").exists()
+
+
+@pytest.mark.parametrize("case", ["made", "there", "package", "another package", "no install"])
 def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machine):
     write_script(machine.bin / "nvidia-smi", FORBIDDEN)
     write_script(machine.bin / "python3.12", "#!/usr/bin/env bash\n")
@@ -471,10 +551,13 @@ def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machin
         install = install[1:]
         env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", "JAX_COMPILATION_CACHE_DIR": "/c"}
         settings = settings.replace("=0.9", "=.5").replace(f"{machine.env['HOME']}/.cache/zip_rc_jax/xla", "/c")
-    elif case == "package":
+    elif "package" in case:
         extra = ["--package", "zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b", "--mem-fraction=1"]
         install[1] = f"{pip} 'zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b'"
         settings = settings.replace("=0.9", "=1")
+        if case == "another package":
+            write_script(pathlib.Path(venv, "bin", "python"), FORBIDDEN)
+            install = [install[1], install[1].replace("check '", "check --force-reinstall --no-deps '")]
     elif case == "no install":
         venv = f"{machine.fake}/venv"
         write_script(pathlib.Path(venv, "bin", "zip-rc"), FORBIDDEN)
@@ -490,6 +573,20 @@ def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machin
         " n=8 alpha=0.1 --chat --seed=3",
     ]
     assert not (machine.fake / "forbidden_calls").exists()
+
+
+def test_another_commit_replaces_the_one_that_an_environment_holds(machine, tmp_path, gpu):
+    """pip leaves alone what has the same version, and every commit has."""
+    write_script(machine.fake / "venv" / "bin" / "python", PIP)
+    write_script(machine.fake / "venv" / "bin" / "zip-rc", "#!/usr/bin/env bash\n")
+    spec = "zip-rc-jax[tpu,cuda] @ git+https://h/o/zip_rc_jax@1a2b"
+    worker = ("mine.yaml", "--stage", "final", "--dir", tmp_path / "worker", "--venv", machine.fake / "venv", "--package", spec)
+    for script, arguments in (("tpu_worker.sh", worker), ("gpu_decode.sh", (*gpu, "--package", "zip-rc-jax[cuda] @ git+https://h/o/x"))):
+        (machine.fake / "installs").unlink(missing_ok=True)
+        assert machine.run(script, *arguments).returncode == 0
+        normal, again = (install for install in records(machine.fake / "installs") if "pip" in install)
+        assert normal[-1] == again[-1] == arguments[arguments.index("--package") + 1]
+        assert again == [*normal[:-1], "--force-reinstall", "--no-deps", normal[-1]]
 
 
 # Refusals.
@@ -691,6 +788,7 @@ def test_a_preempted_training_is_started_again_and_goes_on(machine):
         assert run_dir.endswith("/zip_rc_launch/gcs/bucket/a/run")
     for mount in records(machine.fake / "mounts"):
         assert mount[:-1] == ["--implicit-dirs", "--rename-dir-limit=1000000", "--metadata-cache-ttl-secs=0", "bucket"]
+    assert (machine.fake / "commits").read_text().split() == [commit_of(machine.checkout)] * 4
     installs = records(machine.fake / "installs")
     assert len(installs) == 4
     assert all(i[:-1] == ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"] for i in installs)

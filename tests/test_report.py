@@ -258,6 +258,33 @@ def test_commit_is_that_of_the_package_only(tmp_path):
     assert run_files._git_commit(package / "venv") is None  # inside somebody else's repository
 
 
+@pytest.mark.parametrize(
+    ("origin", "variable", "expected"),
+    [
+        ({"url": "https://h/o/zip_rc_jax", "vcs_info": {"vcs": "git", "commit_id": "1a2b"}}, "3c4d", "1a2b"),
+        ({"url": "file:///src", "dir_info": {}}, "3c4d", "3c4d"),
+        (None, "3c4d", "3c4d"),
+        (None, "", None),
+    ],
+    ids=["git+https", "archive", "index", "unknown"],
+)
+def test_an_installed_package_has_the_commit_that_pip_or_the_launcher_recorded(tmp_path, monkeypatch, origin, variable, expected):
+    package, recorded = tmp_path / "zip_rc_jax", tmp_path / "zip_rc_jax-9.dist-info"
+    package.mkdir()
+    recorded.mkdir()
+    (recorded / "METADATA").write_text("Metadata-Version: 2.1\nName: zip-rc-jax\nVersion: 9\n")
+    if origin:
+        (recorded / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run_files.package_commit(package, {"ZIP_RC_COMMIT": variable}) == expected
+    assert run_files.package_commit(tmp_path / "a copy" / "zip_rc_jax", {}) is None, "the record is of what is installed there"
+
+
+def test_the_compiler_of_a_tpu_is_among_the_versions(monkeypatch):
+    monkeypatch.setattr(run_files, "_version", lambda package: f"{package} 1")
+    assert {"jax", "libtpu"} <= run_files.run_metadata({}, [])["versions"].keys()
+
+
 def test_console_tables_show_the_same_cells(evaluation):
     stream = io.StringIO()
     console = Console(file=stream, width=300)

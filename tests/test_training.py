@@ -618,6 +618,36 @@ def test_training_with_a_cached_teacher_is_training_with_one(tmp_path, uninterru
         assert cached["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-4)
 
 
+def test_a_cached_teacher_is_made_once_in_a_run_and_before_that_its_settings_are_checked(tmp_path, monkeypatch):
+    cached = dataclasses.replace(CONFIG, cache_teacher=True)
+    made = []
+    monkeypatch.setattr(loop, "teacher_features", lambda *args: made.append(args) or teacher_features(*args))
+
+    def run(name, config=cached, lm=None):
+        return train(lm or tiny_lm(), rollouts(), config, tmp_path / name, source={})
+
+    whole = run("whole")
+    kept = tmp_path / "run" / "teacher_top_k.npz"
+    assert not (tmp_path / "whole" / kept.name).exists(), "a finished run needs it no more"
+    interrupt(monkeypatch, 2, sigterm)
+    with pytest.raises(Interrupted):
+        run("run")
+    assert (len(made), kept.exists()) == (2, True)
+    with pytest.raises(UsageError, match=r"other settings \(train.learning_rate"):
+        run("run", dataclasses.replace(cached, learning_rate=0.5))
+    assert len(made) == 2, "refused at once"
+    assert_equal(run("run").params, whole.params)
+    assert len(made) == 2
+    other = tmp_path / "other" / kept.name
+    for lm, count in ((tiny_lm(), 3), (tiny_lm(), 3), (tiny_lm(seed=9), 4), (tiny_lm(), 5), (None, 6)):
+        if lm is None:
+            other.write_bytes(other.read_bytes()[:100])
+        interrupt(monkeypatch, 1, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run("other", lm=lm)
+        assert len(made) == count, "what was made of another policy, or is cut, is made again"
+
+
 def test_a_crash_between_checkpoints_goes_back_to_the_last_one_and_leaves_no_record_twice(tmp_path, monkeypatch, uninterrupted):
     whole, where = uninterrupted["zip_rows"]
     often = dataclasses.replace(LITE, save_seconds=1e-9)

@@ -220,7 +220,7 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """What `zip-rc` does (see `__main__`). Returns the exit status: 0, 2 for bad input, 130 after an interruption.
 
-    `zip-rc compile` returns 1 if a program does not fit.
+    `zip-rc compile` returns 1 if a program does not fit or computes too much.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(argv)

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import sys
+import time
 import urllib.request
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
@@ -192,6 +193,8 @@ def end(status: int) -> None:
     """Ends this process. The others are given a few seconds to end for the same reason; waiting longer would be in vain."""
     with contextlib.suppress(RuntimeError):
         _wait("zip_rc_end", 5)
+        if is_chief():
+            time.sleep(1)  # its end is the end of JAX's service, and JAX aborts processes that are still there then
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

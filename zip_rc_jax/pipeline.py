@@ -123,8 +123,9 @@ def make_policy(config: PipelineConfig) -> LanguageModel:
     if config.policy.start:
         source |= {"start": lm.digest(), **prompt_record(config, lm.tokenizer)}
     lm = lm.with_head(config.grid.grid("correct"), "correct")
-    directory = run_directory(config) / "policy"
-    return train(lm, solution_rollouts(config, lm.tokenizer), config.policy.train, directory, source=source, title="policy")
+    directory, rollouts, start = run_directory(config) / "policy", solution_rollouts(config, lm.tokenizer), [lm]
+    del lm  # see `train`
+    return train(start.pop(), rollouts, config.policy.train, directory, source=source, title="policy")
 
 
 # Rollouts.
@@ -387,12 +388,15 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
     _check_tokens(rollouts, policy)
     training, validation = split_validation(rollouts, settings.eval_rollouts)
     _check_graded(validation, stage, settings)
+    source = {"data": metadata, "policy": policy.digest()} | ({"rows": lm.digest()} if settings.rows_from else {})
+    start = [lm]
+    del lm, policy  # see `train`
     return train(
-        lm,
+        start.pop(),
         training,
         settings,
         run_directory(config) / stage,
-        source={"data": metadata, "policy": policy.digest()} | ({"rows": lm.digest()} if settings.rows_from else {}),
+        source=source,
         validation=validation,
         validation_last=config.label.last,
         title=stage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -14,14 +15,18 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from zip_rc_jax.errors import UsageError
 
-PACKAGES = ("zip-rc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "math-verify", "reasoning-gym")
+DISTRIBUTION = "zip-rc-jax"
+PACKAGES = (
+    DISTRIBUTION, "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "math-verify", "reasoning-gym",
+)  # fmt: skip
+COMMIT = "ZIP_RC_COMMIT"  # in the environment: what was installed from an archive, which does not say it; launch/tpu_train.sh sets it
 
 
 def plain(value: Any) -> Any:
@@ -39,6 +44,35 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int)) else str(value)
+
+
+@contextlib.contextmanager
+def writing(what: str, kept: Callable[[], str] = lambda: "nothing of it was kept") -> Iterator[None]:
+    """For what Orbax writes: it raises all kinds of errors where it cannot.
+
+    Args:
+      what: is written inside.
+      kept: called after a failure: what lies there all the same.
+
+    Raises:
+      UsageError: it could not be written.
+    """
+    import jax  # takes a second
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # another process is gone
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            what, f"it could not be written ({in_short(error)}), and {kept()}", "make room on the disk; the same command then resumes"
+        ) from error
+
+
+def in_short(error: Exception) -> str:
+    """Type and first line of an error, for a message of one paragraph."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:
@@ -138,6 +172,22 @@ def _git_commit(package: pathlib.Path) -> str | None:
         return None
 
 
+def _installed_commit(package: pathlib.Path) -> str | None:
+    """Commit that pip installed this package from, as `pip install git+...` records it (PEP 610); None from elsewhere."""
+    try:
+        distribution = importlib.metadata.distribution(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if pathlib.Path(str(distribution.locate_file(package.name))).resolve() != package.resolve():
+        return None
+    return json.loads(distribution.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
+
+
+def package_commit(package: pathlib.Path, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Commit of the code that runs: that of its checkout, that which pip installed, or that which who installed it says (`COMMIT`)."""
+    return _git_commit(package) or _installed_commit(package) or environment.get(COMMIT) or None
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -161,7 +211,7 @@ def run_metadata(config: Mapping[str, Any], argv: Sequence[str] | None = None, s
     now = time.time()
     return {
         "command": shlex.join(sys.argv if argv is None else argv),
-        "commit": _git_commit(pathlib.Path(__file__).resolve().parent),
+        "commit": package_commit(pathlib.Path(__file__).resolve().parent),
         "versions": {package: version for package in PACKAGES if (version := _version(package))},
         "python": platform.python_version(),
         "platform": platform.platform(),

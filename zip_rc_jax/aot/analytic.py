@@ -31,7 +31,8 @@ class TrainFlops:
       backward: twice the forward pass; for trainable="zip_rows" only the reserved rows' own gradient.
       teacher: the frozen policy's forward pass with its unembedding (with KL).
       recomputed: what rematerialisation repeats: with `remat` the layers of the student (but for the last product of every layer,
-        which no gradient needs), and what blocked attention computes again (`BACKWARD_PRODUCTS`).
+        which no gradient needs), and `repeated`.
+      repeated: what blocked attention computes again in its backward pass, with or without `remat` (`BACKWARD_PRODUCTS`).
       attention: the share of attention in all of the above.
       kernels: the share of attention that TPU kernels compute, which is in no compiled program's own count.
     """
@@ -40,6 +41,7 @@ class TrainFlops:
     backward: int
     teacher: int
     recomputed: int
+    repeated: int
     attention: int
     kernels: int
 
@@ -111,7 +113,7 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
     kernel = int(chosen == "splash")
     if train.trainable == "zip_rows":
         run = 0 if train.cache_features else 1
-        return TrainFlops(run * body + head, head, 0, 0, run * 2 * scores, kernel * run * 2 * scores)
+        return TrainFlops(run * body + head, head, 0, 0, 0, run * 2 * scores, kernel * run * 2 * scores)
     last = 2 * tokens * d * config.d_ff * config.n_layers
     teacher = body + table if train.kl_weight and not train.cache_teacher else 0
     again = BACKWARD_PRODUCTS[chosen] - 4
@@ -122,6 +124,7 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
         backward=2 * (body + student + head),
         teacher=teacher,
         recomputed=layers + again * scores,
+        repeated=again * scores,
         attention=attention,
         kernels=kernel * attention,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from zip_rc_jax.aot.costs import Costs, Write
 from zip_rc_jax.aot.topology import MARGIN, Chip
@@ -40,6 +41,7 @@ class Part:
       expected: what `expected_bytes` holds.
       kernel_flops: of the calls of hand-written kernels, which no compiler counts: the number of calls is the program's, the operations
         of a call are by hand.
+      repeated_flops: what of `expected_flops` attention computes again in its backward pass, as blocks without stored scores do.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Part:
     expected_bytes: int
     expected: str
     kernel_flops: int = 0
+    repeated_flops: int = 0
 
     @property
     def found_flops(self) -> int:
@@ -90,16 +93,27 @@ class Report:
       chip: of the topology.
       devices: chips in it.
       programs: in the order in which they run.
+      most_flops: times the operations by hand that a program may spend.
     """
 
     title: str
     chip: Chip
     devices: int
     programs: tuple[Program, ...]
+    most_flops: float = math.inf
 
     @property
     def fits(self) -> bool:
         return all(p.fits(self.chip) for p in self.programs)
+
+    def spends_too_much(self, part: Part) -> bool:
+        """Whether the part has more operations than `most_flops` allows."""
+        return bool(part.expected_flops) and part.found_flops > self.most_flops * part.expected_flops
+
+    @property
+    def good(self) -> bool:
+        """Whether everything fits, and nothing spends too much."""
+        return self.fits and not any(self.spends_too_much(part) for p in self.programs for part in p.parts)
 
 
 def size(count: float) -> str:
@@ -132,7 +146,7 @@ def report_table(report: Report, lines: int = 6) -> str:
         out += _memory(program, report.chip)
         for part in program.parts:
             if not _idle(part):
-                out += _part(part, report.chip, lines)
+                out += _part(part, report, lines)
     return "\n".join(out)
 
 
@@ -153,8 +167,8 @@ def _memory(program: Program, chip: Chip) -> list[str]:
     ]
 
 
-def _part(part: Part, chip: Chip, lines: int) -> list[str]:
-    c = part.costs
+def _part(part: Part, report: Report, lines: int) -> list[str]:
+    c, chip = part.costs, report.chip
     if c is None:
         wanted = f", {number(part.expected_flops)} with what is recomputed" if part.expected_flops > part.useful_flops else ""
         return [f"  {part.name}", f"    products   not compiled; by hand {number(part.useful_flops)}{wanted}"] if part.useful_flops else []
@@ -163,6 +177,12 @@ def _part(part: Part, chip: Chip, lines: int) -> list[str]:
         share = part.found_flops / part.expected_flops
         hand = f"by hand {number(part.expected_flops)} ({share:.2f} times), useful {number(part.useful_flops)}"
         out.append(f"    products   {number(part.found_flops)}; {hand}")
+        if part.expected_flops > part.useful_flops:
+            again, without = part.expected_flops - part.useful_flops, part.found_flops / (part.expected_flops - part.repeated_flops)
+            scores = f", of it {number(part.repeated_flops)} scores inside attention ({without:.2f} times without these)"
+            out.append(f"               by hand = useful + {number(again)} recomputed{scores if part.repeated_flops else ''}")
+        if report.spends_too_much(part):
+            out.append(f"               TOO MANY: at most {report.most_flops} times those by hand are allowed")
     if c.kernels:
         calls = ", ".join(f"{count} x {name}" for name, count in c.kernels.items())
         out.append(f"    kernels    {calls}: {number(part.kernel_flops)} of these")

@@ -19,6 +19,7 @@ from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import init_params, unembedding
+from zip_rc_jax.run_files import writing
 from zip_rc_jax.sharding import Layout, single_device
 from zip_rc_jax.zip_head import ZipHead, fit_vocabulary, fold, padded_vocab_size, reserve
 
@@ -108,6 +109,9 @@ class LanguageModel:
 
         Args:
           dtype: store parameters in this dtype (default: as they are).
+
+        Raises:
+          UsageError: it could not be written, for want of room perhaps.
         """
         params = self.params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), self.params)
         meta = {
@@ -118,6 +122,6 @@ class LanguageModel:
             "tokenizer": self.tokenizer.to_dict(),
             "info": self.info,
         }
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with writing(f"model {path}"), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             args = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
             checkpointer.save(pathlib.Path(path).absolute(), args, force=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import sys
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from zip_rc_jax import distributed
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.run_files import in_short, writing
 from zip_rc_jax.training.step import TrainState
 
 
@@ -71,20 +72,23 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-        """State and data position; or None, and why they cannot be read."""
+        """State and data position; or None, and why this process cannot read them. The others may be able to, and do not wait for it."""
+        path = self.directory / str(step)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         try:
-            stored = self.manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
-            if not isinstance(stored, dict):
-                return None, "its settings are those of no training run"
-            check_settings(stored, self.settings, str(self.directory))
-            restored = self.manager.restore(step, args=args)
+            # Not through the manager, which ends with a barrier: a process whose read fails would not come to it.
+            with contextlib.closing(ocp.CompositeCheckpointHandler()) as reader:
+                stored = reader.restore(path, ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
+                if not isinstance(stored, dict):
+                    return None, "its settings are those of no training run"
+                check_settings(stored, self.settings, str(self.directory))
+                restored = reader.restore(path, args)
         except (UsageError, jax.errors.JaxRuntimeError, MemoryError):
             raise
         except Exception as error:  # Orbax raises all kinds, a bare Exception among them, about files that are cut or not its own
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
                 raise  # the file system is at fault, and may be better when the command is called again
-            return None, _short(error)
+            return None, in_short(error)
         return (restored["state"], restored["data"]), ""
 
     def _set_aside(self, steps: list[int], message: str) -> None:
@@ -104,26 +108,25 @@ class Checkpoints:
             finally:
                 self.manager.close()
 
-    @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _failures(self) -> contextlib.AbstractContextManager[None]:
+        return writing(f"checkpoint in {self.directory}", self._kept)
+
+    def _kept(self) -> str:
+        self.manager.reload()
+        last = self.manager.latest_step()
+        return "there is none before it" if last is None else f"the last complete one is that of step {last}"
+
+
+def check_earlier(directory: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Raises UsageError if the newest checkpoint below `directory` is of other settings: at once, while `Checkpoints` reads states too."""
+    for step in sorted((int(p.name) for p in directory.glob("[0-9]*") if p.name.isdecimal()), reverse=True):
         try:
-            yield
-        except jax.errors.JaxRuntimeError:
-            raise  # another process is gone
-        except (OSError, ValueError, RuntimeError) as error:
-            self.manager.reload()
-            last = self.manager.latest_step()
-            kept = "there is none before it" if last is None else f"the last complete one is that of step {last}"
-            raise UsageError(
-                f"checkpoint in {self.directory}",
-                f"it could not be written ({_short(error)}), and {kept}",
-                "make room on the disk; the same command then resumes",
-            ) from error
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+            stored = json.loads((directory / str(step) / "settings" / "metadata").read_text())
+        except (OSError, ValueError):
+            continue  # `Checkpoints.restore` will say so
+        if isinstance(stored, dict):
+            check_settings(stored, settings, str(directory))
+            return
 
 
 # They decide when something is written, or how the same numbers are computed: a run may go on, or be read, with others.

@@ -7,10 +7,12 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,10 +32,13 @@ from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
 from zip_rc_jax.run_files import run_metadata, write_json
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
-from zip_rc_jax.training.checkpoint import Checkpoints, check_settings
+from zip_rc_jax.training.checkpoint import Checkpoints, check_earlier, check_settings
+from zip_rc_jax.training.loss import TopK
 from zip_rc_jax.training.predict import ForwardSettings, labelled_features, teacher_features, validate
 from zip_rc_jax.training.step import StepSettings, TrainState, change_bodies, frozen, init_state, prefers_unrolled, train_step
 from zip_rc_jax.training.tracking import Tracker
+
+TEACHER = "teacher_top_k.npz"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,13 +74,14 @@ def train(
     """Trains the head (and, unless Lite, the body) of `lm` and saves the result as `directory/model`.
 
     The same call after an interruption continues where it stopped; after the end it loads the finished model. `directory` also
-    holds `checkpoints/`, `settings.json`, `environment.json` (commit, versions, devices of the latest start), and what `tracking`
-    writes: `metrics.jsonl`, `tensorboard/` and `heatmaps/`.
+    holds `checkpoints/`, `settings.json`, `environment.json` (commit, versions, devices of the latest start), what `tracking`
+    writes: `metrics.jsonl`, `tensorboard/` and `heatmaps/`, and until the end what `cache_teacher` keeps.
 
     With several processes, all call it with the same arguments, and all see `directory`. Each feeds the rows of its own devices.
 
     Args:
       lm: starting point with a head, which is trained on the mesh of its layout; with `kl_weight` its body is also the frozen teacher.
+        Whoever keeps it pays for its parameters on the devices as long as the training lasts.
       rollouts: training data with the label that `config.label` names. Read batch by batch, by each process for its own rows alone.
       source: what the data and the starting point were made from (JSON-able); a later run with another source is refused.
       validation: held-back rollouts with `correct`, for the within-prompt AUC, `config.evaluations` times in the run.
@@ -96,6 +102,8 @@ def train(
         check_settings(done.info["settings"], settings, str(directory))
         return done
 
+    check_earlier(directory / "checkpoints", settings)  # before hours of work for features or a teacher
+    directory.mkdir(parents=True, exist_ok=True)
     layout = Layout(lm.layout.mesh, TRAIN_RULES)
     packing = {name: getattr(config, name) for name in ("batch_rows", "row_tokens", "pack_batches", "seed")}
     dataset = train_batches(
@@ -104,41 +112,68 @@ def train(
         **packing,
         own=layout.rows_of(jax.local_devices(), config.batch_rows),
         features=labelled_features(lm, rollouts, ForwardSettings.of(config)) if config.cache_features else None,
-        teacher=teacher_features(lm, rollouts, config) if config.cache_teacher else None,
+        teacher=_cached_teacher(lm, rollouts, config, settings, directory / TEACHER) if config.cache_teacher else None,
     )
     for note in advice(rollouts, steps=config.steps, labelled_only=config.cache_features, **packing) if distributed.is_chief() else ():
         print(f"zip-rc {title}: {note}", file=sys.stderr)
     batches = iter(dataset)
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
     # Copies: the step donates its state, and the caller's model (also the teacher) must stay alive.
-    params = layout.shard(jax.tree.map(jnp.array, lm.params), axes)
+    state = init_state(layout.shard(jax.tree.map(jnp.array, lm.params), axes), config)
     teacher = layout.shard(frozen(lm.params["body"], config), axes["body"]) if config.kl_weight and not config.cache_teacher else None
-    # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
-    state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), init_state(params, config))
     step_settings = StepSettings(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
-
-    directory.mkdir(parents=True, exist_ok=True)
+    lm = dataclasses.replace(lm, params={})  # what the caller does not keep need not lie on the devices all through the training
+    # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
+    state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), state)
     checkpoints = Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints)
-    try:
-        restored = checkpoints.restore(state)
-        if restored:
-            state, position = restored
-            batches.set_state(position)
-        if step_settings.unrolled:
-            state = change_bodies(state, functools.partial(unstack, lm.config))
-            teacher = teacher and unstack(lm.config, teacher)
-        if distributed.is_chief():
-            (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-            mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
-            write_json(directory / "environment.json", run_metadata(settings) | mesh)
-        with stop_signal() as received:
+    with stop_signal() as received:
+        try:
+            state = _restored(state, batches, checkpoints)
+            if step_settings.unrolled:
+                state = change_bodies(state, functools.partial(unstack, lm.config))
+                teacher = teacher and unstack(lm.config, teacher)
+            if distributed.is_chief():
+                (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+                mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
+                write_json(directory / "environment.json", run_metadata(settings) | mesh)
             state = _run(state, batches, step_settings, teacher, checkpoints, directory, received, lm, validation, validation_last, title)
-    finally:
-        checkpoints.close()
+        finally:
+            checkpoints.close()  # before signals count again: who is in a hurry sends a second one, and the last save is still on its way
     params = jax.tree.map(jnp.asarray, stacked(step_settings, state).params)
     finished = _with_params(lm, params, {**lm.info, "settings": settings, "skipped_steps": int(state.skipped)})
     finished.save(directory / "model")
+    if distributed.is_chief():
+        (directory / TEACHER).unlink(missing_ok=True)
     return finished
+
+
+def _cached_teacher(
+    lm: LanguageModel, rollouts: Sequence[Rollout], config: TrainConfig, settings: dict[str, Any], path: pathlib.Path
+) -> TopK:
+    """`teacher_features`, made once and kept in `path` as long as the run lasts."""
+    made_from = {**settings, "start": lm.digest(), "positions": int(summary_of(rollouts).output.sum())}
+    found = _read_teacher(path, made_from)
+    if distributed.everywhere(found is not None) and found:
+        return found
+    made = teacher_features(lm, rollouts, config)
+    if distributed.is_chief():
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, made_from=json.dumps(made_from), **made._asdict())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    return made
+
+
+def _read_teacher(path: pathlib.Path, made_from: dict[str, Any]) -> TopK | None:
+    """None if there is none, or one that is not whole or was made from something else."""
+    try:
+        with np.load(path) as file:
+            check_settings(json.loads(str(file["made_from"])), made_from, str(path))
+            return TopK(file["ids"], file["log_probs"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def stacked(settings: StepSettings, state: TrainState) -> TrainState:
@@ -148,6 +183,15 @@ def stacked(settings: StepSettings, state: TrainState) -> TrainState:
 
 def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]) -> LanguageModel:
     return LanguageModel(lm.config, lm.tokenizer, params, lm.head, lm.layout, info)
+
+
+def _restored(state: TrainState, batches: Any, checkpoints: Checkpoints) -> TrainState:
+    """The state of the newest checkpoint, with the batches that follow it; the given one if there is none."""
+    found = checkpoints.restore(state)
+    if found is None:
+        return state
+    batches.set_state(found[1])
+    return found[0]
 
 
 def _run(
