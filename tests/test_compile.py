@@ -25,6 +25,7 @@ from zip_rc_jax.aot.report import Memory, Part, Program, Report, number, report_
 from zip_rc_jax.aot.topology import CHIPS, GIB, chip_of, parse_mesh, tpu_mesh
 from zip_rc_jax.cli import main
 from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, PolicyConfig, SamplingConfig, TrainConfig
+from zip_rc_jax.config_file import load_config
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.decoding.network import TransformerNetwork
 from zip_rc_jax.decoding.rows import StepSettings, empty_rows
@@ -626,6 +627,11 @@ def test_the_table_says_what_fits_and_what_moves():
     assert [p.fits(CHIPS["v5e"]) for p in report().programs] == [True, False]
     assert not report().fits
     assert "TOO LARGE for 10% to spare" in report_table(report(peak=int(14.5 * GIB)))
+    (step, _) = report().programs
+    crowded = dataclasses.replace(report(), programs=(dataclasses.replace(step, beside=12 * GIB),))
+    assert "peak 14.00 GiB of 16.00 GiB: fits" in report_table(crowded)
+    assert "code 5.0 MiB, beside it 12.00 GiB" in report_table(crowded)
+    assert not dataclasses.replace(step, beside=13 * GIB).fits(CHIPS["v5e"]), "what the program does not take is in the memory too"
 
 
 @pytest.mark.parametrize(("most", "good"), [(math.inf, True), (0.876, True), (0.874, False)])
@@ -724,3 +730,31 @@ def test_a_shipped_config_fits_and_spends_what_it_must_as_the_command_prints_it(
     assert float(re.search(r"\(([\d.]+) times without these\)", text).group(1)) > times
     assert "all-gather" in text
     assert "TOO MANY" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+def test_decoding_qwen3_reads_what_it_must_and_moves_no_cache(topology):
+    """64 rows of 8,192 tokens in bfloat16, rows over `data`."""
+    pytest.importorskip("libtpu")
+    config = with_model(load_config(str(ROOT / "configs" / "qwen3_1.7b.yaml"), []), str(ROOT / "configs" / "qwen3_1.7b.yaml"))
+    report = programs.compile_decode(config, topology, rows=64, context=8192)
+    assert report.fits, report_table(report)
+    prefill, advance, copy = report.programs
+    step, interval = advance.parts
+    moved, besides = copy.parts
+    assert step.costs
+    assert interval.costs
+    assert moved.costs
+    assert besides.costs
+    assert step.costs.bytes <= 1.2 * step.expected_bytes, "weights and cache once"
+    assert step.costs.matmul_flops == pytest.approx(step.expected_flops, rel=0.05)
+    for costs in (step.costs, interval.costs, moved.costs, besides.costs):
+        assert not costs.cache_moves
+        assert not costs.collectives
+    row = moved.expected_bytes / 2  # which is read and written
+    assert moved.costs.bytes + besides.costs.bytes <= 2.5 * row, "a row that changes place moves once"
+    assert copy.memory
+    assert copy.memory.temporaries < row / 28, "not even a layer of it lies in HBM meanwhile, let alone a second cache"
+    assert copy.memory.aliased > 0.9 * copy.memory.outputs, "in place"
+    assert prefill.beside + copy.beside > 0

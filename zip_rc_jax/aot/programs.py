@@ -135,8 +135,8 @@ class _Compiled:
     def costs(self, *, per_step: bool, cache: CacheShape | None = None) -> Costs | None:
         return measure(parse_module(self.text), per_step=per_step, cache=cache) if self.text else None
 
-    def program(self, *parts: Part) -> Program:
-        return Program(self.name, self.memory, self.error, parts, self.xla_flops, self.seconds)
+    def program(self, *parts: Part, beside: int = 0) -> Program:
+        return Program(self.name, self.memory, self.error, parts, self.xla_flops, self.seconds, beside)
 
 
 def _compile(function: Any, *arguments: Any) -> _Compiled:
@@ -286,7 +286,8 @@ def compile_decode(
                 expected_flops=prompt_flops,
                 expected_bytes=weights,
                 expected="weights read once",
-            )
+            ),
+            beside=shard_bytes(pool),
         ),
         advance.program(
             Part(
@@ -323,6 +324,7 @@ def compile_decode(
                 expected_bytes=0,
                 expected="needed",
             ),
+            beside=shard_bytes(params),
         ),
     )
     title = f"decode in {dtype}: {_sizes(model)}, {_devices(topology, layout.mesh)}"
