@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import signal
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY_MODEL, tiny_lm
-from processes import ROOT, cut, prepare, records, rollouts, started, wait_for_step
+from processes import ROOT, cut, free_port, prepare, records, rollouts, started, wait_for_step
 
 from zip_rc_jax import distributed
 from zip_rc_jax.cli import main
@@ -78,26 +81,48 @@ def test_hosts_of_a_tpu_are_counted_where_there_is_one(environment, platforms, e
     assert cloud_tpu_hosts(environment, platforms) == expected
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"), [("w0,w1", 2), ("a:0:10.0.0.1,b:1:10.0.0.2", 2), ("w0", 1), (None, 1)], ids=["new", "old", "one", "silent"]
-)
-def test_the_metadata_server_knows_the_hosts_of_a_tpu(answer, expected):
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from threading import Thread
+@contextlib.contextmanager
+def metadata_server(*answers):
+    """The environment of a machine whose metadata server gives these answers in turn; a number is an error of HTTP."""
+    left = iter(answers)
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
             good = self.path.endswith("/attributes/worker-network-endpoints") and self.headers["Metadata-Flavor"] == "Google"
-            self.send_response(200 if good and answer else 404)
+            answer = next(left) if good else 400
+            self.send_response(answer if isinstance(answer, int) else 200)
             self.end_headers()
-            self.wfile.write((answer or "").encode())
+            self.wfile.write(b"" if isinstance(answer, int) else answer.encode())
 
         def log_message(self, *_):
             pass
 
     with HTTPServer(("localhost", 0), Answer) as server:
-        Thread(target=server.handle_request, daemon=True).start()
-        assert cloud_tpu_hosts({"GCE_METADATA_IP": f"localhost:{server.server_port}"}, "tpu,cpu") == expected
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield {"GCE_METADATA_IP": f"localhost:{server.server_port}"}
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [(["w0,w1"], 2), (["a:0:10.0.0.1,b:1:10.0.0.2"], 2), (["w0"], 1), ([404], 1), ([503, 500, "w0,w1"], 2)],
+    ids=["new", "old", "one", "silent", "late"],
+)
+def test_the_metadata_server_knows_the_hosts_of_a_tpu(answers, expected, monkeypatch):
+    monkeypatch.setattr(distributed.time, "sleep", lambda seconds: None)
+    with metadata_server(*answers) as environment:
+        assert cloud_tpu_hosts(environment, "tpu,cpu") == expected
+
+
+def test_a_tpu_that_nobody_counts_the_hosts_of_is_not_taken_for_one_host(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(distributed.time, "sleep", pauses.append)
+    message = r"metadata server localhost:\d+: it does not say how many hosts this TPU has \(.*refused.*\).*Fix: .*TPU_WORKER_HOSTNAMES"
+    with pytest.raises(UsageError, match=message):
+        cloud_tpu_hosts({"GCE_METADATA_IP": f"localhost:{free_port()}"}, "tpu,cpu")
+    assert len(pauses) == 5
 
 
 def test_a_command_of_one_process_refuses_others(monkeypatch, capsys):
