@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import json
 import os
 import random
 import resource
@@ -310,3 +311,30 @@ def test_skipped_steps_that_are_not_in_a_row_end_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     assert run(tmp_path, dataclasses.replace(CONFIG, max_skipped=2)).info["skipped_steps"] == 3
+
+
+@pytest.mark.parametrize("remembered", [True, False], ids=["", "a checkpoint of before"])
+def test_skipped_steps_in_a_row_are_counted_across_a_resume(tmp_path, monkeypatch, remembered):
+    """Steps 3 and 4 are not finite, and between them the run is stopped. Checkpoints that do not have the count begin at 0."""
+
+    def poisoned(settings, state, teacher, batch):
+        step = int(state.step) + 1
+        bad = step in (3, 4)
+        result = train_step(settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if bad else teacher, batch)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    config = dataclasses.replace(CONFIG, max_skipped=2)
+    with pytest.raises(Interrupted, match="at step 3"):
+        run(tmp_path, config)
+    position = tmp_path / "checkpoints" / "3" / "data" / "metadata"
+    stored = json.loads(position.read_text())
+    assert stored.pop("skipped_in_a_row") == 1
+    if remembered:
+        with pytest.raises(UsageError, match=r"step 4: loss nan .*2 steps in a row"):
+            run(tmp_path, config)
+    else:
+        position.write_text(json.dumps(stored))
+        assert run(tmp_path, config).info["skipped_steps"] == 2
