@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import signal
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -313,6 +314,24 @@ def test_when_one_process_is_killed_the_other_ends_and_both_resume(tmp_path, alo
     with started(["train", config, "--stage", "final"], tmp_path, count=2) as here:
         assert here.wait() == [0, 0], here.text()
     assert_same_run(stage, alone)
+
+
+@pytest.mark.slow
+def test_when_one_of_four_processes_of_the_launcher_is_killed_the_other_three_end_in_time_and_say_why(tmp_path):
+    config, stage = prepare(tmp_path, steps=200), tmp_path / "run" / "final"
+    with started([config, "--stage", "final"], tmp_path, count=4, command=launcher(tmp_path)) as here:
+        wait_for_step(stage, 2, here)
+        os.killpg(here.processes[2].pid, signal.SIGKILL)  # its launcher too, as with its machine
+        killed = time.monotonic()
+        statuses = here.wait()
+        assert time.monotonic() - killed < 60
+    assert statuses[2] == -signal.SIGKILL
+    # A shell gives 128 and the number of the signal: JAX's own watch aborts, where Python does not hear of it first.
+    expected = {130: "lost the others, or one of them", 128 + signal.SIGABRT: "another task died"}
+    for index in (0, 1, 3):
+        assert expected[statuses[index]] in here.text(index)
+        assert (tmp_path / f"worker_{index}" / "status").read_text() == f"{statuses[index]}\n"
+    assert not (stage / "model").exists()
 
 
 # ---- rollouts of several processes
