@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import os
 import signal
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import TINY_MODEL, tiny_lm
-from processes import ROOT, cut, prepare, records, rollouts, started, wait_for_step
+from processes import ROOT, cut, free_port, prepare, records, rollouts, started, wait_for_step
 
 from zip_rc_jax import distributed
 from zip_rc_jax.cli import main
@@ -78,26 +82,48 @@ def test_hosts_of_a_tpu_are_counted_where_there_is_one(environment, platforms, e
     assert cloud_tpu_hosts(environment, platforms) == expected
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"), [("w0,w1", 2), ("a:0:10.0.0.1,b:1:10.0.0.2", 2), ("w0", 1), (None, 1)], ids=["new", "old", "one", "silent"]
-)
-def test_the_metadata_server_knows_the_hosts_of_a_tpu(answer, expected):
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from threading import Thread
+@contextlib.contextmanager
+def metadata_server(*answers):
+    """The environment of a machine whose metadata server gives these answers in turn; a number is an error of HTTP."""
+    left = iter(answers)
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
             good = self.path.endswith("/attributes/worker-network-endpoints") and self.headers["Metadata-Flavor"] == "Google"
-            self.send_response(200 if good and answer else 404)
+            answer = next(left) if good else 400
+            self.send_response(answer if isinstance(answer, int) else 200)
             self.end_headers()
-            self.wfile.write((answer or "").encode())
+            self.wfile.write(b"" if isinstance(answer, int) else answer.encode())
 
         def log_message(self, *_):
             pass
 
     with HTTPServer(("localhost", 0), Answer) as server:
-        Thread(target=server.handle_request, daemon=True).start()
-        assert cloud_tpu_hosts({"GCE_METADATA_IP": f"localhost:{server.server_port}"}, "tpu,cpu") == expected
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield {"GCE_METADATA_IP": f"localhost:{server.server_port}"}
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [(["w0,w1"], 2), (["a:0:10.0.0.1,b:1:10.0.0.2"], 2), (["w0"], 1), ([404], 1), ([503, 500, "w0,w1"], 2)],
+    ids=["new", "old", "one", "silent", "late"],
+)
+def test_the_metadata_server_knows_the_hosts_of_a_tpu(answers, expected, monkeypatch):
+    monkeypatch.setattr(distributed.time, "sleep", lambda seconds: None)
+    with metadata_server(*answers) as environment:
+        assert cloud_tpu_hosts(environment, "tpu,cpu") == expected
+
+
+def test_a_tpu_that_nobody_counts_the_hosts_of_is_not_taken_for_one_host(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(distributed.time, "sleep", pauses.append)
+    message = r"metadata server localhost:\d+: it does not say how many hosts this TPU has \(.*refused.*\).*Fix: .*TPU_WORKER_HOSTNAMES"
+    with pytest.raises(UsageError, match=message):
+        cloud_tpu_hosts({"GCE_METADATA_IP": f"localhost:{free_port()}"}, "tpu,cpu")
+    assert len(pauses) == 5
 
 
 def test_a_command_of_one_process_refuses_others(monkeypatch, capsys):
@@ -288,6 +314,24 @@ def test_when_one_process_is_killed_the_other_ends_and_both_resume(tmp_path, alo
     with started(["train", config, "--stage", "final"], tmp_path, count=2) as here:
         assert here.wait() == [0, 0], here.text()
     assert_same_run(stage, alone)
+
+
+@pytest.mark.slow
+def test_when_one_of_four_processes_of_the_launcher_is_killed_the_other_three_end_in_time_and_say_why(tmp_path):
+    config, stage = prepare(tmp_path, steps=200), tmp_path / "run" / "final"
+    with started([config, "--stage", "final"], tmp_path, count=4, command=launcher(tmp_path)) as here:
+        wait_for_step(stage, 2, here)
+        os.killpg(here.processes[2].pid, signal.SIGKILL)  # its launcher too, as with its machine
+        killed = time.monotonic()
+        statuses = here.wait()
+        assert time.monotonic() - killed < 60
+    assert statuses[2] == -signal.SIGKILL
+    # A shell gives 128 and the number of the signal: JAX's own watch aborts, where Python does not hear of it first.
+    expected = {130: "lost the others, or one of them", 128 + signal.SIGABRT: "another task died"}
+    for index in (0, 1, 3):
+        assert expected[statuses[index]] in here.text(index)
+        assert (tmp_path / f"worker_{index}" / "status").read_text() == f"{statuses[index]}\n"
+    assert not (stage / "model").exists()
 
 
 # ---- rollouts of several processes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import json
 import os
 import random
 import resource
@@ -62,20 +63,24 @@ def stop_at(monkeypatch, *steps):
 # ---- killed
 
 
+KILLED_STEPS = 150  # more than three kills let pass, however fast a step is
+
+
 def kill_again_and_again(directory, seed, kills):
-    """Starts a run of 30 steps, kills it `kills` times at moments that nothing but `seed` decides, and lets it finish."""
+    """Starts a run, kills it `kills` times at moments between its steps that nothing but `seed` decides, and lets it finish."""
     draw = random.Random(seed)
-    config = prepare(directory, steps=30, save_seconds=0.01)  # a checkpoint is on its way at almost every moment
+    config = prepare(directory, steps=KILLED_STEPS, save_seconds=0.01)  # a checkpoint is on its way at almost every moment
     stage, reached = directory / "run" / "final", 0
     for number in range(kills):
         with started(["train", config, "--stage", "final"], directory) as here:
-            wait_for_step(stage, min(reached + draw.randint(1, 5), 29), here)
+            wait_for_step(stage, reached + draw.randint(1, 5), here)  # no earlier process came so far: this one is at its steps
             time.sleep(draw.random() * 0.3)
             how = signal.SIGTERM if number % 3 == 2 else signal.SIGKILL
             here.processes[0].send_signal(how)
-            (status,) = here.wait()
-            assert status in ({signal.SIGTERM: (130, 0), signal.SIGKILL: (-9, 0)}[how]), here.text()
+            assert here.wait() == [130 if how == signal.SIGTERM else -9], here.text()
+        assert not (stage / "model").exists(), "it was killed before its end"
         reached = max(r["step"] for r in records(stage))
+        assert reached < KILLED_STEPS
     with started(["train", config, "--stage", "final"], directory) as here:
         assert here.wait() == [0], here.text()
     return records(stage), load(stage)
@@ -92,7 +97,7 @@ def unharmed(tmp_path_factory):
 def test_a_run_killed_at_any_moments_ends_bit_for_bit_as_an_unharmed_one(tmp_path, unharmed, seed):
     found, model = kill_again_and_again(tmp_path, seed, 3)
     assert found == unharmed[0]
-    assert [r["step"] for r in found] == list(range(1, 31))
+    assert [r["step"] for r in found] == list(range(1, KILLED_STEPS + 1))
     assert_equal(model.params, unharmed[1].params)
 
 
@@ -306,3 +311,30 @@ def test_skipped_steps_that_are_not_in_a_row_end_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     assert run(tmp_path, dataclasses.replace(CONFIG, max_skipped=2)).info["skipped_steps"] == 3
+
+
+@pytest.mark.parametrize("remembered", [True, False], ids=["", "a checkpoint of before"])
+def test_skipped_steps_in_a_row_are_counted_across_a_resume(tmp_path, monkeypatch, remembered):
+    """Steps 3 and 4 are not finite, and between them the run is stopped. Checkpoints that do not have the count begin at 0."""
+
+    def poisoned(settings, state, teacher, batch):
+        step = int(state.step) + 1
+        bad = step in (3, 4)
+        result = train_step(settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if bad else teacher, batch)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    config = dataclasses.replace(CONFIG, max_skipped=2)
+    with pytest.raises(Interrupted, match="at step 3"):
+        run(tmp_path, config)
+    position = tmp_path / "checkpoints" / "3" / "data" / "metadata"
+    stored = json.loads(position.read_text())
+    assert stored.pop("skipped_in_a_row") == 1
+    if remembered:
+        with pytest.raises(UsageError, match=r"step 4: loss nan .*2 steps in a row"):
+            run(tmp_path, config)
+    else:
+        position.write_text(json.dumps(stored))
+        assert run(tmp_path, config).info["skipped_steps"] == 2

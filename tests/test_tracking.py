@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import signal
 
 import jax.numpy as jnp
@@ -62,11 +63,36 @@ def test_tensorboard_shows_the_numbers_of_the_records(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_number_that_does_not_exist_stays_nan(tmp_path):
+def test_a_number_that_does_not_exist_is_null_in_strict_json_and_nan_where_numbers_are_shown(tmp_path):
     with Tracker(tmp_path, 0) as tracker:
-        tracker.record({"step": 1, "eval/within_prompt_auc": math.nan, "train/tokens_per_second": 1.0})
-    ((step, value),) = board(tmp_path)[0]["eval/within_prompt_auc"]
-    assert (step, math.isnan(value), math.isnan(records(tmp_path)[0]["eval/within_prompt_auc"])) == (1, True, True)
+        tracker.record({"step": 1, "train/loss": math.nan, "eval/within_prompt_auc": math.inf, "train/tokens_per_second": 1.0})
+        shown = tracker.status
+    ((step, value),) = board(tmp_path)[0]["train/loss"]
+    assert (step, math.isnan(value)) == (1, True)
+    line = (tmp_path / "metrics.jsonl").read_text()
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found == {"step": 1, "train/loss": None, "eval/within_prompt_auc": None, "train/tokens_per_second": 1.0}
+    with Tracker(tmp_path, 1) as tracker:
+        assert tracker.status == "loss nan  within-prompt AUC nan  1 tok/s"
+    assert shown == "loss nan  within-prompt AUC inf  1 tok/s"
+
+
+def test_records_reach_the_disk_with_the_checkpoint_that_follows_them(tmp_path, monkeypatch):
+    """A bucket that is mounted with gcsfuse has a file's new lines no sooner than at fsync or close."""
+    synced, saved = [], []
+    fsync, save = os.fsync, loop.Checkpoints.save
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(pathlib.Path(os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd))
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda *args: synced.clear() or save(*args) or saved.append(len(records(tmp_path))))
+    seen = []
+
+    def step(*args):
+        seen.append({path.parent.name if "tfevents" in path.name else path.name for path in synced})
+        return train_step(*args)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    train(tiny_lm(), rollouts(), dataclasses.replace(CONFIG, save_seconds=1e-9), tmp_path, source={})
+    assert saved == [1, 2, 3, 4, 5, 6]
+    assert all({"metrics.jsonl", "tensorboard"} <= names for names in seen[1:])
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 4], ids=lambda at: f"at {at}")

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
@@ -80,24 +81,42 @@ def plan(environment: Mapping[str, str], tpu_hosts: int = 1) -> Processes | None
 
 
 def cloud_tpu_hosts(environment: Mapping[str, str], platforms: str | None) -> int:
-    """How many hosts the TPU of this machine has; 1 where there is no TPU, and where nobody answers (no machine but a TPU's asks).
+    """How many hosts the TPU of this machine has; 1 where there is no TPU (no machine but a TPU's asks).
 
     Args:
       platforms: `jax.config.jax_platforms`, which JAX sets to "tpu,cpu" on a machine with TPU chips and libtpu.
+
+    Raises:
+      UsageError: neither the environment nor, after some tries, the metadata server says it.
     """
     if "tpu" not in (platforms or "").split(",") or environment.get("TPU_PROCESS_BOUNDS") == "1,1,1":
         return 1
     slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if hosts is None and "TPU_SKIP_MDS_QUERY" not in environment:
-        server = environment.get("GCE_METADATA_IP", "metadata.google.internal")
-        try:
-            request = urllib.request.Request(_METADATA.format(server), headers={"Metadata-Flavor": "Google"})
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                hosts = answer.read().decode()
-        except OSError:
-            hosts = None
+        hosts = _ask_metadata(environment.get("GCE_METADATA_IP", "metadata.google.internal"))
     return slices * len((hosts or "").split(","))
+
+
+def _ask_metadata(server: str) -> str | None:
+    """The hosts of this machine's TPU, comma-separated; None if the server knows of none. Raises UsageError if it does not answer."""
+    request = urllib.request.Request(_METADATA.format(server), headers={"Metadata-Flavor": "Google"})
+    for pause in (1, 2, 4, 8, 0):  # right after a machine has started, and under load, the server may be silent for a while
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            failure: OSError = error
+        except OSError as error:
+            failure = error
+        time.sleep(pause)
+    raise UsageError(
+        f"metadata server {server}",
+        f"it does not say how many hosts this TPU has ({failure}), and one that trains alone would wait for the others",
+        "try again; or set TPU_WORKER_HOSTNAMES to the names of all hosts, comma-separated (localhost for one)",
+    )
 
 
 def one_order(environment: MutableMapping[str, str]) -> None:

@@ -7,6 +7,7 @@ starts need a dozen fields. The tests read the files back with TensorBoard itsel
 
 from __future__ import annotations
 
+import os
 import pathlib
 import socket
 import struct
@@ -64,7 +65,7 @@ def _float(field: int, value: float) -> bytes:
 
 
 class EventFile:
-    """One event file. Records are on disk when a method returns.
+    """One event file. Records are in the file when a method returns.
 
     Args:
       directory: where it is made, with parents.
@@ -87,6 +88,10 @@ class EventFile:
         """Adds a PNG image."""
         width, height = struct.unpack(">II", png[16:24])  # where PNG's first chunk has them
         self._summary(step, _bytes(1, name.encode()) + _bytes(4, _int(1, height) + _int(2, width) + _int(3, _RGBA) + _bytes(4, png)))
+
+    def sync(self) -> None:
+        """Returns once the records survive a power cut too."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

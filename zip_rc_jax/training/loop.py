@@ -39,6 +39,7 @@ from zip_rc_jax.training.step import StepSettings, TrainState, change_bodies, fr
 from zip_rc_jax.training.tracking import Tracker
 
 TEACHER = "teacher_top_k.npz"
+SKIPPED = "skipped_in_a_row"  # in a checkpoint, beside the position of the data
 
 
 class Interrupted(KeyboardInterrupt):
@@ -126,9 +127,10 @@ def train(
     # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), state)
     checkpoints = Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints)
+    skips = _Skips(config.max_skipped, directory)
     with stop_signal() as received:
         try:
-            state = _restored(state, batches, checkpoints)
+            state, skips.count = _restored(state, batches, checkpoints)
             if step_settings.unrolled:
                 state = change_bodies(state, functools.partial(unstack, lm.config))
                 teacher = teacher and unstack(lm.config, teacher)
@@ -136,7 +138,9 @@ def train(
                 (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
                 mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
                 write_json(directory / "environment.json", run_metadata(settings) | mesh)
-            state = _run(state, batches, step_settings, teacher, checkpoints, directory, received, lm, validation, validation_last, title)
+            state = _run(
+                state, batches, step_settings, teacher, checkpoints, skips, directory, received, lm, validation, validation_last, title
+            )
         finally:
             checkpoints.close()  # before signals count again: who is in a hurry sends a second one, and the last save is still on its way
     params = jax.tree.map(jnp.asarray, stacked(step_settings, state).params)
@@ -185,13 +189,18 @@ def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]
     return LanguageModel(lm.config, lm.tokenizer, params, lm.head, lm.layout, info)
 
 
-def _restored(state: TrainState, batches: Any, checkpoints: Checkpoints) -> TrainState:
-    """The state of the newest checkpoint, with the batches that follow it; the given one if there is none."""
+def _restored(state: TrainState, batches: Any, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state of the newest checkpoint, and how many steps in a row were skipped before it; the given one if there is none.
+
+    `batches` then go on after it.
+    """
     found = checkpoints.restore(state)
     if found is None:
-        return state
-    batches.set_state(found[1])
-    return found[0]
+        return state, 0
+    state, position = found
+    skipped = position.pop(SKIPPED, 0)  # older checkpoints do not say it
+    batches.set_state(position)
+    return state, skipped
 
 
 def _run(
@@ -200,6 +209,7 @@ def _run(
     settings: StepSettings,
     teacher: Any,
     checkpoints: Checkpoints,
+    skips: _Skips,
     directory: pathlib.Path,
     received: list[int],
     lm: LanguageModel,
@@ -211,7 +221,7 @@ def _run(
     start = step = int(state.step)
     saved = logged = time.monotonic()
     tokens, fill = 0, 0.0
-    agree, skips = distributed.Agreement(), _Skips(config.max_skipped, directory)
+    agree = distributed.Agreement()
     with Tracker(directory, start, writes=distributed.is_chief()) as tracker, progress(title, config.steps, start) as bar:
         while step < config.steps:
             batch = next(batches)
@@ -240,7 +250,9 @@ def _run(
                 bar(step, None)
             stop, save = agree(bool(received), time.monotonic() - saved > config.save_seconds)
             if stop or save:
-                checkpoints.save(stacked(settings, state), batches.get_state())
+                skips.check()
+                checkpoints.save(stacked(settings, state), {**batches.get_state(), SKIPPED: skips.count})
+                tracker.sync()
                 saved = time.monotonic()
             if stop:
                 reason = f"signal {received[0]}" if received else "a signal to another process"

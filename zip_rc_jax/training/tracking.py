@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 from typing import Any
 
 from zip_rc_jax import drawing
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.run_files import plain
 from zip_rc_jax.training.event_file import EventFile
 from zip_rc_jax.training.predict import MeanJoints
 
@@ -24,9 +26,9 @@ _SHOWN = {
 class Tracker:
     """The one writer of a run's records. A context manager.
 
-    In `directory` it keeps `metrics.jsonl` (one JSON object per record), `tensorboard/` (the same numbers and the images, as event
-    files) and `heatmaps/` (PNG files, named by step). What an interrupted run wrote there about steps after `start` is dropped, since
-    those steps come again.
+    In `directory` it keeps `metrics.jsonl` (one strict JSON object per record, null where there is no number), `tensorboard/` (the same
+    numbers and the images, as event files) and `heatmaps/` (PNG files, named by step). What an interrupted run wrote there about steps
+    after `start` is dropped, since those steps come again.
 
     Args:
       directory: of the training run; exists.
@@ -43,7 +45,7 @@ class Tracker:
         path = directory / "metrics.jsonl"
         kept = _lines(path, start)
         for line in kept:
-            self._latest |= json.loads(line)
+            self._latest |= {name: math.nan if value is None else value for name, value in json.loads(line).items()}
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
@@ -65,9 +67,15 @@ class Tracker:
         """Adds a record: `step`, and named numbers."""
         self._latest |= record
         if self._log and self._events:
-            self._log.write(json.dumps(record) + "\n")
+            self._log.write(json.dumps(plain(record), allow_nan=False) + "\n")
             self._log.flush()
             self._events.scalars(record["step"], {name: value for name, value in record.items() if name != "step"})
+
+    def sync(self) -> None:
+        """Everything so far survives a power cut, and lies in the bucket where the directory is one: gcsfuse uploads no sooner."""
+        if self._log and self._events:
+            os.fsync(self._log.fileno())
+            self._events.sync()
 
     def heatmap(self, step: int, joints: MeanJoints, grid: Grid) -> None:
         """Draws the predicted beside the observed joint."""
