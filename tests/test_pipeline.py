@@ -199,6 +199,37 @@ def test_interrupted_rollouts_resume_to_the_same_dataset(finished, tmp_path, mon
         np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
 
 
+def test_equal_texts_have_seeds_of_their_own_which_no_later_text_changes():
+    texts = ["a", "b", "a", "a", "b"]
+    requests = pipeline.with_own_samples(texts, 7)
+    assert [r.prompt for r in requests] == texts
+    assert [r.seed for r in requests[:2]] == [7, 7], "a text that comes once has the samples of the seed itself"
+    seeds = [r.seed for r in requests]
+    assert len({seeds[0], seeds[2], seeds[3]}) == 3
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert pipeline.with_own_samples(texts[:3], 7) == requests[:3]
+    assert pipeline.with_own_samples(texts, 8)[2].seed != seeds[2]
+
+
+def test_equal_problems_are_sampled_anew_however_the_work_is_cut(finished, tmp_path):
+    directory, config = finished
+    one_digit = TaskConfig("chain_sum", ({"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},))
+    policy = dataclasses.replace(config.policy, path=str(directory / "policy"))
+    config = dataclasses.replace(config, task=one_digit, policy=policy)
+    made = []
+    for rows in (8, 2):  # chunks of 16 problems, and of 4
+        settings = dataclasses.replace(config.rollout, prompts=40, rows=rows)
+        made.append(read_rollouts(pipeline.make_rollouts(dataclasses.replace(config, rollout=settings, run_dir=str(tmp_path / f"{rows}")))))
+    outputs = [[tuple(r.output_token_ids) for r in rollouts] for rollouts in made]
+    assert outputs[0] == outputs[1]
+    found = {}
+    for r, tokens in zip(made[0], outputs[0], strict=True):
+        found.setdefault(r.prompt, []).append(tokens)
+    repeated = [tokens for tokens in found.values() if len(tokens) > 2]
+    assert repeated, "some of the few sums come twice"
+    assert all(len(set(tokens)) == len(tokens) for tokens in repeated)
+
+
 @pytest.fixture
 def second_run(finished, tmp_path):
     """Another run directory with the policy, rollouts and critic of the finished one, and a config that labels 16 rollouts a chunk."""

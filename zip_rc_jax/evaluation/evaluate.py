@@ -35,7 +35,7 @@ from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
-from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, run_all, run_directory
+from zip_rc_jax.pipeline import as_rollouts, evaluation_seed, load_policy, prompt_record, run_all, run_directory, with_own_samples
 from zip_rc_jax.progress import progress
 from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
@@ -63,11 +63,12 @@ class Bench:
 
     def decode(self, lm: LanguageModel, decode: DecodeConfig, title: str) -> Decoded:
         """All problems under one setting. Reads the result of an earlier, interrupted call with the same model and setting."""
+        seed = evaluation_seed(self.config)
         key = {
             "model": lm.digest(),
             "decode": to_dict(decode),
             "task": to_dict(self.config.task),
-            "evaluate": {"prompts": self.config.evaluate.prompts, "seed": self.config.evaluate.seed},
+            "evaluate": {"prompts": self.config.evaluate.prompts, "seed": seed},
             **prompt_record(self.config, lm.tokenizer),
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
@@ -75,9 +76,9 @@ class Bench:
             stored = json.loads(path.read_text())
             if stored["key"] == json.loads(json.dumps(key)):
                 return Decoded([Result.from_dict(r) for r in stored["results"]], stored["grades"], stored["seconds"])
-        engine = Engine(lm, decode, self.config.evaluate.seed)
+        engine = Engine(lm, decode, seed)
         started = time.perf_counter()
-        results = run_all(engine, prompt_texts(self.problems, self.config, lm.tokenizer), title)
+        results = run_all(engine, with_own_samples(prompt_texts(self.problems, self.config, lm.tokenizer), seed), title)
         seconds = time.perf_counter() - started
         items = [(p, x.text) for p, r in zip(self.problems, results, strict=True) for x in r.prefixes]
         scores = iter([correct(s) for s in self.grader.grade_many(items)])

@@ -1,0 +1,45 @@
+"""The bench of an evaluation on a tiny model: what it samples, what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, RolloutConfig
+from zip_rc_jax.data.graders import Grader
+from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.evaluation import evaluate
+from zip_rc_jax.evaluation.evaluate import Bench
+from zip_rc_jax.pipeline import evaluation_seed, run_all, with_own_samples
+
+QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =")
+PROBLEMS = [Problem(i, 0, i, question, "3", "chain_sum") for i, question in enumerate(QUESTIONS)]
+FIXED = DecodeConfig(strategy="fixed", n=2, rows=8, interval=4, window=2, max_tokens=12)
+CONFIG = PipelineConfig(decode=FIXED, evaluate=EvaluateConfig(prompts=len(PROBLEMS), samples=2))
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "problems", lambda *_: PROBLEMS)
+    with Grader() as grader:
+        yield Bench(CONFIG, grader, tmp_path)
+
+
+def samples(decoded):
+    return [[x.token_ids for x in r.prefixes] for r in decoded.results]
+
+
+def test_equal_problems_get_samples_of_their_own(lm, bench):
+    first, other, second = samples(bench.decode(lm, FIXED, "fixed"))
+    assert set(first).isdisjoint(second)
+    assert set(first).isdisjoint(other)
+
+
+def test_an_evaluation_shares_no_samples_with_rollouts_of_the_same_seed(lm, bench):
+    config = dataclasses.replace(CONFIG, rollout=RolloutConfig(seed=CONFIG.evaluate.seed))
+    rollouts = run_all(evaluate.Engine(lm, FIXED, config.rollout.seed), with_own_samples(QUESTIONS, config.rollout.seed))
+    mine = samples(bench.decode(lm, FIXED, "fixed"))
+    for found, result in zip(mine, rollouts, strict=True):
+        assert set(found).isdisjoint(x.token_ids for x in result.prefixes)
+    assert len({evaluation_seed(CONFIG), evaluation_seed(dataclasses.replace(CONFIG, evaluate=EvaluateConfig(seed=1))), 0, 1}) == 4
