@@ -165,6 +165,12 @@ def test_every_stage_can_be_called_again_and_does_nothing(finished, monkeypatch)
     assert before == {p: p.stat().st_mtime_ns for p in directory.rglob("*.array_record*")}
 
 
+def test_a_run_of_another_split_is_not_gone_on_with(finished):
+    directory, _ = finished
+    sources = {s: json.loads((directory / s / "settings.json").read_text())["source"] for s in ("policy", "critic", "lite", "final")}
+    assert [s for s, source in sources.items() if "validation" in source] == ["critic", "lite", "final"]
+
+
 def test_other_settings_in_the_same_run_directory_are_refused(finished):
     _, config = finished
     other = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, seed=1))

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -127,14 +128,18 @@ def test_a_dataset_knows_its_rollouts_without_reading_them(tmp_path):
         "prompt": [len(r.prompt_token_ids) for r in rollouts],
         "output": [len(r.output_token_ids) for r in rollouts],
         "prompt_index": [r.prompt_index for r in rollouts],
+        "prompt_hash": [zlib.crc32(np.asarray(r.prompt_token_ids, "<i4").tobytes()) for r in rollouts],
         "largest_id": [max([*r.prompt_token_ids.tolist(), *r.output_token_ids.tolist()], default=-1) for r in rollouts],
         "finished": [r.finished for r in rollouts],
         "correct": np.array([r.correct for r in rollouts], np.float32).tolist(),
         "value": np.array([r.value for r in rollouts], np.float32).tolist(),
     }
     stored = RolloutSource(tmp_path / "r").summary
-    (tmp_path / "r/summary.npz").unlink()  # a dataset of an earlier version has none
-    for found in (stored, RolloutSource(tmp_path / "r").summary, summary_of(rollouts)):
+    # Datasets of earlier versions have a summary without hashes, or none.
+    np.savez(tmp_path / "r/summary.npz", **{name: column for name, column in vars(stored).items() if name != "prompt_hash"})
+    older = RolloutSource(tmp_path / "r").summary
+    (tmp_path / "r/summary.npz").unlink()
+    for found in (stored, older, RolloutSource(tmp_path / "r").summary, summary_of(rollouts)):
         assert vars(found).keys() == plain.keys()
         for name, column in vars(found).items():
             np.testing.assert_array_equal(column, plain[name], err_msg=name)

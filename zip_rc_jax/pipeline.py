@@ -419,7 +419,10 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
         training,
         settings,
         run_directory(config) / stage,
-        source={"data": metadata, "policy": policy.digest()} | ({"rows": lm.digest()} if settings.rows_from else {}),
+        # A run that was begun with another split would go on with rollouts that it has been tested on.
+        source={"data": metadata, "policy": policy.digest()}
+        | ({"rows": lm.digest()} if settings.rows_from else {})
+        | ({"validation": "by prompt"} if validation else {}),
         validation=validation,
         validation_last=config.label.last,
         title=stage,

@@ -178,9 +178,10 @@ class RolloutSource(Sequence[Rollout]):
 
     @functools.cached_property
     def summary(self) -> RolloutSummary:
-        """From the file that `write_rollouts` left; where there is none (an older dataset), all records are read once."""
+        """From the file that `write_rollouts` left; where there is none or an older one, all records are read once."""
         path = self._directory / SUMMARY
-        return read_summary(path, len(self)) if path.is_file() else RolloutSummary.of(self)
+        stored = read_summary(path, len(self)) if path.is_file() else None
+        return RolloutSummary.of(self) if stored is None else stored
 
     def __len__(self) -> int:
         return len(self._records)
