@@ -232,6 +232,13 @@ def test_impossible_settings_of_the_other_stages(make, message):
         make()
 
 
+def test_a_budget_of_the_search_does_not_cut_the_samples_that_it_is_compared_with():
+    config = PipelineConfig(decode=DecodeConfig(n=4, token_budget=100, time_budget=2.0, beta=0.5), evaluate=EvaluateConfig(samples=6))
+    fixed = config.fixed_decode
+    assert (fixed.strategy, fixed.n, fixed.token_budget, fixed.time_budget) == ("fixed", 6, 0, 0.0)
+    assert fixed.beta == 0.5
+
+
 def test_empty_grids_are_the_authors_and_each_label_has_its_own_centres():
     grid = GridConfig(correct_centres=(0.0, 0.5, 1.0), length_edges=(0, 9))
     assert grid.grid("correct").reward_centres == (0.0, 0.5, 1.0)

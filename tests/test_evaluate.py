@@ -9,8 +9,9 @@ import pytest
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, RolloutConfig
 from zip_rc_jax.data.graders import Grader
 from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation import evaluate
-from zip_rc_jax.evaluation.evaluate import Bench
+from zip_rc_jax.evaluation.evaluate import Bench, Decoded, online_run, sample_pool
 from zip_rc_jax.pipeline import evaluation_seed, run_all, with_own_samples
 
 QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =")
@@ -43,3 +44,21 @@ def test_an_evaluation_shares_no_samples_with_rollouts_of_the_same_seed(lm, benc
     for found, result in zip(mine, rollouts, strict=True):
         assert set(found).isdisjoint(x.token_ids for x in result.prefixes)
     assert len({evaluation_seed(CONFIG), evaluation_seed(dataclasses.replace(CONFIG, evaluate=EvaluateConfig(seed=1))), 0, 1}) == 4
+
+
+def test_a_pool_of_samples_that_a_budget_cut_is_refused(lm, bench):
+    cut = bench.decode(lm, dataclasses.replace(FIXED, token_budget=8), "cut")
+    with pytest.raises(UsageError, match=r"samples \[0, 1\] of problem 0: they are not finished.*Fix: .*without a budget"):
+        sample_pool(PROBLEMS, cut)
+
+
+def test_an_answer_that_a_budget_cut_off_counts_as_graded(lm, bench):
+    """As in the file of graded results that `zip-rc decode` writes."""
+    setting = dataclasses.replace(FIXED, strategy="zip_rc", token_budget=8)
+    cut = bench.decode(lm, setting, "cut")
+    assert [r.finish_reason for r in cut.results] == ["token_budget"] * 3
+    assert not any(x.state == "finished" for r in cut.results for x in r.prefixes)
+    right = [[float(x.text == r.text) for x in r.prefixes] for r in cut.results]
+    run = online_run("cut", setting, Decoded(cut.results, right, cut.seconds))
+    assert run.correct_by_value.tolist() == run.correct_by_vote.tolist() == [1, 1, 1]
+    assert run.n_finished.tolist() == [0, 0, 0]

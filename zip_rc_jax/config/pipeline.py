@@ -311,6 +311,11 @@ class PipelineConfig:
             "set prompt.style=chat, or leave the question out",
         )
 
+    @property
+    def fixed_decode(self) -> DecodeConfig:
+        """How an evaluation makes its pool: `evaluate.samples` full samples of every problem, whatever the search may spend."""
+        return dataclasses.replace(self.decode, strategy="fixed", length_budget=0, token_budget=0, time_budget=0.0, n=self.evaluate.samples)
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested dicts and lists (for JSON next to outputs and inside checkpoints)."""

@@ -95,7 +95,18 @@ def answer_ids(texts: Sequence[str]) -> list[int]:
 
 
 def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:
-    """The baselines' pool from a decode with strategy "fixed"."""
+    """The baselines' pool from a decode with strategy "fixed".
+
+    Raises:
+      UsageError: a sample that is not finished, whose value and length are those of a prefix.
+    """
+    for p, r in zip(found, decoded.results, strict=True):
+        if unfinished := [x.id for x in r.prefixes if x.state != "finished"]:
+            raise UsageError(
+                f"samples {unfinished} of problem {p.index}",
+                "they are not finished",
+                "decode them with strategy='fixed' and without a budget",
+            )
     return SamplePool(
         correct=np.array(decoded.grades),
         answer_id=np.array([answer_ids([x.text for x in r.prefixes]) for r in decoded.results]),
@@ -109,7 +120,8 @@ def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
     """The cost and the answers (by value, by vote, by majority) of a decode."""
 
     def graded(result: Result, grades: list[float], text: str) -> float:
-        return next((g for x, g in zip(result.prefixes, grades, strict=True) if x.state == "finished" and x.text == text), 0.0)
+        # Where a budget ended the search, the answer may be that of an unfinished prefix.
+        return next((g for x, g in zip(result.prefixes, grades, strict=True) if x.text == text), 0.0)
 
     def majority(result: Result, grades: list[float]) -> float:
         ended = [(g, x.text) for x, g in zip(result.prefixes, grades, strict=True) if x.state == "finished"]
@@ -236,9 +248,8 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     with Grader() as grader:
         bench = Bench(config, grader, directory / ".partial")
         ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
-        fixed = dataclasses.replace(config.decode, strategy="fixed", length_budget=0, n=e.samples)
-        plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), fixed, POLICY_RUN)
-        decoded = bench.decode(lm, fixed, "fixed samples")
+        plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), config.fixed_decode, POLICY_RUN)
+        decoded = bench.decode(lm, config.fixed_decode, "fixed samples")
         pool = sample_pool(bench.problems, decoded)
         runs, traced = [], None
         for name, setting in _sweep(config, pool):
