@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, RolloutConfig
@@ -62,3 +64,26 @@ def test_an_answer_that_a_budget_cut_off_counts_as_graded(lm, bench):
     run = online_run("cut", setting, Decoded(cut.results, right, cut.seconds))
     assert run.correct_by_value.tolist() == run.correct_by_vote.tolist() == [1, 1, 1]
     assert run.n_finished.tolist() == [0, 0, 0]
+
+
+def test_a_model_that_fails_ends_the_evaluation_before_anything_is_kept(lm, bench, tmp_path):
+    """Where it failed there is no answer, and a score of 0 would look like a wrong one."""
+    broken = dataclasses.replace(lm, params=jax.tree.map(lambda x: x * np.nan, lm.params))
+    with pytest.raises(UsageError, match=r"problem 0 \(level 0, seed 0\): the model's logits after the prompt are not finite"):
+        bench.decode(broken, dataclasses.replace(FIXED, strategy="reward_threshold"), "broken")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_decoded_survives_a_failure_in_grading(lm, bench, monkeypatch):
+    def failing(items):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.grader, "grade_many", failing)
+        with pytest.raises(KeyboardInterrupt):
+            bench.decode(lm, FIXED, "fixed")
+    monkeypatch.setattr(evaluate, "run_all", lambda *_: pytest.fail("decoded again"))
+    graded = bench.decode(lm, FIXED, "fixed")
+    assert [len(row) for row in graded.grades] == [2, 2, 2]
+    monkeypatch.setattr(bench.grader, "grade_many", lambda _: pytest.fail("graded again"))
+    assert samples(bench.decode(lm, FIXED, "fixed")) == samples(graded)

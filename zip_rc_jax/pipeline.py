@@ -241,14 +241,15 @@ def sampling_layout(rows: int, samples: int) -> Layout:
     return side_by_side(used, DECODE_RULES)
 
 
-def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:
-    """The prefixes of a result as ungraded rollouts.
-
-    Raises:
-      UsageError: the model failed on the prompt; a rollout that broke off there is no sample of the policy.
-    """
+def refuse_failure(p: Problem, result: Result) -> None:
+    """Raises UsageError if the model failed on the prompt; what broke off there is no sample of the policy."""
     if result.error:
         raise UsageError(f"problem {p.index} (level {p.level}, seed {p.seed})", result.error, "look at the model's weights and dtype")
+
+
+def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:
+    """The prefixes of a result as ungraded rollouts. Raises as `refuse_failure`."""
+    refuse_failure(p, result)
     prompt_ids = lm.tokenizer.encode(result.prompt)
     return [_rollout(p, x.id, result.prompt, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop") for x in result.prefixes]
 

@@ -35,7 +35,16 @@ from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
-from zip_rc_jax.pipeline import as_rollouts, evaluation_seed, load_policy, prompt_record, run_all, run_directory, with_own_samples
+from zip_rc_jax.pipeline import (
+    as_rollouts,
+    evaluation_seed,
+    load_policy,
+    prompt_record,
+    refuse_failure,
+    run_all,
+    run_directory,
+    with_own_samples,
+)
 from zip_rc_jax.progress import progress
 from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
@@ -62,7 +71,11 @@ class Bench:
         partial.mkdir(parents=True, exist_ok=True)
 
     def decode(self, lm: LanguageModel, decode: DecodeConfig, title: str) -> Decoded:
-        """All problems under one setting. Reads the result of an earlier, interrupted call with the same model and setting."""
+        """All problems under one setting. Reads the result of an earlier, interrupted call with the same model and setting.
+
+        Raises:
+          UsageError: the model failed on a problem.
+        """
         seed = evaluation_seed(self.config)
         key = {
             "model": lm.digest(),
@@ -72,19 +85,23 @@ class Bench:
             **prompt_record(self.config, lm.tokenizer),
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
-        if path.is_file():
-            stored = json.loads(path.read_text())
-            if stored["key"] == json.loads(json.dumps(key)):
-                return Decoded([Result.from_dict(r) for r in stored["results"]], stored["grades"], stored["seconds"])
-        engine = Engine(lm, decode, seed)
-        started = time.perf_counter()
-        results = run_all(engine, with_own_samples(prompt_texts(self.problems, self.config, lm.tokenizer), seed), title)
-        seconds = time.perf_counter() - started
-        items = [(p, x.text) for p, r in zip(self.problems, results, strict=True) for x in r.prefixes]
-        scores = iter([correct(s) for s in self.grader.grade_many(items)])
-        grades = [[next(scores) for _ in r.prefixes] for r in results]
-        write_json(path, {"key": key, "seconds": seconds, "grades": grades, "results": [r.to_dict() for r in results]})
-        return Decoded(results, grades, seconds)
+        stored = json.loads(path.read_text()) if path.is_file() else {}
+        if stored.get("key") != json.loads(json.dumps(key)):
+            engine = Engine(lm, decode, seed)
+            started = time.perf_counter()
+            found = run_all(engine, with_own_samples(prompt_texts(self.problems, self.config, lm.tokenizer), seed), title)
+            seconds = time.perf_counter() - started
+            for p, result in zip(self.problems, found, strict=True):
+                refuse_failure(p, result)
+            stored = {"key": key, "seconds": seconds, "grades": None, "results": [r.to_dict() for r in found]}
+            write_json(path, stored)  # before the grades, so that an interruption or a failure among them loses no decode
+        results = [Result.from_dict(r) for r in stored["results"]]
+        if stored["grades"] is None:
+            items = [(p, x.text) for p, r in zip(self.problems, results, strict=True) for x in r.prefixes]
+            scores = iter([correct(s) for s in self.grader.grade_many(items)])
+            stored["grades"] = [[next(scores) for _ in r.prefixes] for r in results]
+            write_json(path, stored)
+        return Decoded(results, stored["grades"], stored["seconds"])
 
 
 def answer_ids(texts: Sequence[str]) -> list[int]:
