@@ -87,3 +87,17 @@ def test_what_was_decoded_survives_a_failure_in_grading(lm, bench, monkeypatch):
     assert [len(row) for row in graded.grades] == [2, 2, 2]
     monkeypatch.setattr(bench.grader, "grade_many", lambda _: pytest.fail("graded again"))
     assert samples(bench.decode(lm, FIXED, "fixed")) == samples(graded)
+
+
+def test_what_other_code_decoded_is_decoded_anew(lm, bench, monkeypatch):
+    """The report names one commit, and everything in it was made by that."""
+    bench.decode(lm, FIXED, "fixed")
+    decoded = []
+    monkeypatch.setattr(evaluate, "run_all", lambda *arguments: decoded.append(1) or run_all(*arguments))
+    bench.decode(lm, FIXED, "fixed")
+    assert not decoded
+    for version in ({"version": "0.1.0", "commit": "an earlier one"}, {"version": "another", "commit": None}):
+        decoded.clear()
+        monkeypatch.setattr(evaluate, "code_version", lambda version=version: version)
+        bench.decode(lm, FIXED, "fixed")
+        assert decoded

@@ -121,6 +121,11 @@ def _differences(stored: Any, given: Any, name: str = "") -> Iterator[str]:
         yield f"{name} was {stored!r}, now {given!r}"
 
 
+def code_version() -> dict[str, str | None]:
+    """`version` of this package, and the `commit` of its checkout (see `run_metadata`)."""
+    return {"version": _version("zip-rc-jax"), "commit": _git_commit(pathlib.Path(__file__).resolve().parent)}
+
+
 def _git_commit(package: pathlib.Path) -> str | None:
     """Commit of the checkout of this package, "+changes" if tracked files differ; None when the package is not in its checkout."""
 
@@ -161,7 +166,7 @@ def run_metadata(config: Mapping[str, Any], argv: Sequence[str] | None = None, s
     now = time.time()
     return {
         "command": shlex.join(sys.argv if argv is None else argv),
-        "commit": _git_commit(pathlib.Path(__file__).resolve().parent),
+        "commit": code_version()["commit"],
         "versions": {package: version for package in PACKAGES if (version := _version(package))},
         "python": platform.python_version(),
         "platform": platform.platform(),

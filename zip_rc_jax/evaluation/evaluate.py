@@ -46,7 +46,7 @@ from zip_rc_jax.pipeline import (
     with_own_samples,
 )
 from zip_rc_jax.progress import progress
-from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
+from zip_rc_jax.run_files import code_version, run_metadata, write_json, write_jsonl
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
 from zip_rc_jax.training.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
 
@@ -63,7 +63,10 @@ class Decoded:
 
 
 class Bench:
-    """Held-out problems, the grader, and the files that make finished decodes survive an interruption."""
+    """Held-out problems, the grader, and the files that make finished decodes survive an interruption.
+
+    They stay when the report has been written: with another beta, or more of them, only what is new is decoded.
+    """
 
     def __init__(self, config: PipelineConfig, grader: Grader, partial: pathlib.Path):
         self.config, self.grader, self.partial = config, grader, partial
@@ -71,7 +74,7 @@ class Bench:
         partial.mkdir(parents=True, exist_ok=True)
 
     def decode(self, lm: LanguageModel, decode: DecodeConfig, title: str) -> Decoded:
-        """All problems under one setting. Reads the result of an earlier, interrupted call with the same model and setting.
+        """All problems under one setting. Reads the result of an earlier call with the same model, setting and code.
 
         Raises:
           UsageError: the model failed on a problem.
@@ -82,6 +85,7 @@ class Bench:
             "decode": to_dict(decode),
             "task": to_dict(self.config.task),
             "evaluate": {"prompts": self.config.evaluate.prompts, "seed": seed},
+            "code": code_version(),  # the report names one commit, which made all of it
             **prompt_record(self.config, lm.tokenizer),
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
