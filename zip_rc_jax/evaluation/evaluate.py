@@ -273,7 +273,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
         decoded = bench.decode(lm, config.fixed_decode, "fixed samples")
         pool = sample_pool(bench.problems, decoded)
         runs, traced = [], None
-        for name, setting in _sweep(config, pool):
+        for name, setting in config.sweep(length_budget=int(np.quantile(pool.self_length, 0.75))):
             outcome = bench.decode(lm, setting, name)
             runs.append(online_run(name, setting, outcome))
             if traced is None and setting.strategy == "zip_rc" and setting.beta == e.headline_beta[0]:
@@ -347,24 +347,6 @@ def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile
         np.stack([x[whole & (pool.level == level)].mean(0) for level in levels]) for x in _first_joints(grid, pool, found)
     )
     return drawing.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
-
-
-def _sweep(config: PipelineConfig, pool: SamplePool) -> list[tuple[str, DecodeConfig]]:
-    """Every online setting: the adaptive search over alpha, beta and candidate sets, and the pruning baselines."""
-    e, base = config.evaluate, dataclasses.replace(config.decode, strategy="zip_rc", length_budget=0)
-    settings = [
-        (f"{candidates} alpha={alpha:g} beta={beta:g}", dataclasses.replace(base, candidates=candidates, alpha=alpha, beta=beta))
-        for candidates in e.candidates
-        for alpha in e.alphas
-        for beta in e.betas
-    ]
-    budget = int(np.quantile(pool.self_length, 0.75))
-    return [
-        *settings,
-        ("reward threshold", dataclasses.replace(base, strategy="reward_threshold")),
-        ("half finished", dataclasses.replace(base, strategy="half_finished")),
-        (f"length budget {budget}", dataclasses.replace(base, strategy="length_budget", length_budget=budget)),
-    ]
 
 
 def _telling(decoded: Decoded, found: Sequence[Problem]) -> Result:
