@@ -212,9 +212,11 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         "evaluate": lambda: run_evaluation(config, argv),
     }
     made = stages[name]()
-    if getattr(arguments, "format", "tfds") == "parquet" and distributed.is_chief():
-        assert isinstance(made, pathlib.Path)  # the stages with a --format return their dataset
-        pipeline.export_parquet(config, made)
+    if getattr(arguments, "format", "tfds") == "parquet":
+        if distributed.is_chief():
+            assert isinstance(made, pathlib.Path)  # the stages with a --format return their dataset
+            pipeline.export_parquet(config, made)
+        distributed.barrier()  # a process that ends waits for the others for a minute, and then ends them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
