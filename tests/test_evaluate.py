@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -16,6 +20,7 @@ from zip_rc_jax.evaluation import evaluate
 from zip_rc_jax.evaluation.evaluate import Bench, Decoded, online_run, sample_pool
 from zip_rc_jax.pipeline import evaluation_seed, run_all, with_own_samples
 
+ROOT = pathlib.Path(__file__).parent.parent
 QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =")
 PROBLEMS = [Problem(i, 0, i, question, "3", "chain_sum") for i, question in enumerate(QUESTIONS)]
 FIXED = DecodeConfig(strategy="fixed", n=2, rows=8, interval=4, window=2, max_tokens=12)
@@ -87,6 +92,44 @@ def test_what_was_decoded_survives_a_failure_in_grading(lm, bench, monkeypatch):
     assert [len(row) for row in graded.grades] == [2, 2, 2]
     monkeypatch.setattr(bench.grader, "grade_many", lambda _: pytest.fail("graded again"))
     assert samples(bench.decode(lm, FIXED, "fixed")) == samples(graded)
+
+
+IN_ASCII = """
+import pathlib, sys, types
+import zip_rc_jax.data.records as records
+import zip_rc_jax.models.huggingface as huggingface
+from zip_rc_jax.config import DecodeConfig, PipelineConfig
+from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.decoding.groups import ROOT
+from zip_rc_jax.decoding.results import Prefix, Result, Usage
+from zip_rc_jax.evaluation import evaluate
+
+here, word = pathlib.Path(sys.argv[1]), "\\u00e9"
+assert (here / "probe").open("w").encoding.lower() not in ("utf-8", "utf8")
+
+(here / "config.json").write_bytes(('{"name": "' + word + '"}').encode())
+assert huggingface.read_json(here / "config.json") == {"name": word}
+
+for _ in range(2):
+    records.PartialRollouts(here / "partial", fingerprint={"name": word})
+
+prefix = Prefix(0, ROOT, 0, (1,), word, "finished", "stop", 0.5, 0.0)
+result = Result(word, word, 0, "stop", 0.5, 0.0, word, word, (prefix,), (), Usage(1, 1, 1, 0.0))
+evaluate.problems = lambda *_: [Problem(0, 0, 0, word, word, "math")]
+evaluate.Engine, evaluate.run_all = lambda *_: None, lambda *_: [result]
+bench = evaluate.Bench(PipelineConfig(), types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
+model = types.SimpleNamespace(digest=lambda: word, tokenizer=None)
+for _ in range(2):
+    assert bench.decode(model, DecodeConfig(), "run").results == [result]
+    evaluate.run_all = None
+"""
+
+
+def test_what_was_written_as_utf_8_is_read_as_utf_8_whatever_the_locale(tmp_path):
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", IN_ASCII, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | ascii_locale, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_other_code_decoded_is_decoded_anew(lm, bench, monkeypatch):

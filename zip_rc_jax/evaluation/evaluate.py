@@ -89,7 +89,7 @@ class Bench:
             **prompt_record(self.config, lm.tokenizer),
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
-        stored = json.loads(path.read_text()) if path.is_file() else {}
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if stored.get("key") != json.loads(json.dumps(key)):
             engine = Engine(lm, decode, seed)
             started = time.perf_counter()

@@ -128,7 +128,7 @@ def train(
             state = change_bodies(state, functools.partial(unstack, lm.config))
             teacher = teacher and unstack(lm.config, teacher)
         if distributed.is_chief():
-            (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+            (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
             write_json(directory / "environment.json", run_metadata(settings) | mesh)
         with stop_signal() as received:
