@@ -141,7 +141,7 @@ def test_lite_moves_only_the_reserved_rows(finished):
 def test_the_report_holds_what_it_promises(finished):
     directory, config = finished
     report = directory / "report"
-    for name in ("report.html", "pareto.png", "results.jsonl", "metadata.json"):
+    for name in ("report.html", "pareto.png", "results.jsonl", "pool.jsonl", "metadata.json"):
         assert (report / name).stat().st_size > 500, name
     rows = [json.loads(line) for line in (report / "results.jsonl").read_text().splitlines()]
     settings = len(config.evaluate.alphas) * len(config.evaluate.betas) * len(config.evaluate.candidates) + 3

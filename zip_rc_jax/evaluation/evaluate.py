@@ -30,7 +30,7 @@ from zip_rc_jax.evaluation import plots
 from zip_rc_jax.evaluation.baselines import NO_ANSWER, SELF_EVALUATION, SamplePool, baseline_curves, majority_reward, self_evaluation_curve
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.evaluation.report import Evaluation, result_rows, write_report
+from zip_rc_jax.evaluation.report import Evaluation, pool_rows, result_rows, write_report
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
@@ -252,7 +252,7 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
 
 
 def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], lite: LanguageModel | None = None) -> Evaluation:
-    """Decodes the held-out problems with every method, and writes report, plots, `results.jsonl` and `metadata.json`.
+    """Decodes the held-out problems with every method, and writes report, plots, `results.jsonl`, `pool.jsonl` and `metadata.json`.
 
     Args:
       config: sections task, decode and evaluate; the report goes to `run_dir/report`.
@@ -316,6 +316,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     evaluation = dataclasses.replace(evaluation, metadata=run_metadata(to_dict(config), argv, started))
     write_report(directory, evaluation)
     write_jsonl(directory / "results.jsonl", result_rows(runs, pool, [p.question for p in bench.problems]))
+    write_jsonl(directory / "pool.jsonl", pool_rows(pool))
     metrics_found = {"quality": evaluation.quality, "drift": evaluation.drift}
     write_json(directory / "metadata.json", {**evaluation.metadata, **prompt_record(config, lm.tokenizer), **metrics_found})
     return evaluation
