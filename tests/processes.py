@@ -34,10 +34,11 @@ final:
 
 def rollouts(count=64, seed=0):
     rng = np.random.default_rng(seed)
+    prompts = rng.integers(1, 18, (count, 4))
     return [
         Rollout(
             prompt_index=i // 2, sample_index=i % 2, level=0, seed=0, task="chain_sum", prompt="", question="", answer="", entry_json="",
-            prompt_token_ids=rng.integers(1, 18, 4), output_token_ids=[*rng.integers(1, 18, rng.integers(3, 12)), 0], response="",
+            prompt_token_ids=prompts[i // 2], output_token_ids=[*rng.integers(1, 18, rng.integers(3, 12)), 0], response="",
             finished=bool(i % 5), correct=float(rng.integers(2)), value=float(rng.random()),
         )
         for i in range(count)

@@ -123,6 +123,23 @@ def test_an_interrupted_decode_goes_on_where_it_was_and_ends_as_an_uninterrupted
     assert rows[0] == rows[1]
 
 
+def test_a_decode_that_is_interrupted_after_its_last_prompt_only_writes_its_files(saved, tmp_path, capsys, monkeypatch):
+    options = ["n=2", "interval=4", "window=2", "max_tokens=10", "rows=4", "--prompt", "1 + 2 =", "--prompt", "3 + 4 ="]
+    command = ["decode", saved, *options, "--output", str(tmp_path / "out")]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zip_rc_jax.demo.write_jsonl", interrupted)
+    assert main(command) == 130
+    journal = (tmp_path / "out" / "results.partial.jsonl").read_text().splitlines()
+    monkeypatch.undo()
+    assert main(command) == 0
+    rows = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    kept = sorted((json.loads(line) for line in journal[1:]), key=lambda x: x["index"])
+    assert [json.loads(row) for row in rows] == [x["result"] for x in kept]
+
+
 def test_decode_on_a_mesh_gives_the_results_of_one_device(saved, tmp_path, capsys):
     arguments = ["decode", saved, "--prompt", "1 + 2 =", "n=3", "interval=4", "window=2", "max_tokens=10", "rows=8"]
     texts = []

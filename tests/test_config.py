@@ -226,6 +226,26 @@ def test_impossible_training_settings(options, message):
         (lambda: EvaluateConfig(candidates=("none",)), r"evaluate\.candidates='none'"),
         (lambda: EvaluateConfig(alphas=(0.1,)), r"headline_beta=.*one per alpha"),
         (lambda: EvaluateConfig(prompts=0), r"evaluate\.prompts=0"),
+        (lambda: EvaluateConfig(alphas=(), headline_beta=()), r"evaluate\.alphas=\[\].*Fix: give at least one"),
+        (lambda: EvaluateConfig(betas=()), r"evaluate\.betas=\[\]"),
+        (lambda: EvaluateConfig(candidates=()), r"evaluate\.candidates=\[\]"),
+        (lambda: EvaluateConfig(seed=-1), r"evaluate\.seed=-1.*Fix: use one from 0"),
+        (lambda: EvaluateConfig(seed=2**32), r"evaluate\.seed=4294967296"),
+        (
+            lambda: PipelineConfig(evaluate=EvaluateConfig(alphas=(0.1, 1.5))),
+            r"evaluate\.alphas, betas, candidates: alpha=1\.5: it weighs .*Fix: use a number in \[0, 1\]\.$",
+        ),
+        (lambda: PipelineConfig(evaluate=EvaluateConfig(betas=(0.05, -1.0))), r"evaluate\.alphas, betas, candidates: beta=-1\.0"),
+        (
+            lambda: PipelineConfig(decode=DecodeConfig(n=12), evaluate=EvaluateConfig(candidates=("published", "exhaustive"))),
+            r"evaluate\.alphas, betas, candidates: n=12 with candidates='exhaustive'",
+        ),
+        (
+            lambda: PipelineConfig(evaluate=EvaluateConfig(betas=(0.05, 0.05))),
+            r"evaluate\.alphas, betas, candidates: \['published alpha=0\.1 beta=0\.05', .* occur twice",
+        ),
+        (lambda: PipelineConfig(decode=DecodeConfig(n=4, rows=4)), r"evaluate\.samples=8 with decode: n=8 with rows=4.*Fix: raise rows"),
+        (lambda: PipelineConfig(decode=DecodeConfig(n=1, temperature=0.0)), r"evaluate\.samples=8 with decode: temperature=0\.0 with n=8"),
         (lambda: GridConfig().grid("length"), r"label='length'"),
         (lambda: GridConfig(value_centres=(1.0, 0.0)).grid("value"), r"reward_centres"),
     ],
@@ -233,6 +253,13 @@ def test_impossible_training_settings(options, message):
 def test_impossible_settings_of_the_other_stages(make, message):
     with pytest.raises(UsageError, match=message):
         make()
+
+
+def test_a_budget_of_the_search_does_not_cut_the_samples_that_it_is_compared_with():
+    config = PipelineConfig(decode=DecodeConfig(n=4, token_budget=100, time_budget=2.0, beta=0.5), evaluate=EvaluateConfig(samples=6))
+    fixed = config.fixed_decode
+    assert (fixed.strategy, fixed.n, fixed.token_budget, fixed.time_budget) == ("fixed", 6, 0, 0.0)
+    assert fixed.beta == 0.5
 
 
 def test_empty_grids_are_the_authors_and_each_label_has_its_own_centres():

@@ -18,7 +18,7 @@ import pytest
 from conftest import TINY_MODEL, tiny_lm
 from processes import ROOT, cut, free_port, prepare, records, rollouts, started, wait_for_step
 
-from zip_rc_jax import distributed
+from zip_rc_jax import distributed, pipeline
 from zip_rc_jax.cli import main
 from zip_rc_jax.config import MeshConfig, TrainConfig
 from zip_rc_jax.data.batches import fill_rate, train_batches
@@ -374,6 +374,18 @@ def test_processes_share_the_chunks_and_the_first_merges_when_none_is_missing(tm
     monkeypatch.undo()
     assert main(arguments) == 0
     assert_same_rollouts(read_rollouts(tmp_path / "rollouts"), rollouts_of_one)
+
+
+@pytest.mark.parametrize(("index", "expected"), [(0, ["export", "wait"]), (1, ["wait"])])
+def test_the_others_wait_while_the_first_exports(tmp_path, monkeypatch, index, expected):
+    """However long that takes: a process that had ended would end the first, a minute later."""
+    done = []
+    as_process(monkeypatch, index)
+    monkeypatch.setattr(pipeline, "make_grades", lambda _: tmp_path)
+    monkeypatch.setattr(pipeline, "export_parquet", lambda *_: done.append("export"))
+    monkeypatch.setattr(distributed, "barrier", lambda: done.append("wait"))
+    assert main(["grade", ROLLOUT[0], f"run_dir={tmp_path}", "--format", "parquet"]) == 0
+    assert done == expected
 
 
 @pytest.mark.slow

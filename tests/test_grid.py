@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from zip_rc_jax.decoding.groups import expectations
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
 
@@ -104,3 +105,15 @@ def test_rewards_outside_the_unit_interval_are_refused(reward):
 def test_negative_lengths_are_refused():
     with pytest.raises(ValueError, match=r"remaining lengths must be >= 0; got \[-1\]"):
         GRID.length_bin([3, -1])
+
+
+@pytest.mark.parametrize(("centres", "sure", "expected"), [((0.0, 1.0), 1, 1.0), ((0.25, 1.0), 0, 0.25)])
+def test_the_reward_of_a_sure_head_is_one_of_the_grid_however_its_joint_is_rounded(centres, sure, expected):
+    """A mean of float32 joints may sum to a little more or less than 1, and a reward outside the grid is one that no label can have."""
+    grid = Grid(centres, (0, 4, 8))
+    for total in (np.nextafter(np.float32(1), np.float32(2)), np.nextafter(np.float32(1), np.float32(0))):
+        joint = np.zeros((2, 2), np.float32)
+        joint[sure, 0] = total
+        found = expectations(joint.ravel(), grid)[0], float(grid.expected_reward(joint))
+        assert all(centres[0] <= reward <= centres[1] for reward in found)
+        assert found == pytest.approx((expected, expected))

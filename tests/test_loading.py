@@ -511,6 +511,13 @@ def test_an_incomplete_directory_is_named(shelf, tmp_path):
         load(tmp_path / "none")
 
 
+def test_a_wrong_path_of_a_checkpoint_of_the_authors_is_said_to_be_wrong(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, words in (("none", "no such directory"), ("none.gguf", "no such directory"), ("empty", "no config.json there")):
+        with pytest.raises(UsageError, match=f"model {tmp_path / name}: there is {words}"):
+            load(tmp_path / name, zip_label="value", zip_first_id=151669)
+
+
 def test_a_tokenizer_may_have_more_ids_than_the_model_has_rows(shelf):
     """Gemma's knows an image token that its text models lack. The model loads, takes a head, and refuses such a prompt."""
     published = shelf("gemma3", -1)

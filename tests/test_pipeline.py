@@ -141,7 +141,7 @@ def test_lite_moves_only_the_reserved_rows(finished):
 def test_the_report_holds_what_it_promises(finished):
     directory, config = finished
     report = directory / "report"
-    for name in ("report.html", "pareto.png", "results.jsonl", "metadata.json"):
+    for name in ("report.html", "pareto.png", "results.jsonl", "pool.jsonl", "metadata.json"):
         assert (report / name).stat().st_size > 500, name
     rows = [json.loads(line) for line in (report / "results.jsonl").read_text().splitlines()]
     settings = len(config.evaluate.alphas) * len(config.evaluate.betas) * len(config.evaluate.candidates) + 3
@@ -163,6 +163,12 @@ def test_every_stage_can_be_called_again_and_does_nothing(finished, monkeypatch)
     pipeline.train_head(config, "final")
     run_evaluation(config, ["evaluate"])
     assert before == {p: p.stat().st_mtime_ns for p in directory.rglob("*.array_record*")}
+
+
+def test_a_run_of_another_split_is_not_gone_on_with(finished):
+    directory, _ = finished
+    sources = {s: json.loads((directory / s / "settings.json").read_text())["source"] for s in ("policy", "critic", "lite", "final")}
+    assert [s for s, source in sources.items() if "validation" in source] == ["critic", "lite", "final"]
 
 
 def test_other_settings_in_the_same_run_directory_are_refused(finished):
@@ -197,6 +203,37 @@ def test_interrupted_rollouts_resume_to_the_same_dataset(finished, tmp_path, mon
     pipeline.make_rollouts(whole)
     for a, b in zip(read_rollouts(tmp_path / "run" / "rollouts"), read_rollouts(tmp_path / "whole" / "rollouts"), strict=True):
         np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
+
+
+def test_equal_texts_have_seeds_of_their_own_which_no_later_text_changes():
+    texts = ["a", "b", "a", "a", "b"]
+    requests = pipeline.with_own_samples(texts, 7)
+    assert [r.prompt for r in requests] == texts
+    assert [r.seed for r in requests[:2]] == [7, 7], "a text that comes once has the samples of the seed itself"
+    seeds = [r.seed for r in requests]
+    assert len({seeds[0], seeds[2], seeds[3]}) == 3
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert pipeline.with_own_samples(texts[:3], 7) == requests[:3]
+    assert pipeline.with_own_samples(texts, 8)[2].seed != seeds[2]
+
+
+def test_equal_problems_are_sampled_anew_however_the_work_is_cut(finished, tmp_path):
+    directory, config = finished
+    one_digit = TaskConfig("chain_sum", ({"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},))
+    policy = dataclasses.replace(config.policy, path=str(directory / "policy"))
+    config = dataclasses.replace(config, task=one_digit, policy=policy)
+    made = []
+    for rows in (8, 2):  # chunks of 16 problems, and of 4
+        settings = dataclasses.replace(config.rollout, prompts=40, rows=rows)
+        made.append(read_rollouts(pipeline.make_rollouts(dataclasses.replace(config, rollout=settings, run_dir=str(tmp_path / f"{rows}")))))
+    outputs = [[tuple(r.output_token_ids) for r in rollouts] for rollouts in made]
+    assert outputs[0] == outputs[1]
+    found = {}
+    for r, tokens in zip(made[0], outputs[0], strict=True):
+        found.setdefault(r.prompt, []).append(tokens)
+    repeated = [tokens for tokens in found.values() if len(tokens) > 2]
+    assert repeated, "some of the few sums come twice"
+    assert all(len(set(tokens)) == len(tokens) for tokens in repeated)
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import math
 import os
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from zip_rc_jax.chunks import write_in_chunks
 from zip_rc_jax.data.records import PartialRollouts, Rollout, RolloutSource, read_metadata, read_rollouts, summary_of, write_rollouts
 from zip_rc_jax.errors import UsageError
 
@@ -127,14 +129,18 @@ def test_a_dataset_knows_its_rollouts_without_reading_them(tmp_path):
         "prompt": [len(r.prompt_token_ids) for r in rollouts],
         "output": [len(r.output_token_ids) for r in rollouts],
         "prompt_index": [r.prompt_index for r in rollouts],
+        "prompt_hash": [zlib.crc32(np.asarray(r.prompt_token_ids, "<i4").tobytes()) for r in rollouts],
         "largest_id": [max([*r.prompt_token_ids.tolist(), *r.output_token_ids.tolist()], default=-1) for r in rollouts],
         "finished": [r.finished for r in rollouts],
         "correct": np.array([r.correct for r in rollouts], np.float32).tolist(),
         "value": np.array([r.value for r in rollouts], np.float32).tolist(),
     }
     stored = RolloutSource(tmp_path / "r").summary
-    (tmp_path / "r/summary.npz").unlink()  # a dataset of an earlier version has none
-    for found in (stored, RolloutSource(tmp_path / "r").summary, summary_of(rollouts)):
+    # Datasets of earlier versions have a summary without hashes, or none.
+    np.savez(tmp_path / "r/summary.npz", **{name: column for name, column in vars(stored).items() if name != "prompt_hash"})
+    older = RolloutSource(tmp_path / "r").summary
+    (tmp_path / "r/summary.npz").unlink()
+    for found in (stored, older, RolloutSource(tmp_path / "r").summary, summary_of(rollouts)):
         assert vars(found).keys() == plain.keys()
         for name, column in vars(found).items():
             np.testing.assert_array_equal(column, plain[name], err_msg=name)
@@ -198,6 +204,32 @@ def test_chunks_survive_interruption_and_keep_their_order(tmp_path):
     assert again.done() == {2, 10}
     again.add(7, rollouts[4:8])
     assert_same(again.all(), rollouts)
+
+
+def write_numbers(directory, size, make=None, count=5):
+    return write_in_chunks("test", directory, {"seed": 1}, range(count), size, make or (lambda part: make_rollouts(len(part))))
+
+
+def test_chunks_of_another_size_are_never_joined_with_others(tmp_path):
+    """Half of the work done in chunks of two, the other half in chunks of three: some rollouts would be there twice, and others not."""
+
+    def stopping(part):
+        if 2 in part:
+            raise KeyboardInterrupt
+        return make_rollouts(len(part))
+
+    with pytest.raises(KeyboardInterrupt):
+        write_numbers(tmp_path / "r", 2, stopping)
+    with pytest.raises(UsageError, match="chunk_size was 2, now 3"):
+        write_numbers(tmp_path / "r", 3)
+    assert len(read_rollouts(write_numbers(tmp_path / "r", 2))) == 5
+    assert read_metadata(tmp_path / "r") == {"seed": 1}, "the dataset is the same for chunks of any size"
+
+
+def test_chunks_that_hold_too_few_rollouts_make_no_dataset(tmp_path):
+    with pytest.raises(UsageError, match="they hold 4 rollouts, and 5 were asked for"):
+        write_numbers(tmp_path / "r", 5, lambda part: make_rollouts(4))
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_failed_chunk_is_absent(tmp_path):

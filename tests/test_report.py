@@ -214,6 +214,20 @@ def test_json_is_strict_and_complete(evaluation, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "results.jsonl"]
 
 
+def test_the_baselines_can_be_computed_again_from_the_file_of_the_pool(evaluation, tmp_path):
+    path = run_files.write_jsonl(tmp_path / "pool.jsonl", report.pool_rows(evaluation.pool))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    pool = evaluation.pool
+    assert [(r["prompt_idx"], r["sample_idx"]) for r in rows] == list(np.ndindex(pool.correct.shape))
+    columns = {"correct": "correct", "answer_id": "answer_id", "value": "value", "self_length": "tokens"}
+    read = {name: np.array([r[column] for r in rows]).reshape(pool.correct.shape) for name, column in columns.items()}
+    again = SamplePool(**read, level=np.array([r["level"] for r in rows if not r["sample_idx"]]))
+    for name, curve in baseline_curves(pool).items():
+        for point, expected in zip(baseline_curves(again)[name], curve, strict=True):
+            for field in ("accuracy", "compute", "latency"):
+                np.testing.assert_array_equal(getattr(point, field), getattr(expected, field))
+
+
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     path = run_files.write_jsonl(tmp_path / "results.jsonl", [{"a": 1}])
 

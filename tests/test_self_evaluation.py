@@ -78,8 +78,8 @@ def test_the_opinion_is_the_models_next_token_after_the_question(softcap, tied):
             )
             found = jax.nn.softmax(logits(lm.config, hidden[0, -1], unembedding(lm.config, lm.params["body"]))[jnp.array([yes, no])])
             assert values[p, k] == pytest.approx(float(found[0]), abs=1e-5)
-            # Prompt, response and its end token lie in the sample's cache; the reply is one token.
-            assert extra[p, k] == ids.shape[1] - len(one.prompt_token_ids) - len(one.output_token_ids) + 1
+            # Prompt and response lie in the sample's cache, its end token, which was drawn last, does not; the reply is one token.
+            assert extra[p, k] == ids.shape[1] - len(one.prompt_token_ids) - (len(one.output_token_ids) - 1) + 1
     assert values.shape == extra.shape == (3, 2)
     assert np.ptp(values) > 1e-4
 

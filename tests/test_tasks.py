@@ -87,6 +87,7 @@ def test_maths_problems_come_from_jsonl(tmp_path):
         {"question": "What is 1 + 1?", "answer": 2},
         {"problem": "Half?", "answer": "\\frac{1}{2}", "level": "Level 3"},
         {"question": "Sum?", "answer": "First 70, then 72.\n#### 72", "level": 1},
+        {"question": "A pair?", "answer": "\U0001f600"},
     ]
     path.write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
     found = problems_from_jsonl(path)
@@ -94,6 +95,7 @@ def test_maths_problems_come_from_jsonl(tmp_path):
         (0, 0, "What is 1 + 1?", "2"),
         (1, 3, "Half?", "\\frac{1}{2}"),
         (2, 1, "Sum?", "72"),
+        (3, 0, "A pair?", "\U0001f600"),
     ]
     assert {p.task for p in found} == {"math"}
 
@@ -101,7 +103,8 @@ def test_maths_problems_come_from_jsonl(tmp_path):
 @pytest.mark.parametrize(
     "bad",
     [b'{"question": "q", "answer": "1"', b"[1, 2]", b'{"question": "q"}', b'{"answer": "1"}', b'{"question": 3, "answer": "1"}',
-     b'{"question": "q", "answer": true}', b'{"question": "q", "answer": " "}', b'{"question": "\xff", "answer": "1"}'],
+     b'{"question": "q", "answer": true}', b'{"question": "q", "answer": " "}', b'{"question": "\xff", "answer": "1"}',
+     rb'{"question": "q", "answer": "\ud800"}', rb'{"question": "\udc00", "answer": "1"}'],
 )  # fmt: skip
 def test_a_bad_line_is_named_by_its_number(tmp_path, bad):
     path = tmp_path / "maths.jsonl"

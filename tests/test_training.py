@@ -700,8 +700,13 @@ def test_a_model_without_a_head_cannot_be_trained(tmp_path):
         train(dataclasses.replace(tiny_lm(), head=None), rollouts(), CONFIG, tmp_path, source={})
 
 
+def of_prompts(prompts):
+    """Two rollouts of each of these prompts, which are numbers."""
+    return [dataclasses.replace(r, prompt_token_ids=[2, 3, prompts[r.prompt_index]]) for r in rollouts(2 * len(prompts))]
+
+
 def test_validation_holds_back_whole_prompts():
-    data = rollouts(30)
+    data = of_prompts(range(15))
     training, validation = split_validation(data, 8)
     assert len(validation) == 8
     assert len(training) == 22
@@ -709,6 +714,20 @@ def test_validation_holds_back_whole_prompts():
     assert split_validation(data, 0) == (data, [])
     with pytest.raises(UsageError, match="eval_rollouts=500: there are only 30 rollouts"):
         split_validation(data, 500)
+
+
+def test_copies_of_a_prompt_are_all_trained_on_or_all_held_back():
+    prompts = np.random.default_rng(0).integers(0, 200, 500).tolist()  # as sums of two digits: most of them come again
+    held = []
+    for order in (prompts, prompts[::-1]):
+        training, validation = split_validation(of_prompts(order), 200)
+        texts = [{int(r.prompt_token_ids[-1]) for r in part} for part in (training, validation)]
+        assert texts[0].isdisjoint(texts[1])
+        assert len(training) + len(validation) == 1000
+        assert abs(len(validation) - 200) < 10
+        assert 0.15 < len(texts[1]) / len(set(prompts)) < 0.25, "the frequent ones are held back no more and no less often"
+        held.append(texts[1])
+    assert held[0] == held[1], "which ones does not depend on where they stand"
 
 
 # ---- eight devices

@@ -7,21 +7,29 @@ import re
 MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
 
 _MARKER = re.compile(r"Answer\**\s*:\**")
+_EMPTY_BOX = re.compile(r"\\boxed\{\s*\}")
 _BRACES = re.compile(r"\\boxed\{|\\[{}\\]|[{}]")  # escaped braces are text
 
 
 def extract_answer(text: str) -> str | None:
     """The text after the last "Answer:" (emphasis stars allowed), else the contents of the last complete `\\boxed{...}`, else None.
 
-    A box after the marker is unwrapped, and the result is stripped of white space.
+    A box after the marker is unwrapped, and the result is stripped of white space and of emphasis stars around or behind it. Empty boxes
+    are passed over, and an empty answer is none.
     """
     text = text[-MAX_RESPONSE_CHARS:]
     marker_ends = [match.end() for match in _MARKER.finditer(text)]
-    tail = text[marker_ends[-1] :] if marker_ends else text
+    tail = _EMPTY_BOX.sub("", text[marker_ends[-1] :] if marker_ends else text)
     boxed = _last_boxed(tail)
     if boxed is not None:
-        return boxed.strip()
-    return tail.strip() if marker_ends else None
+        return boxed.strip() or None
+    return _without_emphasis(tail.strip()) or None if marker_ends else None
+
+
+def _without_emphasis(text: str) -> str:
+    """Stars at the end go, and as many at the beginning; those at the end alone were opened before the marker."""
+    inner = text.rstrip("*")
+    return inner.removeprefix("*" * (len(text) - len(inner))).strip()
 
 
 def _last_boxed(text: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from zip_rc_jax import distributed
@@ -34,10 +34,11 @@ def write_in_chunks(
       `directory`.
 
     Raises:
-      UsageError: the chunks there were made with other settings, or other processes left none of theirs here.
+      UsageError: the chunks there were made with other settings, hold too many or too few rollouts, or other processes left none of theirs
+        here.
       Interrupted: after the chunk that a signal came in.
     """
-    partial = PartialRollouts(directory.with_name(f".{directory.name}.partial"), fingerprint=settings)
+    partial = PartialRollouts(directory.with_name(f".{directory.name}.partial"), fingerprint=settings | {"chunk_size": size})
     count, total = -(-len(items) // size), len(items) * each
     missing = sorted(set(range(count)) - partial.done())
     distributed.barrier()  # all have seen the same chunks, and no dataset, before one of them adds any
@@ -57,7 +58,17 @@ def write_in_chunks(
                 f"chunks {absent[:5]} of {count} are not there, though every process made its own",
                 "give all processes the same run_dir, on a file system that all of them see",
             )
-        write_rollouts(directory, partial.all(), metadata=settings)
+        write_rollouts(directory, _counted(partial.all(), total, partial.directory), metadata=settings)
         partial.remove()
     distributed.barrier()
     return directory
+
+
+def _counted(rollouts: Iterable[Rollout], count: int, where: pathlib.Path) -> Iterator[Rollout]:
+    """Raises UsageError after the last one if there were not `count` of them."""
+    found = 0
+    for rollout in rollouts:
+        found += 1
+        yield rollout
+    if found != count:
+        raise UsageError(f"chunks in {where}", f"they hold {found} rollouts, and {count} were asked for", "delete them to start again")

@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the whole path on the embedded policy, in minutes on 2 CPU cores",
         description="Samples rollouts from the embedded chain_sum policy, grades them, trains critic, final model and ZIP-RC-Lite,\n"
         "decodes held-out problems with the adaptive search and all baselines, shows one problem being solved, and writes\n"
-        "pareto.png, report.html, results.jsonl and metadata.json to run_dir/report.\n\n"
+        "pareto.png, report.html, results.jsonl, pool.jsonl and metadata.json to run_dir/report.\n\n"
         "example: zip-rc demo run_dir=runs/mine final.steps=1000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -179,7 +179,8 @@ def build_parser() -> argparse.ArgumentParser:
         "compare the search with its baselines on held-out problems",
         "Decodes `evaluate.prompts` held-out problems online with every setting of the sweep and with the baselines,\n"
         "under one cost meter, on all accelerators of the host.\n"
-        "Output: run_dir/report with report.html, pareto.png, results.jsonl, metadata.json. Finished settings survive Ctrl-C.\n\n"
+        "Output: run_dir/report with report.html, pareto.png, results.jsonl, pool.jsonl, metadata.json.\n"
+        "Finished settings survive Ctrl-C.\n\n"
         "example: zip-rc evaluate configs/chain_sum.yaml evaluate.prompts=800",
     )
     add_compile_parser(commands)
@@ -212,9 +213,11 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         "evaluate": lambda: run_evaluation(config, argv),
     }
     made = stages[name]()
-    if getattr(arguments, "format", "tfds") == "parquet" and distributed.is_chief():
-        assert isinstance(made, pathlib.Path)  # the stages with a --format return their dataset
-        pipeline.export_parquet(config, made)
+    if getattr(arguments, "format", "tfds") == "parquet":
+        if distributed.is_chief():
+            assert isinstance(made, pathlib.Path)  # the stages with a --format return their dataset
+            pipeline.export_parquet(config, made)
+        distributed.barrier()  # a process that ends waits for the others for a minute, and then ends them
 
 
 def main(argv: Sequence[str] | None = None) -> int:

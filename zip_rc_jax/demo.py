@@ -156,6 +156,8 @@ def decode_prompts(
         shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         console.print(f"prompt {i}: {shown}", highlight=False, markup=False)
     tokens = sum(r.usage.tokens for r in results.values())
+    if not rest:  # the call before was interrupted after its last prompt
+        return [results[i] for i in range(len(prompts))]
     with contextlib.nullcontext() if live else progress("decode", len(prompts), len(results)) as bar:
         # What a prompt gives does not depend on the others, so nothing shows that some were decoded before.
         for event in decode_stream(lm, [prompts[i] for i in rest], config, seed=seed, chat_template_kwargs=chat):

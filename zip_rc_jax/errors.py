@@ -12,3 +12,4 @@ class UsageError(ValueError):
 
     def __init__(self, value: str, reason: str, fix: str):
         super().__init__(f"{value}: {reason}. Fix: {fix}.")
+        self.value, self.reason, self.fix = value, reason, fix

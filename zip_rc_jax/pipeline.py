@@ -9,7 +9,9 @@ chunks that the processes share; each works on its own devices, and the first jo
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import hashlib
 import math
 import pathlib
 import random
@@ -27,6 +29,7 @@ from zip_rc_jax.data.records import Rollout, RolloutSource, read_metadata, summa
 from zip_rc_jax.data.tasks import MATH, Problem, problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
 from zip_rc_jax.decoding.engine import Engine, ResultEvent
+from zip_rc_jax.decoding.requests import Request
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
@@ -152,7 +155,31 @@ def _rollout(
     )
 
 
-def run_all(engine: Engine, prompts: Sequence[str], title: str = "") -> list[Result]:
+def evaluation_seed(config: PipelineConfig) -> int:
+    """Seed of an evaluation's samples: a stream of its own, so that a problem that the rollouts had too gets other samples there."""
+    return _derived_seed("evaluate", config.evaluate.seed)
+
+
+def _derived_seed(*parts: str | int) -> int:
+    """32-bit seed that follows from `parts`; in practice, other parts give another one."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
+
+
+def with_own_samples(texts: Sequence[str], seed: int) -> list[Request]:
+    """A request per text. The first of equal texts has `seed`, every other one a seed that follows from it and from how many came before.
+
+    With one seed for all, equal texts would get equal samples. What a text gets does not depend on the texts after it.
+    """
+    before: collections.Counter[str] = collections.Counter()
+    requests = []
+    for text in texts:
+        copy = before[text]
+        requests.append(Request(text, seed=_derived_seed("copy", seed, copy) if copy else seed))
+        before[text] += 1
+    return requests
+
+
+def run_all(engine: Engine, prompts: Sequence[str | Request], title: str = "") -> list[Result]:
     """Results of all prompts in order, with a progress bar if `title` is given."""
     results: dict[int, Result] = {}
     with progress(title or "decode", len(prompts)) as bar:
@@ -169,8 +196,8 @@ def run_all(engine: Engine, prompts: Sequence[str], title: str = "") -> list[Res
 def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     """Samples the policy on the training problems; result in `run_dir/rollouts`. Finished chunks survive an interruption.
 
-    Several processes share the chunks that are not there yet. A sample depends on the seed and its prompt alone, so the result is the
-    same for any number of them, also if it changes between an interruption and the next start.
+    Several processes share the chunks that are not there yet. A sample depends on the seed, its prompt and how many problems before it
+    have the same one, so the result is the same for any number of them, also if it changes between an interruption and the next start.
 
     Raises:
       UsageError: `config.data` names other rollouts, the directory holds some of other settings, or the policy or task is impossible.
@@ -185,7 +212,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         _same_source(directory, settings)
         return directory
     found = problems(config.task, "train", r.prompts)
-    texts = prompt_texts(found, config, policy.tokenizer)
+    requests = with_own_samples(prompt_texts(found, config, policy.tokenizer), r.seed)
     decode = DecodeConfig(
         strategy="fixed",
         n=r.samples,
@@ -202,7 +229,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     engine = Engine(policy.with_head(config.grid.grid("correct"), "correct"), decode, r.seed)
 
     def sample(part: Sequence[Problem]) -> list[Rollout]:
-        results = run_all(engine, [texts[p.index] for p in part])
+        results = run_all(engine, [requests[p.index] for p in part])
         return [x for p, result in zip(part, results, strict=True) for x in as_rollouts(p, result, policy)]
 
     return write_in_chunks("rollout", directory, settings, found, max(1, rows // r.samples) * 4, sample, each=r.samples)
@@ -215,14 +242,15 @@ def sampling_layout(rows: int, samples: int) -> Layout:
     return side_by_side(used, DECODE_RULES)
 
 
-def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:
-    """The prefixes of a result as ungraded rollouts.
-
-    Raises:
-      UsageError: the model failed on the prompt; a rollout that broke off there is no sample of the policy.
-    """
+def refuse_failure(p: Problem, result: Result) -> None:
+    """Raises UsageError if the model failed on the prompt; what broke off there is no sample of the policy."""
     if result.error:
         raise UsageError(f"problem {p.index} (level {p.level}, seed {p.seed})", result.error, "look at the model's weights and dtype")
+
+
+def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:
+    """The prefixes of a result as ungraded rollouts. Raises as `refuse_failure`."""
+    refuse_failure(p, result)
     prompt_ids = lm.tokenizer.encode(result.prompt)
     return [_rollout(p, x.id, result.prompt, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop") for x in result.prefixes]
 
@@ -389,6 +417,8 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
     training, validation = split_validation(rollouts, settings.eval_rollouts)
     _check_graded(validation, stage, settings)
     source = {"data": metadata, "policy": policy.digest()} | ({"rows": lm.digest()} if settings.rows_from else {})
+    if validation:  # a run that was begun with another split would go on with rollouts that it has been tested on
+        source["validation"] = "by prompt"
     start = [lm]
     del lm, policy  # see `train`
     return train(

@@ -155,6 +155,11 @@ def _differences(stored: Any, given: Any, name: str = "") -> Iterator[str]:
         yield f"{name} was {stored!r}, now {given!r}"
 
 
+def code_version() -> dict[str, str | None]:
+    """`version` of this package, and the `commit` of its checkout (see `run_metadata`)."""
+    return {"version": _version("zip-rc-jax"), "commit": package_commit(pathlib.Path(__file__).resolve().parent)}
+
+
 def _git_commit(package: pathlib.Path) -> str | None:
     """Commit of the checkout of this package, "+changes" if tracked files differ; None when the package is not in its checkout."""
 
@@ -211,7 +216,7 @@ def run_metadata(config: Mapping[str, Any], argv: Sequence[str] | None = None, s
     now = time.time()
     return {
         "command": shlex.join(sys.argv if argv is None else argv),
-        "commit": package_commit(pathlib.Path(__file__).resolve().parent),
+        "commit": code_version()["commit"],
         "versions": {package: version for package in PACKAGES if (version := _version(package))},
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -9,6 +9,7 @@ from zip_rc_jax.config.checks import one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
+from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
 
 MAX_SAMPLES = 10  # of an evaluation; 252 subsets at most
@@ -246,6 +247,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         for field in ("alphas", "betas", "candidates", "headline_beta"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
+            require(bool(getattr(self, field)), f"evaluate.{field}=[]", "nothing would be decoded", "give at least one")
         for name in self.candidates:
             one_of("evaluate.candidates", name, CANDIDATES)
         for field in ("prompts", "bootstrap", "drift_rollouts"):
@@ -270,6 +272,9 @@ class EvaluateConfig:
             f"headline_beta={self.headline_beta}, alphas={self.alphas}",
             "every alpha has its own headline beta",
             "give one per alpha",
+        )
+        require(
+            0 <= self.seed < 2**32, f"evaluate.seed={self.seed}", "it is not a whole number of 32 bits", f"use one from 0 to {2**32 - 1}"
         )
 
 
@@ -310,6 +315,44 @@ class PipelineConfig:
             "only in a chat is there another turn to ask in",
             "set prompt.style=chat, or leave the question out",
         )
+        # What an evaluation is going to decode, so that what is impossible is found now and not after hours.
+        try:
+            self.fixed_decode  # noqa: B018
+        except UsageError as error:
+            raise UsageError(f"evaluate.samples={self.evaluate.samples} with decode: {error.value}", error.reason, error.fix) from None
+        try:
+            names = [name for name, _ in self.sweep(length_budget=1)]
+        except UsageError as error:
+            raise UsageError(f"evaluate.alphas, betas, candidates: {error.value}", error.reason, error.fix) from None
+        repeated = [name for i, name in enumerate(names) if name in names[:i]]
+        require(not repeated, f"evaluate.alphas, betas, candidates: {repeated}", "they occur twice in the sweep", "leave one out")
+
+    @property
+    def fixed_decode(self) -> DecodeConfig:
+        """How an evaluation makes its pool: `evaluate.samples` full samples of every problem, whatever the search may spend."""
+        return dataclasses.replace(self.decode, strategy="fixed", length_budget=0, token_budget=0, time_budget=0.0, n=self.evaluate.samples)
+
+    def sweep(self, length_budget: int) -> list[tuple[str, DecodeConfig]]:
+        """Every online setting of an evaluation by name: the search over candidate sets, alpha and beta, and the pruning baselines.
+
+        Args:
+          length_budget: of the baseline that has one, in tokens.
+        """
+        e, base = self.evaluate, dataclasses.replace(self.decode, strategy="zip_rc", length_budget=0)
+        return [
+            *(
+                (f"{candidates} alpha={alpha:g} beta={beta:g}", dataclasses.replace(base, candidates=candidates, alpha=alpha, beta=beta))
+                for candidates in e.candidates
+                for alpha in e.alphas
+                for beta in e.betas
+            ),
+            ("reward threshold", dataclasses.replace(base, strategy="reward_threshold")),
+            ("half finished", dataclasses.replace(base, strategy="half_finished")),
+            (
+                f"length budget {length_budget}",
+                dataclasses.replace(base, strategy="length_budget", length_budget=length_budget),
+            ),
+        ]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Grader:
           UsageError: reasoning-gym has no such task, or its scorer needs the entry, which `entry_json` does not give.
         """
         answer = extract_answer(response)
-        if answer is None or not answer or len(answer) > max(MAX_ANSWER_CHARS, 4 * len(problem.answer)):
+        if answer is None or len(answer) > max(MAX_ANSWER_CHARS, 4 * len(problem.answer)):
             return 0.0
         if problem.task == MATH:
             if answer == problem.answer.strip():

@@ -138,7 +138,7 @@ def write_rollouts(directory: str | pathlib.Path, rollouts: Iterable[Rollout], *
             download_dir=temporary / "downloads", download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
         written = pathlib.Path(builder.data_dir)
-        (written / METADATA).write_text(json.dumps(metadata, indent=2, sort_keys=True) + "\n")
+        (written / METADATA).write_text(json.dumps(metadata, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_summary(written / SUMMARY, rows.summary())
         if directory.exists():
             directory.rename(temporary / "replaced")
@@ -150,7 +150,7 @@ def write_rollouts(directory: str | pathlib.Path, rollouts: Iterable[Rollout], *
 def read_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
     """The metadata given to `write_rollouts`. Raises `UsageError` for a directory that is not a complete rollout dataset."""
     _check(directory)
-    return json.loads((pathlib.Path(directory) / METADATA).read_text())
+    return json.loads((pathlib.Path(directory) / METADATA).read_text(encoding="utf-8"))
 
 
 class RolloutSource(Sequence[Rollout]):
@@ -178,9 +178,10 @@ class RolloutSource(Sequence[Rollout]):
 
     @functools.cached_property
     def summary(self) -> RolloutSummary:
-        """From the file that `write_rollouts` left; where there is none (an older dataset), all records are read once."""
+        """From the file that `write_rollouts` left; where there is none or an older one, all records are read once."""
         path = self._directory / SUMMARY
-        return read_summary(path, len(self)) if path.is_file() else RolloutSummary.of(self)
+        stored = read_summary(path, len(self)) if path.is_file() else None
+        return RolloutSummary.of(self) if stored is None else stored
 
     def __len__(self) -> int:
         return len(self._records)
@@ -294,7 +295,7 @@ class PartialRollouts:
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = self.directory / "fingerprint.json"
         if settings.is_file():
-            same_fingerprint(f"partial rollouts {self.directory}", json.loads(settings.read_text()), fingerprint)
+            same_fingerprint(f"partial rollouts {self.directory}", json.loads(settings.read_text(encoding="utf-8")), fingerprint)
         else:
             write_json(settings, fingerprint)
 
@@ -310,7 +311,7 @@ class PartialRollouts:
     def all(self) -> Iterator[Rollout]:
         """The rollouts of all chunks, in the order of the chunk ids."""
         for chunk_id in sorted(self.done()):
-            with self._path(chunk_id).open() as lines:
+            with self._path(chunk_id).open(encoding="utf-8") as lines:
                 yield from (Rollout(**json.loads(line)) for line in lines)
 
     def remove(self) -> None:

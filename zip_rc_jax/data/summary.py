@@ -6,6 +6,7 @@ import array
 import dataclasses
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ class RolloutSummary:
     Attributes:
       prompt, output: int64 `[n]`, tokens of the prompt and of the response.
       prompt_index: int64 `[n]`.
+      prompt_hash: int64 `[n]`, 32 bits of the prompt's tokens: equal prompts have equal ones, whatever their index.
       largest_id: int64 `[n]`, largest token id; -1 without any token.
       finished: bool `[n]`.
       correct, value: float32 `[n]`.
@@ -32,6 +34,7 @@ class RolloutSummary:
     prompt: np.ndarray
     output: np.ndarray
     prompt_index: np.ndarray
+    prompt_hash: np.ndarray
     largest_id: np.ndarray
     finished: np.ndarray
     correct: np.ndarray
@@ -62,12 +65,13 @@ class SummaryRows:
     def add(self, r: Rollout) -> Rollout:
         """Returns it again."""
         largest = max(int(ids.max(initial=-1)) for ids in (r.prompt_token_ids, r.output_token_ids))
-        row = (len(r.prompt_token_ids), len(r.output_token_ids), r.prompt_index, largest, r.finished, r.correct, r.value)
+        prompt = zlib.crc32(r.prompt_token_ids.astype("<i4").tobytes())
+        row = (len(r.prompt_token_ids), len(r.output_token_ids), r.prompt_index, prompt, largest, r.finished, r.correct, r.value)
         self._rows.extend(row)
         return r
 
     def summary(self) -> RolloutSummary:
-        kinds = (np.int64, np.int64, np.int64, np.int64, np.bool_, np.float32, np.float32)
+        kinds = (np.int64, np.int64, np.int64, np.int64, np.int64, np.bool_, np.float32, np.float32)
         columns = np.array(self._rows).reshape(-1, len(kinds)).T
         return RolloutSummary(*(column.astype(kind) for column, kind in zip(columns, kinds, strict=True)))
 
@@ -77,10 +81,16 @@ def write_summary(path: pathlib.Path, summary: RolloutSummary) -> None:
     np.savez(path, **vars(summary))
 
 
-def read_summary(path: pathlib.Path, count: int) -> RolloutSummary:
-    """What `write_summary` wrote. Raises `UsageError` if that is damaged or not of `count` rollouts."""
+def read_summary(path: pathlib.Path, count: int) -> RolloutSummary | None:
+    """What `write_summary` wrote; None if that was an earlier version's, which had no `prompt_hash`.
+
+    Raises:
+      UsageError: it is damaged or not of `count` rollouts.
+    """
     try:
         with np.load(path) as columns:
+            if {*columns.files, "prompt_hash"} == {f.name for f in dataclasses.fields(RolloutSummary)} > {*columns.files}:
+                return None
             found = RolloutSummary(**columns)
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise _foreign(path, f"it cannot be read ({error})") from error

@@ -169,5 +169,7 @@ def _parse_line(line: str, index: int, answers: bool) -> Problem:
         answer = ""
     elif isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
         raise ValueError("it has no text or number under `answer`")
+    if re.search("[\ud800-\udfff]", f"{question}{answer}"):  # JSON can spell it; no tokenizer reads it, and no file of results can hold it
+        raise ValueError("its question or answer holds half of a surrogate pair")
     level = re.search(r"[0-9]+", str(data.get("level", "")))
     return Problem(index, int(level.group()) if level else 0, 0, question, str(answer).rpartition("####")[2].strip(), MATH)

@@ -276,7 +276,8 @@ def failure(job: Job | Refusal, error: str, seconds: float = 0.0) -> Result:
 def expectations(joint: np.ndarray, grid: Grid) -> tuple[float, float]:
     """Expected reward and expected remaining tokens of a joint `[C]`."""
     table = joint.reshape(grid.n_reward, grid.n_length)
-    return float(table.sum(1) @ grid.reward_centres), float(table.sum(0) @ grid.length_midpoints)
+    reward = np.clip(table.sum(1) @ grid.reward_centres, grid.reward_centres[0], grid.reward_centres[-1])  # see `Grid.expected_reward`
+    return float(reward), float(table.sum(0) @ grid.length_midpoints)
 
 
 def best_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:

@@ -30,14 +30,23 @@ from zip_rc_jax.evaluation import plots
 from zip_rc_jax.evaluation.baselines import NO_ANSWER, SELF_EVALUATION, SamplePool, baseline_curves, majority_reward, self_evaluation_curve
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.evaluation.report import Evaluation, result_rows, write_report
+from zip_rc_jax.evaluation.report import Evaluation, pool_rows, result_rows, write_report
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
-from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, run_all, run_directory
+from zip_rc_jax.pipeline import (
+    as_rollouts,
+    evaluation_seed,
+    load_policy,
+    prompt_record,
+    refuse_failure,
+    run_all,
+    run_directory,
+    with_own_samples,
+)
 from zip_rc_jax.progress import progress
-from zip_rc_jax.run_files import run_metadata, write_json, write_jsonl
+from zip_rc_jax.run_files import code_version, run_metadata, write_json, write_jsonl
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
 from zip_rc_jax.training.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
 
@@ -54,7 +63,10 @@ class Decoded:
 
 
 class Bench:
-    """Held-out problems, the grader, and the files that make finished decodes survive an interruption."""
+    """Held-out problems, the grader, and the files that make finished decodes survive an interruption.
+
+    They stay when the report has been written: with another beta, or more of them, only what is new is decoded.
+    """
 
     def __init__(self, config: PipelineConfig, grader: Grader, partial: pathlib.Path):
         self.config, self.grader, self.partial = config, grader, partial
@@ -62,28 +74,38 @@ class Bench:
         partial.mkdir(parents=True, exist_ok=True)
 
     def decode(self, lm: LanguageModel, decode: DecodeConfig, title: str) -> Decoded:
-        """All problems under one setting. Reads the result of an earlier, interrupted call with the same model and setting."""
+        """All problems under one setting. Reads the result of an earlier call with the same model, setting and code.
+
+        Raises:
+          UsageError: the model failed on a problem.
+        """
+        seed = evaluation_seed(self.config)
         key = {
             "model": lm.digest(),
             "decode": to_dict(decode),
             "task": to_dict(self.config.task),
-            "evaluate": {"prompts": self.config.evaluate.prompts, "seed": self.config.evaluate.seed},
+            "evaluate": {"prompts": self.config.evaluate.prompts, "seed": seed},
+            "code": code_version(),  # the report names one commit, which made all of it
             **prompt_record(self.config, lm.tokenizer),
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
-        if path.is_file():
-            stored = json.loads(path.read_text())
-            if stored["key"] == json.loads(json.dumps(key)):
-                return Decoded([Result.from_dict(r) for r in stored["results"]], stored["grades"], stored["seconds"])
-        engine = Engine(lm, decode, self.config.evaluate.seed)
-        started = time.perf_counter()
-        results = run_all(engine, prompt_texts(self.problems, self.config, lm.tokenizer), title)
-        seconds = time.perf_counter() - started
-        items = [(p, x.text) for p, r in zip(self.problems, results, strict=True) for x in r.prefixes]
-        scores = iter([correct(s) for s in self.grader.grade_many(items)])
-        grades = [[next(scores) for _ in r.prefixes] for r in results]
-        write_json(path, {"key": key, "seconds": seconds, "grades": grades, "results": [r.to_dict() for r in results]})
-        return Decoded(results, grades, seconds)
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if stored.get("key") != json.loads(json.dumps(key)):
+            engine = Engine(lm, decode, seed)
+            started = time.perf_counter()
+            found = run_all(engine, with_own_samples(prompt_texts(self.problems, self.config, lm.tokenizer), seed), title)
+            seconds = time.perf_counter() - started
+            for p, result in zip(self.problems, found, strict=True):
+                refuse_failure(p, result)
+            stored = {"key": key, "seconds": seconds, "grades": None, "results": [r.to_dict() for r in found]}
+            write_json(path, stored)  # before the grades, so that an interruption or a failure among them loses no decode
+        results = [Result.from_dict(r) for r in stored["results"]]
+        if stored["grades"] is None:
+            items = [(p, x.text) for p, r in zip(self.problems, results, strict=True) for x in r.prefixes]
+            scores = iter([correct(s) for s in self.grader.grade_many(items)])
+            stored["grades"] = [[next(scores) for _ in r.prefixes] for r in results]
+            write_json(path, stored)
+        return Decoded(results, stored["grades"], stored["seconds"])
 
 
 def answer_ids(texts: Sequence[str]) -> list[int]:
@@ -94,7 +116,18 @@ def answer_ids(texts: Sequence[str]) -> list[int]:
 
 
 def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:
-    """The baselines' pool from a decode with strategy "fixed"."""
+    """The baselines' pool from a decode with strategy "fixed".
+
+    Raises:
+      UsageError: a sample that is not finished, whose value and length are those of a prefix.
+    """
+    for p, r in zip(found, decoded.results, strict=True):
+        if unfinished := [x.id for x in r.prefixes if x.state != "finished"]:
+            raise UsageError(
+                f"samples {unfinished} of problem {p.index}",
+                "they are not finished",
+                "decode them with strategy='fixed' and without a budget",
+            )
     return SamplePool(
         correct=np.array(decoded.grades),
         answer_id=np.array([answer_ids([x.text for x in r.prefixes]) for r in decoded.results]),
@@ -108,7 +141,8 @@ def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
     """The cost and the answers (by value, by vote, by majority) of a decode."""
 
     def graded(result: Result, grades: list[float], text: str) -> float:
-        return next((g for x, g in zip(result.prefixes, grades, strict=True) if x.state == "finished" and x.text == text), 0.0)
+        # Where a budget ended the search, the answer may be that of an unfinished prefix.
+        return next((g for x, g in zip(result.prefixes, grades, strict=True) if x.text == text), 0.0)
 
     def majority(result: Result, grades: list[float]) -> float:
         ended = [(g, x.text) for x, g in zip(result.prefixes, grades, strict=True) if x.state == "finished"]
@@ -218,7 +252,7 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
 
 
 def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], lite: LanguageModel | None = None) -> Evaluation:
-    """Decodes the held-out problems with every method, and writes report, plots, `results.jsonl` and `metadata.json`.
+    """Decodes the held-out problems with every method, and writes report, plots, `results.jsonl`, `pool.jsonl` and `metadata.json`.
 
     Args:
       config: sections task, decode and evaluate; the report goes to `run_dir/report`.
@@ -235,12 +269,11 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     with Grader() as grader:
         bench = Bench(config, grader, directory / ".partial")
         ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
-        fixed = dataclasses.replace(config.decode, strategy="fixed", length_budget=0, n=e.samples)
-        plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), fixed, POLICY_RUN)
-        decoded = bench.decode(lm, fixed, "fixed samples")
+        plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), config.fixed_decode, POLICY_RUN)
+        decoded = bench.decode(lm, config.fixed_decode, "fixed samples")
         pool = sample_pool(bench.problems, decoded)
         runs, traced = [], None
-        for name, setting in _sweep(config, pool):
+        for name, setting in config.sweep(length_budget=int(np.quantile(pool.self_length, 0.75))):
             outcome = bench.decode(lm, setting, name)
             runs.append(online_run(name, setting, outcome))
             if traced is None and setting.strategy == "zip_rc" and setting.beta == e.headline_beta[0]:
@@ -283,6 +316,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     evaluation = dataclasses.replace(evaluation, metadata=run_metadata(to_dict(config), argv, started))
     write_report(directory, evaluation)
     write_jsonl(directory / "results.jsonl", result_rows(runs, pool, [p.question for p in bench.problems]))
+    write_jsonl(directory / "pool.jsonl", pool_rows(pool))
     metrics_found = {"quality": evaluation.quality, "drift": evaluation.drift}
     write_json(directory / "metadata.json", {**evaluation.metadata, **prompt_record(config, lm.tokenizer), **metrics_found})
     return evaluation
@@ -314,24 +348,6 @@ def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile
         np.stack([x[whole & (pool.level == level)].mean(0) for level in levels]) for x in _first_joints(grid, pool, found)
     )
     return drawing.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
-
-
-def _sweep(config: PipelineConfig, pool: SamplePool) -> list[tuple[str, DecodeConfig]]:
-    """Every online setting: the adaptive search over alpha, beta and candidate sets, and the pruning baselines."""
-    e, base = config.evaluate, dataclasses.replace(config.decode, strategy="zip_rc", length_budget=0)
-    settings = [
-        (f"{candidates} alpha={alpha:g} beta={beta:g}", dataclasses.replace(base, candidates=candidates, alpha=alpha, beta=beta))
-        for candidates in e.candidates
-        for alpha in e.alphas
-        for beta in e.betas
-    ]
-    budget = int(np.quantile(pool.self_length, 0.75))
-    return [
-        *settings,
-        ("reward threshold", dataclasses.replace(base, strategy="reward_threshold")),
-        ("half finished", dataclasses.replace(base, strategy="half_finished")),
-        (f"length budget {budget}", dataclasses.replace(base, strategy="length_budget", length_budget=budget)),
-    ]
 
 
 def _telling(decoded: Decoded, found: Sequence[Problem]) -> Result:

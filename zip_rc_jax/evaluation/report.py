@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from zip_rc_jax import drawing
@@ -34,7 +35,7 @@ th{text-align:right;background:var(--soft)}td{text-align:right}.text{text-align:
 
 
 def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
-    """Lines of `results.jsonl`: one per run and prompt, everything needed to recompute the tables.
+    """Lines of `results.jsonl`: one per run and prompt. With those of `pool_rows`, enough to recompute all tables but self-evaluation's.
 
     Args:
       runs: of P prompts each.
@@ -63,6 +64,20 @@ def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[s
                 "prefixes/started": run.n_started[i],
                 "prefixes/finished": run.n_finished[i],
             }
+
+
+def pool_rows(pool: SamplePool) -> Iterable[dict[str, Any]]:
+    """Lines of `pool.jsonl`: one per sample of the pool, which the baselines and the unit of cost are made of."""
+    for i, k in np.ndindex(pool.correct.shape):
+        yield {
+            "prompt_idx": i,
+            "sample_idx": k,
+            "level": pool.level[i],
+            "correct": pool.correct[i, k],
+            "answer_id": pool.answer_id[i, k],
+            "value": pool.value[i, k],
+            "tokens": pool.self_length[i, k],
+        }
 
 
 def _html_table(table: Table) -> str:

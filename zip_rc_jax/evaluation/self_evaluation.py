@@ -61,7 +61,8 @@ class SelfEvaluation:
             for sample in row:
                 ids = self._asked(turns, sample.response)
                 asked.append(dataclasses.replace(sample, prompt_token_ids=np.asarray(ids), output_token_ids=np.asarray(self.replies[:1])))
-                held = [*sample.prompt_token_ids.tolist(), *sample.output_token_ids.tolist()]
+                # What was drawn last was never an input, so it is in no cache.
+                held = [*sample.prompt_token_ids.tolist(), *sample.output_token_ids[:-1].tolist()]
                 extra.append(len(ids) - equal_tokens(ids, held) + 1)
         settings = ForwardSettings(self.config.label.batch_tokens)
         yes, no = first_logits(self.lm, asked, self.replies, settings, "self-evaluation").astype(np.float64).T

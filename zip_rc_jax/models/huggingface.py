@@ -45,7 +45,7 @@ class SafetensorsSource:
     def _shards(directory: pathlib.Path) -> list[pathlib.Path]:
         if (directory / INDEX).is_file():
             try:
-                found = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+                found = sorted(set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                 raise UsageError(f"{directory / INDEX}", f"it is damaged ({error!r})", "download it again") from None
             paths = [directory / name for name in found]
@@ -82,8 +82,8 @@ def _plain_name(stored: str) -> str | None:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Raises UsageError for a file that is not a JSON object."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}", f"it cannot be read ({error})", "download it again") from None
     if not isinstance(found, dict):
         raise UsageError(f"{path}", "it is not a JSON object", "download it again")
@@ -138,8 +138,8 @@ def write_checkpoint(
         AutoConfig.for_model(settings["model_type"], **rest, dtype=dtype, eos_token_id=eos).save_pretrained(temporary)
         written = read_json(temporary / CONFIG)
         written |= _older_spellings(written)
-        (temporary / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-        (temporary / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}, indent=2) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (temporary / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}, indent=2) + "\n", encoding="utf-8")
         tokenizer.save_pretrained(temporary)
         _write_shards(temporary, found)
         temporary.rename(directory)
@@ -185,4 +185,4 @@ def _write_shards(directory: pathlib.Path, found: Iterator[tuple[str, np.ndarray
     for number, name in enumerate(names):
         (directory / f"{number}.safetensors").rename(directory / name)
     index = {"metadata": {"total_size": total}, "weight_map": {t: name for name, shard in zip(names, shards, strict=True) for t in shard}}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

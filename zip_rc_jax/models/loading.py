@@ -75,8 +75,10 @@ def load(
         local = huggingface.download(name)
     if (local / huggingface.CONFIG).is_file():
         return _load_huggingface(local, dtype, layout, given)
-    if given:
-        raise UsageError(f"zip_label={zip_label!r} for {path}", "only foreign checkpoints need it", "leave it out")
+    if given and local.is_dir():
+        if (local / "meta").is_dir() or (local / "model").is_dir():
+            raise UsageError(f"zip_label={zip_label!r} for {path}", "only foreign checkpoints need it", "leave it out")
+        raise UsageError(f"model {path}", f"there is no {huggingface.CONFIG} there", "pass the directory that holds it")
     return _load_orbax(local, dtype, layout)
 
 

@@ -135,7 +135,7 @@ def train(
                 state = change_bodies(state, functools.partial(unstack, lm.config))
                 teacher = teacher and unstack(lm.config, teacher)
             if distributed.is_chief():
-                (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+                (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
                 mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
                 write_json(directory / "environment.json", run_metadata(settings) | mesh)
             state = _run(
@@ -317,16 +317,18 @@ def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
 
 
 def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[Sequence[Rollout], list[Rollout]]:
-    """(training, validation): about `count` rollouts of the last prompts are held back whole prompts at a time, and read.
+    """(training, validation): about `count` rollouts are held back, and read. Of equal prompts, all are on the same side.
+
+    Which prompts depends on their tokens alone, and not on how often they come, so that validation is like training.
 
     Raises:
       UsageError: nothing would be left to train on.
     """
     if not count:
         return rollouts, []
-    prompts = summary_of(rollouts).prompt_index
-    order = np.unique(prompts)
-    held = np.isin(prompts, order[len(order) - max(1, round(count / (len(prompts) / len(order)))) :])
+    _, prompt, copies = np.unique(summary_of(rollouts).prompt_hash, return_inverse=True, return_counts=True)
+    # In the order of their hashes; as many of the first ones as come nearest to `count`.
+    held = prompt <= np.argmin(np.abs(np.cumsum(copies) - count))
     if held.all():
         raise UsageError(f"eval_rollouts={count}", f"there are only {len(rollouts)} rollouts", "lower it or make more rollouts")
     return Selection(rollouts, np.flatnonzero(~held)), Selection(rollouts, np.flatnonzero(held))[:]

@@ -47,12 +47,12 @@ class Tracker:
         for line in kept:
             self._latest |= {name: math.nan if value is None else value for name, value in json.loads(line).items()}
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)
         for image in self._heatmaps.glob("step_*.png"):
             if int(image.stem.removeprefix("step_")) > start:
                 image.unlink()
-        self._log = path.open("a")
+        self._log = path.open("a", encoding="utf-8")
         self._events = EventFile(directory / "tensorboard", start)
 
     def __enter__(self) -> Tracker:
@@ -98,5 +98,5 @@ class Tracker:
 
 def _lines(path: pathlib.Path, last: int) -> list[str]:
     """The lines of a JSONL file up to step `last`, without one that was cut in half."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [line for line in lines if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= last]
