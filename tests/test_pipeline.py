@@ -155,7 +155,7 @@ def test_the_report_holds_what_it_promises(finished):
 def test_every_stage_can_be_called_again_and_does_nothing(finished, monkeypatch):
     directory, config = finished
     before = {p: p.stat().st_mtime_ns for p in directory.rglob("*.array_record*")}
-    monkeypatch.setattr(Engine, "run", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(Engine, "run", lambda *_, **__: pytest.fail("decoded again"))
     pipeline.make_rollouts(config)
     pipeline.make_grades(config)
     pipeline.train_head(config, "critic")
@@ -305,9 +305,9 @@ def test_an_evaluation_gives_the_same_on_all_accelerators_of_a_host(finished, se
         (tmp_path / stage).symlink_to(directory / stage)
     used, run = [], Engine.run
 
-    def counted(self, prompts):
+    def counted(self, prompts, **options):
         used.append(self.lm.layout.mesh.devices.size)
-        return run(self, prompts)
+        return run(self, prompts, **options)
 
     monkeypatch.setattr(Engine, "run", counted)
     monkeypatch.setattr(pipeline, "devices_worth_using", lambda: 3)
