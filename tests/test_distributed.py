@@ -20,7 +20,7 @@ from processes import ROOT, cut, free_port, prepare, records, rollouts, started,
 
 from zip_rc_jax import distributed, pipeline
 from zip_rc_jax.cli import main
-from zip_rc_jax.config import MeshConfig, TrainConfig
+from zip_rc_jax.config import KL_KINDS, MeshConfig, TrainConfig
 from zip_rc_jax.data.batches import fill_rate, train_batches
 from zip_rc_jax.data.records import read_rollouts
 from zip_rc_jax.distributed import Processes, cloud_tpu_hosts, plan
@@ -182,13 +182,13 @@ def one_device():
     return loss_and_gradients(make_mesh())
 
 
-def loss_and_gradients(mesh):
-    lm, layout = tiny_lm(WIDE), Layout(mesh, TRAIN_RULES)
+def loss_and_gradients(mesh, model=WIDE, step=STEP):
+    lm, layout = tiny_lm(model), Layout(mesh, TRAIN_RULES)
     batch = next(iter(train_batches(rollouts(), label="value", batch_rows=6, row_tokens=48, seed=3)))
-    axes = {"body": param_axes(WIDE), "zip_rows": ("cells", "embed")}
+    axes = {"body": param_axes(model), "zip_rows": ("cells", "embed")}
     params = layout.shard(jax.tree.map(jnp.array, lm.params), axes)
     teacher = jax.tree.map(lambda x: 1.2 * x, params["body"])
-    settings = StepSettings(WIDE, lm.head, layout, STEP)
+    settings = StepSettings(model, lm.head, layout, step)
     objective = jax.jit(jax.value_and_grad(lambda p, t, b: losses(settings, p, t, b)[0]))
     value, gradients = objective(params, teacher, loop._on_mesh(batch, layout))
     return float(value), jax.tree.map(np.asarray, gradients)
@@ -198,9 +198,22 @@ def loss_and_gradients(mesh):
 def test_loss_and_gradients_are_those_of_one_device_on_every_mesh_of_eight(one_device, shape):
     """Six rows: on most of these meshes empty rows are added."""
     assert len(SHAPES) == 10
-    value, gradients = loss_and_gradients(make_mesh(*shape))
-    assert value == pytest.approx(one_device[0], rel=2e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max()), gradients, one_device[1])
+    same_up_to_rounding(loss_and_gradients(make_mesh(*shape)), one_device)
+
+
+def same_up_to_rounding(found, expected):
+    assert found[0] == pytest.approx(expected[0], rel=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max()), found[1], expected[1])
+
+
+@pytest.mark.parametrize("kind", KL_KINDS)
+def test_so_they_are_for_every_type_of_layer_and_every_divergence(kind):
+    """Short convolutions, whose channels lie over `tensor`, and sliding windows."""
+    model = dataclasses.replace(
+        WIDE, n_layers=4, layer_types=("conv", "attention", "conv", "sliding"), conv_kernel=3, sliding_window=8, sliding_rope_theta=50.0
+    )
+    step = dataclasses.replace(STEP, kl_kind=kind)
+    same_up_to_rounding(loss_and_gradients(make_mesh(2, 2, 2), model, step), loss_and_gradients(make_mesh(), model, step))
 
 
 def test_a_mesh_that_the_model_does_not_divide_over_is_refused_by_name(tmp_path, capsys):
