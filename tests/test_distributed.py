@@ -206,7 +206,7 @@ def same_up_to_rounding(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max()), found[1], expected[1])
 
 
-@pytest.mark.parametrize("kind", KL_KINDS)
+@pytest.mark.parametrize("kind", [KL_KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KL_KINDS[1:])])
 def test_so_they_are_for_every_type_of_layer_and_every_divergence(kind):
     """Short convolutions, whose channels lie over `tensor`, and sliding windows."""
     model = dataclasses.replace(
