@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models.cache import Cache
-from zip_rc_jax.models.transformer import hidden_states, logits, project_output_major, soft_capped
+from zip_rc_jax.models.transformer import hidden_states, logits
 from zip_rc_jax.sharding import Layout
 
 
@@ -84,12 +84,8 @@ class TransformerNetwork:
             live=live,
             unrolled=self.unrolled,
         )
-        at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        if self.unrolled:
-            found = soft_capped(self.config, project_output_major(at_last, params["table"], jnp.float32))[:, 0]
-        else:
-            found = logits(self.config, at_last[:, 0], params["table"])
-        return found, cache_out
+        at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return logits(self.config, at_last, params["table"]), cache_out
 
     def temporary_bytes(self, rows: int, tokens: int, slots: int) -> int:
         c, ways = self.config, self.layout.mesh.shape["tensor"]

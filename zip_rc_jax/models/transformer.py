@@ -88,19 +88,12 @@ def add_bias(x: jax.Array, bias: nnx.Param) -> jax.Array:
 FEW_ROWS = 256
 
 
-def project_output_major(x: jax.Array, weight: jax.Array, dtype: Any = None) -> jax.Array:
-    """`x [B, T, d_in]` times `weight [..., d_in] -> [B, T, ...]`, for decoding on CPU.
-
-    Args:
-      dtype: of the result; None for that of `x`.
-    """
+def project_output_major(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x [B, T, d_in]` times `weight [..., d_in] -> [B, T, ...]`, for decoding on CPU."""
     batch, steps, width = x.shape
     x, flat = x.reshape(batch * steps, width), weight.reshape(-1, width)
-    if len(x) <= FEW_ROWS:
-        # The barrier keeps XLA from turning the product round.
-        out = jax.lax.optimization_barrier(jnp.matmul(flat, x.T, preferred_element_type=dtype)).T
-    else:
-        out = jnp.matmul(x, flat.T, preferred_element_type=dtype)
+    # The barrier keeps XLA from turning the product round.
+    out = jax.lax.optimization_barrier(jnp.matmul(flat, x.T)).T if len(x) <= FEW_ROWS else x @ flat.T
     return out.reshape(batch, steps, *weight.shape[:-1])
 
 
@@ -428,10 +421,5 @@ def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array, master: jax
         found = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
     else:
         found = product(hidden, table.T, master.T, jnp.float32)
-    return soft_capped(config, found)
-
-
-def soft_capped(config: ModelConfig, logits: jax.Array) -> jax.Array:
-    """Logits of any shape as the model gives them: bounded, if it has a soft cap."""
     cap = config.logit_softcap
-    return cap * jnp.tanh(logits / cap) if cap else logits
+    return cap * jnp.tanh(found / cap) if cap else found
