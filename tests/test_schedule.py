@@ -22,7 +22,8 @@ from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
 from zip_rc_jax.decoding.groups import Branch, Group
 from zip_rc_jax.decoding.placement import safe
 from zip_rc_jax.decoding.requests import WORTH_SHARING, Request, shared_prefix
-from zip_rc_jax.decoding.schedule import WIDE, next_to_step, together
+from zip_rc_jax.decoding.rows import bucket
+from zip_rc_jax.decoding.schedule import WIDE, largest_prefills, next_to_step, together
 
 
 def decoded(script, config, prompts, seed=7):
@@ -106,7 +107,7 @@ def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
         return compute(settings, params, tokens, *rest)
 
     monkeypatch.setattr(engine_module, "prefill", counted)
-    prompts = [" ".join("y" * 30), "x", " ".join("z" * 20), "x y z"]
+    prompts = ["x", "x y z", "z", " ".join("y" * 30), " ".join("z" * 20)]  # short ones first: the long one must not join them
     config = dataclasses.replace(PRICED, rows=16)
     whole, _ = decoded(MIXED, config, prompts)
     assert shapes[0] == (4, 32)
@@ -117,8 +118,15 @@ def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
     assert all(count * tokens <= 64 for count, tokens in shapes)
     for a, b in zip(whole, parts, strict=True):
         same(a, b)
-    assert [together(64, 64 // n) for n in (64, 7, 2, 1)] == [64, 7, 2, 1]
-    assert together(8, 1000) == 1, "one at a time at least"
+    assert [together(64, 64 // n) for n in (64, 7, 2, 1)] == [64, 4, 2, 1]
+    assert [together(8, 1000), together(5, 8)] == [1, 5], "one at a time at least, and all that there is room for"
+
+
+@given(most=st.integers(1, 64), longest=st.integers(1, 40_000), tokens=st.integers(1, 40_000))
+def test_no_prefill_is_larger_than_those_that_the_memory_is_checked_for(most, longest, tokens):
+    tokens = min(tokens, longest)
+    lanes = bucket(together(most, tokens), least=1)
+    assert any(lanes <= count and tokens <= padded for count, padded in largest_prefills(most, longest))
 
 
 def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypatch):

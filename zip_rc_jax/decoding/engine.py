@@ -27,7 +27,7 @@ from zip_rc_jax.decoding.requests import Intake, Job, Prompt, Refusal, Request, 
 from zip_rc_jax.decoding.results import Decision, Result
 from zip_rc_jax.decoding.rows import Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
 from zip_rc_jax.decoding.sampling import Filters
-from zip_rc_jax.decoding.schedule import PREFILL_TOKENS, Queue, fresh, members, next_batch, next_to_step, together
+from zip_rc_jax.decoding.schedule import Queue, fresh, largest_prefills, members, next_batch, next_to_step
 from zip_rc_jax.decoding.strategies import choose
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
@@ -138,11 +138,8 @@ class Engine:
         held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
 
         def needed(rows: int, slots: int) -> memory.Estimate:
-            # The longest prompts, or as many short ones as are prefilled together.
-            most, long = max(1, rows // self.config.n), min(prompt, slots)
-            short = min(long, max(1, PREFILL_TOKENS // most))
-            counts = {tokens: bucket(together(most, tokens), rows, least=1) for tokens in (long, short)}
-            found = [memory.estimate(self.settings, held, rows, slots, prompts, tokens) for tokens, prompts in counts.items()]
+            sizes = largest_prefills(max(1, rows // self.config.n), min(prompt, slots))
+            found = [memory.estimate(self.settings, held, rows, slots, min(count, rows), tokens) for count, tokens in sizes]
             return max(found, key=lambda estimate: estimate.total)
 
         devices = self.settings.network.layout.mesh.devices

@@ -9,7 +9,7 @@ import numpy as np
 from zip_rc_jax.decoding.groups import Group
 from zip_rc_jax.decoding.placement import Shard, safe
 from zip_rc_jax.decoding.requests import Job, Refusal, shared_prefix
-from zip_rc_jax.decoding.rows import fine_bucket
+from zip_rc_jax.decoding.rows import bucket, fine_bucket
 
 # A narrower program is worth it from this width on (below, a step costs much besides its rows), for this share of the live rows.
 WIDE, MOST = 32, 0.875
@@ -49,8 +49,21 @@ def members(groups: Sequence[Group], shards: int) -> list[list[Group]]:
 
 
 def together(most: int, tokens: int) -> int:
-    """How many prompts of a shard, at most `most`, are prefilled together if the longest has `tokens` tokens."""
-    return max(1, min(most, PREFILL_TOKENS // tokens))
+    """How many prompts of a shard, at most `most`, are prefilled together if they are padded to `tokens` tokens.
+
+    Their number is padded to a power of two, and so counted here.
+    """
+    return min(most, 1 << max(1, PREFILL_TOKENS // tokens).bit_length() - 1)
+
+
+def largest_prefills(most: int, longest: int) -> list[tuple[int, int]]:
+    """(prompts, tokens of each) of prefills than which none is larger, if `together` lets at most `most` prompts in.
+
+    Args:
+      longest: tokens that the longest prompt is padded to.
+    """
+    counts = [1 << i for i in range(bucket(most, least=1).bit_length())]
+    return [(count, longest if count == 1 else min(longest, PREFILL_TOKENS // count)) for count in counts]
 
 
 def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group], most: int) -> tuple[list[list[Job]], list[Refusal]]:
@@ -77,7 +90,8 @@ def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group
         else:
             best = int(np.argmax(room))
             expected, account = shards[best].expected(request.config.n), (request.config.n - 1, 1)
-            full = request.slots > slots or room[best] < expected or len(batch[best]) == together(most, max(longest, len(request.ids)))
+            width, padded = max(len(batch[best]) + 1, *map(len, batch)), fine_bucket(max(longest, len(request.ids)), slots, least=16)
+            full = request.slots > slots or room[best] < expected or width > together(most, padded)
             if full or not safe(free[best] - 1, [*accounts[best], account]):
                 break
             accounts[best].append(account)

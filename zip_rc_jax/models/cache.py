@@ -53,6 +53,7 @@ def copy_row(
 
 
 def _copy_layer(pool: jax.Array, source: jax.Array, layer: jax.Array, from_row: jax.Array, to_row: jax.Array, slots: int) -> jax.Array:
+    """The first `slots` slots of one layer of one row of `source` into `pool`, both `[L, X, R, K, S, D]`, in place."""
     zero = jnp.zeros_like(layer)
     _, _, _, heads, _, dim = source.shape
     found = jax.lax.dynamic_slice(source, (layer, zero, from_row, zero, zero, zero), (1, 1, 1, heads, min(slots, source.shape[4]), dim))
