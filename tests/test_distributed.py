@@ -227,7 +227,7 @@ def test_a_mesh_that_the_model_does_not_divide_over_is_refused_by_name(tmp_path,
 # ---- several processes
 
 
-STEPS = 8
+STEPS = 40  # more than pass before a signal arrives, however fast a step is
 
 
 @pytest.fixture(scope="module")
@@ -352,15 +352,13 @@ def test_when_one_of_four_processes_of_the_launcher_is_killed_the_other_three_en
 ROLLOUT = ["configs/chain_sum_demo.yaml", "rollout.prompts=24", "rollout.rows=2", "rollout.max_tokens=12"]  # six chunks of four prompts
 
 
-@pytest.fixture(scope="module")
-def rollouts_of_one(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("rollouts") / "run"
-    assert main(["rollout", *ROLLOUT, f"run_dir={directory}"]) == 0
+def rollouts_of_this_process(directory, *options):
+    assert main(["rollout", *ROLLOUT, *options, f"run_dir={directory}"]) == 0
     return read_rollouts(directory / "rollouts")
 
 
-def assert_same_rollouts(found, expected):
-    assert len(found) == len(expected) == 48
+def assert_same_rollouts(found, expected, count):
+    assert len(found) == len(expected) == count
     for a, b in zip(found, expected, strict=True):
         assert (a.prompt_index, a.sample_index, a.response) == (b.prompt_index, b.sample_index, b.response)
         np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
@@ -372,7 +370,8 @@ def as_process(monkeypatch, index, count=2):
     monkeypatch.setattr(distributed, "is_chief", lambda: index == 0)
 
 
-def test_processes_share_the_chunks_and_the_first_merges_when_none_is_missing(tmp_path, monkeypatch, capsys, rollouts_of_one):
+def test_processes_share_the_chunks_and_the_first_merges_when_none_is_missing(tmp_path, monkeypatch, capsys):
+    alone = rollouts_of_this_process(tmp_path / "alone")
     arguments = ["rollout", *ROLLOUT, f"run_dir={tmp_path}"]
     chunks = tmp_path / ".rollouts.partial"
     as_process(monkeypatch, 0)
@@ -386,7 +385,7 @@ def test_processes_share_the_chunks_and_the_first_merges_when_none_is_missing(tm
     assert not (tmp_path / "rollouts").exists(), "only the first merges"
     monkeypatch.undo()
     assert main(arguments) == 0
-    assert_same_rollouts(read_rollouts(tmp_path / "rollouts"), rollouts_of_one)
+    assert_same_rollouts(read_rollouts(tmp_path / "rollouts"), alone, 48)
 
 
 @pytest.mark.parametrize(("index", "expected"), [(0, ["export", "wait"]), (1, ["wait"])])
@@ -402,21 +401,24 @@ def test_the_others_wait_while_the_first_exports(tmp_path, monkeypatch, index, e
 
 
 @pytest.mark.slow
-def test_rollouts_of_two_processes_survive_the_death_of_one(tmp_path, rollouts_of_one):
-    arguments = ["rollout", *ROLLOUT, f"run_dir={tmp_path}/run"]
+def test_rollouts_of_two_processes_survive_the_death_of_one(tmp_path):
+    many = "rollout.prompts=192"  # 24 chunks for each process: the second has most of them left when its first one is seen
+    arguments, chunks = ["rollout", *ROLLOUT, many, f"run_dir={tmp_path}/run"], tmp_path / "run" / ".rollouts.partial"
     with started(arguments, tmp_path, count=2) as here:
-        while not list((tmp_path / "run").glob(".rollouts.partial/chunk-*")):
-            assert here.processes[0].poll() is None, here.text()
-            time.sleep(0.05)
+        while not (chunks / "chunk-00000001.jsonl").exists():
+            assert here.processes[1].poll() is None, here.text(1)
+            time.sleep(0.02)
         here.processes[1].kill()
         assert here.wait()[0] in (130, -signal.SIGABRT), here.text()
+    left = set(range(1, 48, 2)) - {int(path.stem[-8:]) for path in chunks.glob("chunk-*")}
+    assert left, "it was killed before its end"
     assert not (tmp_path / "run" / "rollouts").exists()
     with started(arguments, tmp_path, count=2) as here:
         assert here.wait() == [0, 0], here.text()
-    assert_same_rollouts(read_rollouts(tmp_path / "run" / "rollouts"), rollouts_of_one)
+    assert_same_rollouts(read_rollouts(tmp_path / "run" / "rollouts"), rollouts_of_this_process(tmp_path / "alone", many), 384)
     with started(["grade", ROLLOUT[0], f"run_dir={tmp_path}/run"], tmp_path, count=2) as here:
         assert here.wait() == [0, 0], here.text()
-    assert len(read_rollouts(tmp_path / "run" / "graded")) == 48
+    assert len(read_rollouts(tmp_path / "run" / "graded")) == 384
 
 
 # ---- data

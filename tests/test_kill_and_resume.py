@@ -103,8 +103,8 @@ def test_a_run_killed_at_any_moments_ends_bit_for_bit_as_an_unharmed_one(tmp_pat
 
 def test_a_run_killed_once_ends_bit_for_bit_as_an_unharmed_one(tmp_path):
     """The same in short: one SIGKILL, while the next checkpoint is being written."""
-    assert main(["train", str(prepare(tmp_path / "a", steps=8)), "--stage", "final", "mesh.fsdp=1"]) == 0
-    config, stage = prepare(tmp_path / "b", steps=8, save_seconds=0.01), tmp_path / "b" / "run" / "final"
+    assert main(["train", str(prepare(tmp_path / "a", steps=20)), "--stage", "final", "mesh.fsdp=1"]) == 0
+    config, stage = prepare(tmp_path / "b", steps=20, save_seconds=0.01), tmp_path / "b" / "run" / "final"
     with started(["train", config, "--stage", "final"], tmp_path) as here:
         wait_for_step(stage, 3, here)
         here.processes[0].kill()
