@@ -18,7 +18,8 @@ from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation import evaluate
 from zip_rc_jax.evaluation.evaluate import Bench, Decoded, online_run, sample_pool
-from zip_rc_jax.pipeline import evaluation_seed, run_all, with_own_samples
+from zip_rc_jax.pipeline import run_all
+from zip_rc_jax.seeds import evaluation_seed, with_own_samples
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =")

@@ -26,6 +26,7 @@ from zip_rc_jax.demo import run_evaluation
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import word_level
+from zip_rc_jax.seeds import with_own_samples
 from zip_rc_jax.training.loop import Interrupted
 from zip_rc_jax.training.predict import ForwardSettings, final_values, profiles
 
@@ -207,14 +208,14 @@ def test_interrupted_rollouts_resume_to_the_same_dataset(finished, tmp_path, mon
 
 def test_equal_texts_have_seeds_of_their_own_which_no_later_text_changes():
     texts = ["a", "b", "a", "a", "b"]
-    requests = pipeline.with_own_samples(texts, 7)
+    requests = with_own_samples(texts, 7)
     assert [r.prompt for r in requests] == texts
     assert [r.seed for r in requests[:2]] == [7, 7], "a text that comes once has the samples of the seed itself"
     seeds = [r.seed for r in requests]
     assert len({seeds[0], seeds[2], seeds[3]}) == 3
     assert all(0 <= seed < 2**32 for seed in seeds)
-    assert pipeline.with_own_samples(texts[:3], 7) == requests[:3]
-    assert pipeline.with_own_samples(texts, 8)[2].seed != seeds[2]
+    assert with_own_samples(texts[:3], 7) == requests[:3]
+    assert with_own_samples(texts, 8)[2].seed != seeds[2]
 
 
 def test_equal_problems_are_sampled_anew_however_the_work_is_cut(finished, tmp_path):

@@ -9,9 +9,7 @@ chunks that the processes share; each works on its own devices, and the first jo
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import hashlib
 import math
 import pathlib
 import random
@@ -36,6 +34,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import Tokenizer, word_level
 from zip_rc_jax.progress import progress
+from zip_rc_jax.seeds import with_own_samples
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, devices_worth_using, make_mesh, side_by_side
 from zip_rc_jax.training.loop import split_validation, train
 from zip_rc_jax.training.predict import ForwardSettings, final_values, profiles
@@ -153,30 +152,6 @@ def _rollout(
         finished=finished,
         correct=grade,
     )
-
-
-def evaluation_seed(config: PipelineConfig) -> int:
-    """Seed of an evaluation's samples: a stream of its own, so that a problem that the rollouts had too gets other samples there."""
-    return _derived_seed("evaluate", config.evaluate.seed)
-
-
-def _derived_seed(*parts: str | int) -> int:
-    """32-bit seed that follows from `parts`; in practice, other parts give another one."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
-
-
-def with_own_samples(texts: Sequence[str], seed: int) -> list[Request]:
-    """A request per text. The first of equal texts has `seed`, every other one a seed that follows from it and from how many came before.
-
-    With one seed for all, equal texts would get equal samples. What a text gets does not depend on the texts after it.
-    """
-    before: collections.Counter[str] = collections.Counter()
-    requests = []
-    for text in texts:
-        copy = before[text]
-        requests.append(Request(text, seed=_derived_seed("copy", seed, copy) if copy else seed))
-        before[text] += 1
-    return requests
 
 
 def run_all(engine: Engine, prompts: Sequence[str | Request], title: str = "") -> list[Result]:

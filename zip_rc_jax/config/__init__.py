@@ -5,7 +5,7 @@ One file describes one pipeline; each stage reads its own section. An unknown ke
 """
 
 from zip_rc_jax.config.checks import check_types
-from zip_rc_jax.config.decode import DecodeConfig, SamplingConfig
+from zip_rc_jax.config.decode import ANSWERS, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.config.pipeline import (
     MAX_SAMPLES,
@@ -23,6 +23,7 @@ from zip_rc_jax.config.pipeline import (
 from zip_rc_jax.config.train import KL_KINDS, LABELS, MeshConfig, TrainConfig
 
 __all__ = [
+    "ANSWERS",
     "KL_KINDS",
     "LABELS",
     "LAYER_TYPES",

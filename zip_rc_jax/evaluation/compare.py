@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from zip_rc_jax.config import ANSWERS
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
-from zip_rc_jax.evaluation.cost import ANSWERS, OnlineRun
+from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.metrics import paired_bootstrap
 
 KINDS = ("strict", "interpolated")

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from zip_rc_jax.config import ANSWERS
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
-
-ANSWERS = ("value", "vote")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,18 +35,10 @@ from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
-from zip_rc_jax.pipeline import (
-    as_rollouts,
-    evaluation_seed,
-    load_policy,
-    prompt_record,
-    refuse_failure,
-    run_all,
-    run_directory,
-    with_own_samples,
-)
+from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, refuse_failure, run_all, run_directory
 from zip_rc_jax.progress import progress
 from zip_rc_jax.run_files import code_version, run_metadata, write_json, write_jsonl
+from zip_rc_jax.seeds import evaluation_seed, with_own_samples
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
 from zip_rc_jax.training.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
 
