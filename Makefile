@@ -16,7 +16,7 @@ test: $(VENV)/.dev smollm2
 test-slow: $(VENV)/.dev smollm2
 	$(BIN)/python -m pytest -m slow
 
-# Compiles a training step for a real TPU topology; libtpu lives in an environment of its own.
+# Compiles training and decoding for real TPU topologies; libtpu lives in an environment of its own.
 compile-check: .venv-tpu/.done
 	.venv-tpu/bin/python -m pytest tests/test_compile.py
 

@@ -19,7 +19,7 @@ they come: after an interruption the same command decodes only what is missing.
   --input FILE          JSONL file with `question` or `problem`, and optionally `answer` (INPUT)
   --output DIR          directory for results.jsonl and metadata.json (OUTPUT)
   --venv DIR            virtual environment, made if it does not exist; default ~/.cache/zip_rc_jax/venv-cuda (VENV)
-  --python PYTHON       interpreter to make it with; default the first of python3.13, 3.12 and 3.11 (PYTHON)
+  --python PYTHON       interpreter to make it with; default the first of python3.13, 3.12, 3.11 and python3 (PYTHON)
   --package SPEC        pip-install this instead of this checkout (PACKAGE), for example
                         'zip-rc-jax[cuda] @ git+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'
   --no-install          use the virtual environment as it is

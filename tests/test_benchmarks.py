@@ -1,4 +1,4 @@
-"""Every benchmark runs from beginning to end, at its smallest size, and prints its table. What it measures is not judged here."""
+"""Every benchmark but `NOT_HERE` runs from beginning to end, at its smallest size, and prints its table. What it measures is not judged."""
 
 from __future__ import annotations
 

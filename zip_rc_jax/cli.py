@@ -164,8 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         help="write a Hugging Face directory that other engines load",
-        description="Folds the reserved rows into the unembedding (a tied model becomes untied, and is said to), and writes config.json\n"
-        "with a zip_rc block, safetensors shards and the tokenizer. `zip-rc decode OUTPUT` and transformers load it.\n\n"
+        description="Folds the reserved rows into the unembedding (a tied model becomes untied, and the command says so), and writes\n"
+        "config.json with a zip_rc block, safetensors shards and the tokenizer. `zip-rc decode OUTPUT` and transformers load it.\n\n"
         "example: zip-rc export runs/smollm2/final exported/smollm2-zip --dtype bfloat16",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

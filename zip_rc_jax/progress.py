@@ -1,4 +1,4 @@
-"""Progress bars with rate and ETA on a terminal; now and then one line elsewhere (logs, CI)."""
+"""Progress bars with elapsed time and ETA on a terminal; now and then one line elsewhere (logs, CI)."""
 
 from __future__ import annotations
 

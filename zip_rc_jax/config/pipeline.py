@@ -136,7 +136,7 @@ class PolicyConfig:
       slip_unsure, slip_sure: probability that an unsure carry is wrong, and that a sure one is.
       redo: probability that an unsure carry is redone, surely.
       check_unsure, check_sure: probability of another pass when an unsure carry stands in the last one, and when none does.
-      examples: distinct training solutions.
+      examples: training solutions, each written anew.
       train: optimizer settings of the pretraining (next-token loss only).
     """
 
@@ -228,7 +228,8 @@ class EvaluateConfig:
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
       headline_beta: one beta per alpha, fixed beforehand, whose row is the headline.
       bootstrap: resamples of the paired bootstrap over prompts.
-      drift_rollouts: samples of the starting policy on which the drift of the trained models is measured (three forwards of each).
+      drift_rollouts: samples of the starting policy on which the drift of the trained models is measured (two forwards of each
+        per trained model).
       seed: seed of the decoding.
       self_evaluation: whether and how the policy is asked about its own samples, for one more baseline.
     """

@@ -47,8 +47,8 @@ def decode(
 ) -> list[Result]:
     """Answers every prompt with the adaptive search (paper, section 4).
 
-    The same seed and prompt give the same tokens whatever else is in the batch. That holds for a prompt that occurs twice, too: give two
-    `Request`s different seeds to get different samples.
+    The same seed and prompt give the same tokens whatever else is in the batch (tested on CPU; a `time_budget` follows the clock). That
+    holds for a prompt that occurs twice, too: give two `Request`s different seeds to get different samples.
 
     Args:
       lm: a model with a ZIP head, from `load`.

@@ -25,8 +25,8 @@ ON_ERROR = ("raise", "result")
 class Request:
     """A prompt with options of its own. None takes the engine's.
 
-    Requests with different options run in the same batch and in the same compiled programs. What is not here belongs to the engine: the
-    strategy and its candidates, interval, window and rows.
+    Requests with different options run in the same batch and in the same compiled programs. What is not here belongs to the engine: how
+    the strategy decides, interval, window and rows.
 
     Attributes:
       prompt: a text that is already templated, or a chat for the model's own template.

@@ -247,7 +247,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     """Decodes the held-out problems with every method, and writes report, plots, `results.jsonl`, `pool.jsonl` and `metadata.json`.
 
     Args:
-      config: sections task, decode and evaluate; the report goes to `run_dir/report`.
+      config: all but the sections of training and rollouts; the report goes to `run_dir/report`.
       lm: the final model. All others are put on its devices.
       argv: the command, for the record.
       lite: the ZIP-RC-Lite model, whose drift is shown next to the full one's.

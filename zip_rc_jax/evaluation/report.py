@@ -35,7 +35,9 @@ th{text-align:right;background:var(--soft)}td{text-align:right}.text{text-align:
 
 
 def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
-    """Lines of `results.jsonl`: one per run and prompt. With those of `pool_rows`, enough to recompute all tables but self-evaluation's.
+    """Lines of `results.jsonl`: one per run and prompt.
+
+    With those of `pool_rows`, enough to recompute accuracies and costs of all methods but self-evaluation.
 
     Args:
       runs: of P prompts each.

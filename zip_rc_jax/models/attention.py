@@ -149,7 +149,7 @@ def packed_attention(name: str, layout: Layout, segment_ids: jax.Array, scale: f
     """Causal attention inside the segments of packed rows.
 
     Args:
-      name: one of `config.ATTENTIONS`.
+      name: one of `config.train.ATTENTIONS`.
       layout: rows and heads stay on the devices that hold them.
       segment_ids: `[B, T]` int32; equal ids see each other.
       scale: factor of the scores.

@@ -1,6 +1,6 @@
 """Published model families: a family is a mapping between config.json and `ModelConfig`, and a table of tensor names.
 
-Everything here is about names and settings; the arrays are moved in `checkpoint_files`. Configs are read and written through
+Everything here is about names and settings; the arrays are moved in `weights`. Configs are read and written through
 `transformers` (its config classes know every default and every older spelling), which needs no torch.
 """
 

@@ -26,7 +26,7 @@ def joint_loss(log_joint: jax.Array, reward: jax.Array, remaining: jax.Array, ce
     Args:
       log_joint: `[..., B_V, B_T]` float32.
       reward: `[...]` in [0, 1].
-      remaining: `[...]` tokens still to generate (observed so far where censored).
+      remaining: `[...]` tokens still to generate (the least that it can be where censored).
       censored: `[...]` bool.
 
     Returns:
