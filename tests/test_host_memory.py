@@ -46,6 +46,28 @@ libc.fclose(file)
 print(len(re.findall(rb"<heap nr=", text.value)))
 """
 
+# Prints the megabytes that the process has before, while and after it has 256 of them, and once it has given them back.
+GIVEN_BACK = """
+import os
+from zip_rc_jax.host_memory import give_back_freed_memory, keep_freed_memory
+
+keep_freed_memory(one_arena=True)
+import numpy as np
+
+def resident():
+    with open("/proc/self/statm") as file:
+        print(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20)
+
+resident()
+blocks = [np.ones(2**20) for _ in range(32)]
+above = np.ones(2**10)  # so that it is not the top of the heap alone that is free
+resident()
+del blocks
+resident()
+give_back_freed_memory()
+resident()
+"""
+
 glibc = pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="malloc is not glibc's")
 
 
@@ -72,6 +94,14 @@ def test_only_training_has_all_threads_wait_for_one_arena():
     assert int(run(ARENAS, "decode")[0]) > 1
 
 
+@glibc
+def test_what_was_kept_can_be_given_back():
+    before, used, freed, given_back = map(int, run(GIVEN_BACK))
+    assert used - before >= 256
+    assert used - freed < 16
+    assert given_back - before < 32
+
+
 @pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
 def test_what_the_environment_says_of_malloc_stands(monkeypatch, variable):
     monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: pytest.fail("malloc was changed"))
@@ -84,5 +114,6 @@ def test_nothing_happens_where_malloc_is_not_that_of_glibc(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: object())
     assert not host_memory.keep_freed_memory()
+    host_memory.give_back_freed_memory()
     monkeypatch.setattr(host_memory.sys, "platform", "darwin")
     assert not host_memory.keep_freed_memory()

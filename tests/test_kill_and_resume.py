@@ -233,6 +233,16 @@ def test_as_many_checkpoints_are_kept_as_the_config_says(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5", "6"]
 
 
+def test_memory_that_was_kept_is_given_back_before_a_checkpoint_copies_the_state(tmp_path, monkeypatch):
+    order, saved, stacked = [], [], loop.stacked
+    monkeypatch.setattr(loop, "give_back_freed_memory", lambda: order.append("give back"))
+    monkeypatch.setattr(loop, "stacked", lambda *args: order.append("copy") or stacked(*args))
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda self, state, position: saved.append(int(state.step)))
+    run(tmp_path, dataclasses.replace(CONFIG, save_seconds=1e-9))
+    assert saved == [1, 2, 3, 4, 5, 6]
+    assert order == ["give back", "copy"] * 6 + ["copy"], "the last one is the model"
+
+
 # ---- a full disk
 
 

@@ -31,6 +31,7 @@ from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
 from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table
+from zip_rc_jax.host_memory import give_back_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.progress import progress
@@ -57,6 +58,7 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
         started = time.monotonic()
         console.rule(f"[{number}/{len(stages)}] {title}", align="left")
         stage()
+        give_back_freed_memory()
         console.print(f"{title}: {time.monotonic() - started:.0f} s", style="dim")
     console.rule("one held-out problem, live", align="left")
     hard = problems(config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts)[-1]

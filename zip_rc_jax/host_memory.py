@@ -16,7 +16,7 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
 
     XLA takes the temporaries of every execution on CPU from `malloc`, and glibc gives blocks as large as these back as soon as they are
     freed. The next execution then pays a page fault for every 4 KiB of them. The process stays as large as it was at its peak, which
-    fragmentation may raise a little.
+    fragmentation may raise a little, until `give_back_freed_memory`.
 
     Threads keep the arenas that they have, and share them with later threads, so this comes before any import that starts threads (of
     pyarrow, torch). It concerns the whole process: programs call it, and the library itself never does.
@@ -37,3 +37,13 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
         return False
     threads = (M_ARENA_MAX, 1) if one_arena else (M_TOP_PAD, ARENA_KEEPS)
     return all(libc.mallopt(option, value) for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), threads))
+
+
+def give_back_freed_memory() -> None:
+    """Gives the kernel what `malloc` has kept so far. Nothing happens where `malloc` is not glibc's.
+
+    For moments when memory is wanted for something else, such as the copies of the train state that a checkpoint makes: what threads have
+    kept in their arenas is of no use to others, and would come on top. It takes tenths of a second, page faults included.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

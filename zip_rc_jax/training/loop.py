@@ -25,6 +25,7 @@ from zip_rc_jax.config import TrainConfig, to_dict
 from zip_rc_jax.data.batches import TrainBatch, advice, fill_rate, train_batches
 from zip_rc_jax.data.records import Rollout, Selection, summary_of
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.host_memory import give_back_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.stacks import restack, unstack
@@ -251,6 +252,7 @@ def _run(
             stop, save = agree(bool(received), time.monotonic() - saved > config.save_seconds)
             if stop or save:
                 skips.check()
+                give_back_freed_memory()
                 checkpoints.save(stacked(settings, state), {**batches.get_state(), SKIPPED: skips.count})
                 tracker.sync()
                 saved = time.monotonic()
