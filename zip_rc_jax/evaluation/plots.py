@@ -195,7 +195,7 @@ def calibration_figure(prob: Any, outcome: Any, length: LengthCalibration) -> Fi
     table = reliability(prob, outcome)
     largest = max((b.count for b in table), default=1)
     left.bar([(b.low + b.high) / 2 for b in table], [0.25 * b.count / largest for b in table], width=0.09, color="#cccccc")
-    left.text(0.04, 0.96, "bars: share of items", transform=left.transAxes, fontsize=9, color=GREY, va="top")
+    left.text(0.04, 0.96, f"bars: items, at most {largest:,}", transform=left.transAxes, fontsize=9, color=GREY, va="top")
     left.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     left.plot([b.predicted for b in table], [b.observed for b in table], color=BLUE, marker="o", linewidth=1.8)
     left.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="predicted P(correct)", ylabel="observed share correct", title="Reward")
