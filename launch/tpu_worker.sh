@@ -173,7 +173,7 @@ mount_run_dir() {
 }
 
 train() {
-  local child status again=0
+  local child='' status again=0
   # On a Cloud TPU, jax.distributed.initialize() finds coordinator, process count and process id in the metadata of the machine,
   # so there is nothing to pass on but the platform; named, it is an error not to find it, instead of a slow run on CPU.
   local command=(env PYTHONUNBUFFERED=1)
@@ -190,10 +190,14 @@ train() {
     return
   fi
   say "$(quote "${command[@]}")"
+  # A machine that is taken away ends its processes with SIGTERM; zip-rc then saves its state.
+  trap 'again=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
   "${command[@]}" &
   child=$!
-  # A machine that is taken away ends its processes with SIGTERM; zip-rc then saves its state.
-  trap 'again=1; kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
+  if ((again)); then # the signal came before the child had a number
+    kill -TERM "$child" 2>/dev/null || true
+    again=0
+  fi
   while :; do
     status=0
     wait "$child" || status=$?

@@ -10,7 +10,14 @@ FLAG = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 if FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}".strip()
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):  # they decide what a pipe looks like
+    os.environ.pop(name, None)
 
+from zip_rc_jax.distributed import one_order
+
+one_order(os.environ)  # before JAX reads the flags: tests run programs on meshes too
+
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -19,6 +26,10 @@ from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.tokenizer import word_level
+
+# The same examples on every machine, however slow.
+hypothesis.settings.register_profile("here", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("here")
 
 WORDS = [*map(str, range(12)), "+", "=", "wait", "so", "check", "Answer:", "a", "b", "c", "d"]
 TINY_GRID = Grid((0.0, 0.3, 1.0), (0, 3, 7, 20))

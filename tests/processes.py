@@ -20,7 +20,7 @@ from zip_rc_jax.data.records import Rollout, write_rollouts
 from zip_rc_jax.distributed import COORDINATOR, HEARTBEAT, PROCESS_ID, PROCESSES
 
 ROOT = pathlib.Path(__file__).parent.parent
-SECONDS = 240  # a process that takes longer hangs
+SECONDS = 900  # a process that takes longer hangs
 CONFIG = """
 run_dir: {directory}/run
 policy: {{path: {directory}/policy}}

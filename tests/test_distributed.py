@@ -268,7 +268,8 @@ def test_two_processes_of_the_launcher_stop_together_and_go_on_as_one(tmp_path, 
         assert "2 processes with 2 devices" in here.text(0)
         assert "stopped by a signal to another process at step" in here.text(0)
         assert "stopped by signal 15 at step" in here.text(1)
-        assert "tok/s" not in here.text(1), "only one process speaks"
+        assert "passes over" in here.text(0)
+        assert "passes over" not in here.text(1), "only one process speaks"
     steps = [int(path.name) for path in (stage / "checkpoints").iterdir()]
     assert 2 <= max(steps) < STEPS
     assert main(["train", str(config), "--stage", "final", "mesh.fsdp=1"]) == 0
@@ -320,9 +321,10 @@ def test_when_one_process_is_killed_the_other_ends_and_both_resume(tmp_path, alo
         here.processes[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         status = here.wait()[1 - victim]
-        assert time.monotonic() - killed < 60
+        assert time.monotonic() - killed < 150
         # Python may hear of it first (the step fails), or JAX's own watch, which aborts.
         expected = {130: "lost the others, or one of them", -signal.SIGABRT: "another task died"}
+        assert status in expected, here.text(1 - victim)
         assert expected[status] in here.text(1 - victim)
     with started(["train", config, "--stage", "final"], tmp_path, count=2) as here:
         assert here.wait() == [0, 0], here.text()
@@ -337,11 +339,12 @@ def test_when_one_of_four_processes_of_the_launcher_is_killed_the_other_three_en
         os.killpg(here.processes[2].pid, signal.SIGKILL)  # its launcher too, as with its machine
         killed = time.monotonic()
         statuses = here.wait()
-        assert time.monotonic() - killed < 60
+        assert time.monotonic() - killed < 150
     assert statuses[2] == -signal.SIGKILL
     # A shell gives 128 and the number of the signal: JAX's own watch aborts, where Python does not hear of it first.
     expected = {130: "lost the others, or one of them", 128 + signal.SIGABRT: "another task died"}
     for index in (0, 1, 3):
+        assert statuses[index] in expected, here.text(index)
         assert expected[statuses[index]] in here.text(index)
         assert (tmp_path / f"worker_{index}" / "status").read_text() == f"{statuses[index]}\n"
     assert not (stage / "model").exists()

@@ -13,7 +13,9 @@ from zip_rc_jax import host_memory
 # Prints whether freed memory is kept, and the page faults of an execution with temporaries of a size. The least of seven, because
 # something small may come to lie where they were, and they then need another place.
 PROGRAM = """
-import resource, sys
+import ctypes, resource, sys
+
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be a single fault
 import jax, jax.numpy as jnp
 import zip_rc_jax
 from zip_rc_jax.host_memory import keep_freed_memory
@@ -97,7 +99,7 @@ def test_only_training_has_all_threads_wait_for_one_arena():
 @glibc
 def test_what_was_kept_can_be_given_back():
     before, used, freed, given_back = map(int, run(GIVEN_BACK))
-    assert used - before >= 256
+    assert used - before > 240, "what was free before is used first"
     assert used - freed < 16
     assert given_back - before < 32
 

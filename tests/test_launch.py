@@ -754,6 +754,8 @@ TRAIN_TWICE = r"""
 if [[ $(cat "$FAKE/life") == 1 ]]; then
   echo "step 7 on worker $worker"
   echo 7 >"$run/checkpoint"
+  touch "$FAKE/began$worker"
+  for other in $WORKERS; do while [[ ! -e $FAKE/began$other ]]; do sleep 0.02; done; done
   while ! grep -q 'step 7 on worker 0' "$FAKE/shown"; do sleep 0.02; done
   touch "$FAKE/seen"
   sleep 60
@@ -793,7 +795,7 @@ def test_a_preempted_training_is_started_again_and_goes_on(machine):
     assert len(installs) == 4
     assert all(i[:-1] == ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"] for i in installs)
     assert all(i[-1].endswith("/zip_rc_launch/src[tpu]") for i in installs)
-    assert not list((machine.fake / "lives").glob("3"))
+    assert (machine.fake / "life").read_text() == "2\n"
 
 
 def test_without_resume_a_preemption_ends_it(machine):
@@ -815,10 +817,11 @@ def test_a_request_that_fails_after_a_preemption_is_made_again(machine):
 
 
 def test_requests_that_go_on_failing_after_a_preemption_end_with_the_wait(machine):
-    machine.cloud(PREEMPTED, *[("FAILED",)] * 99, training=TRAIN_TWICE)
+    machine.cloud(PREEMPTED, *[("FAILED",)] * 400, training=TRAIN_TWICE)
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--wait", "3")
     assert found.returncode == 1
     assert "not ready within 3 seconds" in found.stderr
+    assert machine.verbs().count("queued-resources delete") > 2, "the preempted one, and several that failed"
 
 
 def test_without_a_queue_a_preempted_tpu_is_created_until_there_is_capacity(machine):

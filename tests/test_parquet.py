@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import reasoning_gym
 from test_records import assert_same, make_rollouts
 
+from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.cli import main
 from zip_rc_jax.config_file import load_config
 from zip_rc_jax.data import parquet
@@ -337,6 +339,15 @@ def run(tmp_path_factory):
     stage("grade", f"run_dir={directory}", "--format", "parquet")
     stage("train", f"run_dir={directory}", "--stage", "critic")
     return directory
+
+
+def test_grades_are_those_of_the_tasks_own_scorer(run):
+    scorer = reasoning_gym.create_dataset("chain_sum", size=1)
+    graded = read_rollouts(run / "graded")
+    for r in graded:
+        answer = extract_answer(r.response)
+        assert r.correct == float(answer is not None and scorer.score_answer(answer, {"answer": r.answer}) >= 1)
+    assert {r.correct for r in graded} == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("name", ["rollouts", "graded"])

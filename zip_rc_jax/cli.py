@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -283,6 +284,7 @@ def _quiet() -> None:
     """Compiled programs are kept between calls, and libraries only speak when something is wrong."""
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     for name in ("absl", "orbax", "jax", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)

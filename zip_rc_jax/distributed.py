@@ -101,9 +101,10 @@ def cloud_tpu_hosts(environment: Mapping[str, str], platforms: str | None) -> in
 def _ask_metadata(server: str) -> str | None:
     """The hosts of this machine's TPU, comma-separated; None if the server knows of none. Raises UsageError if it does not answer."""
     request = urllib.request.Request(_METADATA.format(server), headers={"Metadata-Flavor": "Google"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy of the environment's knows this machine
     for pause in (1, 2, 4, 8, 0):  # right after a machine has started, and under load, the server may be silent for a while
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with direct.open(request, timeout=5) as answer:
                 return answer.read().decode()
         except urllib.error.HTTPError as error:
             if error.code == 404:
