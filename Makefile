@@ -23,7 +23,7 @@ compile-check: .venv-tpu/.done
 
 .venv-tpu/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-tpu
-	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]' pytest
+	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]' pytest hypothesis
 	@touch $@
 
 lint: $(VENV)/.dev

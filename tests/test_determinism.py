@@ -75,6 +75,7 @@ def same(a, b, longest=32):
     np.testing.assert_allclose([d.utility for d in a.trace], [d.utility for d in b.trace], atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(CONFIGS)),
@@ -134,6 +135,7 @@ def on_mesh(lm, data, tensor):
     return dataclasses.replace(lm, layout=layout, params=layout.shard(lm.params, axes))
 
 
+@pytest.mark.slow
 def test_a_transformer_gives_the_same_answers_on_two_devices_and_in_other_company(lm):
     together = decode(lm, REAL_PROMPTS, REAL)
     spread = decode(on_mesh(lm, 2, 1), REAL_PROMPTS[::-1], dataclasses.replace(REAL, rows=8))[::-1]

@@ -124,6 +124,7 @@ EVIL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_text_crashes_or_hangs_it(grader):
     grader.close()
     start = time.monotonic()

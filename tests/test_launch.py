@@ -1038,6 +1038,7 @@ def prepared(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_the_worker_really_trains_resumes_and_loads(prepared, machine):
     venv = pathlib.Path(sys.executable).parent.parent
     settings = ("critic.steps=2", "critic.batch_rows=2", "critic.eval_rollouts=0", "critic.log_every=1", "critic.save_seconds=0.001")

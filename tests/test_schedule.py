@@ -198,6 +198,7 @@ STEM = " ".join(["1 + 2 = 3 so wait a b c 9"] * 4)
 ALIKE = [*(f"{STEM} {p}" for p in REAL_PROMPTS), *REAL_PROMPTS[:2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_prompts_share_is_prefilled_once_and_changes_no_token(monkeypatch, devices):
     computed, compute = [], engine_module.prefill

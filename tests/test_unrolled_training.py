@@ -30,6 +30,7 @@ def test_restacking_gives_back_what_was_unstacked(config):
     assert_equal(restack(config, unstack(config, parameters(config))), parameters(config))
 
 
+@pytest.mark.slow
 def test_unrolled_steps_are_the_stacked_ones():
     lm = tiny_lm(EACH_MODEL)
     found = []
