@@ -321,7 +321,7 @@ def test_when_one_process_is_killed_the_other_ends_and_both_resume(tmp_path, alo
         here.processes[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         status = here.wait()[1 - victim]
-        assert time.monotonic() - killed < 150
+        assert time.monotonic() - killed < 60
         # Python may hear of it first (the step fails), or JAX's own watch, which aborts.
         expected = {130: "lost the others, or one of them", -signal.SIGABRT: "another task died"}
         assert status in expected, here.text(1 - victim)
@@ -339,7 +339,7 @@ def test_when_one_of_four_processes_of_the_launcher_is_killed_the_other_three_en
         os.killpg(here.processes[2].pid, signal.SIGKILL)  # its launcher too, as with its machine
         killed = time.monotonic()
         statuses = here.wait()
-        assert time.monotonic() - killed < 150
+        assert time.monotonic() - killed < 60
     assert statuses[2] == -signal.SIGKILL
     # A shell gives 128 and the number of the signal: JAX's own watch aborts, where Python does not hear of it first.
     expected = {130: "lost the others, or one of them", 128 + signal.SIGABRT: "another task died"}

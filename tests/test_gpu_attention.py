@@ -49,14 +49,14 @@ def run(q, cache, layer, length, slots, window=0, layout=LAYOUT):
 def test_every_row_sees_its_own_slots(heads, kv_heads):
     cache, q = cache_and_queries(5, 7, heads, kv_heads, 96, 32, jnp.float32)
     length = [96, 1, BLOCK, BLOCK + 1, 33]
-    np.testing.assert_allclose(run(q, cache, 1, length, 96), reference(q, cache, 1, length, 0), atol=1e-5)
+    np.testing.assert_allclose(run(q, cache, 1, length, 96), reference(q, cache, 1, length, 0), atol=2e-6)
 
 
 def test_a_long_row_is_put_together_from_its_parts():
     slots = 2 * PART + 40
     cache, q = cache_and_queries(4, 4, 4, 2, slots, 16, jnp.float32)
     length = [slots, PART, PART + 1, 3]
-    np.testing.assert_allclose(run(q, cache, 0, length, slots), reference(q, cache, 0, length, 0), atol=1e-5)
+    np.testing.assert_allclose(run(q, cache, 0, length, slots), reference(q, cache, 0, length, 0), atol=2e-6)
 
 
 @pytest.mark.parametrize("window", [1, 10, BLOCK + 3, 900])
@@ -64,7 +64,7 @@ def test_a_sliding_layer_sees_the_last_slots(window):
     slots = PART + 100
     cache, q = cache_and_queries(3, 3, 2, 1, slots, 16, jnp.float32)
     length = [slots, 70, 5]
-    np.testing.assert_allclose(run(q, cache, 0, length, slots, window), reference(q, cache, 0, length, window), atol=1e-5)
+    np.testing.assert_allclose(run(q, cache, 0, length, slots, window), reference(q, cache, 0, length, window), atol=2e-6)
 
 
 def test_bfloat16_differs_by_its_rounding_only():
@@ -145,7 +145,7 @@ def test_rows_and_heads_stay_on_their_devices():
         .as_text()
     )
     assert not [line for line in text.splitlines() if "all-gather" in line or "all-to-all" in line]
-    np.testing.assert_allclose(run(q, sharded, 1, length, 96, layout=layout), reference(q, flat, 1, length, 0), atol=1e-5)
+    np.testing.assert_allclose(run(q, sharded, 1, length, 96, layout=layout), reference(q, flat, 1, length, 0), atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -126,15 +126,12 @@ EVIL = [
 
 @pytest.mark.slow
 def test_no_text_crashes_or_hangs_it(grader):
-    grader.close()
     start = time.monotonic()
-    assert grader.score(maths("5"), "Answer: 10/2") == 1.0
-    new_worker = time.monotonic() - start
     for text in EVIL:
         for problem in (maths("5"), Problem(0, 0, 0, "?", "5", "chain_sum")):
             assert grader.score(problem, f"Answer: {text}") == 0.0
-    # A hung answer costs its limit and the start of a new worker, which takes longer on a slow machine.
-    assert time.monotonic() - start < 2 * len(EVIL) * (LIMIT + 2 * new_worker)
+    # A hung answer costs its limit and the start of a new worker.
+    assert time.monotonic() - start < 40
     assert grader.score(maths("5"), "Answer: 10/2") == 1.0
 
 

@@ -166,7 +166,7 @@ def test_losses_and_their_gradients_equal_the_naive_ones(kind, weights):
     )
     assert_losses_equal(found, naive)
     assert not np.asarray(found[1][1][USED:]).any(), "reserved and padding rows get no gradient from the policy"
-    assert_losses_equal((found_losses(HIDDEN, TABLE, kind, weights), found[1]), naive)
+    assert_equal(found_losses(HIDDEN, TABLE, kind, weights), found[0])
 
 
 @pytest.mark.parametrize("kind", ["forward_topk", "forward", "reverse"])
