@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, RolloutConfig
-from zip_rc_jax.data.graders import Grader
 from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation import evaluate
 from zip_rc_jax.evaluation.evaluate import Bench, Decoded, online_run, sample_pool
+from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.pipeline import run_all
 from zip_rc_jax.seeds import evaluation_seed, with_own_samples
 

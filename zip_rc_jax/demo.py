@@ -19,9 +19,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from zip_rc_jax import pipeline
-from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
-from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.tasks import problems, problems_from_jsonl
 from zip_rc_jax.decoding.api import decode_stream, resolve
@@ -31,6 +29,8 @@ from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
 from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table
+from zip_rc_jax.grading.answers import extract_answer
+from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.host_memory import give_back_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load

@@ -20,7 +20,6 @@ import numpy as np
 
 from zip_rc_jax.chunks import write_in_chunks
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
-from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.records import Rollout, RolloutSource, read_metadata, summary_of
@@ -30,6 +29,7 @@ from zip_rc_jax.decoding.engine import Engine, ResultEvent
 from zip_rc_jax.decoding.requests import Request
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import Tokenizer, word_level

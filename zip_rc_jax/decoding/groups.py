@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.decoding.placement import Move
 from zip_rc_jax.decoding.requests import Job, Refusal
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
+from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.tokenizer import Tokenizer
 

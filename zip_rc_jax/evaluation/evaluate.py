@@ -17,9 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from zip_rc_jax import drawing, metrics
-from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
-from zip_rc_jax.data.graders import Grader, correct
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.data.tasks import Problem, problems
@@ -32,6 +30,8 @@ from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.report import Evaluation, pool_rows, result_rows, write_report
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
+from zip_rc_jax.grading.answers import extract_answer
+from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding

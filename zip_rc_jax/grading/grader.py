@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from zip_rc_jax.answers import extract_answer
 from zip_rc_jax.data.tasks import MATH, Problem, create
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.grading.answers import extract_answer
 
 # Scorers that only compare bounded strings and decimals run here; every other one runs in the worker process.
 DECIMAL_TASKS = ("chain_sum", "products")
@@ -152,10 +152,10 @@ def _bounded(score: float) -> float:
 
 
 class _Worker:
-    """`grader_worker.py` in its own process. A thread reads its replies, so that waiting for one can time out on every platform."""
+    """`worker.py` in its own process. A thread reads its replies, so that waiting for one can time out on every platform."""
 
     def __init__(self, timeout: float):
-        script = pathlib.Path(__file__).with_name("grader_worker.py")
+        script = pathlib.Path(__file__).with_name("worker.py")
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(script), str(max(1, math.ceil(timeout)))],  # -P: our modules must not shadow the library's
             stdin=subprocess.PIPE,

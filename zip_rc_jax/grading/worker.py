@@ -1,4 +1,4 @@
-"""The process in which scorers run that may hang, exhaust memory or evaluate text: `graders.Grader` starts, times and kills it.
+"""The process in which scorers run that may hang, exhaust memory or evaluate text: `grader.Grader` starts, times and kills it.
 
 Run as a script, never imported, so that it loads neither JAX nor the caller's main module. Protocol: one JSON object a line each way.
 A request names the kind of scoring; the reply is `{"score": float}`, -1 if the problem cannot be generated again. The first line out
