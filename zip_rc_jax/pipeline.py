@@ -96,7 +96,8 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Tokenizer) -> list[Roll
             raise UsageError(
                 f"task {p.task!r}", "worked solutions are written for chain_sum alone", "set policy.path to a model that knows the task"
             )
-        prompt_ids = tokenizer.encode(prompt)
+        chat, added = config.prompt.style == "chat", config.decode.add_special_tokens
+        prompt_ids = tokenizer.encode_prompt(prompt, chat=chat, add_special_tokens=added)
         room = config.policy.train.row_tokens + 1 - len(prompt_ids)  # the last token is never an input
         for _ in range(100):  # the rare solution that does not fit is written anew
             solution = write_solution(p.question, config.policy, rng)
@@ -199,13 +200,14 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         top_k=r.top_k,
         top_p=r.top_p,
         min_p=r.min_p,
+        add_special_tokens=config.decode.add_special_tokens,
     )
     # The joint is not read here; a head is attached so that sampling runs on the one engine there is.
     engine = Engine(policy.with_head(config.grid.grid("correct"), "correct"), decode, r.seed)
 
     def sample(part: Sequence[Problem]) -> list[Rollout]:
         results = run_all(engine, [requests[p.index] for p in part])
-        return [x for p, result in zip(part, results, strict=True) for x in as_rollouts(p, result, policy)]
+        return [x for p, result in zip(part, results, strict=True) for x in as_rollouts(p, result, policy, decode.add_special_tokens)]
 
     return write_in_chunks("rollout", directory, settings, found, max(1, rows // r.samples) * 4, sample, each=r.samples)
 
@@ -223,16 +225,23 @@ def refuse_failure(p: Problem, result: Result) -> None:
         raise UsageError(f"problem {p.index} (level {p.level}, seed {p.seed})", result.error, "look at the model's weights and dtype")
 
 
-def as_rollouts(p: Problem, result: Result, lm: LanguageModel) -> list[Rollout]:
-    """The prefixes of a result as ungraded rollouts. Raises as `refuse_failure`."""
+def as_rollouts(p: Problem, result: Result, lm: LanguageModel, add_special_tokens: bool) -> list[Rollout]:
+    """The prefixes of a result as ungraded rollouts. Raises as `refuse_failure`.
+
+    Args:
+      add_special_tokens: as in the `DecodeConfig` that it was decoded with.
+    """
     refuse_failure(p, result)
-    prompt_ids = lm.tokenizer.encode(result.prompt)
+    chat = result.template_hash is not None
+    prompt_ids = lm.tokenizer.encode_prompt(result.prompt, chat=chat, add_special_tokens=add_special_tokens)
     return [_rollout(p, x.id, result.prompt, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop") for x in result.prefixes]
 
 
 def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decided the text of the prompts, for the records of what was made from them."""
-    return {"prompt": to_dict(config.prompt), "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None}
+    found = {"prompt": to_dict(config.prompt), "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None}
+    added = [list(ids) for ids in tokenizer.added_ids] if config.decode.add_special_tokens else [[], []]
+    return found | {"added_ids": added} if any(added) else found
 
 
 def _same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:

@@ -78,6 +78,8 @@ class DecodeConfig:
       time_budget: seconds from a prompt's admission after which its next decision is the last; 0 sets no limit. A running interval is
         not interrupted, and what the first call of a shape spends on compiling counts too.
       rows: rows of the pool, shared by all prompts in flight.
+      add_special_tokens: prompts begin with what the tokenizer's own settings put before a text, such as a beginning-of-sequence
+        token, once. False leaves prompts as they are.
     """
 
     alpha: float = 0.1
@@ -105,6 +107,7 @@ class DecodeConfig:
     token_budget: int = 0
     time_budget: float = 0.0
     rows: int = 64
+    add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         check_types(DecodeConfig, vars(self))

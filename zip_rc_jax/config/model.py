@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from zip_rc_jax.config.checks import one_of, require
+from zip_rc_jax.config.checks import check_types, one_of, require
 
 LAYER_TYPES = ("attention", "sliding", "conv")
 ROPE_SCALINGS = ("none", "linear", "llama3")
@@ -32,8 +32,9 @@ class RopeScaling:
     original_positions: int = 8192
 
     def __post_init__(self) -> None:
+        check_types(RopeScaling, vars(self))
         one_of("rope_scaling.kind", self.kind, ROPE_SCALINGS)
-        require(self.factor > 0, f"rope_scaling.factor={self.factor}", "frequencies are divided by it", "use a positive number")
+        require(0 < self.factor < math.inf, f"rope_scaling.factor={self.factor}", "frequencies are divided by it", "use a positive number")
         require(
             self.kind != "llama3" or 0 < self.low_freq_factor < self.high_freq_factor,
             f"rope_scaling low_freq_factor={self.low_freq_factor}, high_freq_factor={self.high_freq_factor}",
@@ -97,6 +98,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        check_types(ModelConfig, vars(self))
         for field in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_positions"):
             require(getattr(self, field) > 0, f"model.{field}={getattr(self, field)}", "sizes are positive", "give a positive number")
         require(
@@ -123,13 +125,13 @@ class ModelConfig:
         )
         require(
             ("sliding" in self.layer_types) == (self.sliding_window > 0),
-            f"model.sliding_window={self.sliding_window} with layer_types={self.layer_types}",
+            f"model.sliding_window={self.sliding_window} with layer_types={str(self.layer_types)[:100]}",
             "a window belongs to sliding layers, and every sliding layer needs it",
             "set both or neither",
         )
         require(
             ("conv" in self.layer_types) == (self.conv_kernel > 0),
-            f"model.conv_kernel={self.conv_kernel} with layer_types={self.layer_types}",
+            f"model.conv_kernel={self.conv_kernel} with layer_types={str(self.layer_types)[:100]}",
             "a kernel belongs to conv layers, and every conv layer needs it",
             "set both or neither",
         )

@@ -223,7 +223,7 @@ class Intake:
         tokenizer, chat = self.lm.tokenizer, not isinstance(request.prompt, str)
         text = request.prompt if isinstance(request.prompt, str) else tokenizer.chat(request.prompt, **self.template_kwargs)
         try:
-            ids = tokenizer.encode(text)
+            ids = tokenizer.encode_prompt(text, chat=chat, add_special_tokens=config.add_special_tokens)
         except (TypeError, UnicodeError) as error:  # half of a surrogate pair, for example
             raise UsageError(f"prompt {number}", f"it is not text that can be encoded ({error})", "repair or leave it out") from error
         self._check_ids(number, ids, config)

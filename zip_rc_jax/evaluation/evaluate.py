@@ -272,7 +272,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
                 traced = _telling(outcome, bench.problems)
 
     def rollouts(outcome: Decoded) -> list[list[Rollout]]:
-        return [as_rollouts(p, r, lm) for p, r in zip(bench.problems, outcome.results, strict=True)]
+        return [as_rollouts(p, r, lm, config.fixed_decode.add_special_tokens) for p, r in zip(bench.problems, outcome.results, strict=True)]
 
     samples = rollouts(decoded)
     found = profiles(lm, list(itertools.chain(*samples)), ForwardSettings(config.label.batch_tokens), "predictions")

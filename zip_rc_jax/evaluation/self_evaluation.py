@@ -47,7 +47,8 @@ class SelfEvaluation:
         """The conversation up to where the reply begins, as ids."""
         asked = [*turns, {"role": "assistant", "content": response}, {"role": "user", "content": self.settings.question}]
         kwargs = self.config.prompt.chat_template_kwargs | self.settings.chat_template_kwargs
-        return self.lm.tokenizer.encode(self.lm.tokenizer.chat(asked, **kwargs))
+        tokenizer, added = self.lm.tokenizer, self.config.decode.add_special_tokens
+        return tokenizer.encode_prompt(tokenizer.chat(asked, **kwargs), chat=True, add_special_tokens=added)
 
     def __call__(self, samples: Sequence[Sequence[Rollout]]) -> tuple[np.ndarray, np.ndarray]:
         """Asks about the samples of every problem, as many of each.

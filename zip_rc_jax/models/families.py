@@ -7,6 +7,7 @@ Everything here is about names and settings; the arrays are moved in `weights`. 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.huggingface import short
 from zip_rc_jax.models.stacks import segments
 from zip_rc_jax.models.transformer import Params, param_shapes
 
@@ -25,6 +27,30 @@ ACTIVATION_NAMES = {
     "gelu_new": "gelu_tanh",
     "relu": "relu",
 }
+MOST_LAYERS = 10_000
+# Bounds of what a config.json says: beyond them nothing real lies, and a list of 2**60 layers would fill the memory.
+_WHOLE = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "block_ff_dim", "max_position_embeddings"), 2**31 - 1),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "block_multiple_of"), 2**31 - 1),
+    "num_hidden_layers": MOST_LAYERS, "sliding_window_pattern": MOST_LAYERS, "conv_L_cache": 4096,
+}  # fmt: skip
+_POSITIVE = (
+    "rms_norm_eps", "norm_eps", "query_pre_attn_scalar", "final_logit_softcapping", "rope_theta", "rope_local_base_freq",
+    "block_ffn_dim_multiplier",
+)  # fmt: skip
+_TRUTHS = (
+    "tie_word_embeddings", "tie_embedding", "attention_bias", "mlp_bias", "conv_bias", "use_sliding_window", "block_auto_adjust_ff_dim",
+    "use_bidirectional_attention",
+)  # fmt: skip
+# Settings of other architectures that change the numbers, with the values that change nothing. No family here reads them,
+# and neither does transformers: a config.json that has one describes another model than its model_type says.
+_FOREIGN: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), (0, 1)),
+    **dict.fromkeys(("logit_scale", "logits_scaling", "residual_multiplier", "embedding_multiplier", "scale_emb", "scale_depth"), (0, 1)),
+    **dict.fromkeys(("clip_qkv", "alibi", "use_alibi", "parallel_attn", "use_parallel_residual", "attention_chunk_size"), (0,)),
+    **dict.fromkeys(("attention_multiplier", "attention_scale", "mup_width_multiplier", "router_logit_softcapping"), (0,)),
+    "rotary_pct": (1,), "rope_interleaved": (0,), "no_rope_layers": ([],), "no_rope_layer_interval": (0,), "is_encoder_decoder": (0,),
+}  # fmt: skip
 LAYER_NAMES = {"full_attention": "attention", "sliding_attention": "sliding", "conv": "conv"}
 
 
@@ -108,16 +134,46 @@ def leaf(params: Params, path: tuple[str, ...]) -> Any:
 # Settings that several families share.
 
 
+def _check_number(name: str, value: Any) -> None:
+    """Raises UsageError for what is neither absent nor a positive, finite number."""
+    if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30):
+        raise UsageError(f"{name}={repr(value)[:60]}", "it is no positive number", "correct it, or download the file again")
+
+
+def _check_settings(given: dict[str, Any], where: str) -> None:
+    """Checks types and sizes before anything is made of them, and that nothing asks for what no family computes.
+
+    Raises:
+      UsageError: a setting of the wrong type or size, or one that is not implemented.
+    """
+    for name, most in _WHOLE.items():
+        value = given.get(name)
+        if value is None and name in ("num_key_value_heads", "head_dim", "sliding_window"):
+            continue
+        if name in given and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most):
+            fix = "correct it, or download the file again"
+            raise UsageError(f"{where}: {name}={repr(value)[:60]}", f"it is no whole number from 1 to {most}", fix)
+    for name in _POSITIVE:
+        _check_number(f"{where}: {name}", given.get(name))
+    for name in _TRUTHS:
+        if not isinstance(given.get(name), (bool, type(None))):
+            fix = "correct it, or download the file again"
+            raise UsageError(f"{where}: {name}={repr(given[name])[:60]}", "it is neither true nor false", fix)
+    for name, neutral in _FOREIGN.items():
+        if given.get(name) is not None and given[name] not in neutral:
+            raise UsageError(f"{where}: {name}={repr(given[name])[:60]}", "it is not implemented", "use another checkpoint")
+
+
 def _refuse(given: dict[str, Any], **wanted: Any) -> None:
     """Raises UsageError for a setting whose value this transformer does not implement."""
     for name, value in wanted.items():
         if given.get(name, value) not in (value, None):
-            raise UsageError(f"config.json {name}={given[name]!r}", f"only {value!r} is implemented", "use another checkpoint")
+            raise UsageError(f"config.json {name}={repr(given[name])[:60]}", f"only {value!r} is implemented", "use another checkpoint")
 
 
 def _activation(name: str) -> str:
     if name not in ACTIVATION_NAMES:
-        raise UsageError(f"activation {name!r}", f"this transformer knows {', '.join(ACTIVATION_NAMES)}", "use another checkpoint")
+        raise UsageError(f"activation {repr(name)[:60]}", f"this transformer knows {', '.join(ACTIVATION_NAMES)}", "use another checkpoint")
     return ACTIVATION_NAMES[name]
 
 
@@ -129,6 +185,8 @@ def _rope(given: dict[str, Any]) -> tuple[float, RopeScaling]:
     """Base and scaling from the `rope_parameters` of one layer type."""
     kind = given.get("rope_type", "default")
     _refuse(given, partial_rotary_factor=1.0)
+    for name in ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+        _check_number(f"rope_parameters {name}", given.get(name))
     theta = float(given["rope_theta"])
     if kind == "default":
         return theta, RopeScaling()
@@ -137,7 +195,7 @@ def _rope(given: dict[str, Any]) -> tuple[float, RopeScaling]:
     if kind == "llama3":
         low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
         return theta, RopeScaling("llama3", float(given["factor"]), low, high, int(given["original_max_position_embeddings"]))
-    raise UsageError(f"rope_type {kind!r}", "'default', 'linear' and 'llama3' are implemented", "use another checkpoint")
+    raise UsageError(f"rope_type {repr(kind)[:60]}", "'default', 'linear' and 'llama3' are implemented", "use another checkpoint")
 
 
 def _write_rope(theta: float, scaling: RopeScaling) -> dict[str, Any]:
@@ -390,27 +448,32 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
     Raises:
       UsageError: an unknown architecture, a quantised checkpoint, or a setting that this transformer does not implement.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     quantised = given.get("quantization_config")
     if "text_config" in given and given.get("model_type") == "gemma3":
+        if not isinstance(given["text_config"], dict):
+            raise UsageError(f"{where}: text_config", "it is no object", "download the file again")
         given = {"model_type": "gemma3_text", **given["text_config"]}
     model_type = given.get("model_type")
     family = next((f for f in FAMILIES if f.model_type == model_type), None)
     if family is None:
         known = ", ".join(f.model_type for f in FAMILIES)
-        raise UsageError(f"{where}: model_type {model_type!r}", f"the families are {known}", "use a checkpoint of one of them")
+        raise UsageError(f"{where}: model_type {repr(model_type)[:60]}", f"the families are {known}", "use a checkpoint of one of them")
     if quantised or given.get("quantization_config"):
         raise UsageError(f"{where}: quantization_config", "quantised Hugging Face checkpoints are not read", "use the bfloat16 one")
+    _check_settings(given, where)
     settings = {key: value for key, value in given.items() if key not in ("model_type", "transformers_version")}
     try:
-        return family, family.read(AutoConfig.for_model(family.model_type, **settings).to_dict())
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        if isinstance(error, UsageError):
-            raise
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{where}", f"it is no valid {model_type} config ({reason})", "download it again") from error
+        config = family.read(AutoConfig.for_model(family.model_type, **settings).to_dict())
+    except UsageError:
+        raise
+    except Exception as error:  # config classes of transformers run into whatever a damaged file holds
+        raise UsageError(f"{where}", f"it is no valid {model_type} config ({short(error)})", "download it again") from error
+    heads, head_dim = max(config.n_heads, config.n_kv_heads), config.head_dim
+    if not math.prod((config.d_model, max(config.vocab_size, config.d_ff, heads * head_dim))) < 2**40:
+        raise UsageError(f"{where}", "its sizes make a matrix of more than 2^40 numbers", "correct it, or download the file again")
+    return family, config
 
 
 def canonical(config: ModelConfig) -> ModelConfig:

@@ -18,14 +18,17 @@ from zip_rc_jax.errors import UsageError
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 2 * 2**30
-_WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+_WANTED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+
+
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what is read
 
 
 class SafetensorsSource:
     """The shards of a directory. Nothing stays open or mapped between reads, so the pages of the file do not pile up in memory.
 
     Raises:
-      UsageError: no safetensors, a missing, truncated or damaged shard.
+      UsageError: no safetensors, a missing, truncated or damaged shard, or tensors that are no floating-point numbers.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -33,29 +36,48 @@ class SafetensorsSource:
         self._shard: dict[str, pathlib.Path] = {}
         self._stored: dict[str, str] = {}  # our spelling of a name -> the file's
         self.shapes: dict[str, tuple[int, ...]] = {}
+        _refuse_other_formats(directory)
         for path in self._shards(directory):
             with _open(path) as file:
                 for stored in file.keys():  # noqa: SIM118  (it is no dict)
                     name = _plain_name(stored)
-                    if name is not None:
-                        self._shard[name], self._stored[name] = path, stored
-                        self.shapes[name] = tuple(file.get_slice(stored).get_shape())
+                    if name is None:
+                        continue
+                    if name in self._shard:
+                        reason = f"tensor {name[:80]} is there twice, also in {self._shard[name].name}"
+                        raise UsageError(f"shard {path}", reason, "download the checkpoint again")
+                    part = file.get_slice(stored)
+                    if part.get_dtype() not in FLOATS:
+                        reason = f"tensor {name[:80]} is of type {part.get_dtype()}; floating-point numbers are read: {', '.join(FLOATS)}"
+                        raise UsageError(f"shard {path}", reason, "use the checkpoint in bfloat16, which is not quantised")
+                    self._shard[name], self._stored[name] = path, stored
+                    self.shapes[name] = tuple(part.get_shape())
 
     @staticmethod
     def _shards(directory: pathlib.Path) -> list[pathlib.Path]:
+        paths = [directory / SINGLE]
         if (directory / INDEX).is_file():
             try:
-                found = sorted(set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise UsageError(f"{directory / INDEX}", f"it is damaged ({error!r})", "download it again") from None
+                names = read_json(directory / INDEX).get("weight_map")
+            except UsageError as error:
+                raise UsageError(f"{directory / INDEX}", f"it is damaged ({error.reason})", error.fix) from None
+            if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+                reason = "it is damaged (its weight_map does not name a file for each tensor)"
+                raise UsageError(f"{directory / INDEX}", reason, "download it again")
+            found = sorted(set(names.values()))
+            for name in found:
+                if pathlib.PurePath(name).name != name or "\0" in name or name in ("", ".", "..") or len(name) > 250:
+                    reason = f"it is damaged (shard {repr(name)[:60]} is no file of this directory)"
+                    raise UsageError(f"{directory / INDEX}", reason, "download it again")
+            if paths[0].is_file() and SINGLE not in found:
+                reason = f"{SINGLE} and {INDEX} are both there, and they name different files"
+                raise UsageError(f"checkpoint {directory}", reason, "delete the one that does not belong to the model")
             paths = [directory / name for name in found]
-        else:
-            paths = [directory / SINGLE]
         absent = [path.name for path in paths if not path.is_file()]
         if absent:
             other = [path.name for path in directory.glob("*.bin")]
-            fix = f"convert {other[0]} to safetensors" if other else "download the checkpoint again"
-            raise UsageError(f"checkpoint {directory}", f"{', '.join(absent[:5])} is not there", fix)
+            fix = f"convert {other[0][:80]} to safetensors" if other else "download the checkpoint again"
+            raise UsageError(f"checkpoint {directory}", f"{', '.join(absent[:5])[:300]} is not there", fix)
         return paths
 
     def read(self, name: str) -> np.ndarray:
@@ -63,11 +85,30 @@ class SafetensorsSource:
             return file.get_tensor(self._stored[name])
 
 
+def refuse_adapter(directory: pathlib.Path) -> None:
+    """Raises UsageError for a directory with a LoRA adapter and no weights of a whole model."""
+    if (directory / "adapter_config.json").is_file() and not any(directory.glob("model*.safetensors")):
+        base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+        raise UsageError(
+            f"model {directory}",
+            f"it is an adapter (LoRA) for {str(base)[:80]}, not a whole model",
+            "merge it into that model (`merge_and_unload` of the package peft), save the result, and pass that directory",
+        )
+
+
+def _refuse_other_formats(directory: pathlib.Path) -> None:
+    """Raises UsageError for adapters and for directories that another file says are quantised."""
+    refuse_adapter(directory)
+    for name in ("quantize_config.json", "quant_config.json"):  # of GPTQ and AWQ
+        if (directory / name).is_file():
+            raise UsageError(f"{directory / name}", "quantised Hugging Face checkpoints are not read", "use the bfloat16 one")
+
+
 def _open(path: pathlib.Path) -> Any:
     try:
         return safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"shard {path}", f"it is truncated or damaged ({error})", "download it again") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UsageError(f"shard {path}", f"it is truncated or damaged ({short(error)})", "download it again") from None
 
 
 def _plain_name(stored: str) -> str | None:
@@ -79,12 +120,32 @@ def _plain_name(stored: str) -> str | None:
     return re.sub(r"^(language_model\.model|model\.language_model)\.", "model.", stored).removeprefix("language_model.")
 
 
+def short(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def read_text(path: pathlib.Path) -> str:
+    """A UTF-8 file, with or without a byte-order mark. Raises UsageError for any other, and for an empty one."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}", f"it cannot be read ({short(error)})", "download it again") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}", "it cannot be read (it is not UTF-8)", "download it again, or save it as UTF-8") from None
+    if not text.strip("\0 \t\r\n"):
+        raise UsageError(f"{path}", "it cannot be read (it is empty)", "download it again")
+    return text
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Raises UsageError for a file that is not a JSON object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}", f"it cannot be read ({error})", "download it again") from None
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path}", f"it cannot be read ({short(error)})", "download it again") from None
     if not isinstance(found, dict):
         raise UsageError(f"{path}", "it is not a JSON object", "download it again")
     return found

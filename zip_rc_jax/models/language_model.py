@@ -65,14 +65,14 @@ class LanguageModel:
         Raises:
           UsageError: `first_id` puts cells on ids that the tokenizer uses, or past what padding would give.
         """
-        used, vocab_size = self.tokenizer.size, self.config.vocab_size
+        named, vocab_size = self.tokenizer.named_size, self.config.vocab_size  # a tokenizer may know ids that have no row
         if first_id is None:
-            found = reserve(self.tokenizer.unused_ids(vocab_size), grid, used)
-            first_id = used if found is None else found
-        head = ZipHead(grid, label, first_id, used)
+            found = reserve(self.tokenizer.free_ids(vocab_size), grid, named)
+            first_id = named if found is None else found
+        head = ZipHead(grid, label, first_id, self.tokenizer.size)
         if head.last_id > vocab_size:
-            vocab_size = max(vocab_size, padded_vocab_size(used, grid))
-        head.check(vocab_size, self.tokenizer.unused_ids(vocab_size))
+            vocab_size = max(vocab_size, padded_vocab_size(named, grid))
+        head.check(vocab_size, self.tokenizer.free_ids(vocab_size))
         body = dict(self.params["body"])
         for name in ("embed", "unembed"):
             if name in body:
@@ -83,7 +83,7 @@ class LanguageModel:
 
     def without_head(self) -> LanguageModel:
         """The plain policy: no head, and no vocabulary rows past the tokenizer's ids."""
-        used = min(self.tokenizer.size, self.config.vocab_size)  # Gemma's tokenizer knows an image token that its text models lack
+        used = min(self.tokenizer.size, self.config.vocab_size)
         body = {name: leaf[:used] if name in ("embed", "unembed") else leaf for name, leaf in self.params["body"].items()}
         return dataclasses.replace(self, config=dataclasses.replace(self.config, vocab_size=used), head=None, params={"body": body})
 

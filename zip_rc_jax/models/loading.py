@@ -73,6 +73,7 @@ def load(
         return _load_gguf(local, dtype, layout, given)
     if not local.exists() and not name.startswith(("embedded:", "/", ".", "~")) and name.count("/") == 1 and not name.endswith(".gguf"):
         local = huggingface.download(name)
+    huggingface.refuse_adapter(local)
     if (local / huggingface.CONFIG).is_file():
         return _load_huggingface(local, dtype, layout, given)
     if given and local.is_dir():
@@ -86,9 +87,10 @@ def _load_huggingface(path: pathlib.Path, dtype: Any, layout: Layout, given: tup
     settings = huggingface.read_json(path / huggingface.CONFIG)
     block = settings.pop(ZIP_BLOCK, None)
     family, config = read_config(settings, str(path / huggingface.CONFIG))
-    tokenizer = Tokenizer.from_pretrained(path)
+    source = huggingface.SafetensorsSource(path)
+    tokenizer = Tokenizer.from_pretrained(path).limited(config.vocab_size)
     head = _head(block, given, tokenizer, config, str(path))
-    params = load_params(config, family, huggingface.SafetensorsSource(path), dtype, layout)
+    params = load_params(config, family, source, dtype, layout)
     return _with_rows(LanguageModel(config, tokenizer, {"body": params}, None, layout, {"source": str(path)}), head)
 
 
@@ -97,7 +99,7 @@ def _load_gguf(path: pathlib.Path, dtype: Any, layout: Layout, given: tuple[str,
 
     source = GgufSource(path)
     family, config = read_config(source.settings, str(path))
-    tokenizer = Tokenizer.from_gguf(path)
+    tokenizer = Tokenizer.from_gguf(path).limited(config.vocab_size)
     head = _head(None, given, tokenizer, config, str(path))
     params = load_params(config, family, source, dtype, layout)
     return _with_rows(LanguageModel(config, tokenizer, {"body": params}, None, layout, {"source": str(path)}), head)
@@ -127,7 +129,7 @@ def _check(head: ZipHead, tokenizer: Tokenizer, config: ModelConfig, where: str)
     """Raises UsageError for a head that does not fit the tokenizer or the vocabulary beside it."""
     if head.used_ids != tokenizer.size:
         raise UsageError(f"model {where}", f"it says {head.used_ids} used ids, its tokenizer uses {tokenizer.size}", "export it again")
-    head.check(config.vocab_size, tokenizer.unused_ids(config.vocab_size))
+    head.check(config.vocab_size, tokenizer.free_ids(config.vocab_size))
 
 
 def _with_rows(lm: LanguageModel, head: ZipHead | None) -> LanguageModel:

@@ -16,8 +16,8 @@ import numpy as np
 import tokenizers
 
 from zip_rc_jax.errors import UsageError
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+from zip_rc_jax.models.huggingface import short
+from zip_rc_jax.models.tokenizer_files import Parts, added_ids, guarded, read_directory, write_directory
 
 # Names that publishers give to vocabulary rows which they keep for later.
 PLACEHOLDER = re.compile(
@@ -33,25 +33,22 @@ PROBE = """The quick brown fox jumps over 12,345.67 lazy dogs & 'cats' (don't as
 #include <stdio.h> { "key": [1, 2, null] } && || :: => ++\r\n
 """
 
-# `tokenizer.ggml.pre` names how a byte-level GGUF vocabulary cuts text before merging. transformers knows some of them and takes the rest
-# for GPT-2's; that is right for these only.
-GPT2_SPLIT = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "roberta-bpe")
-DIGITS_THEN_GPT2_SPLIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-# Vocabularies that take a whole word as it is if it has an id, and those that normalise text; transformers applies neither to a GGUF file.
-WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken")
-NORMALISED = ("qwen2", "qwen35")
-
 
 class Tokenizer:
-    """A `tokenizers` tokenizer with its end-of-sequence ids and its chat template.
+    """A `tokenizers` tokenizer with its end-of-sequence ids and its chat templates.
 
     Attributes:
       backend: the Rust tokenizer. Truncation and padding are switched off.
+        Its post-processor says what raw prompts get, for example a beginning-of-sequence token.
       eos_tokens: tokens that end a sequence.
       eos_ids: their ids.
-      chat_template: Jinja source, or None.
+      chat_template: Jinja source of the usual template, or None.
+      templates: all templates by name; "default" is the usual one, "tool_use" the one for chats with tools.
       special_tokens: what the template may refer to, e.g. `{"bos_token": "<s>"}`.
-      size: number of ids that the tokenizer uses (largest id + 1).
+      settings: what other engines read in an export, e.g. `{"model_max_length": 8192}`.
+      rows: ids from here on have no row in the checkpoint; None if all have one.
+      named_size: largest id with a token + 1.
+      size: number of ids that the tokenizer uses: `named_size`, but at most `rows`.
     """
 
     def __init__(
@@ -60,59 +57,62 @@ class Tokenizer:
         eos_tokens: Sequence[str],
         chat_template: str | None = None,
         special_tokens: Mapping[str, str] | None = None,
+        *,
+        templates: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        rows: int | None = None,
     ):
-        """Raises UsageError if there is no end-of-sequence token, or one that the tokenizer does not know."""
+        """Args: `templates` are those beside `chat_template`.
+
+        Raises:
+          UsageError: there is no end-of-sequence token, one that the tokenizer does not know, or one without a row.
+        """
         backend.no_truncation()  # published files may cut every text at 512 tokens
         backend.no_padding()
         self.backend = backend
         self.eos_tokens = tuple(eos_tokens)
         self.chat_template = chat_template
+        self.templates = ({} if chat_template is None else {"default": chat_template}) | {
+            name: text for name, text in (templates or {}).items() if name != "default"
+        }
         self.special_tokens = dict(special_tokens or {})
+        self.settings = dict(settings or {})
         ids = [i for token in self.eos_tokens if (i := backend.token_to_id(token)) is not None]
         if not ids or len(ids) < len(self.eos_tokens):
             raise UsageError(f"eos_tokens={self.eos_tokens}", "the tokenizer does not know them all", "name tokens of tokenizer.json")
         self.eos_ids: tuple[int, ...] = tuple(ids)
-        self.size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.named_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.rows = rows if rows is not None and rows < self.named_size else None
+        self.size = self.named_size if self.rows is None else self.rows
+        if beyond := [token for token, i in zip(self.eos_tokens, ids, strict=True) if i >= self.size]:
+            raise UsageError(
+                f"end-of-sequence token {', '.join(beyond[:3])}",
+                f"its id is past the checkpoint's {self.size} rows, so the model can never end a text",
+                "correct eos_token_id, or take the tokenizer that belongs to the checkpoint",
+            )
         self._unknown_token = getattr(backend.model, "unk_token", None) or "<unk>"  # a Unigram model does not tell
 
     @classmethod
-    def from_pretrained(cls, directory: str | pathlib.Path) -> Tokenizer:
-        """The tokenizer of a local Hugging Face directory, read by transformers.
+    def _of(cls, parts: Parts, where: str) -> Tokenizer:
+        """Raises UsageError for an end-of-sequence id that no token has, or without any."""
+        ends = _tokens(parts.backend, parts.end_ids, where)
+        default, special = parts.templates.get("default"), parts.special_tokens
+        return cls(parts.backend, ends, default, special, templates=parts.templates, settings=parts.settings, rows=parts.rows)
 
-        Its end-of-sequence ids are its own and those of `generation_config.json` and `config.json`.
+    @classmethod
+    def from_pretrained(cls, directory: str | pathlib.Path) -> Tokenizer:
+        """The tokenizer of a local Hugging Face directory.
+
+        A tokenizer.json is read as it is; without one, transformers builds the tokenizer. End-of-sequence ids are its own, those
+        of `generation_config.json` and `config.json`, and special tokens that end a turn by their name in the chat template.
 
         Raises:
-          UsageError: no tokenizer files, files that transformers cannot read, a tokenizer written in Python, or an end-of-sequence id
+          UsageError: no tokenizer files, files that cannot be read, a tokenizer written in Python, or an end-of-sequence id
             that no token has.
         """
         directory = pathlib.Path(directory)
-        if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-            raise UsageError(
-                f"tokenizer {directory}",
-                f"there is none of {', '.join(TOKENIZER_FILES)}",
-                "point at a complete Hugging Face directory, for example one with a tokenizer.json",
-            )
-        from transformers import AutoTokenizer  # a second to import, and only published models need it
-
-        try:
-            found = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # `tokenizers` raises bare Exception for a file that it cannot read
-            raise UsageError(f"tokenizer {directory}", _first_line(error), "download it again, or add its tokenizer.json") from error
-        backend = getattr(found, "backend_tokenizer", None)
-        if not isinstance(backend, tokenizers.Tokenizer):
-            raise UsageError(
-                f"tokenizer {directory}",
-                f"{type(found).__name__} is a slow tokenizer, written in Python",
-                "convert it to a tokenizer.json (transformers.convert_slow_tokenizer)",
-            )
-        template = found.chat_template
-        ids = [found.eos_token_id, *_eos_ids(directory / "generation_config.json"), *_eos_ids(directory / "config.json")]
-        return cls(
-            backend,
-            _tokens(backend, ids, f"tokenizer {directory}"),
-            template.get("default") if isinstance(template, dict) else template,
-            {name: str(token) for name, token in found.special_tokens_map.items()},
-        )
+        where = f"tokenizer {directory}"
+        return guarded(lambda: cls._of(read_directory(directory), where), where, "download it again")
 
     @classmethod
     def from_gguf(cls, path: str | pathlib.Path) -> Tokenizer:
@@ -123,58 +123,68 @@ class Tokenizer:
         Raises:
           UsageError: no such file, not a GGUF file, no tokenizer in it, or one whose way of cutting text is not known here.
         """
-        import gguf
+        from zip_rc_jax.models.gguf_tokenizer import read_gguf_tokenizer
 
-        path = pathlib.Path(path)
-        if not path.is_file():
-            raise UsageError(f"model {path}", "there is no such file", "pass a .gguf file")
-        try:
-            fields = gguf.GGUFReader(path).fields
-        except (ValueError, IndexError, KeyError) as error:
-            raise UsageError(f"model {path}", f"it is no complete GGUF file ({_first_line(error)})", "download it again") from error
-        prefix = "tokenizer.ggml."
-        metadata = {name.removeprefix(prefix): field.contents() for name, field in fields.items() if name.startswith(prefix)}
-        if not metadata.get("tokens"):
-            raise UsageError(f"model {path}", "it holds no tokenizer", "use the Hugging Face directory of the model")
-        backend = _gguf_backend(path, fields["general.architecture"].contents(), metadata)
-        roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-        found = {name: backend.id_to_token(metadata.get(f"{role}_token_id", len(metadata["tokens"]))) for name, role in roles.items()}
-        special = {name: token for name, token in found.items() if token is not None}
-        template = fields.get("tokenizer.chat_template")
-        ids = [metadata.get("eos_token_id"), metadata.get("eot_token_id")]
-        return cls(backend, _tokens(backend, ids, f"model {path}"), template.contents() if template else None, special)
+        where = f"model {path}"
+        fix = "use the Hugging Face directory of the model"
+        return guarded(lambda: cls._of(read_gguf_tokenizer(pathlib.Path(path)), where), where, fix)
+
+    def limited(self, rows: int) -> Tokenizer:
+        """The same tokenizer for a checkpoint of `rows` rows. Ids past them are never sampled, and no prompt may hold them.
+
+        Raises:
+          UsageError: an end-of-sequence token lies past the rows.
+        """
+        if rows >= self.size:
+            return self
+        kept = self.backend, self.eos_tokens, self.chat_template, self.special_tokens
+        return Tokenizer(*kept, templates=self.templates, settings=self.settings, rows=rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: the backend's tokenizer.json, `eos_tokens`, `chat_template`, `special_tokens`."""
+        """Everything, ready for JSON; `backend` is the contents of a tokenizer.json."""
         return {
             "backend": json.loads(self.backend.to_str()),
             "eos_tokens": list(self.eos_tokens),
             "chat_template": self.chat_template,
             "special_tokens": self.special_tokens,
+            "templates": {name: text for name, text in self.templates.items() if name != "default"},
+            "settings": self.settings,
+            "rows": self.rows,
+            "prompts_get_special_tokens": True,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Tokenizer:
-        """Inverse of `to_dict`."""
-        backend = tokenizers.Tokenizer.from_str(json.dumps(data["backend"]))
-        return cls(backend, data["eos_tokens"], data["chat_template"], data["special_tokens"])
+        """Inverse of `to_dict`. What versions before 0.2 wrote adds nothing to raw prompts, as those versions did not."""
+        state = dict(data["backend"])
+        if not data.get("prompts_get_special_tokens", False) and _adds_tokens(state.get("post_processor")):
+            state["post_processor"] = None
+        kept = {"templates": data.get("templates"), "settings": data.get("settings"), "rows": data.get("rows")}
+        backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+        return cls(backend, data["eos_tokens"], data["chat_template"], data["special_tokens"], **kept)
 
     def save_pretrained(self, directory: str | pathlib.Path) -> None:
-        """Writes what `AutoTokenizer` reads: tokenizer.json, tokenizer_config.json and, with a template, chat_template.jinja.
+        """Writes what `AutoTokenizer` reads: tokenizer.json, tokenizer_config.json and the chat templates, each a .jinja file.
 
         Of several end-of-sequence tokens only one can be the tokenizer's; the others belong into generation_config.json.
+
+        Raises:
+          UsageError: transformers would read another tokenizer from these files.
         """
-        directory = pathlib.Path(directory)
-        self._hugging_face.save_pretrained(str(directory))
-        config = directory / "tokenizer_config.json"
-        # transformers 4 and 5 both load this class; the name that 5 writes is unknown to 4.
-        settings = json.loads(config.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-        config.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        special = {"eos_token": self.eos_tokens[0], **self.special_tokens}
+        parts = Parts(self.backend, special, self.templates, self.settings, [], self.rows)
+        before, after = self.added_ids
+        bos, eos = (special.get(role) and self.backend.token_to_id(special[role]) for role in ("bos_token", "eos_token"))
+        said = before in ((), (bos,)) and after in ((), (eos,))
+        write_directory(pathlib.Path(directory), parts, {"add_bos_token": bool(before), "add_eos_token": bool(after)} if said else {})
 
     # Text.
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, nothing added. Special tokens that `text` spells out become their ids.
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Ids of `text`. Special tokens that `text` spells out become their ids.
+
+        Args:
+          add_special_tokens: also put before and behind it what the tokenizer's own settings add; see `encode_prompt`.
 
         Raises:
           UsageError: the text has words that the vocabulary cannot express; guessing at "<unk>" would answer another question.
@@ -183,10 +193,38 @@ class Tokenizer:
         pieces = zip(encoding.tokens, encoding.offsets, strict=True)
         unknown = [text[a:b] for token, (a, b) in pieces if token == self._unknown_token and text[a:b] != token]
         if unknown:
+            shown = [word[:40] for word in unknown[:5]]
             raise UsageError(
-                f"text with {unknown[:5]}", "the tokenizer's vocabulary lacks these words", "use only words that the model was trained on"
+                f"text with {shown}", "the tokenizer's vocabulary lacks these words", "use only words that the model was trained on"
             )
-        return encoding.ids
+        return self._completed(encoding.ids, end=True) if add_special_tokens else encoding.ids
+
+    def encode_prompt(self, text: str, *, chat: bool = False, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a prompt, as the model saw texts in training.
+
+        The tokenizer's own settings say what a text begins and ends with, for example a beginning-of-sequence token. A text that
+        already begins with it gets no second one.
+
+        Args:
+          chat: the text comes from the chat template. It is to be continued, so nothing is put behind it.
+          add_special_tokens: False leaves the text as it is.
+
+        Raises:
+          UsageError: as `encode`.
+        """
+        ids = self.encode(text)
+        return self._completed(ids, end=not chat) if add_special_tokens else ids
+
+    @functools.cached_property
+    def added_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids that the tokenizer's own settings put before and behind a text."""
+        return added_ids(self.backend, self.eos_tokens[0])
+
+    def _completed(self, ids: list[int], end: bool) -> list[int]:
+        before, after = map(list, self.added_ids)
+        if before and ids[: len(before)] != before:
+            ids = [*before, *ids]
+        return [*ids, *after] if end and after and ids[-len(after) :] != after else ids
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
         """Text of `ids` without special tokens."""
@@ -196,8 +234,14 @@ class Tokenizer:
 
     @property
     def template_hash(self) -> str | None:
-        """First 16 hex digits of the chat template's BLAKE2b: which template rendered a prompt. None without a template."""
-        return None if self.chat_template is None else hashlib.blake2b(self.chat_template.encode()).hexdigest()[:16]
+        """First 16 hex digits of the chat template's BLAKE2b: which template rendered a prompt. None without a template.
+
+        Of several templates, all are hashed together.
+        """
+        if self.chat_template is None:
+            return None
+        source = self.chat_template if len(self.templates) == 1 else json.dumps(self.templates, sort_keys=True)
+        return hashlib.blake2b(source.encode()).hexdigest()[:16]
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
         """The prompt for `messages` up to where the assistant's answer starts, by the tokenizer's own template.
@@ -224,18 +268,20 @@ class Tokenizer:
                 list(turns), tokenize=False, add_generation_prompt=True, **self.special_tokens, **kwargs
             )
         except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template joins text with content that is none
-            raise UsageError("chat messages", f"the model's template refuses them ({_first_line(error)})", "change the messages") from error
+            raise UsageError("chat messages", f"the model's template refuses them ({short(error)})", "change the messages") from error
 
     @functools.cached_property
     def _template_variables(self) -> set[str]:
         """What a caller may set: names that the template reads from outside, except those that the rendering sets itself."""
-        # transformers adds the tag `generation`; Jinja alone cannot parse it.
-        source = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", self.chat_template or "")
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-        try:
-            found = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        except jinja2.TemplateSyntaxError as error:
-            raise UsageError("the model's chat template", f"it is not valid Jinja ({_first_line(error)})", "pass raw prompts") from error
+        found = set[str]()
+        for text in (self.templates[name] for name in ("default", "tool_use") if name in self.templates):
+            # transformers adds the tag `generation`; Jinja alone cannot parse it.
+            source = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
+            try:
+                found |= jinja2.meta.find_undeclared_variables(environment.parse(source))
+            except jinja2.TemplateSyntaxError as error:
+                raise UsageError("the model's chat template", f"it is not valid Jinja ({short(error)})", "pass raw prompts") from error
         own = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", *self.special_tokens}
         return found - own - set(environment.globals)
 
@@ -245,7 +291,8 @@ class Tokenizer:
         from transformers import PreTrainedTokenizerFast
 
         special = {"eos_token": self.eos_tokens[0], **self.special_tokens}
-        return PreTrainedTokenizerFast(tokenizer_object=self.backend, chat_template=self.chat_template, **special)
+        template = self.chat_template if len(self.templates) < 2 else self.templates
+        return PreTrainedTokenizerFast(tokenizer_object=self.backend, chat_template=template, **special)
 
     # Unused ids.
 
@@ -254,21 +301,30 @@ class Tokenizer:
 
         These are
           - ids without a token: holes, and rows beyond the tokenizer;
+          - ids without a row in the checkpoint;
           - tokens whose whole name is one of `PLACEHOLDER`, such as `<unused12>` or `<|reserved_special_token_12|>`, and that pass all
             of these checks: no end-of-sequence or other special token (bos, pad, unk, ...) is called so; the chat template does not
             contain the name; the token is an added token (text is searched for these before anything is merged), or no merge of a BPE
             vocabulary results in it; and encoding `PROBE`, a short text of many scripts and some code, does not give it.
         What the publisher's training data held is not checked: nothing in a tokenizer tells.
         """
-        unused = np.ones(max(vocab_size, self.size), bool)
+        unused = np.ones(max(vocab_size, self.named_size), bool)
         unused[self._emitted_ids] = False
+        unused[self.size :] = True
         return unused[:vocab_size]
+
+    def free_ids(self, vocab_size: int) -> np.ndarray:
+        """`[vocab_size]` bool: unused ids that may become a head's. An id past the checkpoint's rows that has a token is none."""
+        free = self.unused_ids(vocab_size)
+        taken = [i for i in self.backend.get_vocab(with_added_tokens=True).values() if self.size <= i < vocab_size]
+        free[taken] = False
+        return free
 
     @functools.cached_property
     def _emitted_ids(self) -> list[int]:
         vocab = self.backend.get_vocab(with_added_tokens=True)
         roles = {*self.eos_tokens, *self.special_tokens.values(), self._unknown_token}
-        template = self.chat_template or ""
+        template = "".join(self.templates.values())
         candidates = {token for token in vocab if PLACEHOLDER.fullmatch(token) and token not in roles and token not in template}
         if candidates:
             candidates -= set(self.backend.encode(PROBE, add_special_tokens=False).tokens)
@@ -288,14 +344,13 @@ def word_level(words: list[str]) -> Tokenizer:
     return Tokenizer(backend, ("<eos>",))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _eos_ids(path: pathlib.Path) -> list[int | None]:
-    """`eos_token_id` of a Hugging Face JSON file: a number, a list, or absent (as the file may be)."""
-    found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    return found if isinstance(found, list) else [found]
+def _adds_tokens(processor: Mapping[str, Any] | None) -> bool:
+    """Whether a post-processor of a tokenizer.json puts tokens around a text."""
+    if not processor:
+        return False
+    if processor.get("type") == "Sequence":
+        return any(map(_adds_tokens, processor["processors"]))
+    return processor.get("type") != "ByteLevel"
 
 
 def _tokens(backend: tokenizers.Tokenizer, ids: Sequence[int | None], where: str) -> list[str]:
@@ -305,36 +360,3 @@ def _tokens(backend: tokenizers.Tokenizer, ids: Sequence[int | None], where: str
     if not wanted or len(tokens) < len(wanted):
         raise UsageError(where, f"its end-of-sequence ids {wanted} are not all tokens", "correct eos_token_id in its config files")
     return tokens
-
-
-def _gguf_backend(path: pathlib.Path, architecture: str, metadata: dict[str, Any]) -> tokenizers.Tokenizer:
-    """The tokenizer that `metadata` (keys without "tokenizer.ggml.") describes.
-
-    transformers builds it; what it leaves out is corrected here, so that text becomes the ids that the model was trained on.
-
-    Raises:
-      UsageError: transformers cannot build it, or the way of cutting text is not known.
-    """
-    from transformers.integrations.gguf import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-
-    kind, split = metadata.get("model"), metadata.get("pre")
-    fix = "use the Hugging Face directory of the model"
-    if kind == "gpt2" and split not in {*GGUF_PRE_TOKENIZER_SPLITS, *GPT2_SPLIT, *DIGITS_THEN_GPT2_SPLIT}:
-        raise UsageError(f"model {path}", f"it cuts text in the way {split!r}, which is not known here", fix)
-    names = {key.removeprefix("ggml."): name for key, name in GGUF_TOKENIZER_MAPPING["tokenizer"].items()}
-    try:
-        backend, _ = convert_gguf_tokenizer(architecture, {name: metadata[key] for key, name in names.items() if key in metadata})
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"model {path}", f"its tokenizer {kind!r} cannot be built ({_first_line(error)})", fix) from error
-    state = json.loads(backend.to_str())
-    # transformers adds GPT-2's <|endoftext|> to every byte-level vocabulary, also where the model has no row for it.
-    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(metadata["tokens"])]
-    if kind == "gpt2" and split in DIGITS_THEN_GPT2_SPLIT:
-        digits = {"type": "Digits", "individual_digits": True}
-        state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, state["pre_tokenizer"]]}
-    if kind == "gpt2" and split in WHOLE_WORDS:
-        state["model"]["ignore_merges"] = True
-    if kind == "gpt2" and split in NORMALISED:
-        state["normalizer"] = {"type": "NFC"}
-    return tokenizers.Tokenizer.from_str(json.dumps(state))
