@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import types
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from forwards import SLOTS, continued, empty, full, gather, padded, prefill, step
 from hf_models import MODELS, ROWS, TOKENS, VOCAB, WIDTH, error, load, torch_logits, torch_model
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
@@ -456,3 +459,187 @@ BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 def test_a_config_that_is_not_implemented_is_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         read_config(settings, "where")
+
+
+FOREIGN = {
+    "partial_rotary_factor": 0.5, "num_experts": 8, "num_local_experts": 4, "logit_scale": 0.5, "logits_scaling": 8.0, "clip_qkv": 4.0,
+    "residual_multiplier": 0.2, "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "alibi": True, "parallel_attn": True,
+    "attention_chunk_size": 64, "no_rope_layers": [1, 0], "rotary_pct": 0.25, "is_encoder_decoder": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", [family.model_type for family in FAMILIES])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_no_family_computes_is_refused_by_name(model_type, name):
+    with pytest.raises(UsageError, match=f"{name}={re.escape(repr(FOREIGN[name]))}.*implemented"):
+        read_config({"model_type": model_type, name: FOREIGN[name]}, "where")
+    for harmless in (None, *([0] if name not in ("partial_rotary_factor", "rotary_pct") else [1.0])):
+        if harmless != 0 or name != "no_rope_layers":
+            assert read_config({"model_type": model_type, name: harmless}, "where") == read_config({"model_type": model_type}, "where")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "lfm2"])
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "attn_logit_softcapping"])
+def test_soft_caps_of_other_families_are_refused(model_type, name):
+    with pytest.raises(UsageError, match=f"{name}=30.0: it is not implemented"):
+        read_config({"model_type": model_type, name: 30.0}, "where")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_sliding", "lfm2", "gemma3"])
+@pytest.mark.parametrize("factor", [0.5, 0.25])
+def test_partial_rotation_is_refused_wherever_it_is_stated(name, factor):
+    model_type, settings = MODELS[name]
+    rope = torch_model(name).config.rope_parameters
+    inside = {kind: part | {"partial_rotary_factor": factor} for kind, part in rope.items()} if "full_attention" in rope else None
+    for stated in ({"partial_rotary_factor": factor}, {"rope_parameters": inside or rope | {"partial_rotary_factor": factor}}):
+        with pytest.raises(UsageError, match=f"partial_rotary_factor={factor}"):
+            read_config({"model_type": model_type} | settings | stated, "where")
+
+
+WRONG = ["x", -1, 0, 2**60, 10**400, 1.5, float("nan"), float("inf"), [1], {}, True, {"a": {"b": 1}}, "y" * 3_000_000]
+
+
+def settings_of(name):
+    """Every setting of a tiny model's config.json."""
+    return json.loads(json.dumps(torch_model(name).config.to_dict()))
+
+
+@pytest.mark.parametrize("name", ["llama_untied", "qwen3_sliding", "lfm2", "gemma3"])
+def test_no_wrong_value_of_a_config_is_a_traceback_or_fills_the_memory(name):
+    """A sentence of at most 600 characters that names the file, or a config of the size that was stated."""
+    settings = settings_of(name)
+    _, right = read_config(settings, "where")
+    sizes = {
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    }
+    read, refused = 0, dict[tuple[str, int], str]()
+    for key in settings:
+        for number, value in enumerate(WRONG):
+            try:
+                _, found = read_config(settings | {key: value}, "where")
+            except UsageError as problem:
+                refused[key, number] = str(problem)
+            else:
+                read += 1
+                assert key not in sizes or found != right, (key, str(value)[:20])
+                assert len(found.kinds) <= 10_000
+    assert read > 20, "what is not about numbers may hold anything"
+    assert {key for key, _ in refused} >= sizes
+    assert max(map(len, refused.values())) < 600
+    unnamed = {key for (key, number), text in refused.items() if "where" not in text and key not in text and "model." not in text}
+    assert unnamed <= {"rope_parameters", "layer_types", "hidden_act", "hidden_activation"}, "these name what they hold"
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim", "num_hidden_layers"])
+def test_a_size_that_no_file_holds_is_refused_before_anything_is_allocated(plain, key, tmp_path):
+    for value in (2**31 - 1, 10_000, 2**20):
+        settings = json.loads((plain.directory / "config.json").read_text()) | {key: value}
+        with pytest.raises(UsageError) as found:
+            load(rewritten(plain, tmp_path, settings=settings))
+        assert len(str(found.value)) < 900
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.int8, "I8"),
+        (torch.uint8, "U8"),
+        (torch.int16, "I16"),
+        (torch.int32, "I32"),
+        (torch.int64, "I64"),
+        (torch.bool, "BOOL"),
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.float8_e5m2, "F8_E5M2"),
+        (torch.complex64, "C64"),
+    ],
+)
+def test_tensors_that_are_no_floating_point_numbers_are_refused_by_type(plain, dtype, name, tmp_path):
+    shutil.copytree(plain.directory, tmp_path, dirs_exist_ok=True)
+    tensors = load_torch(plain.directory / "model.safetensors")
+    key = "model.layers.0.mlp.gate_proj.weight"
+    save_torch(tensors | {key: tensors[key].to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=f"shard {tmp_path}.*tensor {key} is of type {name}; floating-point numbers are read.*bfloat16"):
+        load(tmp_path)
+
+
+def test_float64_tensors_are_read(plain, tmp_path):
+    found = load(rewritten(plain, tmp_path, lambda tensors: {name: array.astype(np.float64) for name, array in tensors.items()}))[2]
+    jax.tree.map(np.testing.assert_array_equal, found, plain.params)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "words"),
+    [
+        ({"a": 3}, "it is damaged"),
+        ({"a": ["x"]}, "it is damaged"),
+        ({"a": None}, "it is damaged"),
+        ([], "it is damaged"),
+        ({}, "it is damaged"),
+        ({"a": "../other/model.safetensors"}, "it is damaged .*no file of this directory"),
+        ({"a": "/etc/passwd"}, "it is damaged .*no file of this directory"),
+        ({"a": "x\0y"}, "it is damaged .*no file of this directory"),
+        ({"a": "x" * 300}, "it is damaged .*no file of this directory"),
+        ({"a": ""}, "it is damaged .*no file of this directory"),
+        ({"a": "other.safetensors"}, "both there"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_an_index_that_names_no_files_is_refused(plain, weight_map, words, tmp_path):
+    shutil.copytree(plain.directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / huggingface.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UsageError, match=words) as found:
+        SafetensorsSource(tmp_path)
+    assert len(str(found.value)) < 600
+
+
+def test_a_tensor_in_two_shards_is_refused(plain, tmp_path):
+    directory = rewritten(plain, tmp_path)
+    shutil.copy(directory / "model.safetensors", directory / "second.safetensors")
+    index = {"a": "model.safetensors", "b": "second.safetensors"}
+    (directory / huggingface.INDEX).write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(UsageError, match=r"second.safetensors: tensor \S+ is there twice, also in model.safetensors"):
+        SafetensorsSource(directory)
+
+
+def test_adapters_are_told_from_models(plain, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"}))
+    save_file({"base_model.model.x.lora_A.weight": np.ones((2, 2), np.float32)}, tmp_path / "adapter_model.safetensors")
+    words = "it is an adapter .LoRA. for org/base, not a whole model. Fix: merge it into that model"
+    with pytest.raises(UsageError, match=words):
+        huggingface.refuse_adapter(tmp_path)
+    shutil.copy(plain.directory / "config.json", tmp_path)
+    with pytest.raises(UsageError, match=words):
+        SafetensorsSource(tmp_path)
+    rewritten(plain, tmp_path)  # a whole model beside it is read
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path)[2], plain.params)
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
+def test_quantised_directories_are_refused_before_their_tensors_are_read(plain, name, tmp_path):
+    directory = rewritten(plain, tmp_path)
+    (directory / name).write_text(json.dumps({"bits": 4}))
+    with pytest.raises(UsageError, match=f"{name}: quantised Hugging Face checkpoints are not read"):
+        SafetensorsSource(directory)
+
+
+def test_flipped_bytes_in_the_header_of_a_shard_are_no_traceback(plain, tmp_path):
+    directory = rewritten(plain, tmp_path)
+    whole = (directory / "model.safetensors").read_bytes()
+    rng, refused = np.random.default_rng(0), list[str]()
+    for _ in range(150):
+        changed = bytearray(whole)
+        changed[rng.integers(0, 600)] = rng.integers(0, 256)
+        (directory / "model.safetensors").write_bytes(changed)
+        try:
+            load(directory)
+        except UsageError as problem:
+            refused.append(str(problem))
+    assert len(refused) > 100
+    assert max(map(len, refused)) < 1000
+    assert all(str(directory) in text for text in refused)

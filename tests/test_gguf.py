@@ -351,3 +351,170 @@ def test_a_missing_tensor_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(NAMES, r"model\.norm\.", "foreign_norm.")
     write(tmp_path / "model.gguf", torch_model("llama_untied"))
     refused(tmp_path / "model.gguf", "1 missing \\(model.norm.weight\\); 1 not in this architecture \\(foreign_norm.weight\\)")
+
+
+KEYS_THAT_CHANGE_NUMBERS = {
+    "rope.dimension_count": 4, "attention.value_length": 4, "expert_count": 8, "logit_scale": 0.5, "attention.scale": 0.5,
+    "attention.clamp_kqv": 8.0, "attention.max_alibi_bias": 8.0, "residual_scale": 0.5, "embedding_scale": 2.0, "nextn_predict_layers": 1,
+    "use_parallel_residual": True, "attention.causal": False, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+    "rope.scaling.attn_factor": 1.5, "attention.sliding_window": 5, "attention.key_length_swa": 4, "rope.dimension_count_swa": 4,
+    "interleave_moe_layer_step": 2, "some_new_key": 3,
+}  # fmt: skip
+
+
+def add(writer, key, value):
+    {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
+
+
+@pytest.mark.parametrize("key", KEYS_THAT_CHANGE_NUMBERS)
+@pytest.mark.parametrize("base", ["llama_untied", "qwen3_sliding"])
+def test_metadata_that_is_not_implemented_is_refused_by_name(base, key, tmp_path, monkeypatch):
+    without(monkeypatch, "add_rope_dimension_count", "add_value_length")
+    model = torch_model(base, **({"use_sliding_window": False, "layer_types": None} if base == "qwen3_sliding" else {}))
+    name = f"{ARCHITECTURES[model.config.model_type]}.{key}"
+    write(tmp_path / "model.gguf", model, extra=lambda writer: add(writer, name, KEYS_THAT_CHANGE_NUMBERS[key]))
+    refused(tmp_path / "model.gguf", f"{re.escape(name)}.*implemented")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("expert_count", 0),
+        ("logit_scale", 1.0),
+        ("attention.causal", True),
+        ("attention.scale", 8**-0.5),
+        ("attention.sliding_window", 200),
+        ("attention.clamp_kqv", 0.0),
+        ("vocab_size", VOCAB),
+        ("tensor_data_layout", "Meta AI original pth"),
+        ("rope.scaling.finetuned", False),
+        ("some_new_key", 0),
+    ],
+)
+def test_metadata_that_changes_nothing_is_no_obstacle(key, value, tmp_path, monkeypatch):
+    model = torch_model("llama_untied")
+    without(monkeypatch, "add_vocab_size")
+    write(tmp_path / "model.gguf", model, extra=lambda writer: add(writer, f"llama.{key}", value))
+    assert error(full(*read(tmp_path / "model.gguf"), TOKENS), torch_logits(model, TOKENS)) < TOLERANCE
+
+
+WRONG_METADATA = [
+    ("attention.head_count", "x"), ("attention.head_count", 0), ("block_count", 2**31), ("block_count", "3"), ("embedding_length", 0),
+    ("feed_forward_length", True), ("context_length", 1.5), ("attention.layer_norm_rms_epsilon", "x"), ("rope.freq_base", -1.0),
+    ("rope.freq_base", float("nan")), ("attention.key_length", 0), ("attention.head_count_kv", "x"), ("attention.head_count_kv", 0),
+    ("attention.key_length", 7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_METADATA, ids=str)
+def test_metadata_of_wrong_types_and_sizes_is_no_traceback(key, value, tmp_path, monkeypatch):
+    methods = {
+        "rope.freq_base": "add_rope_freq_base",
+        "attention.layer_norm_rms_epsilon": "add_layer_norm_rms_eps",
+        "block_count": "add_block_count",
+    }
+    methods |= {
+        "attention.head_count": "add_head_count",
+        "attention.head_count_kv": "add_head_count_kv",
+        "context_length": "add_context_length",
+    }
+    methods |= {
+        "embedding_length": "add_embedding_length",
+        "feed_forward_length": "add_feed_forward_length",
+        "attention.key_length": "add_key_length",
+    }
+    without(monkeypatch, methods[key], "add_rope_dimension_count", "add_value_length")
+    write(tmp_path / "model.gguf", torch_model("llama_untied"), extra=lambda writer: add(writer, f"llama.{key}", value))
+    with pytest.raises(UsageError) as found:
+        read(tmp_path / "model.gguf")
+    assert len(str(found.value)) < 700
+
+
+def header(path, changes):
+    """A tiny valid file, with bytes of its header replaced."""
+    write(path, torch_model("llama_untied"))
+    content = bytearray(path.read_bytes())
+    for at, new in changes.items():
+        content[at : at + len(new)] = new
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "not_words"),
+    [
+        ({4: b"\1\0\0\0"}, "GGUF version 1, and versions 2, 3 are read.*current llama.cpp", "download"),
+        ({4: b"\x63\0\0\0"}, "GGUF version 99", "download"),
+        ({4: b"\0\0\0\3"}, "big endian.*gguf-convert-endian", "download"),
+        ({0: b"lmgg"}, "does not begin with 'GGUF'", "x" * 9),
+        ({8: b"\xff" * 8}, "truncated or damaged", "x" * 9),
+        ({16: b"\xff" * 8}, "truncated or damaged", "x" * 9),
+        ({24: b"\xff" * 8}, "truncated or damaged", "x" * 9),
+    ],
+    ids=["version 1", "version 99", "big endian", "older magic", "2^64 tensors", "2^64 fields", "a name of 2^64 bytes"],
+)
+def test_a_file_of_another_kind_is_told_from_a_damaged_one(changes, words, not_words, tmp_path):
+    with pytest.raises(UsageError, match=words) as found:
+        read(header(tmp_path / "model.gguf", changes))
+    assert not_words not in str(found.value)
+    assert len(str(found.value)) < 500
+
+
+def test_an_array_of_2_to_the_60_numbers_is_refused_at_once(tmp_path):
+    """Where the package `gguf` would loop over nothing for ever."""
+    name = b"general.tags"
+    field = len(name).to_bytes(8, "little") + name + (9).to_bytes(4, "little") + (4).to_bytes(4, "little") + (2**60).to_bytes(8, "little")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(8) + (1).to_bytes(8, "little") + field)
+    refused(tmp_path / "m.gguf", "truncated or damaged")
+
+
+@pytest.mark.parametrize("kind", ["I8", "I16", "I32", "I64", "F64"])
+def test_whole_numbers_are_no_weights(kind, tmp_path):
+    array = np.ones(48, {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "F64": np.float64}[kind])
+    write(tmp_path / "model.gguf", torch_model("llama_untied"), extra=lambda writer: writer.add_tensor("blk.0.x.weight", array))
+    refused(tmp_path / "model.gguf", f"its tensors are of type {kind} .the first is blk.0.x.weight.*Q8_0 or Q4_K_M")
+
+
+@pytest.mark.parametrize("kind", [Quantization.Q8_K, Quantization.Q1_0, Quantization.Q8_1])
+def test_a_type_that_cannot_be_expanded_is_named(kind, tmp_path):
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    write(
+        tmp_path / "model.gguf",
+        torch_model("llama_untied"),
+        extra=lambda writer: writer.add_tensor("blk.0.x.weight", np.zeros((2, size), np.uint8), raw_dtype=kind),
+    )
+    with pytest.raises(UsageError, match=f"its tensors are of type {kind.name}.*quantise it to another type") as found:
+        read(tmp_path / "model.gguf")
+    assert "download" not in str(found.value)
+    assert block > 1
+
+
+def test_a_tensor_type_that_nobody_knows_is_no_damage(tmp_path):
+    write(tmp_path / "model.gguf", torch_model("llama_untied"))
+    content = (tmp_path / "model.gguf").read_bytes()
+    at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 16
+    (tmp_path / "model.gguf").write_bytes(content[:at] + (77).to_bytes(4, "little") + content[at + 4 :])
+    refused(tmp_path / "model.gguf", "tensors of a type that the gguf package does not know .*77.*quantise it to another type")
+
+
+@pytest.mark.slow
+def test_flipped_and_missing_bytes_are_no_traceback(tmp_path):
+    """Every 97th cut, and 400 bytes changed one at a time: a sentence, or a model."""
+    path = tmp_path / "model.gguf"
+    write(path, torch_model("llama_untied"))
+    whole, rng, refusals = path.read_bytes(), np.random.default_rng(0), list[str]()
+    head = whole.index(b"token_embd.weight") + 2000
+    cuts = [whole[:kept] for kept in range(0, head, 97)]
+    flips = []
+    for _ in range(400):
+        changed = bytearray(whole)
+        changed[rng.integers(0, head)] = rng.integers(0, 256)
+        flips.append(bytes(changed))
+    for content in (*cuts, *flips):
+        path.write_bytes(content)
+        try:
+            read(path)
+        except UsageError as problem:
+            refusals.append(str(problem))
+    assert len(refusals) > len(cuts) + 100
+    assert max(map(len, refusals)) < 1000

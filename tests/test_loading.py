@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import zip_rc_jax
 from zip_rc_jax.cli import main
+from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
@@ -36,6 +37,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.models.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_axes
+from zip_rc_jax.pipeline import as_rollouts
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.zip_head import joint_log_probs
 
@@ -564,3 +566,128 @@ assert sys.modules["torch"] is None
 """
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
+
+
+# ---- ids without a row, end to end
+
+
+@pytest.mark.parametrize("lacking", [1, 7])
+def test_ids_without_a_row_are_never_sampled_and_never_reserved(tmp_path, lacking):
+    """The head's padding gives the vocabulary more rows again; the tokenizer's ids in them stay unused."""
+    tokenizer = llama()
+    directory = tmp_path / "in"
+    model = torch_model("llama_untied", vocab_size=tokenizer.size - lacking, eos_token_id=354, bos_token_id=None, pad_token_id=None)
+    model.save_pretrained(directory)
+    used = {"pad_token": "<|reserved_special_token_1|>"}
+    everything = {f"extra{i}_token": f"<|reserved_special_token_{i}|>" for i in range(40)}  # roles: none is a free placeholder
+    Tokenizer(tokenizer.backend, ("<|eot_id|>",), tokenizer.chat_template, used | everything).save_pretrained(directory)
+    lm = load(directory)
+    rows = tokenizer.size - lacking
+    assert (lm.config.vocab_size, lm.tokenizer.size, lm.tokenizer.used) == (rows, tokenizer.size, rows)
+    headed = lm.with_head(TINY_GRID, "value")
+    assert headed.head.first_id >= tokenizer.size, "ids that the tokenizer really has are no reserved ids"
+    allowed = headed.head.sampleable(headed.config.vocab_size)
+    assert not allowed[rows:].any()
+    assert allowed[:rows].all()
+    engine = Engine(headed, dataclasses.replace(SEARCH, top_k=0), 0)
+    with pytest.raises(UsageError, match="reserved or unused"):
+        engine.intake.jobs([f"x <|reserved_special_token_{40 - lacking}|>"])
+    with pytest.raises(UsageError, match="stop_token_ids"):
+        Engine(headed, dataclasses.replace(SEARCH, stop_token_ids=(rows,)), 0)
+    results = zip_rc_jax.decode(headed, PROMPTS, dataclasses.replace(SEARCH, top_k=0, temperature=50.0, max_tokens=24))
+    assert max(i for result in results for prefix in result.prefixes for i in prefix.token_ids) < rows
+    headed.save(tmp_path / "ours")
+    export(headed, tmp_path / "out", dtype=jnp.float32)
+    for again in (load(tmp_path / "ours"), load(tmp_path / "out")):
+        assert again.head == headed.head
+        assert again.tokenizer.used == rows
+        assert not again.head.sampleable(again.config.vocab_size)[rows:].any()
+        assert again.without_head().config.vocab_size == rows
+
+
+def test_an_end_of_sequence_id_past_the_rows_is_refused(tmp_path):
+    published = publish("qwen3", tmp_path, spare=-3)
+    assert published.tokenizer.eos_ids == (402, 400)
+    with pytest.raises(UsageError, match="its id is past the checkpoint's 402 rows"):
+        load(tmp_path)
+
+
+# ---- what prompts begin with, end to end
+
+
+def with_bos(directory, **config):
+    """The tokenizer of a directory begins texts with <bos>."""
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"add_bos_token": True, **config}))
+    return load(directory)
+
+
+def test_prompts_begin_as_the_tokenizer_says_in_decoding_and_in_the_rollouts_made_of_it(tmp_path):
+    publish("gemma3", tmp_path)
+    lm = with_random_head(with_bos(tmp_path))
+    bos = lm.tokenizer.backend.token_to_id("<bos>")
+    chat = [{"role": "user", "content": "Hi"}]
+    prompts = ["What is 17?", "<bos>What is 17?", chat]
+    jobs = Engine(lm, SEARCH, 0).intake.jobs(prompts)
+    assert [job.ids[0] for job in jobs] == [bos] * 3
+    assert [job.ids.count(bos) for job in jobs] == [1] * 3
+    assert jobs[0].ids == jobs[1].ids
+    assert jobs[2].ids == AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    bare = Engine(lm, dataclasses.replace(SEARCH, add_special_tokens=False), 0).intake.jobs(prompts)
+    assert [job.ids.count(bos) for job in bare] == [0, 1, 1]
+    problem = Problem(0, "chain_sum", 0, 0, "What is 17?", "17", {})
+    for added, ids in ((True, jobs), (False, bare)):
+        config = dataclasses.replace(SEARCH, add_special_tokens=added)
+        for number, result in enumerate(zip_rc_jax.decode(lm, prompts, config)):
+            for rollout in as_rollouts(problem, result, lm, added):
+                assert list(rollout.prompt_token_ids) == ids[number].ids
+
+
+def test_a_template_that_writes_no_beginning_still_gets_one(tmp_path):
+    publish("gemma3", tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    lm = with_random_head(with_bos(tmp_path))
+    (job,) = Engine(lm, SEARCH, 0).intake.jobs([[{"role": "user", "content": "Hi"}]])
+    assert job.ids.count(lm.tokenizer.backend.token_to_id("<bos>")) == 1
+
+
+# ---- damage
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "cut to a half": lambda content: content[: len(content) // 2],
+    "cut by one": lambda content: content.rstrip()[:-1],
+    "list": lambda content: b"[1]",
+    "text": lambda content: b'"x"',
+    "UTF-16": lambda content: content.decode("latin1").encode("utf-16"),
+    "zeros": lambda content: bytes(len(content)),
+    "deep": lambda content: b"[" * 50_000,
+    "a page": lambda content: b"<!DOCTYPE html><html>" + b"x" * 3_000_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", UNTIED)
+def test_every_damaged_file_of_a_directory_is_named(shelf, name, damage, tmp_path):
+    """Half-copied, emptied, of another kind: in all four families, each file in turn."""
+    directory = shutil.copytree(shelf(name).directory, tmp_path / "m")
+    for path in sorted(directory.iterdir()):
+        if path.suffix == ".jinja" and damage not in ("empty", "UTF-16", "zeros"):
+            continue  # any text is a template
+        content = path.read_bytes()
+        path.write_bytes(DAMAGE[damage](content))
+        with pytest.raises(UsageError) as found:
+            load(directory)
+        assert str(path) in str(found.value), path.name
+        assert len(str(found.value)) < 1000
+        path.write_bytes(content)
+    load(directory)
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    with pytest.raises(UsageError, match=r"adapter \(LoRA\) for org/base.*merge it into that model"):
+        load(tmp_path)

@@ -47,7 +47,7 @@ def test_the_file_says_what_it_is(smollm2):
     c = smollm2.config
     assert (c.vocab_size, c.d_model, c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff) == (49152, 576, 30, 9, 3, 64, 1536)
     assert (c.rope_theta, c.rms_eps, c.tied, c.max_positions) == (100000.0, 1e-5, True, 8192)
-    assert smollm2.tokenizer.eos_tokens == ("<|im_end|>",)
+    assert smollm2.tokenizer.eos_tokens == ("<|im_end|>", "<|endoftext|>")
     assert "SmolLM" in smollm2.tokenizer.chat([{"role": "user", "content": "Hi"}])
 
 

@@ -383,8 +383,9 @@ def test_gguf_files_that_hold_no_usable_tokenizer_are_refused(tmp_path):
         Tokenizer.from_gguf(write_gguf(tmp_path / "pre.gguf", chatml(), "martian", eos=402))
     with pytest.raises(UsageError, match="tokenizer 'gpt2' cannot be built"):
         Tokenizer.from_gguf(write_gguf(tmp_path / "merges.gguf", chatml(), "qwen2", merges=False, eos=402))
+    plain = Tokenizer(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)), ("a",))  # no name in it ends a text
     with pytest.raises(UsageError, match=r"end-of-sequence ids \[\] are not all tokens"):
-        Tokenizer.from_gguf(write_gguf(tmp_path / "eos.gguf", chatml(), "qwen2"))
+        Tokenizer.from_gguf(write_gguf(tmp_path / "eos.gguf", plain, "qwen2"))
     writer = gguf.GGUFWriter(tmp_path / "none.gguf", "llama")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -395,7 +396,7 @@ def test_gguf_files_that_hold_no_usable_tokenizer_are_refused(tmp_path):
 
 def test_a_published_gguf_file(smollm2_gguf, tmp_path):
     found = Tokenizer.from_gguf(smollm2_gguf)
-    assert (found.size, found.eos_tokens, found.eos_ids) == (49152, ("<|im_end|>",), (2,))
+    assert (found.size, found.eos_tokens, found.eos_ids) == (49152, ("<|im_end|>", "<|endoftext|>"), (2, 0))
     # As its tokenizer.json says: single digits, then GPT-2's way of cutting text.
     reference = tokenizers.Tokenizer(models.BPE(**bpe(found.backend)))
     reference.pre_tokenizer = pre_tokenizers.Sequence(
@@ -411,6 +412,7 @@ def test_a_published_gguf_file(smollm2_gguf, tmp_path):
     assert not found.unused_ids(49152).any()
     assert found.unused_ids(49280).sum() == 128
     found.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": list(found.eos_ids)}))  # as `export` does
     again = Tokenizer.from_pretrained(tmp_path)
     assert again.to_dict() == found.to_dict()
 

@@ -316,11 +316,11 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
 def _check_tokens(rollouts: Sequence[Rollout], lm: LanguageModel) -> None:
     """An id past the tokenizer's would silently be read as another, or as a reserved one."""
     largest = summary_of(rollouts).largest_id
-    if (foreign := largest >= lm.tokenizer.size).any():
+    if (foreign := largest >= lm.tokenizer.used).any():
         number = int(np.argmax(foreign))
         raise UsageError(
             f"rollout {number}",
-            f"it has token id {largest[number]}, and the model's tokenizer has {lm.tokenizer.size} ids, so another model sampled it",
+            f"it has token id {largest[number]}, and the model's tokenizer has {lm.tokenizer.used} ids, so another model sampled it",
             "set policy.path to the model that the rollouts come from",
         )
 

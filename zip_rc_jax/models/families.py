@@ -49,7 +49,8 @@ _FOREIGN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("logit_scale", "logits_scaling", "residual_multiplier", "embedding_multiplier", "scale_emb", "scale_depth"), (0, 1)),
     **dict.fromkeys(("clip_qkv", "alibi", "use_alibi", "parallel_attn", "use_parallel_residual", "attention_chunk_size"), (0,)),
     **dict.fromkeys(("attention_multiplier", "attention_scale", "mup_width_multiplier", "router_logit_softcapping"), (0,)),
-    "rotary_pct": (1,), "rope_interleaved": (0,), "no_rope_layers": ([],), "no_rope_layer_interval": (0,), "is_encoder_decoder": (0,),
+    "partial_rotary_factor": (1,), "rotary_pct": (1,), "rope_interleaved": (0,), "no_rope_layers": ([],),
+    "no_rope_layer_interval": (0,), "is_encoder_decoder": (0,),
 }  # fmt: skip
 LAYER_NAMES = {"full_attention": "attention", "sliding_attention": "sliding", "conv": "conv"}
 
@@ -134,10 +135,9 @@ def leaf(params: Params, path: tuple[str, ...]) -> Any:
 # Settings that several families share.
 
 
-def _check_number(name: str, value: Any) -> None:
-    """Raises UsageError for what is neither absent nor a positive, finite number."""
-    if value is not None and not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30):
-        raise UsageError(f"{name}={repr(value)[:60]}", "it is no positive number", "correct it, or download the file again")
+def _positive(value: Any) -> bool:
+    """Whether a setting is absent or a positive number that float32 can hold."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30)
 
 
 def _check_settings(given: dict[str, Any], where: str) -> None:
@@ -146,20 +146,25 @@ def _check_settings(given: dict[str, Any], where: str) -> None:
     Raises:
       UsageError: a setting of the wrong type or size, or one that is not implemented.
     """
+
+    def wrong(name: str, kind: str) -> UsageError:
+        reason = f"it is no valid {given['model_type']} config ({name}={repr(given[name])[:60]} is {kind})"
+        return UsageError(where, reason, "correct it, or download the file again")
+
     for name, most in _WHOLE.items():
         value = given.get(name)
         if value is None and name in ("num_key_value_heads", "head_dim", "sliding_window"):
             continue
         if name in given and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most):
-            fix = "correct it, or download the file again"
-            raise UsageError(f"{where}: {name}={repr(value)[:60]}", f"it is no whole number from 1 to {most}", fix)
+            raise wrong(name, f"no whole number from 1 to {most}")
     for name in _POSITIVE:
-        _check_number(f"{where}: {name}", given.get(name))
+        if not _positive(given.get(name)):
+            raise wrong(name, "no positive number")
     for name in _TRUTHS:
         if not isinstance(given.get(name), (bool, type(None))):
-            fix = "correct it, or download the file again"
-            raise UsageError(f"{where}: {name}={repr(given[name])[:60]}", "it is neither true nor false", fix)
-    for name, neutral in _FOREIGN.items():
+            raise wrong(name, "neither true nor false")
+    capped = dict.fromkeys(() if given["model_type"] == "gemma3_text" else ("final_logit_softcapping", "attn_logit_softcapping"), (0,))
+    for name, neutral in (_FOREIGN | capped).items():
         if given.get(name) is not None and given[name] not in neutral:
             raise UsageError(f"{where}: {name}={repr(given[name])[:60]}", "it is not implemented", "use another checkpoint")
 
@@ -186,7 +191,8 @@ def _rope(given: dict[str, Any]) -> tuple[float, RopeScaling]:
     kind = given.get("rope_type", "default")
     _refuse(given, partial_rotary_factor=1.0)
     for name in ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
-        _check_number(f"rope_parameters {name}", given.get(name))
+        if not _positive(given.get(name)):
+            raise UsageError(f"config.json rope {name}={repr(given[name])[:60]}", "it is no positive number", "correct it")
     theta = float(given["rope_theta"])
     if kind == "default":
         return theta, RopeScaling()

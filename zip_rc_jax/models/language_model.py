@@ -65,11 +65,11 @@ class LanguageModel:
         Raises:
           UsageError: `first_id` puts cells on ids that the tokenizer uses, or past what padding would give.
         """
-        named, vocab_size = self.tokenizer.named_size, self.config.vocab_size  # a tokenizer may know ids that have no row
+        named, vocab_size = self.tokenizer.size, self.config.vocab_size  # a tokenizer may know ids that have no row
         if first_id is None:
             found = reserve(self.tokenizer.free_ids(vocab_size), grid, named)
             first_id = named if found is None else found
-        head = ZipHead(grid, label, first_id, self.tokenizer.size)
+        head = ZipHead(grid, label, first_id, self.tokenizer.used)
         if head.last_id > vocab_size:
             vocab_size = max(vocab_size, padded_vocab_size(named, grid))
         head.check(vocab_size, self.tokenizer.free_ids(vocab_size))
@@ -83,7 +83,7 @@ class LanguageModel:
 
     def without_head(self) -> LanguageModel:
         """The plain policy: no head, and no vocabulary rows past the tokenizer's ids."""
-        used = min(self.tokenizer.size, self.config.vocab_size)
+        used = min(self.tokenizer.used, self.config.vocab_size)
         body = {name: leaf[:used] if name in ("embed", "unembed") else leaf for name, leaf in self.params["body"].items()}
         return dataclasses.replace(self, config=dataclasses.replace(self.config, vocab_size=used), head=None, params={"body": body})
 

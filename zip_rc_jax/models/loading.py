@@ -120,15 +120,15 @@ def _head(
             raise UsageError(f"zip_label, zip_first_id = {given}", f"{where} says {(head.label, head.first_id)}", "leave them out")
     else:
         assert given is not None
-        head = ZipHead(Grid.authors(given[0]), given[0], given[1], tokenizer.size)
+        head = ZipHead(Grid.authors(given[0]), given[0], given[1], tokenizer.used)
     _check(head, tokenizer, config, where)
     return head
 
 
 def _check(head: ZipHead, tokenizer: Tokenizer, config: ModelConfig, where: str) -> None:
     """Raises UsageError for a head that does not fit the tokenizer or the vocabulary beside it."""
-    if head.used_ids != tokenizer.size:
-        raise UsageError(f"model {where}", f"it says {head.used_ids} used ids, its tokenizer uses {tokenizer.size}", "export it again")
+    if head.used_ids != tokenizer.used:
+        raise UsageError(f"model {where}", f"it says {head.used_ids} used ids, its tokenizer uses {tokenizer.used}", "export it again")
     head.check(config.vocab_size, tokenizer.free_ids(config.vocab_size))
 
 

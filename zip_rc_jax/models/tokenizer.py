@@ -47,8 +47,8 @@ class Tokenizer:
       special_tokens: what the template may refer to, e.g. `{"bos_token": "<s>"}`.
       settings: what other engines read in an export, e.g. `{"model_max_length": 8192}`.
       rows: ids from here on have no row in the checkpoint; None if all have one.
-      named_size: largest id with a token + 1.
-      size: number of ids that the tokenizer uses: `named_size`, but at most `rows`.
+      size: number of ids that the tokenizer knows (largest id + 1).
+      used: number of ids that the model can read and emit: `size`, but at most `rows`.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class Tokenizer:
         if not ids or len(ids) < len(self.eos_tokens):
             raise UsageError(f"eos_tokens={self.eos_tokens}", "the tokenizer does not know them all", "name tokens of tokenizer.json")
         self.eos_ids: tuple[int, ...] = tuple(ids)
-        self.named_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.rows = rows if rows is not None and rows < self.named_size else None
-        self.size = self.named_size if self.rows is None else self.rows
-        if beyond := [token for token, i in zip(self.eos_tokens, ids, strict=True) if i >= self.size]:
+        self.size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.rows = rows if rows is not None and rows < self.size else None
+        self.used = self.size if self.rows is None else self.rows
+        if beyond := [token for token, i in zip(self.eos_tokens, ids, strict=True) if i >= self.used]:
             raise UsageError(
                 f"end-of-sequence token {', '.join(beyond[:3])}",
-                f"its id is past the checkpoint's {self.size} rows, so the model can never end a text",
+                f"its id is past the checkpoint's {self.used} rows, so the model can never end a text",
                 "correct eos_token_id, or take the tokenizer that belongs to the checkpoint",
             )
         self._unknown_token = getattr(backend.model, "unk_token", None) or "<unk>"  # a Unigram model does not tell
@@ -135,7 +135,7 @@ class Tokenizer:
         Raises:
           UsageError: an end-of-sequence token lies past the rows.
         """
-        if rows >= self.size:
+        if rows >= self.used:
             return self
         kept = self.backend, self.eos_tokens, self.chat_template, self.special_tokens
         return Tokenizer(*kept, templates=self.templates, settings=self.settings, rows=rows)
@@ -308,15 +308,15 @@ class Tokenizer:
             vocabulary results in it; and encoding `PROBE`, a short text of many scripts and some code, does not give it.
         What the publisher's training data held is not checked: nothing in a tokenizer tells.
         """
-        unused = np.ones(max(vocab_size, self.named_size), bool)
+        unused = np.ones(max(vocab_size, self.size), bool)
         unused[self._emitted_ids] = False
-        unused[self.size :] = True
+        unused[self.used :] = True
         return unused[:vocab_size]
 
     def free_ids(self, vocab_size: int) -> np.ndarray:
         """`[vocab_size]` bool: unused ids that may become a head's. An id past the checkpoint's rows that has a token is none."""
         free = self.unused_ids(vocab_size)
-        taken = [i for i in self.backend.get_vocab(with_added_tokens=True).values() if self.size <= i < vocab_size]
+        taken = [i for i in self.backend.get_vocab(with_added_tokens=True).values() if self.used <= i < vocab_size]
         free[taken] = False
         return free
 
