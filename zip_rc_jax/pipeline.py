@@ -68,9 +68,7 @@ def check_output(config: PipelineConfig, name: str, *parts: str) -> None:
     """
     directory = run_directory(config) / name
     if directory.exists() and not directory.is_dir():
-        raise UsageError(
-            f"run_dir {config.run_dir!r}", f"{directory} is to be a directory, and is a file", "rename it, or use another run_dir"
-        )
+        raise UsageError(f"run_dir {config.run_dir!r}", f"{name} in it is a file, not a directory", "rename it, or use another run_dir")
     if parts or not directory.is_dir():
         check_writable(directory.joinpath(*parts), f"{name} in run_dir")
 

@@ -178,7 +178,7 @@ def fit_path(path: str | os.PathLike[str], what: str) -> pathlib.Path:
         raise UsageError(shown, "its path is not valid UTF-8, and TensorStore takes no other", PLAIN_PATH) from None
     for part, reason in UNFIT.items():
         if part in full:
-            where = "its path" if part in given else f"the path of a folder above it, {_shortened(full)!r},"
+            where = "its path" if part in f"{given}/" else f"the path of a folder above it, {_shortened(full)!r},"
             raise UsageError(shown, f"{where} contains {part!r}: {reason}", PLAIN_PATH)
     return pathlib.Path(os.path.expanduser(given))
 
@@ -197,18 +197,19 @@ def check_writable(directory: str | os.PathLike[str], what: str) -> None:
     directory = pathlib.Path(directory)
     try:
         for _ in range(10):
-            try:
+            # Another process may have removed the directories that it had made.
+            with contextlib.suppress(FileNotFoundError):
                 return _try_out(directory)
-            except FileNotFoundError:
-                # Another process may have removed the directories that it had made.
-                if _nearest(directory).is_symlink():
-                    break
         _try_out(directory)
     except (OSError, ValueError) as error:
-        number = os_error(error)
+        shown = f"{what} {_shortened(str(directory))}"
+        nearest = _nearest(directory)
+        if nearest.is_symlink() and not nearest.exists() and os_error(error) != errno.ELOOP:
+            reason = f"{_shortened(str(nearest))} is a symbolic link that leads to nothing"
+            raise UsageError(shown, reason, "choose another path, or mend the link") from None
         known = {errno.EEXIST: "it, or a folder above it, is a file", errno.ENOTDIR: "a part of its path is a file"}
-        reason = known.get(number or 0, f"nothing can be written there ({in_short(error)})")
-        raise UsageError(f"{what} {_shortened(str(directory))}", reason, fix_for(error).replace(f"; {_AGAIN}", "")) from None
+        reason = known.get(os_error(error) or 0, f"nothing can be written there ({in_short(error)})")
+        raise UsageError(shown, reason, fix_for(error)) from None
 
 
 def _nearest(directory: pathlib.Path) -> pathlib.Path:

@@ -47,12 +47,12 @@ def try_to_read(read: Callable[[], Any]) -> tuple[Any, Unread | None]:
     Raises:
       UsageError, MemoryError, JaxRuntimeError: what `read` raises of these.
     """
+    _ignore_dropped_reads()
     try:
         return read(), None
     except (UsageError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        _ignore_dropped_reads()
         cause: BaseException = error
         while type(cause) is Exception and cause.__cause__ is not None:
             cause = cause.__cause__  # Orbax puts a page of settings around the reason
@@ -62,12 +62,17 @@ def try_to_read(read: Callable[[], Any]) -> tuple[Any, Unread | None]:
 
 @functools.cache
 def _ignore_dropped_reads() -> None:
-    """When one array cannot be read, Orbax drops the reads of the others, and Python prints pages of their errors when it ends."""
+    """When one array cannot be read, Orbax drops the reads of the others, and Python would print pages of their errors.
+
+    They come when Python destroys a coroutine, from threads of TensorStore that find no event loop any more, and from asyncio.
+    """
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)
-        if code is None or "orbax" not in code.co_filename:
+        dropped = code is not None and "orbax" in code.co_filename
+        late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        if not (dropped or late):
             before(unraisable)
 
     def wanted(record: logging.LogRecord) -> bool:

@@ -56,16 +56,17 @@ class Checkpoints:
             settings=ocp.args.JsonSave(self.settings),
         )
         with self._failures():
-            self.manager.wait_until_finished()
-            self._check_index()
-            self._last = int(state.step)
+            self._finish_last()
             # Forced: Orbax would leave it out while the one before is still being written.
-            self.manager.save(self._last, args=args, force=True)
+            self.manager.save(int(state.step), args=args, force=True)
+            self._last = int(state.step)
 
-    def _check_index(self) -> None:
-        """Raises OSError if the last save, which is over, left no index of its arrays: Orbax only warns of that."""
-        if self._last is not None and distributed.is_chief() and not (self.directory / str(self._last) / "state" / INDEX).is_file():
-            raise OSError(errno.EIO, "no index of the arrays was written", str(self.directory / str(self._last)))
+    def _finish_last(self) -> None:
+        """Waits until the last save is over. Raises OSError if it left no index of its arrays: Orbax only warns of that."""
+        last, self._last = self._last, None  # a failure is reported once
+        self.manager.wait_until_finished()
+        if last is not None and distributed.is_chief() and not (self.directory / str(last) / "state" / INDEX).is_file():
+            raise OSError(errno.EIO, "no index of the arrays was written", str(self.directory / str(last)))
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest state and data position, laid out like `like`; None if there is no checkpoint.
@@ -139,8 +140,7 @@ class Checkpoints:
         """Waits until the last save lies on disk. Raises UsageError if it failed."""
         with self._failures():
             try:
-                self.manager.wait_until_finished()
-                self._check_index()
+                self._finish_last()
             finally:
                 self.manager.close()
 
