@@ -342,6 +342,7 @@ def test_skipped_steps_in_a_row_are_counted_across_a_resume(tmp_path, monkeypatc
     position = tmp_path / "checkpoints" / "3" / "data" / "metadata"
     stored = json.loads(position.read_text())
     assert stored.pop("skipped_in_a_row") == 1
+    del stored["digests"]  # it is older than them, too
     if remembered:
         with pytest.raises(UsageError, match=r"step 4: loss nan .*2 steps in a row"):
             run(tmp_path, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import pathlib
@@ -21,6 +20,7 @@ from zip_rc_jax.config_file import load_config
 from zip_rc_jax.demo import run_decode, run_demo, run_evaluation, run_export
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.loading import embedded
+from zip_rc_jax.run_files import FIXES, fix_for, in_short
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
 DATA_HELP = (
@@ -28,7 +28,6 @@ DATA_HELP = (
     "such *.parquet files, or a directory of rollouts that zip-rc wrote."
 )
 OVERRIDE_HELP = "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; unknown keys are errors"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TOGETHER = ("rollout", "grade", "train", "label")  # the stages that several processes run together
 
 
@@ -247,9 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "resumes" if kept else "starts anew"
         return _end(130, f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command {again}.")
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FIXES:
             raise
-        return _end(2, f"zip-rc {arguments.command}: {error}. Fix: make room on the disk; the same command then resumes.")
+        return _end(2, f"zip-rc {arguments.command}: {in_short(error)}. Fix: {fix_for(error)}.")
     except jax.errors.JaxRuntimeError as error:
         if not distributed.several():
             raise
@@ -281,10 +280,13 @@ def _count_compiling() -> list[float]:
 
 
 def _quiet() -> None:
-    """Compiled programs are kept between calls, and libraries only speak when something is wrong."""
+    """Compiled programs are kept between calls, and libraries only speak when something is wrong.
+
+    Orbax, TensorStore's user, reports a loss as a warning (through absl), so warnings are let through.
+    """
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla"))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    for name in ("absl", "orbax", "jax", "grain"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in (("absl", logging.WARNING), ("orbax", logging.WARNING), ("grain", logging.WARNING), ("jax", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)

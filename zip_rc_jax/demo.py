@@ -35,7 +35,7 @@ from zip_rc_jax.host_memory import give_back_freed_memory
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.progress import progress
-from zip_rc_jax.run_files import Journal, run_metadata, write_json, write_jsonl
+from zip_rc_jax.run_files import Journal, check_writable, run_metadata, write_json, write_jsonl
 from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
 
 # Tables are wide; a pipe or a log file has no width of its own.
@@ -71,6 +71,7 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
 def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
     """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level is in the report)."""
     directory = pipeline.run_directory(config)
+    pipeline.check_output(config, "report", ".partial")
     layout = pipeline.sampling_layout(config.decode.rows, max(config.evaluate.samples, config.decode.n))
     lite = load(directory / "lite", layout=layout, dtype=config.dtype) if (directory / "lite" / "model").is_dir() else None
     found = evaluate(config, load(directory / "final", layout=layout, dtype=config.dtype), argv=argv, lite=lite)
@@ -95,6 +96,8 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     config = resolve(None, {str(k): v for k, v in options.items()})
     if bool(arguments.prompt) == bool(arguments.input):
         raise UsageError("prompts", "give either --prompt (once or more) or --input FILE", "add one of them")
+    if arguments.output:
+        check_writable(arguments.output, "--output")
     found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
     layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
     lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
@@ -180,6 +183,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     """`zip-rc export`: any model that `load` takes, as a Hugging Face directory."""
     if arguments.output.exists():
         raise UsageError(f"directory {arguments.output}", "it exists and is not overwritten", "choose another path")
+    check_writable(arguments.output, "directory")
     lm = load(arguments.model, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
     note = export(lm, arguments.output, dtype=jnp.dtype(arguments.dtype))
     console.print(f"wrote {arguments.output}. {note}", highlight=False)

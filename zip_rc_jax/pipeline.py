@@ -34,6 +34,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import Tokenizer, word_level
 from zip_rc_jax.progress import progress
+from zip_rc_jax.run_files import check_writable, fit_path
 from zip_rc_jax.seeds import with_own_samples
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, devices_worth_using, make_mesh, side_by_side
 from zip_rc_jax.training.loop import split_validation, train
@@ -46,10 +47,30 @@ TRAIN_STAGES = ("policy", "critic", "final", "lite")
 
 
 def run_directory(config: PipelineConfig) -> pathlib.Path:
-    """Raises UsageError if the config names none."""
+    """Where all stages read and write; a leading `~` is the home directory.
+
+    Raises:
+      UsageError: the config names none, or one below which checkpoints would be lost (see `fit_path`).
+    """
     if not config.run_dir:
         raise UsageError("run_dir=''", "every stage reads and writes there", "add run_dir=runs/NAME")
-    return pathlib.Path(config.run_dir)
+    return fit_path(config.run_dir, "run_dir")
+
+
+def check_output(config: PipelineConfig, name: str, *parts: str) -> None:
+    """Before anything expensive: what the stage writes to `run_dir/NAME` can be written, unless it is there already.
+
+    Args:
+      parts: of the name of the directory below `run_dir/NAME` that files go to.
+
+    Raises:
+      UsageError: a file has that name, or nothing can be written there.
+    """
+    directory = run_directory(config) / name
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"run_dir {config.run_dir!r}", f"{name} in it is a file, not a directory", "rename it, or use another run_dir")
+    if parts or not directory.is_dir():
+        check_writable(directory.joinpath(*parts), f"{name} in run_dir")
 
 
 def source_path(config: PipelineConfig, stage: str) -> pathlib.Path:
@@ -181,6 +202,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     if config.data:
         raise UsageError(f"data={config.data!r}", "this stage samples rollouts itself", "leave data out, or go on with `zip-rc grade`")
     r, directory = config.rollout, run_directory(config) / "rollouts"
+    check_output(config, "rollouts")
     rows = max(r.rows, r.samples)
     policy = load_policy(config, sampling_layout(rows, r.samples), config.dtype)
     settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest(), **prompt_record(config, policy.tokenizer)}
@@ -267,6 +289,7 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
       UsageError: no rollouts there, one without a reference answer, or the result was made from others.
     """
     directory = run_directory(config) / "graded"
+    check_output(config, "graded")
     rollouts, metadata = _random_access(source_path(config, "rollouts"))
     settings = {"rollouts": metadata}
     if directory.is_dir():
@@ -298,6 +321,7 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
       UsageError: no rollouts or critic there, rollouts of another model, or the result was made from others.
     """
     directory = run_directory(config) / "labelled"
+    check_output(config, "labelled")
     critic = load(run_directory(config) / "critic", layout=side_by_side(devices_worth_using(), TRAIN_RULES), dtype=config.dtype)
     rollouts, metadata = _random_access(source_path(config, "graded"))
     settings = {"graded": metadata, "critic": critic.digest(), "label": {"last": config.label.last}}
@@ -383,10 +407,12 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
     Raises:
       UsageError: an unknown stage, the stage before it has not run, or rollouts that another model sampled or that lack the label.
     """
-    if stage == "policy":
-        return make_policy(config)
     if stage not in TRAIN_STAGES:
         raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them")
+    if not (run_directory(config) / stage / "model").is_dir():
+        check_output(config, stage, "checkpoints")
+    if stage == "policy":
+        return make_policy(config)
     settings: TrainConfig = getattr(config, stage)
     path = source_path(config, "graded" if settings.label == "correct" else "labelled")
     if not config.data and not path.is_dir():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -46,48 +48,217 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int)) else str(value)
 
 
+_AGAIN = "the same command then resumes"
+_ROOM = f"make room on the disk; {_AGAIN}"
+_PERMISSION = "choose a path that you may write to, or have its owner and permissions changed"
+# What helps where a file could not be written.
+FIXES = {
+    errno.ENOSPC: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EDQUOT: f"make room: your quota on this disk is used up; {_AGAIN}",
+    errno.EROFS: "choose a path that is not on a read-only file system",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.ENOTDIR: "choose another path, or rename the file that stands where a directory belongs",
+    errno.EEXIST: "choose another path, or rename the file that stands where a directory belongs",
+    errno.EISDIR: "choose another path, or rename the directory that has this name",
+    errno.ENOTEMPTY: "choose another path, or rename the directory that has this name",
+    errno.ENAMETOOLONG: "choose a shorter path; file systems commonly allow 255 bytes for a name",
+    errno.ELOOP: "choose another path, or mend the symbolic link that leads to itself",
+    errno.ENOENT: "choose a path whose folders can be made; a symbolic link in it may lead to nothing",
+    errno.EINVAL: "choose a path of plain letters and digits, on a file system that takes it",
+    errno.EILSEQ: "choose a path of plain letters and digits, on a file system that takes it",
+    errno.EBUSY: f"end the program that uses it; {_AGAIN}",
+    errno.ETXTBSY: f"end the program that uses it; {_AGAIN}",
+    errno.EIO: f"look at the disk and at the kernel's log, or choose a path on another disk; {_AGAIN}",
+    errno.ESTALE: f"look at the network file system; {_AGAIN}",
+    errno.ETIMEDOUT: f"look at the network file system; {_AGAIN}",
+    errno.EMFILE: f"allow more open files (ulimit -n); {_AGAIN}",
+    errno.ENFILE: f"allow more open files on this machine; {_AGAIN}",
+    errno.EOPNOTSUPP: "choose a path on another file system; this one lacks an operation that is needed",
+    errno.ENOSYS: "choose a path on another file system; this one lacks an operation that is needed",
+    errno.ENODEV: "choose a path on another file system; this one lacks an operation that is needed",
+}
+PLAIN_PATH = "choose a path of plain letters, digits, - and _"
+_UNKNOWN = f"see that the path can be written and that there is room; {_AGAIN}"
+
+
+def os_error(error: BaseException) -> int | None:
+    """Number (`errno`) of the failure of the operating system that led to an error; None if none did.
+
+    TensorStore and safetensors, which write the arrays, say it in their messages alone.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause.errno
+        text = str(cause)
+        if found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", text):
+            return int(found[1] or found[2])
+        if named := [number for number in FIXES if os.strerror(number) in text]:
+            return named[0]
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def fix_for(error: BaseException) -> str:
+    """What helps against an error of writing."""
+    return FIXES.get(os_error(error) or 0, _UNKNOWN)
+
+
 @contextlib.contextmanager
 def writing(what: str, kept: Callable[[], str] = lambda: "nothing of it was kept") -> Iterator[None]:
-    """For what Orbax writes: it raises all kinds of errors where it cannot.
+    """Around anything that writes. Orbax raises all kinds of errors where it cannot, a bare Exception among them.
 
     Args:
       what: is written inside.
       kept: called after a failure: what lies there all the same.
 
     Raises:
-      UsageError: it could not be written.
+      UsageError: it could not be written; the fix suits the reason.
     """
     import jax  # takes a second
 
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        raise  # another process is gone
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            what, f"it could not be written ({in_short(error)}), and {kept()}", "make room on the disk; the same command then resumes"
-        ) from error
+    except (jax.errors.JaxRuntimeError, UsageError, MemoryError):
+        raise  # another process is gone, the devices or the host are full, or it is said already
+    except Exception as error:
+        raise _not_written(what, error, kept()) from error
 
 
-def in_short(error: Exception) -> str:
+def _not_written(what: str, error: Exception, kept: str) -> UsageError:
+    return UsageError(_shortened(what), f"it could not be written ({in_short(error)}), and {kept}", fix_for(error))
+
+
+def _shortened(text: str, length: int = 300) -> str:
+    """Start and end of a long text: paths that are too long are errors too, and errors are short."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
+
+
+def in_short(error: BaseException) -> str:
     """Type and first line of an error, for a message of one paragraph."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {_shortened(lines[0])}" if lines else type(error).__name__
 
 
-def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:
-    """Through a temporary file in the same folder, so that an interruption leaves the old file whole."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+# Orbax merges what its processes wrote by a glob pattern that has the whole path in it, so that it finds nothing below `[x]`, and the
+# files of other directories too below `*`. TensorStore takes a backslash for a slash, "gs:" for a bucket, and no bytes that are not UTF-8.
+UNFIT = {
+    "\0": "no file system allows it",
+    "://": "addresses are not supported; a bucket is used through a mount, such as gcsfuse's",
+    "[": "Orbax takes it for a pattern and would lose the weights",
+    "*": "Orbax takes it for a pattern and may mix in the weights of other directories",
+    "?": "Orbax takes it for a pattern and may mix in the weights of other directories",
+    "\\": "TensorStore takes it for a slash and would lose the weights",
+    "gs:/": "TensorStore takes what follows for the name of a bucket",
+    ".orbax-checkpoint-tmp": "Orbax takes this for an unfinished checkpoint",
+}
+
+
+def fit_path(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """The path, with a leading `~` as the home directory, if Orbax can write and read there.
+
+    Args:
+      what: has this path, for messages, e.g. "run_dir".
+
+    Raises:
+      UsageError: the path, or that of a folder above it, has characters that make Orbax lose or mix up arrays.
+    """
+    given = os.fspath(path)
+    shown, full = f"{what} {_shortened(given)!r}", given
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        given.encode("utf-8")
+        if "://" not in given and "\0" not in given:
+            full = f"{pathlib.Path(os.path.expanduser(given)).absolute()}/"
+            full.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(shown, "its path is not valid UTF-8, and TensorStore takes no other", PLAIN_PATH) from None
+    for part, reason in UNFIT.items():
+        if part in full:
+            where = "its path" if part in f"{given}/" else f"the path of a folder above it, {_shortened(full)!r},"
+            raise UsageError(shown, f"{where} contains {part!r}: {reason}", PLAIN_PATH)
+    return pathlib.Path(os.path.expanduser(given))
+
+
+def check_writable(directory: str | os.PathLike[str], what: str) -> None:
+    """Tries out that files can be written below `directory`: makes it, and writes, flushes, renames and removes a small file there.
+
+    Before anything expensive. Directories that it made are removed again, so nothing is left of a command that fails later.
+
+    Args:
+      what: has this path, for messages, e.g. "run_dir".
+
+    Raises:
+      UsageError: it cannot be done; the fix suits the reason.
+    """
+    directory = pathlib.Path(directory)
+    try:
+        for _ in range(10):
+            # Another process may have removed the directories that it had made.
+            with contextlib.suppress(FileNotFoundError):
+                return _try_out(directory)
+        _try_out(directory)
+    except (OSError, ValueError) as error:
+        shown = f"{what} {_shortened(str(directory))}"
+        nearest = _nearest(directory)
+        if nearest.is_symlink() and not nearest.exists() and os_error(error) != errno.ELOOP:
+            reason = f"{_shortened(str(nearest))} is a symbolic link that leads to nothing"
+            raise UsageError(shown, reason, "choose another path, or mend the link") from None
+        known = {errno.EEXIST: "it, or a folder above it, is a file", errno.ENOTDIR: "a part of its path is a file"}
+        reason = known.get(os_error(error) or 0, f"nothing can be written there ({in_short(error)})")
+        raise UsageError(shown, reason, fix_for(error)) from None
+
+
+def _nearest(directory: pathlib.Path) -> pathlib.Path:
+    """The directory itself or the first one above it that is there, a dangling symbolic link included."""
+    return next((p for p in (directory, *directory.parents) if os.path.lexists(p)), directory)
+
+
+def _try_out(directory: pathlib.Path) -> None:
+    made = [p for p in (directory, *directory.parents) if not p.is_dir()]  # inner ones first
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".zip_rc_{uuid.uuid4().hex}.tmp"
+        try:
+            write_bytes(probe, b"x" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
+    finally:
+        for p in made:
+            with contextlib.suppress(OSError):  # somebody else uses it now
+                p.rmdir()
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """Through a temporary file in the same folder, so that an interruption leaves the old file whole. Raises OSError."""
+    # Its own name may be as long as a file system allows.
+    temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the final name
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is the reason to name
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:
+    """Writes UTF-8, complete or not at all (see `write_bytes`). Returns the path.
+
+    Raises:
+      UsageError: it could not be written; the fix suits the reason.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, text.encode("utf-8"))
+    except OSError as error:
+        raise _not_written(f"file {path}", error, "what was there before is unchanged") from error
     return path
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -14,12 +16,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zip_rc_jax.config import ModelConfig, to_dict
-from zip_rc_jax.distributed import gather
+from zip_rc_jax.distributed import gather, is_chief
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.digests import json_digest, named_leaves
+from zip_rc_jax.models.stored import DIGESTS, groups, read_arrays, read_meta, with_digests
 from zip_rc_jax.models.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import init_params, unembedding
-from zip_rc_jax.run_files import writing
+from zip_rc_jax.run_files import fit_path, writing
 from zip_rc_jax.sharding import Layout, single_device
 from zip_rc_jax.zip_head import ZipHead, fit_vocabulary, fold, padded_vocab_size, reserve
 
@@ -105,23 +109,50 @@ class LanguageModel:
     def save(self, path: str | pathlib.Path, dtype: Any = None) -> None:
         """Writes an Orbax checkpoint: parameters, and config + grid + reserved range + tokenizer as JSON inside it.
 
-        Orbax writes to a temporary name and renames, so the path is complete or absent. An existing model there is replaced.
+        Orbax writes to a temporary name and renames, so the path is complete or absent. An existing model there is replaced. What
+        was written is then read back, and compared with digests that `load` will compare too. Reading takes room on
+        the devices for 1 GiB more, or for the largest array.
 
         Args:
           dtype: store parameters in this dtype (default: as they are).
 
         Raises:
-          UsageError: it could not be written, for want of room perhaps.
+          UsageError: something else is there, the path is one where Orbax loses arrays, it could not be written (for want of room
+            perhaps), or what was read back is something else.
         """
+        target = fit_path(path, "model path").absolute()
+        _check_replaceable(target)
         params = self.params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), self.params)
-        meta = {
-            "format": FORMAT,
-            "model": to_dict(self.config),
-            "head": self.head.to_dict() if self.head else None,
-            "dtype": str(jax.tree.leaves(params)[0].dtype),
-            "tokenizer": self.tokenizer.to_dict(),
-            "info": self.info,
-        }
+        meta = with_digests(
+            {
+                "format": FORMAT,
+                "model": to_dict(self.config),
+                "head": self.head.to_dict() if self.head else None,
+                "dtype": str(jax.tree.leaves(params)[0].dtype),
+                "tokenizer": self.tokenizer.to_dict(),
+                "info": self.info,
+            },
+            params,
+        )
         with writing(f"model {path}"), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             args = ocp.args.Composite(params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta))
-            checkpointer.save(pathlib.Path(path).absolute(), args, force=True)
+            checkpointer.save(target, args, force=True)
+        try:
+            if json_digest(read_meta(target)) != json_digest(meta):
+                raise UsageError(f"model {path}", "its meta/metadata is another", "write it again")
+            for group in groups(dict(named_leaves(params))):
+                read_arrays(target, group, meta[DIGESTS]["params"])
+        except UsageError as error:
+            if is_chief():
+                shutil.rmtree(target, ignore_errors=True)
+            reason = f"what was read back is not what was written ({error.reason}), so it was deleted again"
+            raise UsageError(f"model {path}", reason, "look at the disk, or choose a path on another one; then do it again") from error
+
+
+def _check_replaceable(path: pathlib.Path) -> None:
+    """Raises UsageError if something else than a checkpoint is there: Orbax would delete it."""
+    if path.is_dir() and ((path / "_CHECKPOINT_METADATA").is_file() or (path / "params").is_dir() or not any(path.iterdir())):
+        return
+    if os.path.lexists(path):
+        what = "a directory that is no model" if path.is_dir() else "a file"
+        raise UsageError(f"model path {path}", f"{what} is there, which is not overwritten", "choose another path, or delete it first")

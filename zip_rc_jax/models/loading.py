@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.errors import UsageError
@@ -18,9 +17,11 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.models import huggingface
 from zip_rc_jax.models.families import read_config, write_config
 from zip_rc_jax.models.language_model import FORMAT, LanguageModel
+from zip_rc_jax.models.stored import DIGESTS, read_meta, read_model_params
 from zip_rc_jax.models.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_axes, param_shapes, unembedding
 from zip_rc_jax.models.weights import load_params, read_params
+from zip_rc_jax.run_files import in_short, writing
 from zip_rc_jax.sharding import Layout, single_device
 from zip_rc_jax.zip_head import ZipHead
 
@@ -145,38 +146,34 @@ def _load_orbax(path: pathlib.Path, dtype: Any, layout: Layout) -> LanguageModel
         path = path / "model"
     if not path.is_dir():
         raise UsageError(f"model {path}", "there is no such directory", "pass a checkpoint written by `zip-rc train`, or a published model")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        try:
-            meta = checkpointer.restore(path, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            reason = f"it is no complete checkpoint ({_first_line(error)}), and it has no {huggingface.CONFIG}"
-            raise UsageError(f"model {path}", reason, "train, download or copy it again") from None
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise UsageError(f"model {path}", "it was not written by this package", "pass a checkpoint written by `zip-rc train`")
-        try:
-            config = ModelConfig.from_dict(meta["model"])
-            tokenizer = Tokenizer.from_dict(meta["tokenizer"])
-            head = ZipHead.from_dict(meta["head"]) if meta["head"] else None
-        except (KeyError, TypeError) as error:
-            reason = f"another version of this package wrote it ({_first_line(error)})"
-            raise UsageError(f"model {path}", reason, "use that version, or train it again") from None
-        if head:
-            _check(head, tokenizer, config, str(path))
-        shapes: dict[str, Any] = {"body": param_shapes(config)}
-        axes: dict[str, Any] = {"body": param_axes(config)}
-        if head:
-            shapes["zip_rows"] = jax.ShapeDtypeStruct((head.grid.n_cells, config.d_model), jnp.float32)
-            axes["zip_rows"] = ("cells", "embed")
-        wanted = jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, dtype, sharding=layout.sharding(a, s.shape)), shapes, axes)
-        try:
-            params = checkpointer.restore(path, ocp.args.Composite(params=ocp.args.StandardRestore(wanted))).params
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            raise UsageError(f"model {path}", f"its parameters are incomplete ({_first_line(error)})", "train or copy it again") from None
-    return LanguageModel(config, tokenizer, params, head, layout, meta["info"])
+    meta = read_meta(path)
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UsageError(f"model {path}", "it was not written by this package", "pass a checkpoint written by `zip-rc train`")
+    try:
+        config = ModelConfig.from_dict(meta["model"])
+        tokenizer = Tokenizer.from_dict(meta["tokenizer"])
+        head = ZipHead.from_dict(meta["head"]) if meta["head"] else None
+        info = dict(meta["info"])
+        shapes, axes = _shapes(config, head), _axes(config, head)
+    except MemoryError:
+        raise
+    except Exception as error:  # a checkpoint without digests may hold anything, and the tokenizer's library raises a bare Exception
+        reason = f"another version of this package wrote it, or it was damaged ({in_short(error)})"
+        raise UsageError(f"model {path}", reason, "use that version, or copy or train it again") from None
+    if head:
+        _check(head, tokenizer, config, str(path))
+    wanted = jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, dtype, sharding=layout.sharding(a, s.shape)), shapes, axes)
+    params = read_model_params(path, wanted, meta.get(DIGESTS, {}).get("params"))
+    return LanguageModel(config, tokenizer, params, head, layout, info)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _shapes(config: ModelConfig, head: ZipHead | None) -> dict[str, Any]:
+    rows = {"zip_rows": jax.ShapeDtypeStruct((head.grid.n_cells, config.d_model), jnp.float32)} if head else {}
+    return {"body": param_shapes(config)} | rows
+
+
+def _axes(config: ModelConfig, head: ZipHead | None) -> dict[str, Any]:
+    return {"body": param_axes(config)} | ({"zip_rows": ("cells", "embed")} if head else {})
 
 
 def export(lm: LanguageModel, directory: str | pathlib.Path, *, dtype: Any = jnp.bfloat16) -> str:
@@ -211,5 +208,6 @@ def export(lm: LanguageModel, directory: str | pathlib.Path, *, dtype: Any = jnp
     if lm.head:
         settings[ZIP_BLOCK] = lm.head.to_dict()
     tensors = read_params(config, family, body, dtype)
-    huggingface.write_checkpoint(pathlib.Path(directory).absolute(), settings, tensors, lm.tokenizer, str(jnp.dtype(dtype)))
+    with writing(f"model {directory}"):
+        huggingface.write_checkpoint(pathlib.Path(directory).absolute(), settings, tensors, lm.tokenizer, str(jnp.dtype(dtype)))
     return note

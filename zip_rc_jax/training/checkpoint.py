@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import pathlib
 import sys
@@ -14,8 +15,13 @@ import orbax.checkpoint as ocp
 
 from zip_rc_jax import distributed
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.run_files import in_short, writing
+from zip_rc_jax.models.digests import array_digests, differing, json_digest
+from zip_rc_jax.models.stored import try_to_read
+from zip_rc_jax.run_files import fit_path, writing
 from zip_rc_jax.training.step import TrainState
+
+DIGESTS = "digests"  # beside the position of the data: {"state": {path: digest}, "json": digest of position and settings}
+INDEX = "manifest.ocdbt"  # of the arrays; Orbax makes it of those of all processes
 
 
 class Checkpoints:
@@ -26,13 +32,16 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, settings: dict[str, Any], keep: int = 2):
+        """Raises UsageError if the directory cannot be made, or is one where Orbax loses arrays."""
         self.settings = settings
-        self.directory = directory.absolute()
-        self.manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
-            item_names=("state", "data", "settings"),
-        )
+        self.directory = fit_path(directory, "checkpoint directory").absolute()
+        self._last: int | None = None  # the step whose save was begun last
+        with writing(f"checkpoint directory {self.directory}"):
+            self.manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
+                item_names=("state", "data", "settings"),
+            )
 
     def save(self, state: TrainState, data_state: dict[str, Any]) -> None:
         """Starts to save; the state may be donated at once.
@@ -40,17 +49,30 @@ class Checkpoints:
         Raises:
           UsageError: this save or the one before failed.
         """
+        digests = {"state": array_digests(state), "json": json_digest([data_state, self.settings])}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state), settings=ocp.args.JsonSave(self.settings)
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave({**data_state, DIGESTS: digests}),
+            settings=ocp.args.JsonSave(self.settings),
         )
         with self._failures():
+            self._finish_last()
             # Forced: Orbax would leave it out while the one before is still being written.
             self.manager.save(int(state.step), args=args, force=True)
+            self._last = int(state.step)
+
+    def _finish_last(self) -> None:
+        """Waits until the last save is over. Raises OSError if it left no index of its arrays: Orbax only warns of that."""
+        last, self._last = self._last, None  # a failure is reported once
+        self.manager.wait_until_finished()
+        if last is not None and distributed.is_chief() and not (self.directory / str(last) / "state" / INDEX).is_file():
+            raise OSError(errno.EIO, "no index of the arrays was written", str(self.directory / str(last)))
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest state and data position, laid out like `like`; None if there is no checkpoint.
 
-        A damaged checkpoint is named on standard error and set aside, and the one before it is taken.
+        A damaged checkpoint is named on standard error and set aside, and the one before it is taken. Damaged is also one whose
+        arrays or settings do not fit the digests in it. Checkpoints from before there were digests are taken unchecked.
 
         Raises:
           UsageError: the checkpoints belong to a run with other settings, or none of them can be read.
@@ -60,43 +82,57 @@ class Checkpoints:
         damaged: list[str] = []
         for step in steps:
             found, reason = self._read(step, abstract)
-            if distributed.everywhere(found is not None):
-                if damaged:
-                    self._set_aside([s for s in steps if s > step], f"{'; '.join(damaged)}. Going on from step {step}")
-                return found
+            if distributed.everywhere(found is not None) and found:
+                state, position = found
+                # All devices sum up their parts of the digests, so all processes come to the same conclusion.
+                unlike = _unlike(state, position.pop(DIGESTS, None))
+                if not unlike:
+                    if damaged:
+                        self._set_aside([s for s in steps if s > step], f"{'; '.join(damaged)}. Going on from step {step}")
+                    return state, position
+                reason = f"{unlike} of the state, in {step}/state, does not fit its digest: a bit flipped on the disk, perhaps"
             damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({reason or 'by another process'})")
+            found = state = None  # its arrays make room for those of the one before
         if damaged:
             raise UsageError(
-                "; ".join(damaged), "there is none before to go on from", f"delete {self.directory} to start afresh, or use a copy of it"
+                "; ".join(damaged[:3]),
+                "there is none before to go on from",
+                f"delete {self.directory} to start afresh, or use a copy of it",
             )
         return None
 
     def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
         """State and data position; or None, and why this process cannot read them. The others may be able to, and do not wait for it."""
         path = self.directory / str(step)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        try:
+        texts = ocp.args.Composite(settings=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
+
+        def read() -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
             # Not through the manager, which ends with a barrier: a process whose read fails would not come to it.
             with contextlib.closing(ocp.CompositeCheckpointHandler()) as reader:
-                stored = reader.restore(path, ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
-                if not isinstance(stored, dict):
+                stored = reader.restore(path, texts)
+                position, settings = stored["data"], stored["settings"]
+                if not isinstance(settings, dict) or not isinstance(position, dict):
                     return None, "its settings are those of no training run"
-                check_settings(stored, self.settings, str(self.directory))
-                restored = reader.restore(path, args)
-        except (UsageError, jax.errors.JaxRuntimeError, MemoryError):
-            raise
-        except Exception as error:  # Orbax raises all kinds, a bare Exception among them, about files that are cut or not its own
-            if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
-                raise  # the file system is at fault, and may be better when the command is called again
-            return None, in_short(error)
-        return (restored["state"], restored["data"]), ""
+                if not _genuine(position, settings):
+                    return None, "its data/metadata and settings/metadata do not fit their digest"
+                check_settings(settings, self.settings, str(self.directory))
+                state = reader.restore(path, ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+            return (state, position), ""
+
+        found, failure = try_to_read(read)
+        if failure is None:
+            return found
+        if failure.fix:  # the file system is at fault, and may be better when the command is called again
+            raise UsageError(f"checkpoint {path}", f"it could not be read ({failure.reason})", failure.fix)
+        return None, failure.reason
 
     def _set_aside(self, steps: list[int], message: str) -> None:
         """Renames checkpoints, for a run that goes on from an earlier one will want their names."""
         if distributed.is_chief():
             print(f"zip-rc train: {message}; what cannot be read was renamed to damaged-STEP", file=sys.stderr)
-            for step in steps:
-                (self.directory / str(step)).rename(self.directory.parent / f"damaged-{step}-{uuid.uuid4().hex[:8]}")
+            with writing(f"new name of a damaged checkpoint in {self.directory}", lambda: "the others are as they were"):
+                for step in steps:
+                    (self.directory / str(step)).rename(self.directory.parent / f"damaged-{step}-{uuid.uuid4().hex[:8]}")
         distributed.barrier()
         self.manager.reload()
 
@@ -104,7 +140,7 @@ class Checkpoints:
         """Waits until the last save lies on disk. Raises UsageError if it failed."""
         with self._failures():
             try:
-                self.manager.wait_until_finished()
+                self._finish_last()
             finally:
                 self.manager.close()
 
@@ -117,14 +153,28 @@ class Checkpoints:
         return "there is none before it" if last is None else f"the last complete one is that of step {last}"
 
 
+def _genuine(position: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether position and settings fit the digest beside them; true where there is none."""
+    rest = {key: value for key, value in position.items() if key != DIGESTS}
+    if DIGESTS not in position:
+        return True
+    digests = position[DIGESTS]
+    return isinstance(digests, dict) and isinstance(digests.get("state"), dict) and digests.get("json") == json_digest([rest, settings])
+
+
+def _unlike(state: TrainState, digests: dict[str, Any] | None) -> str:
+    """Names of the first arrays that do not fit their digests; "" if all do, or if there are none. All processes must call it."""
+    return "" if digests is None else differing(array_digests(state), digests["state"])
+
+
 def check_earlier(directory: pathlib.Path, settings: dict[str, Any]) -> None:
     """Raises UsageError if the newest checkpoint below `directory` is of other settings: at once, while `Checkpoints` reads states too."""
     for step in sorted((int(p.name) for p in directory.glob("[0-9]*") if p.name.isdecimal()), reverse=True):
         try:
-            stored = json.loads((directory / str(step) / "settings" / "metadata").read_text())
-        except (OSError, ValueError):
+            stored, position = (json.loads((directory / str(step) / name / "metadata").read_text()) for name in ("settings", "data"))
+        except (OSError, ValueError, RecursionError):
             continue  # `Checkpoints.restore` will say so
-        if isinstance(stored, dict):
+        if isinstance(stored, dict) and isinstance(position, dict) and _genuine(position, stored):
             check_settings(stored, settings, str(directory))
             return
 

@@ -31,7 +31,7 @@ from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
-from zip_rc_jax.run_files import run_metadata, write_json
+from zip_rc_jax.run_files import check_writable, fit_path, run_metadata, write_json, write_text, writing
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.training.checkpoint import Checkpoints, check_earlier, check_settings
 from zip_rc_jax.training.loss import TopK
@@ -101,10 +101,16 @@ def train(
     settings = json.loads(json.dumps(settings))
     if (directory / "model").is_dir():
         done = load(directory / "model", layout=lm.layout)
+        if not isinstance(done.info.get("settings"), dict):
+            raise UsageError(
+                f"model {directory / 'model'}", "it does not say what it was trained with", "use another run_dir, or move it away"
+            )
         check_settings(done.info["settings"], settings, str(directory))
         return done
 
-    check_earlier(directory / "checkpoints", settings)  # before hours of work for features or a teacher
+    # Before hours of work for features or a teacher.
+    check_writable(fit_path(directory, "training directory") / "checkpoints", "training directory")
+    check_earlier(directory / "checkpoints", settings)
     directory.mkdir(parents=True, exist_ok=True)
     layout = Layout(lm.layout.mesh, TRAIN_RULES)
     packing = {name: getattr(config, name) for name in ("batch_rows", "row_tokens", "pack_batches", "seed")}
@@ -136,7 +142,7 @@ def train(
                 state = change_bodies(state, functools.partial(unstack, lm.config))
                 teacher = teacher and unstack(lm.config, teacher)
             if distributed.is_chief():
-                (directory / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+                write_text(directory / "settings.json", json.dumps(settings, indent=2) + "\n")
                 mesh = {"mesh": dict(layout.mesh.shape), "processes": jax.process_count()}
                 write_json(directory / "environment.json", run_metadata(settings) | mesh)
             state = _run(
@@ -146,6 +152,7 @@ def train(
             checkpoints.close()  # before signals count again: who is in a hurry sends a second one, and the last save is still on its way
     params = jax.tree.map(jnp.asarray, stacked(step_settings, state).params)
     finished = _with_params(lm, params, {**lm.info, "settings": settings, "skipped_steps": int(state.skipped)})
+    del state  # its moments make room for what `save` reads back
     finished.save(directory / "model")
     if distributed.is_chief():
         (directory / TEACHER).unlink(missing_ok=True)
@@ -163,11 +170,11 @@ def _cached_teacher(
     made = teacher_features(lm, rollouts, config)
     if distributed.is_chief():
         temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with writing(f"file {path}"), temporary.open("wb") as file:
             np.savez(file, made_from=json.dumps(made_from), **made._asdict())
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
     return made
 
 
