@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
 
@@ -44,3 +45,24 @@ def _last_boxed(text: str) -> str | None:
         elif brace.group() in ("{", "\\boxed{"):
             opened.append(brace.end() if brace.group() != "{" else None)
     return None if best is None else text[best[0] : best[1]]
+
+
+_NUMBER = re.compile(r"([-+]?)(\d+(?:,\d{3})*|)(?:\.(\d*))?(?:/(\d+))?")
+_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+
+
+def canonical(answer: str) -> str:
+    """A cheap normal form: equal forms mean equal answers. Numbers become exact fractions in lowest terms, so 0.5, 1/2 and `$\\frac12$` agree."""
+    text = " ".join(answer.split()).rstrip(".!,;")
+    for left, right in _DELIMITERS:
+        if text.startswith(left) and text.endswith(right) and len(text) >= len(left) + len(right):
+            text = text[len(left) : len(text) - len(right)].strip()
+            break
+    plain = re.sub(r"^([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", text)
+    found = _NUMBER.fullmatch(plain)
+    if found is None or len(plain) > 400 or not (found[2] or found[3]):
+        return text
+    try:
+        return str(Fraction(f"{found[1]}{found[2].replace(',', '') or 0}.{found[3] or 0}") / int(found[4] or 1))
+    except ZeroDivisionError:
+        return text
