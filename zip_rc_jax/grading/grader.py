@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from zip_rc_jax.data.tasks import MATH, Problem, create
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.grading.answers import extract_answer
+from zip_rc_jax.grading.answers import canonical, extract_answer
 
 # Scorers that only compare bounded strings and decimals run here; every other one runs in the worker process.
 DECIMAL_TASKS = ("chain_sum", "products")
@@ -101,6 +101,15 @@ class Grader:
         """`score` of each (problem, response), in order."""
         return [self.score(problem, response) for problem, response in items]
 
+    def equivalent(self, a: str, b: str) -> bool:
+        """Whether two answers are the same one, so that their votes count together. Symmetric, and bounded in time like a grade."""
+        if canonical(a) == canonical(b):
+            return True
+        if max(len(a), len(b)) > MAX_ANSWER_CHARS:
+            return False
+        first, second = sorted((a, b))
+        return self._ask({"math": {"gold": first, "answer": second}}) == 1.0
+
     def _ask(self, request: dict[str, Any]) -> float:
         with self._lock:
             for _ in range(2):  # a worker that died may have been killed from outside: the answer gets a second one
@@ -124,6 +133,11 @@ class Grader:
 def grade(task: str, answer: str, response: str, *, question: str = "", entry_json: str = "") -> float:
     """`Grader.score` for one response, with a grader that lives as long as the process."""
     return _shared_grader().score(Problem(0, 0, 0, question, answer, task, entry_json), response)
+
+
+def equivalent(a: str, b: str) -> bool:
+    """`Grader.equivalent`, with a grader that lives as long as the process."""
+    return _shared_grader().equivalent(a, b)
 
 
 @functools.cache
