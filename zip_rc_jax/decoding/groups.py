@@ -13,6 +13,7 @@ from zip_rc_jax.decoding.placement import Move
 from zip_rc_jax.decoding.requests import Job, Refusal
 from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
 from zip_rc_jax.grading.answers import extract_answer
+from zip_rc_jax.grading.votes import NO_ANSWER, group_answers
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.tokenizer import Tokenizer
 
@@ -293,13 +294,15 @@ def cut_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
 
 
 def voted_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
-    """The most valuable finished prefix of the answer with the largest sum of values; without any answer, `best_prefix`."""
+    """The most valuable finished prefix of the answer with the largest sum of values; without any answer, `best_prefix`.
+
+    Equal answers vote together, however they are written: see `votes.group_answers`.
+    """
     finished = [p for p in prefixes if p.state == "finished"]
-    groups: dict[str, list[Prefix]] = {}
-    for p in finished:
-        answer = extract_answer(p.text)
-        if answer is not None:
-            groups.setdefault(answer, []).append(p)
+    groups: dict[int, list[Prefix]] = {}
+    for p, number in zip(finished, group_answers([extract_answer(p.text) for p in finished]), strict=True):
+        if number != NO_ANSWER:
+            groups.setdefault(number, []).append(p)
     if not groups:
         return best_prefix(prefixes)
     return best_prefix(max(groups.values(), key=lambda members: sum(p.expected_reward for p in members)))

@@ -18,7 +18,6 @@ from zip_rc_jax.evaluation.cost import gen_cost
 
 METHODS = ("majority", "best_of_n", "weighted_best_of_n", "pass")
 SELF_EVALUATION = "self_evaluation"
-NO_ANSWER = -1
 _TIE = 1e-9  # sums of values in another order differ by rounding
 _CHUNK = 256  # prompts enumerated together
 

@@ -25,13 +25,14 @@ from zip_rc_jax.decoding.engine import Engine
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation import plots
-from zip_rc_jax.evaluation.baselines import NO_ANSWER, SELF_EVALUATION, SamplePool, baseline_curves, majority_reward, self_evaluation_curve
+from zip_rc_jax.evaluation.baselines import SELF_EVALUATION, SamplePool, baseline_curves, majority_reward, self_evaluation_curve
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.report import Evaluation, pool_rows, result_rows, write_report
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader, correct
+from zip_rc_jax.grading.votes import group_answers
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
@@ -102,9 +103,7 @@ class Bench:
 
 def answer_ids(texts: Sequence[str]) -> list[int]:
     """Equal numbers for equal answers of one prompt's samples, from 0; `NO_ANSWER` where there is none."""
-    answers = [extract_answer(text) for text in texts]
-    known = {a: i for i, a in enumerate(dict.fromkeys(a for a in answers if a is not None))}
-    return [NO_ANSWER if a is None else known[a] for a in answers]
+    return group_answers([extract_answer(text) for text in texts])
 
 
 def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:

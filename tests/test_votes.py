@@ -1,0 +1,112 @@
+"""Equal answers vote together, however they are written: in `decode` and in every baseline."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from zip_rc_jax.decoding.groups import voted_prefix
+from zip_rc_jax.decoding.results import Prefix
+from zip_rc_jax.evaluation.baselines import SamplePool, baseline_point, majority_reward
+from zip_rc_jax.evaluation.evaluate import answer_ids
+from zip_rc_jax.grading import votes
+from zip_rc_jax.grading.votes import NO_ANSWER, group_answers
+
+SPELLINGS = {
+    "42": ["42", "42.", "$42$", "\\(42\\)"],
+    "1/2": ["0.5", "\\frac{1}{2}", "\\dfrac{1}{2}", "1/2."],
+    "root": ["\\sqrt{8}", "2\\sqrt{2}", "2*sqrt(2)"],
+    "polynomial": ["x^2+2x+1", "(x+1)^2", "1 + 2x + x^2"],
+}
+FAMILIES = pytest.mark.parametrize("spellings", SPELLINGS.values(), ids=SPELLINGS)
+
+
+def prefix(number: int, answer: str, value: float) -> Prefix:
+    return Prefix(number, -1, 0, (1, 2), f"So it is.\nAnswer: {answer}", "finished", "stop", value, 0.0)
+
+
+@FAMILIES
+def test_spellings_of_one_answer_are_one_group(spellings):
+    assert group_answers([*spellings, "17", *spellings]) == [*[0] * len(spellings), 1, *[0] * len(spellings)]
+
+
+@FAMILIES
+def test_equal_answers_win_over_two_equal_wrong_ones_in_a_decode(spellings):
+    answers = ["17", *spellings[:3], "17"]
+    for order in itertools.islice(itertools.permutations(range(5)), 0, None, 13):
+        chosen = voted_prefix([prefix(i, answers[k], 0.5) for i, k in enumerate(order)])
+        assert chosen is not None
+        assert not chosen.text.endswith("17")
+
+
+def test_the_most_valuable_sample_of_the_group_is_shown():
+    found = voted_prefix([prefix(0, "0.5", 0.3), prefix(1, "1/2", 0.6), prefix(2, "7", 0.8), prefix(3, "$\\frac12$", 0.2)])
+    assert found is not None
+    assert found.id == 1
+
+
+@FAMILIES
+@pytest.mark.parametrize("method", ["majority", "weighted_best_of_n"])
+def test_equal_answers_win_over_two_equal_wrong_ones_in_every_baseline(spellings, method):
+    texts = [f"Answer: {a}" for a in ["17", *spellings[:3], "17"]]
+    ids = answer_ids(texts)
+    pool = SamplePool([[0, 1, 1, 1, 0]], [ids], np.full((1, 5), 0.5), np.ones((1, 5)), [0])
+    assert baseline_point(pool, method, 5).accuracy[0] == 1
+    assert majority_reward(np.array([0, 1, 1, 1, 0]), np.array(ids)) == 1
+
+
+def test_no_answer_is_no_group():
+    assert group_answers([None, "3", None, "3.0"]) == [NO_ANSWER, 0, NO_ANSWER, 0]
+    assert answer_ids(["I do not know", "Answer: 3"]) == [NO_ANSWER, 0]
+
+
+def test_groups_do_not_depend_on_the_order_and_are_transitive():
+    # `same` is no equivalence: neighbors only. The groups are its transitive closure all the same.
+    def neighbors(a: str, b: str) -> bool:
+        return abs(int(a) - int(b)) == 1
+
+    answers = ["4", "1", "9", "2", "3", "8"]
+    for order in itertools.permutations(answers):
+        groups: dict[int, set[str]] = {}
+        for answer, number in zip(order, group_answers(order, neighbors), strict=True):
+            groups.setdefault(number, set()).add(answer)
+        assert sorted(map(sorted, groups.values())) == [["1", "2", "3", "4"], ["8", "9"]]
+
+
+def test_groups_equal_a_slow_comparison_of_all_pairs():
+    rng = np.random.default_rng(0)
+    values = [(int(a), int(b)) for a, b in rng.integers(1, 9, (40, 2))]
+    spell = [lambda a, b: f"{a}/{b}", lambda a, b: f"\\frac{{{a}}}{{{b}}}", lambda a, b: f"${2 * a}/{2 * b}$."]
+    found = group_answers([spell[i % 3](a, b) for i, (a, b) in enumerate(values)])
+    for (i, (a, b)), (j, (c, d)) in itertools.combinations(enumerate(values), 2):
+        assert (found[i] == found[j]) == (a * d == b * c), (values[i], values[j])
+
+
+def test_numbers_and_words_need_no_process(monkeypatch):
+    def started(*_: object) -> None:
+        raise AssertionError("a worker was asked")
+
+    monkeypatch.setattr("zip_rc_jax.grading.grader.Grader._ask", started)
+    assert group_answers(["41", "42", "4.2e1", "Paris", "paris", "London"]) == [0, 1, 1, 2, 2, 3]
+
+
+def test_comparisons_that_take_too_long_leave_answers_apart_and_say_so(monkeypatch):
+    monkeypatch.setattr(votes, "SECONDS", 0.0)
+
+    def slow(a: str, b: str) -> bool:
+        time.sleep(0.01)
+        return True
+
+    with pytest.warns(UserWarning, match="not compared in time"):
+        assert len(set(group_answers(["x", "y", "z", "x"], slow))) >= 2
+
+
+def test_very_many_answers_are_compared_by_their_form_only_and_say_so():
+    answers = [str(i) for i in range(votes.MOST_FORMS + 1)] + ["7.0"]
+    with pytest.warns(UserWarning, match="normal form"):
+        found = group_answers(answers, lambda a, b: True)
+    assert found[-1] == found[7]
+    assert len(set(found)) == votes.MOST_FORMS + 1
