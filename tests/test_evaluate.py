@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, RolloutConfig
+from zip_rc_jax.config import DecodeConfig, EvaluateConfig, GradeConfig, PipelineConfig, RolloutConfig
 from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation import evaluate
@@ -72,6 +72,19 @@ def test_an_answer_that_a_budget_cut_off_counts_as_graded(lm, bench):
     assert run.n_finished.tolist() == [0, 0, 0]
 
 
+def test_a_cut_off_sample_is_worth_what_the_switch_says(lm, tmp_path, monkeypatch):
+    """The tiny model states no right answer, so the grader here calls everything right."""
+    monkeypatch.setattr(evaluate, "problems", lambda *_: PROBLEMS)
+    monkeypatch.setattr(Grader, "grade_many", lambda _, items: [1.0 for _ in items])
+    for unfinished in ("graded", "wrong"):
+        with Grader() as grader:
+            config = dataclasses.replace(CONFIG, grade=GradeConfig(unfinished))
+            found = Bench(config, grader, tmp_path).decode(lm, FIXED, "fixed")
+        reasons = [x.finish_reason for r in found.results for x in r.prefixes]
+        assert set(reasons) == {"stop", "length"}
+        assert [g for of_prompt in found.grades for g in of_prompt] == [float(unfinished == "graded" or r == "stop") for r in reasons]
+
+
 def test_a_model_that_fails_ends_the_evaluation_before_anything_is_kept(lm, bench, tmp_path):
     """Where it failed there is no answer, and a score of 0 would look like a wrong one."""
     broken = dataclasses.replace(lm, params=jax.tree.map(lambda x: x * np.nan, lm.params))
@@ -119,7 +132,7 @@ result = Result(word, word, 0, "stop", 0.5, 0.0, word, word, (prefix,), (), Usag
 evaluate.problems = lambda *_: [Problem(0, 0, 0, word, word, "math")]
 evaluate.Engine, evaluate.run_all = lambda *_: None, lambda *_: [result]
 bench = evaluate.Bench(PipelineConfig(), types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
-model = types.SimpleNamespace(digest=lambda: word, tokenizer=None)
+model = types.SimpleNamespace(digest=lambda: word, tokenizer=types.SimpleNamespace(added_ids=((), ())))
 for _ in range(2):
     assert bench.decode(model, DecodeConfig(), "run").results == [result]
     evaluate.run_all = None

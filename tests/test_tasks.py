@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import time
 
 import pytest
@@ -119,3 +121,59 @@ def test_a_missing_or_empty_file_is_a_usage_error(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UsageError, match="no problems"):
         problems_from_jsonl(tmp_path / "empty.jsonl")
+
+
+@pytest.mark.parametrize(
+    "spelling", ["0.00001", "1e-5", "1E+3", "10000000000000001", "1e16", "-0.0", "3.10", "7" * 5000, "1e400", "0.1000000000000000055511151"]
+)
+def test_a_number_keeps_the_spelling_of_the_file(tmp_path, spelling):
+    path = tmp_path / "maths.jsonl"
+    path.write_text(f'{{"question": "q", "answer": {spelling}}}\n')
+    assert problems_from_jsonl(path)[0].answer == spelling
+
+
+@pytest.mark.parametrize("line", ['{"question": null, "problem": "q", "answer": "1"}', '{"problem": "q", "answer": 1, "question": null}'])
+def test_null_is_absent(tmp_path, line):
+    path = tmp_path / "maths.jsonl"
+    path.write_text(f"\r\n{line}\r\n")
+    assert [(p.question, p.answer, p.line) for p in problems_from_jsonl(path)] == [("q", "1", 2)]
+
+
+NO_JSONL = [
+    (b'{"question": "q", "answer": NaN}', "line 1: it holds NaN"),
+    (b'\n{"question": "q", "answer": -Infinity}', "line 2: it holds -Infinity"),
+    (b'{"question": "q", "answer": "1", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1: its JSON is nested too deeply"),
+    (b'{"question": "q", "answer": ' + b"[" * 3_000_000, "line 1: "),
+    (b'[{"question": "q", "answer": "1"}]', "JSON array.*jq -c"),
+    (b'[\n{"question": "q", "answer": "1"}\n]', "line 1: it begins a JSON array"),
+    ('{"question": "q", "answer": "1"}'.encode("utf-16"), "UTF-16.*iconv"),
+    ('{"question": "q", "answer": "1"}'.encode("utf-16-le"), "UTF-16.*iconv"),
+    ('{"question": "q", "answer": "1"}'.encode("utf-32"), "UTF-16 or UTF-32"),
+    (gzip.compress(b'{"question": "q", "answer": "1"}'), "line 1: the file is compressed"),
+    ('{"question": "\u00e9", "answer": "1"}'.encode("latin-1"), "line 1: it is not UTF-8 text"),
+    (b'{"question": "q", "answer": "1", "answer": "2"}', "line 1: it has the key 'answer' twice"),
+    (b'{"question": "q", "answer": "1", "level": ' + b"9" * 5000 + b"}", "line 1: its level has 5000 digits"),
+    (b'{"question": "q", "answer": {"x": "' + b"y" * 3_000_000 + b'"}}', "no text or number under `answer`"),
+    (b'"' + b"y" * 3_000_000 + b'"', "line 1: it holds a string, not an object"),
+    (b"y" * 3_000_000, "line 1: "),
+    (b"17", "line 1: it holds a number"),
+    (b"null", "line 1: it holds null"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), NO_JSONL, ids=range(len(NO_JSONL)))
+def test_what_is_no_jsonl_is_named_in_one_short_paragraph(tmp_path, content, message):
+    path = tmp_path / "maths.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        problems_from_jsonl(path)
+    assert len(str(caught.value)) < 1000
+    assert "maths.jsonl" in str(caught.value)
+
+
+def test_what_is_no_regular_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match="it is a directory"):
+        problems_from_jsonl(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="no regular file"):
+        problems_from_jsonl(tmp_path / "pipe")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from zip_rc_jax import distributed
 from zip_rc_jax.chunks import write_in_chunks
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
@@ -30,11 +31,12 @@ from zip_rc_jax.decoding.requests import Request
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grading.grader import Grader, correct
+from zip_rc_jax.grading.summary import summarize, to_json
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.tokenizer import Tokenizer, word_level
-from zip_rc_jax.progress import progress
-from zip_rc_jax.run_files import check_writable, fit_path
+from zip_rc_jax.progress import console, progress
+from zip_rc_jax.run_files import check_writable, fit_path, write_json
 from zip_rc_jax.seeds import with_own_samples
 from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, devices_worth_using, make_mesh, side_by_side
 from zip_rc_jax.training.loop import split_validation, train
@@ -283,7 +285,9 @@ def _random_access(path: pathlib.Path) -> tuple[Sequence[Rollout], dict[str, Any
 def make_grades(config: PipelineConfig) -> pathlib.Path:
     """Grades the rollouts with the task's own scorer, those without a task as free-form mathematics; result in `run_dir/graded`.
 
-    See `chunks.write_in_chunks` for interruptions and several processes.
+    Then it prints the share of right responses, of those without an answer and of those that were cut off, and writes
+    the counts to `run_dir/grades.json`. See `GradeConfig` for what a cut-off response is worth, and
+    `chunks.write_in_chunks` for interruptions and several processes.
 
     Raises:
       UsageError: no rollouts there, one without a reference answer, or the result was made from others.
@@ -291,18 +295,36 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
     directory = run_directory(config) / "graded"
     check_output(config, "graded")
     rollouts, metadata = _random_access(source_path(config, "rollouts"))
-    settings = {"rollouts": metadata}
+    settings = {"rollouts": metadata, "grade": to_dict(config.grade)}
     if directory.is_dir():
         _same_source(directory, settings)
+        _tell_grades(config)
         return directory
     _check_answers(rollouts)
     with Grader() as grader:
 
         def grade(part: Sequence[Rollout]) -> list[Rollout]:
             scores = grader.grade_many((r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in part)
-            return [dataclasses.replace(r, correct=correct(s)) for r, s in zip(part, scores, strict=True)]
+            return [
+                dataclasses.replace(r, correct=0.0 if config.grade.unfinished == "wrong" and not r.finished else correct(s))
+                for r, s in zip(part, scores, strict=True)
+            ]
 
-        return write_in_chunks("grade", directory, settings, rollouts, GRADED_ROLLOUTS, grade)
+        write_in_chunks("grade", directory, settings, rollouts, GRADED_ROLLOUTS, grade)
+    _tell_grades(config)
+    return directory
+
+
+def _tell_grades(config: PipelineConfig) -> None:
+    if not distributed.is_chief():
+        return
+    found = summarize(RolloutSource(run_directory(config) / "graded"))
+    write_json(run_directory(config) / "grades.json", to_json(found))
+    for name, counts in found.items():
+        if name or len(found) > 2:  # one task and level is all there is
+            console.print(f"{name or 'all'}: {counts.responses} responses, {counts.line()}", markup=False, highlight=False, soft_wrap=True)
+    if warning := found[""].warning():
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_answers(rollouts: Sequence[Rollout]) -> None:

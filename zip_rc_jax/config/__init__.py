@@ -10,6 +10,7 @@ from zip_rc_jax.config.model import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.config.pipeline import (
     MAX_SAMPLES,
     EvaluateConfig,
+    GradeConfig,
     GridConfig,
     LabelConfig,
     PipelineConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "MAX_SAMPLES",
     "DecodeConfig",
     "EvaluateConfig",
+    "GradeConfig",
     "GridConfig",
     "LabelConfig",
     "MeshConfig",

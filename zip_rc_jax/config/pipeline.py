@@ -172,6 +172,25 @@ class PolicyConfig:
         )
 
 
+UNFINISHED = ("graded", "wrong")
+
+
+@dataclasses.dataclass(frozen=True)
+class GradeConfig:
+    """Grading of rollouts, and of the samples of an evaluation.
+
+    Attributes:
+      unfinished: what a response that was cut off at `max_tokens` is worth. "graded" (the default): what its answer is
+        worth if it states one, as for whoever reads that text. "wrong": never correct, whatever its text, as in the
+        authors' published code.
+    """
+
+    unfinished: str = "graded"
+
+    def __post_init__(self) -> None:
+        one_of("grade.unfinished", self.unfinished, UNFINISHED)
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelConfig:
     """Value labelling.
@@ -302,6 +321,7 @@ class PipelineConfig:
     policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()
     critic: TrainConfig = TrainConfig(learning_rate=1e-4)
+    grade: GradeConfig = GradeConfig()
     label: LabelConfig = LabelConfig()
     final: TrainConfig = TrainConfig(label="value", kl_weight=10.0)
     lite: TrainConfig = TrainConfig(label="value", trainable="zip_rows", learning_rate=1e-3)

@@ -32,6 +32,7 @@ class Problem:
       task: reasoning-gym dataset name, or "math".
       entry_json: `{"options", "seed", "index"}` that make the full reasoning-gym entry again, for scorers that need its metadata;
         "" for maths.
+      line: of the file that it comes from, counted from 1; 0 for generated ones.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Problem:
     answer: str
     task: str
     entry_json: str = ""
+    line: int = 0
 
 
 def problems(task: TaskConfig, split: str, count: int) -> list[Problem]:
@@ -127,49 +129,103 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(known)}"
 
 
+NO_LINES = "pass a JSONL file with `question` and `answer` on each line"
+EXAMPLE = 'write one object a line, such as {"question": "What is 1 + 1?", "answer": "2"}'
+MAX_LEVEL_DIGITS = 9
+
+
+class _Number(str):
+    """A JSON number as the file spells it. As a float, 0.00001 would become "1e-05", and 1e16 another number."""
+
+
 def problems_from_jsonl(path: str | pathlib.Path, answers: bool = True) -> list[Problem]:
     """Maths problems: one JSON object a line, with `question` (or `problem`) and `answer`. Blank lines are skipped.
 
-    A worked solution that ends in `#### 72` (GSM8K) is cut to `72`. An integer `level` or a string such as "Level 3" (MATH) is kept.
+    A key whose value is null counts as absent. A number under `answer` is taken as the file spells it. A worked solution
+    that ends in `#### 72` (GSM8K) is cut to `72`. An integer `level` or a string such as "Level 3" (MATH) is kept.
 
     Args:
       answers: every line needs an `answer`; else it is "" where there is none.
 
     Raises:
-      UsageError: no such file, or a line that is not such an object; the message has its line number.
+      UsageError: no such file, one that is not UTF-8 text with an object a line, or a line without what is needed; the
+        message has its line number.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UsageError(f"problems {path}", "there is no such file", "pass a JSONL file with `question` and `answer` on each line")
+        reason = "it is a directory" if path.is_dir() else "it is no regular file" if path.exists() else "there is no such file"
+        raise UsageError(f"problems {path}", reason, NO_LINES)
     result: list[Problem] = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    result.append(_parse_line(text, len(result), answers))
-            except ValueError as error:
-                raise UsageError(
-                    f"{path}, line {number}", str(error), 'write one object a line, such as {"question": "What is 1 + 1?", "answer": "2"}'
-                ) from None
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                problem = _problem_of_line(path, number, line, len(result), answers)
+                if problem is not None:
+                    result.append(problem)
+    except OSError as error:
+        raise UsageError(
+            f"problems {path}", f"it cannot be read ({error.strerror or error})", "check the file and its permissions"
+        ) from None
     if not result:
-        raise UsageError(f"problems {path}", "the file has no problems", "pass a JSONL file with `question` and `answer` on each line")
+        raise UsageError(f"problems {path}", "the file has no problems", NO_LINES)
     return result
 
 
-def _parse_line(line: str, index: int, answers: bool) -> Problem:
-    data = json.loads(line)
+def _problem_of_line(path: pathlib.Path, number: int, line: bytes, index: int, answers: bool) -> Problem | None:
+    """The problem of a line, None for a blank one. Raises `UsageError` with file and line number."""
+    where = f"{path}, line {number}"
+    if line.startswith(b"\x1f\x8b"):
+        raise UsageError(where, "the file is compressed (gzip)", f"unpack it: gunzip -c {path.name} > unpacked.jsonl")
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:64]:
+        fix = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.jsonl"
+        raise UsageError(where, "it is not UTF-8 text (UTF-16 or UTF-32, or a binary file)", fix)
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        return _parse_line(text, number, index, answers) if text.strip() else None
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 text ({error.reason} at byte {error.start})"
+        raise UsageError(where, reason, "save the file as UTF-8") from None
+    except RecursionError:
+        raise UsageError(where, "its JSON is nested too deeply", EXAMPLE) from None
+    except ValueError as error:
+        if text.lstrip().startswith("["):
+            fix = f"write one object a line: jq -c '.[]' {path.name} > lines.jsonl"
+            raise UsageError(where, "it begins a JSON array, and the file should have one object a line", fix) from None
+        raise UsageError(where, str(error)[:300], EXAMPLE) from None
+
+
+def _parse_line(line: str, number: int, index: int, answers: bool) -> Problem:
+    data = json.loads(line, parse_float=_Number, parse_int=_Number, parse_constant=_no_number, object_pairs_hook=_without_repeats)
     if not isinstance(data, dict):
-        raise ValueError(f"it holds a {type(data).__name__}, not an object")
-    question = data.get("question", data.get("problem"))
-    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"it holds {_kind(data)}, not an object")
+    question = next((data[key] for key in ("question", "problem") if data.get(key) is not None), None)
+    if not isinstance(question, str) or isinstance(question, _Number) or not question.strip():
         raise ValueError("it has no text under `question` or `problem`")
     answer = data.get("answer")
     if answer is None and not answers:
         answer = ""
-    elif isinstance(answer, bool) or not isinstance(answer, (str, int, float)) or not str(answer).strip():
+    elif not isinstance(answer, str) or not answer.strip():
         raise ValueError("it has no text or number under `answer`")
     if re.search("[\ud800-\udfff]", f"{question}{answer}"):  # JSON can spell it; no tokenizer reads it, and no file of results can hold it
         raise ValueError("its question or answer holds half of a surrogate pair")
     level = re.search(r"[0-9]+", str(data.get("level", "")))
-    return Problem(index, int(level.group()) if level else 0, 0, question, str(answer).rpartition("####")[2].strip(), MATH)
+    if level and len(level.group()) > MAX_LEVEL_DIGITS:
+        raise ValueError(f"its level has {len(level.group())} digits")
+    return Problem(index, int(level.group()) if level else 0, 0, question, str(answer).rpartition("####")[2].strip(), MATH, line=number)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"it holds {name}, which is no JSON value and no answer")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"it has the key {repeated[:100]!r} twice")
+    return found
+
+
+def _kind(value: Any) -> str:
+    names = {_Number: "a number", str: "a string", list: "an array", bool: "true or false", type(None): "null"}
+    return names[type(value)]

@@ -98,7 +98,12 @@ class Bench:
             scores = iter([correct(s) for s in self.grader.grade_many(items)])
             stored["grades"] = [[next(scores) for _ in r.prefixes] for r in results]
             write_json(path, stored)
-        return Decoded(results, stored["grades"], stored["seconds"])
+        never = self.config.grade.unfinished == "wrong"
+        grades = [
+            [0.0 if never and x.finish_reason != "stop" else grade for x, grade in zip(r.prefixes, of_prompt, strict=True)]
+            for r, of_prompt in zip(results, stored["grades"], strict=True)
+        ]
+        return Decoded(results, grades, stored["seconds"])
 
 
 def answer_ids(texts: Sequence[str]) -> list[int]:
