@@ -117,3 +117,30 @@ def test_the_reward_of_a_sure_head_is_one_of_the_grid_however_its_joint_is_round
         found = expectations(joint.ravel(), grid)[0], float(grid.expected_reward(joint))
         assert all(centres[0] <= reward <= centres[1] for reward in found)
         assert found == pytest.approx((expected, expected))
+
+
+BAD = [
+    None, "0, 1", b"01", 3, {"a": 1}, {0.0, 1.0}, [0, None], [0, "1"], [0, [1]], [0, float("nan")], [0, float("inf")],
+    [-float("inf"), 1], [0, 2**200], [0, 10**5000], [False, True], [], [0], [0, 1j], np.zeros((2, 2)), np.array([0, np.nan]),
+    [1, 0], [0, 0],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+@pytest.mark.parametrize("field", ["reward_centres", "length_edges"])
+def test_what_is_no_list_of_numbers_is_named_in_one_short_paragraph(field, bad):
+    good = {"reward_centres": (0.0, 1.0), "length_edges": (0, 8)}
+    for make in (lambda x: Grid(**x), Grid.from_dict):
+        with pytest.raises(UsageError, match=field) as caught:
+            make(good | {field: bad})
+        assert len(str(caught.value)) < 1000
+
+
+def test_arrays_and_numpy_numbers_make_the_same_grid():
+    assert Grid(np.array([0.0, 1.0]), np.array([0, 8])) == Grid([np.float64(0), 1], [0, np.int64(8)]) == Grid((0.0, 1.0), (0, 8))
+
+
+@pytest.mark.parametrize("data", [None, [], "grid", {}, {"reward_centres": [0, 1]}])
+def test_a_stored_grid_of_another_type_is_named(data):
+    with pytest.raises(UsageError, match="reward_centres and length_edges"):
+        Grid.from_dict(data)

@@ -36,7 +36,7 @@ def write_in_chunks(
     Raises:
       UsageError: the chunks there were made with other settings, hold too many or too few rollouts, or other processes left none of theirs
         here.
-      Interrupted: after the chunk that a signal came in.
+      Interrupted: after the chunk that a signal came in, or while finished chunks were joined.
     """
     partial = PartialRollouts(directory.with_name(f".{directory.name}.partial"), fingerprint=settings | {"chunk_size": size})
     count, total = -(-len(items) // size), len(items) * each
@@ -58,10 +58,20 @@ def write_in_chunks(
                 f"chunks {absent[:5]} of {count} are not there, though every process made its own",
                 "give all processes the same run_dir, on a file system that all of them see",
             )
-        write_rollouts(directory, _counted(partial.all(), total, partial.directory), metadata=settings)
+        with stop_signal() as received:
+            rollouts = _unless_stopped(_counted(partial.all(), total, partial.directory), received, title, count)
+            write_rollouts(directory, rollouts, metadata=settings)
         partial.remove()
     distributed.barrier()
     return directory
+
+
+def _unless_stopped(rollouts: Iterable[Rollout], received: list[int], title: str, count: int) -> Iterator[Rollout]:
+    """Raises Interrupted at the first rollout after a signal; the unfinished dataset is then deleted, and the chunks stay."""
+    for rollout in rollouts:
+        if received:
+            raise Interrupted(f"{title}: stopped while the {count} chunks, which are kept, were joined")
+        yield rollout
 
 
 def _counted(rollouts: Iterable[Rollout], count: int, where: pathlib.Path) -> Iterator[Rollout]:

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.metrics import total_variation
+from zip_rc_jax.run_files import temporary_sibling
 
 # No label above 100%: the axis may reach higher to make room for the names of the curves.
 percent = FuncFormatter(lambda share, _: f"{round(100 * share, 2):g}%" if share < 1.001 else "")
@@ -35,7 +36,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 def save(figure: Figure, path: str | pathlib.Path) -> pathlib.Path:
     """Writes a PNG through a temporary file, so that a reader never sees half an image. Returns the path."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_sibling(path)
     figure.savefig(temporary, format="png")
     os.replace(temporary, path)
     return path

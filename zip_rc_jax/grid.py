@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +23,32 @@ AUTHORS_LENGTH_EDGES = (0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 AUTHORS_CENTRES = {"correct": (0.0, 1.0), "value": tuple(i / 6 for i in range(7))}
 
 
+LARGEST = 2**31 - 1  # tokens are counted in 32 bits
+
+
+def _shown(values: Sequence[Any]) -> str:
+    """At most 200 characters. Python refuses to write integers of many digits."""
+    try:
+        return f"{list(values)!r:.200}"
+    except ValueError:
+        return f"[{len(values)} values]"
+
+
+def _numbers(name: str, values: Any, example: str) -> list[Any]:
+    """The values as Python numbers. Raises UsageError for what is no list of finite numbers up to `LARGEST`."""
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        values = values.tolist()
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise UsageError(f"{name}={values!r:.200}", f"it is a {type(values).__name__}, not a list of numbers", f"write {name}={example}")
+    for value in values:
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            reason = f"{value!r:.100} is a {type(value).__name__}, not a number"
+            raise UsageError(f"{name}={_shown(values)}", reason, f"write {name}={example}")
+        if not -LARGEST <= value <= LARGEST:  # type: ignore[operator]  # NaN is not, either
+            raise UsageError(f"{name}={_shown(values)}", f"not all are finite and at most {LARGEST}", f"write {name}={example}")
+    return list(values)
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Reward centres and length edges. Hashable, so it can be a static argument of a jitted function.
@@ -30,17 +58,18 @@ class Grid:
       length_edges: `B_T + 1` ascending token counts, the first 0. A length at or past the last edge falls into the last bin.
 
     Raises:
-      UsageError: fewer than two centres or edges, not strictly ascending, or out of range.
+      UsageError: no lists of finite numbers, fewer than two centres or edges, not strictly ascending, or out of range.
     """
 
     reward_centres: tuple[float, ...]
     length_edges: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        centres = tuple(float(v) for v in self.reward_centres)
-        edges = tuple(int(t) for t in self.length_edges)
-        if any(t != e for t, e in zip(edges, self.length_edges, strict=True)):
-            raise UsageError(f"length_edges={list(self.length_edges)}", "edges count tokens, so they are whole numbers", "round them")
+        centres = tuple(float(v) for v in _numbers("reward_centres", self.reward_centres, "[0, 0.5, 1]"))
+        edges = tuple(_numbers("length_edges", self.length_edges, "[0, 64, 128]"))
+        if any(t != int(t) for t in edges):
+            raise UsageError(f"length_edges={list(edges)}", "edges count tokens, so they are whole numbers", "round them")
+        edges = tuple(int(t) for t in edges)
         object.__setattr__(self, "reward_centres", centres)
         object.__setattr__(self, "length_edges", edges)
         if len(centres) < 2:
@@ -130,4 +159,7 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: dict) -> Grid:
-        return cls(tuple(data["reward_centres"]), tuple(data["length_edges"]))
+        """Inverse of `to_dict`. Raises UsageError for what is no such dict."""
+        if not isinstance(data, dict) or not {"reward_centres", "length_edges"} <= data.keys():
+            raise UsageError(f"grid {data!r:.200}", "it is no dict with reward_centres and length_edges", "store `Grid.to_dict()`")
+        return cls(data["reward_centres"], data["length_edges"])

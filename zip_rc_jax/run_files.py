@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import importlib.metadata
 import json
 import math
@@ -13,10 +14,13 @@ import pathlib
 import platform
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -232,10 +236,39 @@ def _try_out(directory: pathlib.Path) -> None:
                 p.rmdir()
 
 
+_LIFE = uuid.uuid4().hex[:8]  # of this process: a number may have belonged to an earlier one
+
+
+def temporary_sibling(path: pathlib.Path) -> pathlib.Path:
+    """A hidden name in the folder of `path` for what is being written; it is then renamed to `path`.
+
+    What processes of this machine that were killed left under such names for the same `path` is deleted. Those of a
+    living process stay, and so do those of other machines that share the folder.
+    """
+    # Its own name may be as long as a file system allows.
+    stem = f".{path.name[:60]}.{zlib.crc32(socket.gethostname().encode()):08x}"
+    for left in path.parent.glob(f"{glob.escape(stem)}-*.tmp"):
+        owner = re.fullmatch(r"-([0-9]+)-([0-9a-f]{8})-[0-9a-f]{8}\.tmp", left.name.removeprefix(stem))
+        if owner is None or (int(owner[1]) != os.getpid() and _is_alive(int(owner[1]))) or owner[2] == _LIFE:
+            continue
+        with contextlib.suppress(OSError):  # another process may be deleting it, too
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f"{stem}-{os.getpid()}-{_LIFE}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # it belongs to somebody else
+    return True
+
+
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Through a temporary file in the same folder, so that an interruption leaves the old file whole. Raises OSError."""
-    # Its own name may be as long as a file system allows.
-    temporary = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_sibling(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -22,7 +22,6 @@ import math
 import os
 import pathlib
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ import pyarrow.parquet as pq
 
 from zip_rc_jax.data.records import Rollout, RolloutSource
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.run_files import temporary_sibling
 
 METADATA_KEY = b"zip_rc_jax"
 ROW_GROUP = 128  # rollouts at a time; of 20k tokens each, they take a quarter of a gigabyte to write and half of one to read
@@ -120,7 +120,7 @@ def write_parquet(
     pairs = zip(itertools.chain([first], iterator), infos, strict=not isinstance(settings, GenerationInfo))
     rows = (_to_row(rollout, info, labels, f"{path}, row {number}") for number, (rollout, info) in enumerate(pairs))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_sibling(path)
     try:
         with temporary.open("wb") as file:
             with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:

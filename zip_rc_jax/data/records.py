@@ -8,7 +8,6 @@ import itertools
 import json
 import pathlib
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from zip_rc_jax.data.summary import RolloutSummary, SummaryRows, read_summary, write_summary
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.run_files import same_fingerprint, write_json, write_text
+from zip_rc_jax.run_files import same_fingerprint, temporary_sibling, write_json, write_text
 
 FORMAT_VERSION = "1.0.0"
 METADATA = "metadata.json"
@@ -70,6 +69,14 @@ _TOKENS = ("prompt_token_ids", "output_token_ids")
 _FLOATS = ("correct", "value")
 
 
+class _SameBytes(tfds.core.ExampleWriter):
+    """Equal rollouts become equal bytes. Protocol buffers write a map in another order in every process, unless told otherwise."""
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        parse = tf_example_pb2.Example.FromString
+        return super().write(path, ((key, parse(record).SerializeToString(deterministic=True)) for key, record in examples))
+
+
 class ZipRollouts(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of rollout records; `write_rollouts` drives it. One split, "train", in the order given."""
 
@@ -94,6 +101,9 @@ class ZipRollouts(tfds.core.GeneratorBasedBuilder):
             ),
             disable_shuffling=True,
         )
+
+    def _example_writer(self) -> tfds.core.ExampleWriter:
+        return _SameBytes(file_format=self.info.file_format)
 
     def _log_download_bytes(self) -> None:
         """Silences TFDS's banner: nothing is downloaded."""
@@ -129,7 +139,7 @@ def write_rollouts(directory: str | pathlib.Path, rollouts: Iterable[Rollout], *
     if first is None:
         raise UsageError(f"rollouts for {directory}", "there are none", "generate at least one rollout")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = temporary_sibling(directory)
     try:
         rows = SummaryRows()
         builder = ZipRollouts(rollouts=map(rows.add, itertools.chain([first], iterator)), data_dir=temporary, file_format="array_record")

@@ -6,7 +6,6 @@ import json
 import pathlib
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.run_files import temporary_sibling
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 2 * 2**30
@@ -191,7 +191,7 @@ def write_checkpoint(
     if directory.exists():
         raise UsageError(f"directory {directory}", "it exists and is not overwritten", "choose another path")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = temporary_sibling(directory)
     temporary.mkdir()
     try:
         eos = list(tokenizer.eos_ids)
