@@ -147,7 +147,7 @@ def make_policy(config: PipelineConfig) -> LanguageModel:
     text = {name: value for name, value in to_dict(config.policy).items() if name not in ("train", "path", "start")}
     source: dict[str, Any] = {"policy": text, "task": to_dict(config.task)}
     if config.policy.start:
-        source |= {"start": lm.digest(), **prompt_record(config, lm.tokenizer)}
+        source |= {"start": lm.digest(), **prompt_record(config, lm.tokenizer), **added_record(config, lm.tokenizer)}
     lm = lm.with_head(config.grid.grid("correct"), "correct")
     directory, rollouts, start = run_directory(config) / "policy", solution_rollouts(config, lm.tokenizer), [lm]
     del lm  # see `train`
@@ -208,6 +208,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     rows = max(r.rows, r.samples)
     policy = load_policy(config, sampling_layout(rows, r.samples), config.dtype)
     settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest(), **prompt_record(config, policy.tokenizer)}
+    settings |= added_record(config, policy.tokenizer)
     if directory.is_dir():
         _same_source(directory, settings)
         return directory
@@ -263,9 +264,13 @@ def as_rollouts(p: Problem, result: Result, lm: LanguageModel, add_special_token
 
 def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decided the text of the prompts, for the records of what was made from them."""
-    found = {"prompt": to_dict(config.prompt), "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None}
-    added = [list(ids) for ids in tokenizer.added_ids] if config.decode.add_special_tokens else [[], []]
-    return found | {"added_ids": added} if any(added) else found
+    return {"prompt": to_dict(config.prompt), "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None}
+
+
+def added_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Ids that prompts begin and end with by the tokenizer's own settings; empty if there are none, as before these were added."""
+    added = [list(ids) for ids in tokenizer.added_ids] if config.decode.add_special_tokens else []
+    return {"added_ids": added} if any(added) else {}
 
 
 def _same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
