@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models import chat as chats
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -199,32 +200,24 @@ class Tokenizer:
         """First 16 hex digits of the chat template's BLAKE2b: which template rendered a prompt. None without a template."""
         return None if self.chat_template is None else hashlib.blake2b(self.chat_template.encode()).hexdigest()[:16]
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
         """The prompt for `messages` up to where the assistant's answer starts, by the tokenizer's own template.
 
         Args:
-          messages: `{"role": ..., "content": ...}`, oldest first.
+          messages: `{"role": ..., "content": ...}`, oldest first; see `models.chat.turns_of`.
           kwargs: variables of the template, such as `enable_thinking=False`.
 
         Raises:
-          UsageError: no template, no messages, a variable that the template does not read, or a conversation that it refuses.
+          UsageError: no template, no messages, a variable that the template does not read, or a conversation that it refuses or fails on.
         """
         if self.chat_template is None:
             raise UsageError("chat messages", "the tokenizer has no chat template", "pass raw prompts: strings, already templated")
-        turns = messages if isinstance(messages, Sequence) else ()
-        if not turns or not all(isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in turns):
-            shown = repr(messages)[:100]
-            raise UsageError(f"messages {shown}", "a chat is a list of dicts with a role", 'write [{"role": "user", "content": "..."}]')
         for name in kwargs:
             if name not in self._template_variables:
                 takes = ", ".join(sorted(self._template_variables)) or "none"
                 raise UsageError(f"chat template argument {name!r}", "the model's template takes no such argument", f"it takes {takes}")
-        try:
-            return self._hugging_face.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=True, **self.special_tokens, **kwargs
-            )
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template joins text with content that is none
-            raise UsageError("chat messages", f"the model's template refuses them ({_first_line(error)})", "change the messages") from error
+        special = {"eos_token": self.eos_tokens[0], **self.special_tokens}
+        return chats.render(self.chat_template, special, messages, kwargs)
 
     @functools.cached_property
     def _template_variables(self) -> set[str]:
@@ -236,7 +229,7 @@ class Tokenizer:
             found = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise UsageError("the model's chat template", f"it is not valid Jinja ({_first_line(error)})", "pass raw prompts") from error
-        own = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", *self.special_tokens}
+        own = {*chats.OWN, *self.special_tokens}
         return found - own - set(environment.globals)
 
     @functools.cached_property
