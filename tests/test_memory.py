@@ -160,13 +160,13 @@ def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(
     asked = []
     monkeypatch.setattr(memory, "check_fits", lambda needed, limit, n, rows, slots, *rest: asked.append(needed(rows, slots).total))
     for prompts in ([long_rows], [long_prompt], [long_rows, long_prompt]):
-        engine._known_to_fit.clear()
+        engine._memory_check.known_to_fit.clear()
         engine.intake.jobs(prompts)
     monkeypatch.undo()
     first, second, _, together = asked
     assert max(first, second) < together
     limited(monkeypatch, together - 1)
-    engine._known_to_fit.clear()
+    engine._memory_check.known_to_fit.clear()
     engine.intake.jobs([long_rows])
     engine.intake.jobs([long_prompt])
     for prompts in ([long_rows, long_prompt], [long_prompt, long_rows]):

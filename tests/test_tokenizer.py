@@ -182,10 +182,10 @@ def test_what_the_template_refuses_is_told_in_its_own_words():
         gemma().chat([{"role": "system", "content": "x"}, *CHAT])
     with pytest.raises(UsageError, match=r"refuses them \(Unknown role tool\)"):
         chatml().chat([{"role": "tool", "content": "x"}])
-    with pytest.raises(UsageError, match=r"refuses them \(.*has no attribute 'content'"):
+    with pytest.raises(UsageError, match=r"turn 0 of role 'user': it has no content"):
         chatml().chat([{"role": "user"}])
-    with pytest.raises(UsageError, match=r"refuses them \(can only concatenate"):
-        chatml().chat([{"role": "user", "content": [{"type": "text", "text": "x"}]}])
+    parts = [{"type": "text", "text": "x"}]
+    assert chatml().chat([{"role": "user", "content": parts}]) == chatml().chat([{"role": "user", "content": "x"}])
 
 
 @pytest.mark.parametrize("messages", [[], "hello", ["hello"], [{"content": "x"}], [CHAT], 3])

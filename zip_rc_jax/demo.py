@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
+import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -20,11 +21,13 @@ from rich.text import Text
 
 from zip_rc_jax import pipeline
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
+from zip_rc_jax.config.checks import shown
+from zip_rc_jax.config.overrides import from_dotlist
 from zip_rc_jax.data.prompts import prompt_texts
-from zip_rc_jax.data.tasks import problems, problems_from_jsonl
+from zip_rc_jax.data.tasks import Problem, problems, problems_from_jsonl
 from zip_rc_jax.decoding.api import decode_stream, resolve
 from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
-from zip_rc_jax.decoding.requests import Prompt
+from zip_rc_jax.decoding.requests import Prompt, check_text, key_data
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.evaluate import evaluate
@@ -32,10 +35,12 @@ from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_tabl
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.host_memory import give_back_freed_memory
+from zip_rc_jax.locks import only_process
+from zip_rc_jax.models.chat import check_variable, reads_clock, template_time
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.progress import progress
-from zip_rc_jax.run_files import Journal, check_writable, run_metadata, write_json, write_jsonl
+from zip_rc_jax.run_files import Journal, check_writable, run_metadata, same_fingerprint, write_json, write_jsonl
 from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
 
 # Tables are wide; a pipe or a log file has no width of its own.
@@ -87,32 +92,59 @@ def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
 def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """`zip-rc decode`: prompts in, answers out.
 
+    With an output directory, finished results there are never replaced: of the same settings there is nothing to do, and others are
+    refused. It is one process at a time that works in it.
+
     Raises:
-      UsageError: no prompts, both kinds of prompts, a bad option, mesh or file; before the model is loaded where possible.
+      UsageError: an output directory that another process works in, or that holds results of other settings;
+        no prompts, both kinds of prompts, a bad option, mesh or file; before the model is loaded where possible.
     """
     started = time.time()
-    options = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.overrides))
-    assert isinstance(options, dict)
-    config = resolve(None, {str(k): v for k, v in options.items()})
+    config = resolve(None, from_dotlist(arguments.overrides, "option", "n=8"))
+    chat = from_dotlist(arguments.template_arg, "--template-arg", "enable_thinking=false")
     if bool(arguments.prompt) == bool(arguments.input):
         raise UsageError("prompts", "give either --prompt (once or more) or --input FILE", "add one of them")
     if arguments.output:
         check_writable(arguments.output, "--output")
+    if chat and not arguments.chat:
+        raise UsageError(
+            f"--template-arg {shown(list(chat))}", "without --chat no template is used, which reads it", "add --chat, or leave it out"
+        )
+    for name in chat:
+        check_variable(name)
+    key_data(arguments.seed)
     found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
-    layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
-    lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
     prompts: list[Prompt] = [p.question for p in found] or arguments.prompt
+    for number, text in enumerate(prompts):
+        assert isinstance(text, str)
+        check_text(number, text)
     if arguments.chat:
         prompts = [[{"role": "user", "content": text}] for text in prompts]
-    template = OmegaConf.to_container(OmegaConf.from_dotlist(arguments.template_arg))
-    assert isinstance(template, dict)
-    chat = {str(k): v for k, v in template.items()}
-    journal = None
-    if arguments.output:
-        asked = hashlib.sha256(json.dumps([prompts, chat]).encode()).hexdigest()
-        fingerprint = {"model": lm.digest(), "decode": to_dict(config), "seed": arguments.seed, "prompts": asked}
-        journal = Journal(arguments.output / "results.partial.jsonl", fingerprint=fingerprint)
-    results = decode_prompts(lm, prompts, config, arguments.seed, chat, journal=journal, live=arguments.stream)
+    layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
+    with only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext():
+        lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
+        if not arguments.output:
+            results = decode_prompts(lm, prompts, config, arguments.seed, chat, live=arguments.stream)
+            _graded(found, results)
+            return print_answers(results)
+        asked = {"decode": to_dict(config), "seed": arguments.seed, "dtype": arguments.dtype, "answers": _hash([p.answer for p in found])}
+        output = DecodeOutput(arguments.output, lm, prompts, chat, asked)
+        if output.finished:
+            console.print(f"{output.results} holds the results of these settings already", markup=False)
+            return
+        with template_time(output.time):
+            journal = Journal(output.partial, fingerprint=output.fingerprint)
+            results = decode_prompts(lm, prompts, config, arguments.seed, chat, journal=journal, live=arguments.stream)
+        rows = _graded(found, results)
+        write_jsonl(output.results, rows)
+        metadata = run_metadata({"decode": to_dict(config)}, argv, started)
+        write_json(output.metadata, metadata | {"fingerprint": output.fingerprint})
+        journal.finish()
+        console.print(f"wrote {output.results}", markup=False)
+
+
+def _graded(found: Sequence[Problem], results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Results as rows, with `answer` and `correct` where the input file has an answer; the accuracy is printed."""
     rows = [r.to_dict() for r in results]
     if answered := [i for i, p in enumerate(found) if p.answer]:
         with Grader() as grader:
@@ -120,13 +152,72 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         for i, score in zip(answered, scores, strict=True):
             rows[i] |= {"answer": found[i].answer, "correct": correct(score)}
         console.print(f"accuracy {sum(correct(s) for s in scores) / len(scores):.3f} over {len(scores)} problems")
-    if journal:
-        write_jsonl(arguments.output / "results.jsonl", rows)
-        write_json(arguments.output / "metadata.json", run_metadata({"decode": to_dict(config)}, argv, started))
-        journal.finish()
-        console.print(f"wrote {arguments.output / 'results.jsonl'}")
-    else:
-        print_answers(results)
+    return rows
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
+
+
+class DecodeOutput:
+    """The files of `zip-rc decode --output`, and what they are of.
+
+    Attributes:
+      results, metadata, partial: paths.
+      fingerprint: all that decides the results: model, settings, and the prompts as the template rendered them.
+      time: what a template that writes the date sees: when the directory was begun. None if the template writes none.
+      finished: whether the results are there, of the same fingerprint.
+    """
+
+    def __init__(self, directory: pathlib.Path, lm: LanguageModel, prompts: Sequence[Prompt], chat: dict[str, Any], asked: dict[str, Any]):
+        """Args: `asked` are the further parts of the fingerprint.
+
+        Raises:
+          UsageError: results of another fingerprint, or of one that is not known, are there; or a template refuses a prompt.
+        """
+        self.results, self.metadata = directory / "results.jsonl", directory / "metadata.json"
+        self.partial = directory / "results.partial.jsonl"
+        begun = self._begun()
+        dated = any(not isinstance(prompt, str) for prompt in prompts) and reads_clock(lm.tokenizer.chat_template)
+        self.time = _time(begun, directory) if dated else None
+        with template_time(self.time):
+            texts = [prompt if isinstance(prompt, str) else lm.tokenizer.chat(prompt, **chat) for prompt in prompts]
+        self.fingerprint = {"model": lm.digest(), **asked, "prompts": _hash(texts)}
+        if self.time:
+            self.fingerprint["template_time"] = self.time.isoformat()
+        # What was interrupted while its last files were written has both, and the journal decides.
+        self.finished = self.results.exists() and not self.partial.exists()
+        if self.finished:
+            if begun is None:
+                raise UsageError(
+                    f"results in {self.results}",
+                    f"{self.metadata.name} does not say with what settings they were made",
+                    "choose another directory, or delete them to start again",
+                )
+            same_fingerprint(f"results in {self.results}", begun, self.fingerprint)
+
+    def _begun(self) -> dict[str, Any] | None:
+        """The fingerprint that the files there were made or begun with; None where none is known."""
+        try:
+            if self.partial.exists():
+                with self.partial.open("rb") as lines:
+                    found = json.loads(lines.readline())
+            else:
+                found = json.loads(self.metadata.read_bytes())["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def _time(begun: dict[str, Any] | None, directory: pathlib.Path) -> datetime.datetime:
+    """The time that templates see: the recorded one, so that a run that is resumed on another day goes on with the same prompts; or now."""
+    recorded = (begun or {}).get("template_time")
+    if recorded is None:
+        return datetime.datetime.now().replace(microsecond=0)
+    try:
+        return datetime.datetime.fromisoformat(recorded)
+    except (TypeError, ValueError):
+        raise UsageError(f"template_time={shown(recorded)} in {directory}", "it is no time", "delete the results to start again") from None
 
 
 def print_answers(results: Sequence[Result]) -> None:

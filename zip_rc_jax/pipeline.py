@@ -22,7 +22,7 @@ from zip_rc_jax import distributed
 from zip_rc_jax.chunks import write_in_chunks
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
-from zip_rc_jax.data.prompts import prompt_texts
+from zip_rc_jax.data.prompts import prompt_texts, prompt_time
 from zip_rc_jax.data.records import Rollout, RolloutSource, read_metadata, summary_of
 from zip_rc_jax.data.tasks import MATH, Problem, problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
@@ -264,7 +264,9 @@ def as_rollouts(p: Problem, result: Result, lm: LanguageModel, add_special_token
 
 def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decided the text of the prompts, for the records of what was made from them."""
-    return {"prompt": to_dict(config.prompt), "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None}
+    found = {"prompt": to_dict(config.prompt), "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None}
+    seen = prompt_time(config, tokenizer)  # recorded only where a template writes the date
+    return found | {"prompt_time": seen.isoformat()} if seen else found
 
 
 def added_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import operator
+from collections.abc import Mapping
+from typing import Any
 
-from zip_rc_jax.config.checks import check_types, one_of, require
+import numpy as np
+
+from zip_rc_jax.config.checks import check_types, one_of, require, shown, to_plain_numbers
 from zip_rc_jax.errors import UsageError
 
 CANDIDATES = ("published", "exhaustive", "branching")
 STRATEGIES = ("zip_rc", "fixed", "reward_threshold", "length_budget", "half_finished")
 ANSWERS = ("value", "vote")
+MOST_STOP_IDS = 1024
 
 
 def _divides(value: float) -> bool:
     """Whether it is a positive number in float32, too: smaller ones would be 0 there, and larger ones infinite."""
     return 2.0**-126 <= value <= 2.0**127
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    """Stop ids as a tuple, each once. Raises UsageError for what is no list of whole numbers, or holds more than `MOST_STOP_IDS`."""
+    problem = f"stop_token_ids={shown(value)}", "it is not a list of ids", "write it as [1, 2]"
+    if isinstance(value, (str, bytes, bytearray, Mapping)):
+        raise UsageError(*problem)
+    try:
+        found = list(itertools.islice(value, MOST_STOP_IDS + 1))
+        ids = tuple(dict.fromkeys(operator.index(i) for i in found))
+    except Exception:  # no iterable, or one of another's making that fails
+        raise UsageError(*problem) from None
+    if any(isinstance(i, (bool, np.bool_)) for i in found):
+        raise UsageError(*problem)
+    require(len(found) <= MOST_STOP_IDS, problem[0], "every token is compared with each of them", f"give at most {MOST_STOP_IDS}")
+    return ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +59,20 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_types(SamplingConfig, vars(self))
+        to_plain_numbers(self)
+        require(
+            not self.temperature < 0,
+            f"temperature={self.temperature}",
+            "a temperature is not negative",
+            "use 0 for greedy or a positive number",
+        )
         require(
             self.temperature == 0 or _divides(self.temperature),
             f"temperature={self.temperature}",
             "logits are divided by it, in float32",
             "use 0 for greedy or a positive number",
         )
-        require(self.top_k >= 0, f"top_k={self.top_k}", "it counts tokens", "use 0 to keep all")
+        require(self.top_k >= 0, f"top_k={shown(self.top_k)}", "it counts tokens", "use 0 to keep all")
         require(0 < self.top_p <= 1, f"top_p={self.top_p}", "it is a probability", "use a number in (0, 1]")
         require(0 <= self.min_p <= 1, f"min_p={self.min_p}", "it is a fraction of the largest probability", "use a number in [0, 1]")
 
@@ -111,17 +140,16 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         check_types(DecodeConfig, vars(self))
-        try:
-            object.__setattr__(self, "stop_token_ids", tuple(operator.index(i) for i in self.stop_token_ids))
-        except TypeError:
-            raise UsageError(f"stop_token_ids={self.stop_token_ids!r}", "it is not a list of ids", "write it as [1, 2]") from None
+        to_plain_numbers(self)
+        self.sampling  # noqa: B018  (validates the sampling options)
+        object.__setattr__(self, "stop_token_ids", _ids(self.stop_token_ids))
         require(0 <= self.alpha <= 1, f"alpha={self.alpha}", "it weighs compute against latency", "use a number in [0, 1]")
         require(0 <= self.beta <= 1e30, f"beta={self.beta}", "it is a price", "use a number from 0 to 1e30")
         for field in ("n", "interval", "window", "max_tokens", "rows"):
-            require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+            require(getattr(self, field) >= 1, f"{field}={shown(getattr(self, field))}", "it counts at least one", "use a positive number")
         for field in ("n", "interval", "window", "max_tokens", "rows", "top_k", "length_budget", "token_budget"):
             value = getattr(self, field)
-            require(value < 2**31, f"{field}={value}", "counts are held in 32 bits", "use a number below 2147483648")
+            require(value < 2**31, f"{field}={shown(value)}", "counts are held in 32 bits", "use a number below 2147483648")
         one_of("candidates", self.candidates, CANDIDATES)
         one_of("strategy", self.strategy, STRATEGIES)
         one_of("answer", self.answer, ANSWERS)
@@ -155,7 +183,9 @@ class DecodeConfig:
         require(0 <= self.abstain_below <= 1, f"abstain_below={self.abstain_below}", "rewards lie in [0, 1]", "use a number in [0, 1]")
         for field in ("token_budget", "time_budget"):
             value = getattr(self, field)
-            require(math.isfinite(value) and value >= 0, f"{field}={value}", "it limits what a prompt may spend", "use 0 for no limit")
+            require(
+                math.isfinite(value) and value >= 0, f"{field}={shown(value)}", "it limits what a prompt may spend", "use 0 for no limit"
+            )
         require(
             math.isfinite(self.skill) and self.skill >= 0,
             f"skill={self.skill}",
@@ -169,7 +199,6 @@ class DecodeConfig:
             "use 1 to leave it",
         )
         require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")
-        self.sampling  # noqa: B018  (validates the sampling options)
 
     @property
     def sampling(self) -> SamplingConfig:

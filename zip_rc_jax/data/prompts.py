@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import uuid
 from collections.abc import Sequence
 
 from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
+from zip_rc_jax.config.checks import in_short
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.data.worked_solutions import plain_steps
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.chat import reads_clock, template_time
 from zip_rc_jax.models.tokenizer import Tokenizer
+from zip_rc_jax.run_files import write_json
 
 
 def prompt_texts(found: Sequence[Problem], config: PipelineConfig, tokenizer: Tokenizer) -> list[str]:
@@ -21,7 +29,39 @@ def prompt_texts(found: Sequence[Problem], config: PipelineConfig, tokenizer: To
     """
     if config.prompt.style == "raw":
         return [p.question for p in found]
-    return [tokenizer.chat(turns, **config.prompt.chat_template_kwargs) for turns in conversations(found, config)]
+    with template_time(prompt_time(config, tokenizer)):
+        return [tokenizer.chat(turns, **config.prompt.chat_template_kwargs) for turns in conversations(found, config)]
+
+
+def prompt_time(config: PipelineConfig, tokenizer: Tokenizer) -> datetime.datetime | None:
+    """What a template that writes the date sees in all stages of a run: when the first of them rendered a prompt.
+
+    Prompts of one run are the same on every day, after an interruption too. The time lies in `run_dir/prompt_time.json`. None: the
+    prompts are no chats, the template does not ask for the time, or there is no run directory.
+
+    Raises:
+      UsageError: the file is damaged, or cannot be written.
+    """
+    if config.prompt.style == "raw" or not config.run_dir or not reads_clock(tokenizer.chat_template):
+        return None
+    path = pathlib.Path(config.run_dir) / "prompt_time.json"
+    try:
+        if not path.exists():
+            now = datetime.datetime.now().replace(microsecond=0).isoformat()
+            mine = write_json(path.with_name(f".prompt_time.{uuid.uuid4().hex[:8]}"), {"time": now})
+            try:
+                os.link(mine, path)  # of several processes the first decides
+            except FileExistsError:
+                pass
+            finally:
+                mine.unlink()
+        return datetime.datetime.fromisoformat(json.loads(path.read_bytes())["time"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}", f"it holds no time ({in_short(error)})", "delete it if no stage has run, or use another run_dir"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path}", in_short(error), "use a run_dir that can be written to") from None
 
 
 def conversations(found: Sequence[Problem], config: PipelineConfig) -> list[list[dict[str, str]]]:

@@ -77,6 +77,38 @@ def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str
     return network, {"body": body, "table": lm.folded_table()}
 
 
+def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
+    """Slots of rows that hold `tokens`: just enough for a list, which is known as a whole; else rounded, as more may come."""
+    return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, max_positions)
+
+
+class _MemoryCheck:
+    """Whether the device has room for rows and prompts of some length. It knows the engine's arrays, and not the engine."""
+
+    def __init__(self, settings: StepSettings, held: Any, config: DecodeConfig, rows: int, shards: int, max_positions: int):
+        """Args: `held` are all parameters, those of the caller too: most arrays are the same; `rows` of each of the `shards`."""
+        self.settings, self.held, self.config, self.rows, self.shards = settings, held, config, rows, shards
+        self.max_positions = max_positions
+        self.known_to_fit: set[tuple[int, int]] = set()
+
+    def __call__(self, tokens: int, prompt_tokens: int, listed: bool) -> None:
+        """Raises UsageError if rows of `tokens` tokens and prompts of `prompt_tokens` do not fit into the device's memory together."""
+        slots, prompt = pool_slots(tokens, listed, self.max_positions), fine_bucket(prompt_tokens, tokens, least=16)
+        if (slots, prompt) in self.known_to_fit:
+            return
+
+        def needed(rows: int, slots: int, window: int = self.config.window) -> memory.Estimate:
+            settings = dataclasses.replace(self.settings, window=window)
+            sizes = largest_prefills(max(1, rows // self.config.n), min(prompt, slots))
+            found = [memory.estimate(settings, self.held, rows, slots, min(count, rows), tokens) for count, tokens in sizes]
+            return max(found, key=lambda estimate: estimate.total)
+
+        devices = self.settings.network.layout.mesh.devices
+        limit = memory.device_limit(devices.flat[0], devices.size)
+        memory.check_fits(needed, limit, self.config.n, self.rows, slots, prompt_tokens, self.shards, self.config.window)
+        self.known_to_fit.add((slots, prompt))
+
+
 class Engine:
     """Decodes prompts with one model and one configuration. Construct once, `run` many times; compiled programs are shared."""
 
@@ -104,7 +136,6 @@ class Engine:
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
         network, self.params = transformer_network(lm) if network is None else (network, lm.params)
-        self.intake = Intake(lm, config, seed, chat_template_kwargs or {}, self._check_memory)
         self.settings = StepSettings(
             network=network,
             head=self.head,
@@ -124,28 +155,9 @@ class Engine:
                 f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
                 f"set rows to at least {config.n * self.shards}",
             )
-        self._known_to_fit: set[tuple[int, int]] = set()
-
-    def _pool_slots(self, tokens: int, listed: bool) -> int:
-        """Slots of rows that hold `tokens`: just enough for a list, which is known as a whole; else rounded, as more may come."""
-        return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, self.lm.config.max_positions)
-
-    def _check_memory(self, tokens: int, prompt_tokens: int, listed: bool) -> None:
-        """Raises UsageError if rows of `tokens` tokens and prompts of `prompt_tokens` do not fit into the device's memory together."""
-        slots, prompt = self._pool_slots(tokens, listed), fine_bucket(prompt_tokens, tokens, least=16)
-        if (slots, prompt) in self._known_to_fit:
-            return
-        held = (self.lm.params, self.params)  # the caller holds the first, and they share most arrays
-
-        def needed(rows: int, slots: int) -> memory.Estimate:
-            sizes = largest_prefills(max(1, rows // self.config.n), min(prompt, slots))
-            found = [memory.estimate(self.settings, held, rows, slots, min(count, rows), tokens) for count, tokens in sizes]
-            return max(found, key=lambda estimate: estimate.total)
-
-        devices = self.settings.network.layout.mesh.devices
-        limit = memory.device_limit(devices.flat[0], devices.size)
-        memory.check_fits(needed, limit, self.config.n, self.rows, slots, prompt_tokens, self.shards)
-        self._known_to_fit.add((slots, prompt))
+        # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
+        self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
+        self.intake = Intake(lm, config, seed, {} if chat_template_kwargs is None else chat_template_kwargs, self._memory_check)
 
     def run(
         self, prompts: Iterable[Prompt | Request], on_error: str | None = None, stream: bool = True
@@ -172,31 +184,38 @@ class Engine:
         pool, shards = None, [Shard(list(range(self.rows))) for _ in range(self.shards)]
         # A list tells how long the rows must be; otherwise they grow with what is read.
         longest = max((job.slots for job in jobs if isinstance(job, Job)), default=0) if isinstance(jobs, list) else 0
-        while groups or queue.peek() is not None:
-            if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
-                pool = None  # is freed before its successor is made
-                pool = empty_rows(self.settings, self.rows + 1, self._pool_slots(longest or job.slots, longest > 0))  # with a scratch row
-            slots = 0 if pool is None else pool.tokens.shape[2]
-            while True:  # as many batches as there is room for: what a prompt really takes shows when it is decided for
-                batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
-                for request in refused:
-                    yield ResultEvent(request.number, failure(request, request.reason))
-                if pool is None or not any(batch):
-                    break
-                pool, admitted, failed = self._admit(pool, shards, groups, batch)
-                yield from failed
-                groups += admitted
+        try:
+            while groups or queue.peek() is not None:
+                if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
+                    pool = None  # is freed before its successor is made
+                    pool = empty_rows(
+                        self.settings, self.rows + 1, pool_slots(longest or job.slots, longest > 0, self.lm.config.max_positions)
+                    )  # with a scratch row
+                slots = 0 if pool is None else pool.tokens.shape[2]
+                while True:  # as many batches as there is room for: what a prompt really takes shows when it is decided for
+                    batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
+                    for request in refused:
+                        yield ResultEvent(request.number, failure(request, request.reason))
+                    if pool is None or not any(batch):
+                        break
+                    pool, admitted, failed = self._admit(pool, shards, groups, batch)
+                    yield from failed
+                    groups += admitted
+                    pool, events, ended = self._decide(pool, shards, groups, stream)
+                    yield from events
+                    yield from self._results(ended)
+                if pool is None:
+                    continue
+                pool = self._advance(pool, shards, groups)
                 pool, events, ended = self._decide(pool, shards, groups, stream)
                 yield from events
                 yield from self._results(ended)
-            if pool is None:
-                continue
-            pool = self._advance(pool, shards, groups)
-            pool, events, ended = self._decide(pool, shards, groups, stream)
-            yield from events
-            yield from self._results(ended)
-        if queue.failure is not None:
-            raise queue.failure
+            pool = None  # whoever keeps the error keeps this frame
+            if queue.failure is not None:
+                raise queue.failure
+        finally:
+            # The traceback of the failure holds the queue's frames and this one: left there, it would hold itself and the model.
+            queue.failure = None
 
     # Admission.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from zip_rc_jax.decoding.rows import Rows, StepSettings, empty_rows
 from zip_rc_jax.errors import UsageError
@@ -45,7 +45,7 @@ def abstract_pool(settings: StepSettings, rows: int, slots: int) -> Rows:
 def shard_bytes(tree: Any) -> int:
     """Bytes of one device's share of (abstract) arrays, without padding. An array that occurs twice counts once."""
     leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)  # whole numbers of any size
 
 
 def estimate(settings: StepSettings, params: Any, rows: int, slots: int, prompts: int, prompt_slots: int) -> Estimate:
@@ -97,23 +97,36 @@ def device_limit(device: jax.Device, count: int) -> int:
     return min(found) // count
 
 
-def check_fits(needed: Callable[[int, int], Estimate], limit: int, n: int, rows: int, slots: int, prompt_tokens: int, shards: int) -> None:
+def check_fits(
+    needed: Callable[..., Estimate], limit: int, n: int, rows: int, slots: int, prompt_tokens: int, shards: int, window: int = 1
+) -> None:
     """Checks the estimate against the limit of a device.
 
     Args:
-      needed: the estimate for (rows of each shard, slots of each row); it grows with both.
+      needed: the estimate for (rows of each shard, slots of each row), and optionally another window; it grows with all three.
       limit: bytes of a device.
       n, rows, slots: what is asked for; `n` prefixes of a prompt lie in the `rows` rows of one shard.
       prompt_tokens: of the longest prompt.
       shards: of the pool.
+      window: what is asked for; every row holds that many joints.
 
     Raises:
       UsageError: it does not fit. What would is named: fewer rows with the same `n` or, where that takes more than there is, the largest
-        `n`; and the largest length for these rows. Where neither alone is enough, the largest length for one row.
+        `n`; and the largest length for these rows. Where neither alone is enough, the largest length for one row. A window whose
+        joints take more than all the rest of the rows is to blame: it is named first, with the largest that fits.
     """
     found = needed(rows, slots)
     if found.total <= limit:
         return
+    joints = found.rows - needed(rows, slots, 1).rows
+    if 2 * joints > found.rows and (most := largest(lambda w: needed(rows, slots, w).total <= limit, window)):
+        raise UsageError(
+            f"window={window} with rows={rows * shards} of {slots} tokens",
+            f"every row holds the joints of its last {window} tokens, {_size(joints)} per device of the {_size(found.total)} that "
+            f"decoding needs, and a device has {_size(limit)}",
+            f"use window={most} or less (max_tokens is the most that has any effect)",
+        )
+    blame = f" with window={window}" if 2 * joints > found.rows else ""
 
     def longest(rows: int) -> int:
         return 32 * largest(lambda s: needed(rows, 32 * s).total <= limit, slots // 32)
@@ -131,7 +144,7 @@ def check_fits(needed: Callable[[int, int], Estimate], limit: int, n: int, rows:
             f"use n=1 with rows={shards} and keep prompt and max_tokens within {alone} tokens (the longest prompt has {prompt_tokens})"
         )
     raise UsageError(
-        f"rows={rows * shards} of {slots} tokens",
+        f"rows={rows * shards} of {slots} tokens{blame}",
         f"decoding needs {_size(found.total)} per device ({_size(found.parameters)} parameters, {_size(found.rows)} rows, up to "
         f"{_size(found.temporaries)} temporaries), and a device has {_size(limit)}",
         ", or ".join(fixes) or "not even one sample fits: use a smaller model, a lower precision, shorter prompts or more devices",

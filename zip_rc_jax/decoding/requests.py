@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig, check_types
+from zip_rc_jax.config.checks import in_short, shown
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.language_model import LanguageModel
 
@@ -67,7 +68,7 @@ class Request:
             most = getattr(config, name)
             if options.get(name, 0) > most:
                 raise UsageError(
-                    f"{name}={options[name]} of a request", f"the engine has {name}={most}", f"use at most {most}, or raise it"
+                    f"{name}={shown(options[name])} of a request", f"the engine has {name}={most}", f"use at most {most}, or raise it"
                 )
         return dataclasses.replace(config, **options) if options else config
 
@@ -114,13 +115,21 @@ def key_data(seed: int) -> tuple[int, ...]:
       UsageError: it is no seed. Keys have 32 bits, so a larger one would give the samples of a smaller one.
     """
     if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UsageError(f"seed={seed!r}", "it is not a whole number of 32 bits", f"use one from 0 to {2**32 - 1}")
+        raise UsageError(f"seed={shown(seed)}", "it is not a whole number of 32 bits", f"use one from 0 to {2**32 - 1}")
     return _key_data(int(seed))
 
 
 @functools.lru_cache(maxsize=1024)
 def _key_data(seed: int) -> tuple[int, ...]:
     return tuple(np.asarray(jax.random.key_data(jax.random.key(seed))).tolist())
+
+
+def check_text(number: int, text: str) -> None:
+    """Raises UsageError for a prompt that no tokenizer reads: half of a surrogate pair, as the shell gives for what is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"prompt {number}", f"it is not text that can be encoded ({in_short(error)})", "repair or leave it out") from None
 
 
 def prompt_hash(ids: Sequence[int]) -> int:
@@ -141,6 +150,19 @@ def shared_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
     return equal if equal >= WORTH_SHARING else 0
 
 
+def _concerns_one(error: BaseException) -> bool:
+    """Whether it is about one request. A panic of the tokenizer, which is written in Rust, is; what ends the process is not."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _refusal(number: int, error: BaseException) -> UsageError:
+    """What a request is refused with, by its number, whatever was raised for it."""
+    if not isinstance(error, UsageError):
+        return UsageError(f"prompt {number}", f"reading it fails ({in_short(error)})", "repair or leave it out")
+    named = error.value if f"prompt {number}" in error.value else f"prompt {number}: {error.value}"
+    return UsageError(named, error.reason, error.fix)
+
+
 class Intake:
     """Turns requests into jobs for one model and one configuration."""
 
@@ -156,11 +178,13 @@ class Intake:
             prompt so far, which may be another's, and whether the prompts are a list.
 
         Raises:
-          UsageError: the configuration itself has a stop id that the policy cannot emit, or the seed is none.
+          UsageError: the configuration itself has a stop id that the policy cannot emit, the seed is none, or the variables have no names.
         """
         key_data(seed)
         assert lm.head is not None
         self.lm, self.config, self.seed = lm, config, seed
+        if not isinstance(template_kwargs, Mapping) or not all(isinstance(name, str) for name in template_kwargs):
+            raise UsageError(f"chat_template_kwargs={shown(template_kwargs)}", "they are variables by name", 'pass {"name": value}')
         self.template_kwargs, self.check_memory = dict(template_kwargs), check_memory
         self.head = lm.head
         self.sampleable = lm.head.sampleable(lm.config.vocab_size)
@@ -172,7 +196,8 @@ class Intake:
         """A list for a sequence, checked as a whole; a lazy iterator for any other iterable, checked as it is read.
 
         Args:
-          on_error: "raise" raises for a request that cannot be decoded, "result" makes it a `Refusal`. Default: raise for a sequence,
+          on_error: "raise" raises for a request that cannot be decoded, "result" makes it a `Refusal`. Whatever goes wrong with one request
+            is told of that one, by its number. Default: raise for a sequence,
             where nothing is lost yet; a refusal for an iterator, whose other requests would be lost.
 
         Raises:
@@ -180,12 +205,12 @@ class Intake:
             or (with "raise") an unencodable, empty or too long prompt, an id that is reserved or never used, impossible options, or more
             rows and tokens than the device can hold.
         """
-        if isinstance(prompts, str):
+        if isinstance(prompts, (str, bytes, bytearray)):
             raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
         if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
             raise UsageError(f"prompts of type {type(prompts).__name__}", "a list of prompts is expected", "pass [prompt, ...]")
-        if on_error not in (None, *ON_ERROR):
-            raise UsageError(f"on_error={on_error!r}", f"it is one of {', '.join(ON_ERROR)}", "choose one of them, or leave it out")
+        if on_error is not None and not (isinstance(on_error, str) and on_error in ON_ERROR):
+            raise UsageError(f"on_error={shown(on_error)}", f"it is one of {', '.join(ON_ERROR)}", "choose one of them, or leave it out")
         if not isinstance(prompts, Sequence):
             return self._read(prompts, on_error == "raise", listed=False)
         if not prompts:
@@ -195,7 +220,7 @@ class Intake:
         texts = [isinstance(p.prompt if isinstance(p, Request) else p, str) for p in prompts]
         if self.template_kwargs and all(texts):
             raise UsageError(
-                f"chat_template_kwargs={self.template_kwargs}",
+                f"chat_template_kwargs={shown(self.template_kwargs)}",
                 "every prompt is a string, which no template renders",
                 'pass chats: [{"role": "user", "content": prompt}]',
             )
@@ -210,22 +235,29 @@ class Intake:
                 longest = max(slots, job.slots), max(prompt_tokens, len(job.ids))
                 self.check_memory(*longest, listed)
                 slots, prompt_tokens = longest
-            except UsageError as error:
-                if strict:
+            except BaseException as error:
+                if not _concerns_one(error):
                     raise
-                yield Refusal(number, request.prompt if isinstance(request.prompt, str) else "", str(error))
+                if strict:
+                    # No name for it here: the frame that it is raised in would hold it, and it the frame with the model.
+                    raise _refusal(number, error) from error
+                reason = str(_refusal(number, error))
+                yield Refusal(number, request.prompt if isinstance(request.prompt, str) else "", reason)
             else:
                 yield job
 
     def _job(self, number: int, request: Request) -> Job:
         config = request.over(self.config)
         self._check_stop_ids(config)
-        tokenizer, chat = self.lm.tokenizer, not isinstance(request.prompt, str)
-        text = request.prompt if isinstance(request.prompt, str) else tokenizer.chat(request.prompt, **self.template_kwargs)
-        try:
-            ids = tokenizer.encode_prompt(text, chat=chat, add_special_tokens=config.add_special_tokens)
-        except (TypeError, UnicodeError) as error:  # half of a surrogate pair, for example
-            raise UsageError(f"prompt {number}", f"it is not text that can be encoded ({error})", "repair or leave it out") from error
+        tokenizer, prompt = self.lm.tokenizer, request.prompt
+        chat = not isinstance(prompt, str)
+        if chat and (isinstance(prompt, (bytes, bytearray, Mapping)) or not isinstance(prompt, Sequence)):
+            raise UsageError(
+                f"prompt {number} of type {type(prompt).__name__}", "a prompt is a text or a chat, which is a list of dicts", "convert it"
+            )
+        text = str(prompt) if isinstance(prompt, str) else tokenizer.chat(prompt, **self.template_kwargs)
+        check_text(number, text)
+        ids = tokenizer.encode_prompt(text, chat=chat, add_special_tokens=config.add_special_tokens)
         self._check_ids(number, ids, config)
         seed = self.seed if request.seed is None else request.seed
         return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
@@ -235,7 +267,7 @@ class Intake:
         if bad:
             head = self.head
             reason = f"the policy can only emit ids 0..{head.used_ids - 1}, without the reserved {head.first_id}..{head.last_id - 1}"
-            raise UsageError(f"stop_token_ids {bad}", reason, "remove them")
+            raise UsageError(f"stop_token_ids {shown(bad)}", reason, "remove them")
 
     def _check_ids(self, number: int, ids: list[int], config: DecodeConfig) -> None:
         if not ids:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from zip_rc_jax.config import PipelineConfig
-from zip_rc_jax.data.prompts import conversations
+from zip_rc_jax.data.prompts import conversations, prompt_time
 from zip_rc_jax.data.records import Rollout
 from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.decoding.requests import equal_tokens
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models.chat import template_time
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.training.predict import ForwardSettings, first_logits
 
@@ -26,7 +27,7 @@ class SelfEvaluation:
           `decode.max_tokens` together with the question would not fit the model.
         """
         self.lm, self.config, self.settings = lm, config, config.evaluate.self_evaluation
-        self.turns = conversations(found, config)
+        self.turns, self.time = conversations(found, config), prompt_time(config, lm.tokenizer)
         yes, no = (lm.tokenizer.encode(reply)[0] for reply in (self.settings.yes, self.settings.no))
         if yes == no:
             raise UsageError(
@@ -48,7 +49,8 @@ class SelfEvaluation:
         asked = [*turns, {"role": "assistant", "content": response}, {"role": "user", "content": self.settings.question}]
         kwargs = self.config.prompt.chat_template_kwargs | self.settings.chat_template_kwargs
         tokenizer, added = self.lm.tokenizer, self.config.decode.add_special_tokens
-        return tokenizer.encode_prompt(tokenizer.chat(asked, **kwargs), chat=True, add_special_tokens=added)
+        with template_time(self.time):
+            return tokenizer.encode_prompt(tokenizer.chat(asked, **kwargs), chat=True, add_special_tokens=added)
 
     def __call__(self, samples: Sequence[Sequence[Rollout]]) -> tuple[np.ndarray, np.ndarray]:
         """Asks about the samples of every problem, as many of each.

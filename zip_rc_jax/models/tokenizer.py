@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models import chat as chats
 from zip_rc_jax.models.huggingface import short
 from zip_rc_jax.models.tokenizer_files import Parts, added_ids, guarded, read_directory, write_directory
 
@@ -243,32 +244,26 @@ class Tokenizer:
         source = self.chat_template if len(self.templates) == 1 else json.dumps(self.templates, sort_keys=True)
         return hashlib.blake2b(source.encode()).hexdigest()[:16]
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
         """The prompt for `messages` up to where the assistant's answer starts, by the tokenizer's own template.
 
         Args:
-          messages: `{"role": ..., "content": ...}`, oldest first.
+          messages: `{"role": ..., "content": ...}`, oldest first; see `models.chat.turns_of`.
           kwargs: variables of the template, such as `enable_thinking=False`.
 
         Raises:
-          UsageError: no template, no messages, a variable that the template does not read, or a conversation that it refuses.
+          UsageError: no template, no messages, a variable that the template does not read, or a conversation that it refuses or fails on.
         """
         if self.chat_template is None:
             raise UsageError("chat messages", "the tokenizer has no chat template", "pass raw prompts: strings, already templated")
-        turns = messages if isinstance(messages, Sequence) else ()
-        if not turns or not all(isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in turns):
-            shown = repr(messages)[:100]
-            raise UsageError(f"messages {shown}", "a chat is a list of dicts with a role", 'write [{"role": "user", "content": "..."}]')
         for name in kwargs:
             if name not in self._template_variables:
                 takes = ", ".join(sorted(self._template_variables)) or "none"
                 raise UsageError(f"chat template argument {name!r}", "the model's template takes no such argument", f"it takes {takes}")
-        try:
-            return self._hugging_face.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=True, **self.special_tokens, **kwargs
-            )
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template joins text with content that is none
-            raise UsageError("chat messages", f"the model's template refuses them ({short(error)})", "change the messages") from error
+        special = {"eos_token": self.eos_tokens[0], **self.special_tokens}
+        # As transformers chooses among named templates.
+        template = self.templates["tool_use"] if kwargs.get("tools") and "tool_use" in self.templates else self.chat_template
+        return chats.render(template, special, messages, kwargs)
 
     @functools.cached_property
     def _template_variables(self) -> set[str]:
@@ -282,7 +277,7 @@ class Tokenizer:
                 found |= jinja2.meta.find_undeclared_variables(environment.parse(source))
             except jinja2.TemplateSyntaxError as error:
                 raise UsageError("the model's chat template", f"it is not valid Jinja ({short(error)})", "pass raw prompts") from error
-        own = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", *self.special_tokens}
+        own = {*chats.OWN, *self.special_tokens}
         return found - own - set(environment.globals)
 
     @functools.cached_property
