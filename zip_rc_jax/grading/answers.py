@@ -66,7 +66,7 @@ _LABEL = re.compile(
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:['’-][A-Za-z]+)*")
 _GRID_TOKEN = re.compile(r"-?[0-9]{1,4}|[._<>^vQX∧∨˄˅❌✅#*+|-]+")
 _REMARK = re.compile(
-    r"[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])|,?[ \t]+\((?=[^()\n]{0,200}[A-Za-z]{3})(?!\s*mod\b)"
+    r"[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
     r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|therefore)\b"
     r"|[ \t]+(?:[—–-]{1,3}|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})|:[ \t]+(?=[A-Za-z]{3})",
 )
@@ -240,6 +240,9 @@ def _heading(line: str) -> bool:
     return bool(re.match(r"[0-9]{1,2}[.)]\s+[A-Z][a-z]+(?:\s+[a-z]+)*:?$", line))
 
 
+_GOES_ON = re.compile(r"(?:[-+*/^=,∪∩(×·]|\\(?:cup|cap|times|cdot|pm|mp|in|le|ge)|\b(?:U|and|or|is))\s*$")
+
+
 def _refined(text: str, sentence: bool = False) -> str:
     """Without emphasis; a value also without the remarks and the punctuation behind it."""
     text = _without_emphasis(text.strip())
@@ -252,7 +255,7 @@ def _refined(text: str, sentence: bool = False) -> str:
     remark = _REMARK.search(text)
     while remark is not None:
         head = text[: remark.start()].strip()
-        if (sentence or _is_value(head)) and head and plain.balanced(head):
+        if (sentence or _is_value(head)) and head and plain.balanced(head) and not _GOES_ON.search(head):
             text = _without_emphasis(head)
             break
         remark = _REMARK.search(text, remark.end())

@@ -46,7 +46,7 @@ _SYMBOLS = {
     "ω": "\\omega ", "ρ": "\\rho ", "τ": "\\tau ", "Δ": "\\Delta ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
     "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...", "∛": "\\sqrt[3]",
 }  # fmt: skip
-_SPACES = re.compile(r"\\[,;:!>](?![A-Za-z])|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|~|\\ |\{\}")
+_SPACES = re.compile(r"(?<!\\)\\[,;:!>](?![A-Za-z])|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|~|(?<!\\)\\ |\{\}")
 _COMMANDS = [
     (re.compile(r"\\(?:left|right)(?![A-Za-z])\s*\.?"), ""),
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
@@ -594,7 +594,8 @@ def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
     for count in (3, 2, 1):
         if len(words) > count:
             last = " ".join(words[-count:])
-            if re.search(r"[0-9)}\]]$|\\pi$|π$", " ".join(words[:-count])) and (found := _known_unit(last)) is not None and _one_letter_ok(last, True):
+            ends_a_value = re.search(r"[0-9)}\]]$|\\pi$", " ".join(words[:-count]))
+            if ends_a_value and (found := unit(last)) is not None and found[0] == "known" and _one_letter_ok(last, True):
                 return " ".join(words[:-count]), found
     return text, None
 
@@ -606,6 +607,7 @@ _HOUR = re.compile(r"([0-9]{1,2})\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?(?:\s*\})?",
 _RATIO = re.compile(r"[0-9./ ]+(?:\s*(?::|\\colon)\s*[0-9./ ]+)+")
 _CHOICE = re.compile(r"\(([A-Za-z])\)\s+(.+)|([A-J])[.):]\s+(.+)|\(([A-J])\)\s*((?![-+*/^(=])\S.*)")
 _LETTER = re.compile(r"(?:(?:option|choice|answer|alternative)\s+)?\(?\s*([A-Za-z])\s*\)?\s*[.):]?", re.IGNORECASE)
+_TEXT_CHOICE = re.compile(_TEXT + r"\s?\{\s*(\([A-Za-z]\)|[A-J][.):])\s*\}")
 _BASE = re.compile(r"([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)_\{?\s*([0-9]{1,2}|\\text\{[a-z]+\})\s*\}?")
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]{1,12}|[A-Z]{1,4})(?:_(?:\{[^{}]{1,12}\}|[A-Za-z0-9]))?'*(?:\s?\([A-Za-z0-9,\s\\]{1,20}\))?|\\angle\s?[A-Z]{1,3}|\([A-Za-z](?:\s?,\s?[A-Za-z])+\)"
@@ -617,7 +619,7 @@ _NAN = re.compile(r"[-+]?\s*(?:nan|\\?text\{nan\})[ij]?", re.IGNORECASE)
 _NAN_PART = re.compile(r"(?<![A-Za-z])nan[ij]?(?![A-Za-z])", re.IGNORECASE)
 _INFINITY = re.compile(r"([-+]?)\s*(?:\\infty|inf|infinity|oo)", re.IGNORECASE)
 _NOTHING = re.compile(r"\\emptyset|\\\{\s*\\\}|\{\s*\}|(?:the )?empty set|no (?:real )?solutions?", re.IGNORECASE)
-_PARENTHESIS = re.compile(r"^(.*\S)\s+\((?!\s*mod\b)([^()]*[A-Za-z]{3}[^()]*)\)$")
+_PARENTHESIS = re.compile(r"^(.*\S)\s+\((?!\s*mod\b)([^()]*(?<![\\A-Za-z])[A-Za-z]{3}[^()]*)\)$")
 _SENTENCE = re.compile(r"[.;]\s+(?=[A-Z][a-z]*\b)")
 
 
@@ -673,6 +675,9 @@ def _tree(text: str, depth: int) -> Node:
         if all(p is not None for p in parts) and any(parts):
             whole = next(p for p in parts if p)
             return ("ratio", tuple(p / whole for p in parts), parts[0] / parts[1] if len(parts) == 2 and parts[1] else None)  # type: ignore[operator]
+    mark = _TEXT_CHOICE.match(text)
+    if mark:
+        text = f"{mark[1]} {text[mark.end() :].strip()}".strip()
     letter = _LETTER.fullmatch(text)
     if letter:
         return ("word", letter[1].lower())
