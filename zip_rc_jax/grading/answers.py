@@ -18,7 +18,8 @@ Where it ends
   A value (a number, a formula, a choice) ends with its sentence, at a remark behind it ("42 (forty-two)", "42, because ...") or at the
   next line of prose. Other answers may have several lines (grids, lists, moves). They end at a blank line, at a line such as
   "Explanation:" or "Confidence: 95%", or at a code fence.
-  Emphasis and a value's trailing punctuation are no part of it. Units are: graders and `canonical` read them.
+  Emphasis and a value's trailing punctuation are no part of it; "!" may be a factorial and stays. Units stay, too: graders and `canonical`
+  read them.
 """
 
 from __future__ import annotations
@@ -263,7 +264,7 @@ def _refined(text: str, sentence: bool = False) -> str:
     if number is not None:
         return number
     if sentence or _is_value(text):
-        bare = re.sub(r"(?:(?<=[^\s.])\.|[,;:!?])[*_]{0,3}$", "", text).strip()
+        bare = re.sub(r"(?:(?<=[^\s.])\.|\s[.,]|[,;:?])[*_]{0,3}$", "", text).strip()
         text = _without_emphasis(bare) if bare else text
     return re.sub(r"^(\*{1,3}|_{2,3})([^*_]+)\1(?=[\s.,!]|$)", r"\2", text)
 

@@ -92,8 +92,8 @@ class Grader:
         if problem.task == MATH:
             return float(self._same(problem.answer, answer))
         score = self._task_score(problem, answer)
-        if score < 1.0 and answer[-1:] == "." != problem.answer[-1:]:  # a full stop that the reference answer does not have
-            score = max(score, self._task_score(problem, answer.rstrip(".")))
+        if score < 1.0 and answer[-1:] in (".", "!") and problem.answer[-1:] != answer[-1:]:  # the end of a sentence
+            score = max(score, self._task_score(problem, answer.rstrip(".!")))
         return _bounded(score)
 
     def _task_score(self, problem: Gradable, answer: str) -> float:

@@ -65,7 +65,7 @@ _COMMANDS = [
     (re.compile(r"\\frac\s*([0-9])\s*([0-9])(?![0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*([0-9])\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])"), r"\1{\2}"),
-    (re.compile(r"\\sqrt\s*([0-9A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"\\sqrt\s*([0-9]+|[A-Za-z])"), r"\\sqrt{\1}"),
 ]  # fmt: skip
 _TEXT = r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf|operatorname|emph|underline|boldsymbol|bm)"
 _TEXT_GROUP = re.compile(_TEXT + r"\s?\{([^{}]*)\}")
@@ -81,7 +81,7 @@ def clean(text: str) -> str:
     text = _characters(text).strip()
     for _ in range(12):
         before = text
-        text = re.sub(r"(?<=[^\s.])\.$|(?<=\S)[;:?]$|(?<=\S),$", "", text).strip()
+        text = re.sub(r"(?<=[^\s.])\.$|(?<=\S)[;:?,]$|\s[.,]$", "", text).strip()
         text = text.removesuffix("\\\\").strip()
         for left, right in _DELIMITERS:
             inner = text[len(left) : len(text) - len(right)]
@@ -917,13 +917,9 @@ def same(a: Node, b: Node, judge: Judge) -> bool:
         return other[2] is None and judge(*sorted((node[1], prepared(other[1]))))
     if {*kinds} <= {"num", "tex", "inf", "matrix"}:
         if a[0] == "tex" and b[0] == "tex" and a[1] == b[1]:
-            return _units(a[2], b[2], _Same)
+            return a[2] is None or b[2] is None or a[2] == b[2] or (a[2][0] == b[2][0] == "noun" and _same_nouns(a[2], b[2]))
         return _same_tex(a, b, judge)
     return False
-
-
-class _Same:
-    """Stands for two values that are equal as they are written."""
 
 
 def _same_numbers(a: Node, b: Node) -> bool:
@@ -960,8 +956,8 @@ def _same_values(x: Fraction, places_x: int | None, y: Fraction, places_y: int |
     return False
 
 
-def _units(a: tuple[Any, ...] | None, b: tuple[Any, ...] | None, same_scale: object) -> bool:
-    if a is None or b is None or a == b:
+def _same_dimension(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    if a == b:
         return True
     if a[0] != b[0]:
         return False
@@ -973,7 +969,7 @@ def _same_tex(a: Node, b: Node, judge: Judge) -> bool:
     unit_b = b[2] if b[0] in ("num", "tex") else None
     one, two = latex(a), latex(b)
     if unit_a is not None and unit_b is not None:
-        if not _units(unit_a, unit_b, None):
+        if not _same_dimension(unit_a, unit_b):
             return False
         if unit_a[0] == "known" and unit_a[2] != unit_b[2]:
             one, two = f"({one})\\cdot {fraction(unit_a[2])}", f"({two})\\cdot {fraction(unit_b[2])}"
