@@ -44,7 +44,7 @@ _SYMBOLS = {
     "∅": "\\emptyset ", "∈": "\\in ", "º": "°", "˚": "°", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "θ": "\\theta ",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "λ": "\\lambda ", "σ": "\\sigma ", "φ": "\\phi ",
     "ω": "\\omega ", "ρ": "\\rho ", "τ": "\\tau ", "Δ": "\\Delta ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
-    "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...", "∛": "\\sqrt[3]",
+    "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...", "。": ".", "，": ",", "、": ", ", "；": ";", "：": ":", "✓": "", "✔": "", "✅": "", "☑": "", "\ufe0f": "", "∛": "\\sqrt[3]",
 }  # fmt: skip
 _SPACES = re.compile(r"(?<!\\)\\[,;:!>](?![A-Za-z])|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|~|(?<!\\)\\ |\{\}")
 _COMMANDS = [
@@ -95,7 +95,7 @@ def clean(text: str) -> str:
             text = text[1:-1].strip()  # a LaTeX group; "{1, 2}" is a set
         if text == before:
             break
-    text = _SPACES.sub(" ", text)
+    text = _SPACES.sub(" ", re.sub(r"(?<!\\)\\!\s*", "", text))
     for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
     # Delimiters inside: "$x$ = $5$". A dollar before a figure alone is money.
@@ -575,6 +575,9 @@ def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
     literal = _LITERAL.match(text)
     if literal and literal.end() < len(text):
         rest = text[literal.end() :]
+        in_brackets = re.fullmatch(r"\s*(?:\(([^()]{1,30})\)|\[([^\[\]]{1,30})\])", rest)
+        if in_brackets and unit(in_brackets[1] or in_brackets[2]) is not None:
+            return literal.group().strip(), unit(in_brackets[1] or in_brackets[2])
         spaced = rest[:1].isspace() or rest.startswith("\\text") or rest.startswith("\\math") or rest.startswith("-")
         rest = re.sub(r"^-(?=[A-Za-z]{3})", "", rest)
         word = re.match(r"\s*([A-Za-z]+)\b", rest)
@@ -615,6 +618,7 @@ _NAME = re.compile(
 _RELATION = re.compile(r"\\(?:le|ge|ne|lt|gt|subset|in|notin|equiv|sim)(?![A-Za-z])|[<>]")
 _SEPARATOR = re.compile(r",|;|\s(?:and|or|And|Or)\s|\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
+_LEAD_IN = re.compile(r"^(?:it(?: is|'s)|exactly|just|only|simply|precisely|the (?:result|value|total|sum) is|we (?:get|have))\s+(?=\S)", re.IGNORECASE)
 _NAN = re.compile(r"[-+]?\s*(?:nan|\\?text\{nan\})[ij]?", re.IGNORECASE)
 _NAN_PART = re.compile(r"(?<![A-Za-z])nan[ij]?(?![A-Za-z])", re.IGNORECASE)
 _INFINITY = re.compile(r"([-+]?)\s*(?:\\infty|inf|infinity|oo)", re.IGNORECASE)
@@ -657,6 +661,7 @@ def _without_remark(text: str) -> str:
 def _tree(text: str, depth: int) -> Node:
     if depth > 12 or not text:
         return ("tex", text, None)
+    text = _LEAD_IN.sub("", text)
     if _NAN.fullmatch(text) or _NAN_PART.search(text):
         return ("nan",)
     if _NOTHING.fullmatch(text):
@@ -705,7 +710,7 @@ def _tree(text: str, depth: int) -> Node:
     if text.count("\\pm") == 1 and "=" not in text:
         plus, minus = (text.replace("\\pm", s).strip().removeprefix("+").strip() for s in ("+", "-"))
         return ("list", "", (read(plus, depth + 1), read(minus, depth + 1)))
-    equation = _equation(text, top, depth)
+    equation = _equation(text, depth)
     if equation is not None:
         return equation
     value, found = split_unit(text)
@@ -714,9 +719,46 @@ def _tree(text: str, depth: int) -> Node:
         return ("num", number, found, _decimals(value))
     plain_text = _TEXT_GROUP.sub(r"\1", text)
     words = re.sub(r"^(?:the|an|a)\s+(?=\S)", "", " ".join(plain_text.lower().replace("'", "").split()))
-    if re.fullmatch(r"[^\W\d_](?:[^\W\d_]|[\s.,'&!?:-])*", words) and words not in FUNCTION_WORDS and len(words) > 1:
+    count = _number_in_words(words)
+    if count is not None:
+        return ("num", Fraction(count), None, None)
+    if _are_words(words):
         return ("word", words.strip(" .,!?"))
     return ("tex", value if found else text, found)
+
+
+def _are_words(text: str) -> bool:
+    """Words, unlike products such as xy z and differences such as p-q: hyphens join parts of two letters or more."""
+    tokens = [t.strip(".,!?:;&") for t in text.split()]
+    long = [bool(re.fullmatch(r"[^\W\d_]{2,}(?:[-.][^\W\d_]{2,})*", t)) for t in tokens]
+    return any(long) and all(ok or not t or (len(t) == 1 and t.isalpha()) for ok, t in zip(long, tokens, strict=True)) and text not in FUNCTION_WORDS
+
+
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def _number_in_words(text: str) -> int | None:
+    """forty-two, one hundred and five, three thousand; None for anything else."""
+    total = part = 0
+    last = 10**9
+    tokens = text.replace("-", " ").split()
+    if not tokens or len(tokens) > 12:
+        return None
+    for token in tokens:
+        if token == "and" and part >= 100:
+            continue
+        if token in _ONES and last > (10 if _ONES.index(token) < 10 else 20):
+            part, last = part + _ONES.index(token), 1
+        elif token in _TENS and last > 99:
+            part, last = part + 10 * (_TENS.index(token) + 2), 20
+        elif token == "hundred" and 0 < part < 10:
+            part, last = part * 100, 100
+        elif token in ("thousand", "million") and 0 < part < 1000:
+            total, part, last = (total + part) * _SCALE_WORDS[token], 0, 10**6
+        else:
+            return None
+    return total + part
 
 
 def _clock(hours: int, minutes: int, seconds: int, half: str | None) -> Node:
@@ -788,13 +830,15 @@ def _bracketed(text: str, depth: int) -> Node | None:
     return ("list", kind, nodes)
 
 
-def _equation(text: str, top: list[bool], depth: int) -> Node | None:
+def _equation(text: str, depth: int) -> Node | None:
     """x = 5, f(2) = 5, total = 5, 40 + 2 = 42; None for relations such as 2x + y = 3."""
     membership = re.match(r"([A-Za-z])\s*\\in(?![A-Za-z])\s*(.+)$", text)
     if membership:
         return ("assign", membership[1].lower(), read(membership[2], depth + 1))
+    text = re.sub(r"^([A-Za-z]) (?:is|equals) (?=\S)", r"\1 = ", text)
     if "=" not in text and "\\approx" not in text:
         return None
+    top = _top_level(text)
     if _RELATION.search(text):
         return None
     parts = [p.strip() for p in _split(text, top, re.compile(r"=|\\approx(?![A-Za-z])"), keep_thousands=False)]
@@ -1078,7 +1122,7 @@ def prepared(text: str) -> str:
     text = _arguments(text, "exp", "e^{", "}", keep=False)
     text = _NAMES.sub(lambda m: ("\\infty " if m[1] == "infinity" else "\\" + m[1] + " "), text)
     text = _arguments(text, "^", "{", "}")
-    text = re.sub(r"\^\s?([-+]?[0-9]+|-[A-Za-z])", r"^{\1}", text)
+    text = re.sub(r"\^\s?([-+]?[0-9]+(?:\.[0-9]+)?|-[A-Za-z])", r"^{\1}", text)
     text = text.replace("%", "\\%").replace("°", "^{\\circ}")
     return text.strip()
 
