@@ -1151,6 +1151,11 @@ def canonical(text: str) -> str:
     return _form(read(text))
 
 
+def _without_spaces(text: str) -> str:
+    """Spaces stay between figures only: 4 2 is not 42."""
+    return re.sub(r"\s+(?![0-9])|(?<![0-9\s])\s+", "", text.strip())
+
+
 def _form(node: Node) -> str:
     if node[0] == "num":
         if node[2] is not None and node[2][0] == "known":
@@ -1176,7 +1181,7 @@ def _form(node: Node) -> str:
         return ":".join(map(str, node[1]))
     if node[0] == "tex":
         tail = "" if node[2] is None else " " + str(node[2][1:])
-        return "".join(node[1].split()) + tail
+        return _without_spaces(node[1]) + tail
     if node[0] == "time":
         return f"t{node[1]}{'' if node[2] else '?'}"
     if node[0] == "base":
