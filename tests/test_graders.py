@@ -54,7 +54,7 @@ def maths(answer):
         ("\\boxed{ }", None),
         ("\\boxed{3} Answer: \\boxed{}", None),
         ("\\boxed{\\boxed{}}", None),
-        ("the answer is 4", None),
+        ("the answer is 4", "4"),
         ("\\boxed{", None),
         ("", None),
     ],

@@ -18,7 +18,8 @@ Where it ends
   A value (a number, a formula, a choice) ends with its sentence, at a remark behind it ("42 (forty-two)", "42, because ...") or at the
   next line of prose. Other answers may have several lines (grids, lists, moves). They end at a blank line, at a line such as
   "Explanation:" or "Confidence: 95%", or at a code fence.
-  Emphasis and a value's trailing punctuation are no part of it. Units are: graders and `canonical` read them.
+  Emphasis and a value's trailing punctuation are no part of it; "!" may be a factorial and stays. Units stay, too: graders and `canonical`
+  read them.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ from zip_rc_jax.grading import plain
 MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
 
 _MARKER = re.compile(
-    r"\banswers?\b(?:\*|_){0,3}(?:[ \t]{0,3}\([^()\n]{0,40}\))?(?:[ \t]{1,3}(?:is|are))?(?:\*|_){0,3}[ \t]{0,20}(?::(?!:)|：|=(?!=))(?:\*|_){0,3}"
+    r"\b(?:answers?|ans\.?)(?![A-Za-z])(?:\*|_){0,3}(?:[ \t]{0,3}\([^()\n]{0,40}\))?(?:[ \t]{1,3}(?:is|are))?(?:\*|_){0,3}[ \t]{0,20}(?::(?!:)|：|=(?!=))(?:\*|_){0,3}"
     r"|^[ \t]{0,8}(?:#{1,6}[ \t]{1,3}|\*\*|__)[ \t]{0,3}(?:the[ \t])?(?:final[ \t]|correct[ \t])?answers?[ \t]{0,3}(?:\*\*|__)?[ \t]{0,8}$",
     re.IGNORECASE | re.MULTILINE,
 )
-_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_TAG = re.compile(r"<(?:final[_ ]?)?answer>", re.IGNORECASE)
+_TAG_END = re.compile(r"</(?:final[_ ]?)?answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]{0,8}####[ \t]{0,8}(?=[^\s#])", re.MULTILINE)
 _PHRASE = re.compile(
-    r"\banswers?\b(?:[ \t]to[ \t][^.\n]{1,80}?)?[ \t](?:is|are|was|were|equals|would[ \t]be|will[ \t]be|must[ \t]be|should[ \t]be)\b[ \t]{0,3}"
+    r"\b(?:answers?|(?:correct|right|best)[ \t](?:option|choice|alternative))\b(?:[ \t]to[ \t][^.\n]{1,80}?)?[ \t](?:is|are|was|were|equals|would[ \t]be|will[ \t]be|must[ \t]be|should[ \t]be)\b[ \t]{0,3}"
     r"(?:(?:therefore|thus|then|indeed|simply|just|exactly|hence)\b[ \t]{0,3})?(?!not\b|n't\b|:)",
     re.IGNORECASE,
 )
@@ -66,7 +68,7 @@ _LABEL = re.compile(
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:['’-][A-Za-z]+)*")
 _GRID_TOKEN = re.compile(r"-?[0-9]{1,4}|[._<>^vQX∧∨˄˅❌✅#*+|-]+")
 _REMARK = re.compile(
-    r"[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])|,?[ \t]+\((?=[^()\n]{0,200}[A-Za-z]{3})(?!\s*mod\b)"
+    r"(?<!\bsq)(?<!\bcu)(?<!\bRs)[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
     r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|therefore)\b"
     r"|[ \t]+(?:[—–-]{1,3}|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})|:[ \t]+(?=[A-Za-z]{3})",
 )
@@ -136,7 +138,7 @@ def _stated(text: str, begin: int, after: int, kind: str) -> str:
     if kind == "box":
         return _last_boxes(text)
     if kind == "tag":
-        close = re.compile(r"</answer>", re.IGNORECASE).search(text, after)
+        close = _TAG_END.search(text, after)
         inner = text[after : close.start() if close else len(text)].strip()
         return _refined(inner) if close else _refined(_block(inner))
     if kind == "hashes":
@@ -145,7 +147,7 @@ def _stated(text: str, begin: int, after: int, kind: str) -> str:
     block = _block(tail)
     inner = _PHRASE.search(block)
     if inner is not None and block[inner.end() :].strip() and len(block[: inner.start()].split()) <= 4:  # "Final Answer: The final answer is 4"
-        block = block[inner.end() :]
+        block = block[inner.end() :].lstrip("} ")
     boxed = _last_boxes(_EMPTY_BOX.sub("", block))
     if boxed:
         return boxed
@@ -157,7 +159,7 @@ def _stated(text: str, begin: int, after: int, kind: str) -> str:
 def _block_end(text: str, statement: tuple[int, int, str]) -> int:
     begin, after, kind = statement
     if kind == "tag":
-        close = re.compile(r"</answer>", re.IGNORECASE).search(text, after)
+        close = _TAG_END.search(text, after)
         return close.start() if close else len(text)
     if kind == "hashes":
         return after + len(_line(text, after))
@@ -240,6 +242,9 @@ def _heading(line: str) -> bool:
     return bool(re.match(r"[0-9]{1,2}[.)]\s+[A-Z][a-z]+(?:\s+[a-z]+)*:?$", line))
 
 
+_GOES_ON = re.compile(r"(?:[-+*/^=,∪∩(×·]|\\(?:cup|cap|times|cdot|pm|mp|in|le|ge)|\b(?:U|and|or|is))\s*$")
+
+
 def _refined(text: str, sentence: bool = False) -> str:
     """Without emphasis; a value also without the remarks and the punctuation behind it."""
     text = _without_emphasis(text.strip())
@@ -252,7 +257,7 @@ def _refined(text: str, sentence: bool = False) -> str:
     remark = _REMARK.search(text)
     while remark is not None:
         head = text[: remark.start()].strip()
-        if (sentence or _is_value(head)) and head and plain.balanced(head):
+        if (sentence or _is_value(head)) and head and plain.balanced(head) and not _GOES_ON.search(head):
             text = _without_emphasis(head)
             break
         remark = _REMARK.search(text, remark.end())
@@ -260,7 +265,7 @@ def _refined(text: str, sentence: bool = False) -> str:
     if number is not None:
         return number
     if sentence or _is_value(text):
-        bare = re.sub(r"(?:(?<=[^\s.])\.|[,;:!?])[*_]{0,3}$", "", text).strip()
+        bare = re.sub(r"(?:(?<=[^\s.])\.|\s[.,]|[,;:?])[*_]{0,3}$", "", text).strip()
         text = _without_emphasis(bare) if bare else text
     return re.sub(r"^(\*{1,3}|_{2,3})([^*_]+)\1(?=[\s.,!]|$)", r"\2", text)
 

@@ -1,4 +1,10 @@
-"""Grading of responses: find the answer, then the task's own exact scorer. No text can crash or hang it."""
+"""Grading of responses: find the answer, then the task's own exact scorer. No text can crash or hang it.
+
+Maths: `plain` reads numbers, units, choices and lists, and math-verify compares formulas, in the worker. Neither has a tolerance.
+reasoning-gym: the task's scorer, with checks where it gives full marks for a wrong answer (`overrated.overrated`).
+
+Processes: a grader that a fork carries into a child starts a worker of its own there. A pickled one is a new grader.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +13,21 @@ import contextlib
 import functools
 import json
 import math
+import os
 import pathlib
 import queue
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from zip_rc_jax.data.tasks import MATH, Problem, create
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.grading.answers import canonical, extract_answer
+from zip_rc_jax.grading import plain
+from zip_rc_jax.grading.answers import extract_answer
+from zip_rc_jax.grading.overrated import overrated
 
 # Scorers that only compare bounded strings and decimals run here; every other one runs in the worker process.
 DECIMAL_TASKS = ("chain_sum", "products")
@@ -54,6 +64,10 @@ class Grader:
         self.timeout = timeout
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
+        _GRADERS.add(self)
+
+    def __reduce__(self) -> tuple[type[Grader], tuple[float]]:
+        return Grader, (self.timeout,)
 
     def __enter__(self) -> Grader:
         return self
@@ -76,9 +90,17 @@ class Grader:
         if answer is None or len(answer) > max(MAX_ANSWER_CHARS, 4 * len(problem.answer)):
             return 0.0
         if problem.task == MATH:
-            if answer == problem.answer.strip():
-                return 1.0
-            return _bounded(self._ask({"math": {"gold": problem.answer, "answer": answer}}))
+            return float(self._same(problem.answer, answer))
+        score = self._task_score(problem, answer)
+        if score < 1.0 and answer[-1:] in (".", "!") and problem.answer[-1:] != answer[-1:]:  # the end of a sentence
+            score = max(score, self._task_score(problem, answer.rstrip(".!")))
+        return _bounded(score)
+
+    def _task_score(self, problem: Gradable, answer: str) -> float:
+        score = self._scorers_own(problem, answer) if answer else 0.0
+        return 0.0 if score >= 1.0 and overrated(problem.task, problem.answer, answer) else score
+
+    def _scorers_own(self, problem: Gradable, answer: str) -> float:
         simple = _simple_scorer(problem.task)
         if simple is None:
             if not problem.entry_json:
@@ -102,13 +124,16 @@ class Grader:
         return [self.score(problem, response) for problem, response in items]
 
     def equivalent(self, a: str, b: str) -> bool:
-        """Whether two answers are the same one, so that their votes count together. Symmetric, and bounded in time like a grade."""
-        if canonical(a) == canonical(b):
-            return True
-        if max(len(a), len(b)) > MAX_ANSWER_CHARS:
-            return False
-        first, second = sorted((a, b))
-        return self._ask({"math": {"gold": first, "answer": second}}) == 1.0
+        """Whether two answers to a maths problem are the same one. Symmetric, and bounded in time like a grade; nan equals nothing."""
+        return self._same(a, b)
+
+    def _same(self, a: str, b: str) -> bool:
+        """Numbers, words, lists of them and equal texts are compared here; for formulas the worker is asked."""
+        try:
+            return plain.equal(a, b, _undecided)
+        except _Undecided:
+            first, second = sorted((a, b))
+            return self._ask({"math": {"gold": first, "answer": second}}) == 1.0
 
     def _ask(self, request: dict[str, Any]) -> float:
         with self._lock:
@@ -165,36 +190,86 @@ def _bounded(score: float) -> float:
     return 0.0 if math.isnan(score) else min(max(float(score), 0.0), 1.0)
 
 
+class _Undecided(Exception):
+    """Formulas that only the worker compares."""
+
+
+def _undecided(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    raise _Undecided
+
+
+_GRADERS: weakref.WeakSet[Grader] = weakref.WeakSet()
+_STARTING = threading.Lock()  # held while a worker starts: a fork in between would give its pipes to the child
+_INHERITED: list[_Worker] = []  # of the parent; kept, since collecting one would wait for a process that is not ours
+
+
+def _in_the_child() -> None:
+    """After a fork: locks that other threads held, and workers that belong to the parent, are replaced."""
+    global _STARTING
+    _STARTING = threading.Lock()
+    for grader in list(_GRADERS):
+        grader._lock = threading.Lock()
+        if grader._worker is not None:
+            grader._worker.abandon()
+            _INHERITED.append(grader._worker)
+            grader._worker = None
+
+
+def _before_a_fork() -> None:
+    _STARTING.acquire()
+
+
+def _in_the_parent() -> None:
+    _STARTING.release()
+
+
+os.register_at_fork(before=_before_a_fork, after_in_parent=_in_the_parent, after_in_child=_in_the_child)
+
+
 class _Worker:
-    """`worker.py` in its own process. A thread reads its replies, so that waiting for one can time out on every platform."""
+    """`worker.py` in its own process. A thread reads its replies, so that waiting for one can time out on every platform.
+
+    Its pipes are unbuffered: a buffer that a fork copies would be written twice, and its lock could be held for ever.
+    """
 
     def __init__(self, timeout: float):
         script = pathlib.Path(__file__).with_name("worker.py")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(script), str(max(1, math.ceil(timeout)))],  # -P: our modules must not shadow the library's
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C ends the run, but must not make the answer in hand wrong
-        )
-        self._replies: queue.Queue[bytes] = queue.Queue()
+        with _STARTING:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(script), str(max(1, math.ceil(timeout)))],  # -P: our modules must not shadow the library's
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C ends the run, but must not make the answer in hand wrong
+            )
+        self._replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
         try:
             json.loads(self._replies.get(timeout=START_SECONDS))
         except (queue.Empty, ValueError):
             self.kill()
             raise RuntimeError("the grading process did not start; `python -c 'import math_verify'` may say why") from None
+        except BaseException:  # Ctrl-C during the start
+            self.kill()
+            raise
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._replies.put(line)
+        rest = b""
+        while data := self._process.stdout.read(1 << 16):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._replies.put(line)
         self._replies.put(b"")  # the process ended: not JSON, so whoever waits fails at once
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
+        left = memoryview(json.dumps(request).encode() + b"\n")
+        while left:
+            left = left[self._process.stdin.write(left) :]
         return json.loads(self._replies.get(timeout=timeout))
 
     def kill(self) -> None:
@@ -202,3 +277,10 @@ class _Worker:
         self._process.wait()
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of the parent's worker without a word to it. It must see its input end when the parent dies."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+        self._process.returncode = 0  # so that subprocess never waits for it here

@@ -32,7 +32,7 @@ _DECIMAL = re.compile(r"(-?)([0-9]*)\.([0-9]{6,})")
 
 def equal(a: str, b: str) -> bool:
     """Whether two formulas in LaTeX are equal. Symmetric; may take any time and memory, so the caller limits both."""
-    if "".join(a.split()) == "".join(b.split()):
+    if _without_spaces(a) == _without_spaces(b):
         return bool(a.strip())
     complex_valued = any(verifier.should_treat_as_complex(text) for text in (a, b))
     x, y = _parse(a, complex_valued), _parse(b, complex_valued)
@@ -44,7 +44,13 @@ def equal(a: str, b: str) -> bool:
     return any(math_verify.verify(g, t, timeout_seconds=None, allow_set_relation_comp=True) for g, t in ((x, y), (y, x)))
 
 
+def _without_spaces(text: str) -> str:
+    return re.sub(r"\s+(?![0-9])|(?<![0-9\s])\s+", "", text.strip())
+
+
 def _parse(text: str, complex_valued: bool) -> Any:
+    if re.search(r"(?<![_^0-9.])[0-9][0-9.]*\s+[0-9]", text):  # the grammar would read 4 2 as 42
+        return None
     try:
         found = latex_reader.latex2sympy(
             normalize_latex(text, _NORMAL), is_real=not complex_valued, convert_degrees=False, normalization_config=None

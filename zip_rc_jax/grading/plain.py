@@ -44,9 +44,9 @@ _SYMBOLS = {
     "∅": "\\emptyset ", "∈": "\\in ", "º": "°", "˚": "°", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "θ": "\\theta ",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "λ": "\\lambda ", "σ": "\\sigma ", "φ": "\\phi ",
     "ω": "\\omega ", "ρ": "\\rho ", "τ": "\\tau ", "Δ": "\\Delta ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
-    "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...", "∛": "\\sqrt[3]",
+    "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...", "。": ".", "，": ",", "、": ", ", "；": ";", "：": ":", "✓": "", "✔": "", "✅": "", "☑": "", "\ufe0f": "", "∛": "\\sqrt[3]",
 }  # fmt: skip
-_SPACES = re.compile(r"\\[,;:!>](?![A-Za-z])|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|~|\\ |\{\}")
+_SPACES = re.compile(r"(?<!\\)\\[,;:!>](?![A-Za-z])|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|~|(?<!\\)\\ |\{\}")
 _COMMANDS = [
     (re.compile(r"\\(?:left|right)(?![A-Za-z])\s*\.?"), ""),
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
@@ -65,7 +65,7 @@ _COMMANDS = [
     (re.compile(r"\\frac\s*([0-9])\s*([0-9])(?![0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*([0-9])\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])"), r"\1{\2}"),
-    (re.compile(r"\\sqrt\s*([0-9A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"\\sqrt\s*([0-9]+|[A-Za-z])"), r"\\sqrt{\1}"),
 ]  # fmt: skip
 _TEXT = r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf|operatorname|emph|underline|boldsymbol|bm)"
 _TEXT_GROUP = re.compile(_TEXT + r"\s?\{([^{}]*)\}")
@@ -81,7 +81,7 @@ def clean(text: str) -> str:
     text = _characters(text).strip()
     for _ in range(12):
         before = text
-        text = re.sub(r"(?<=[^\s.])\.$|(?<=\S)[;:?]$|(?<=\S),$", "", text).strip()
+        text = re.sub(r"(?<=[^\s.])\.$|(?<=\S)[;:?,]$|\s[.,]$", "", text).strip()
         text = text.removesuffix("\\\\").strip()
         for left, right in _DELIMITERS:
             inner = text[len(left) : len(text) - len(right)]
@@ -95,7 +95,7 @@ def clean(text: str) -> str:
             text = text[1:-1].strip()  # a LaTeX group; "{1, 2}" is a set
         if text == before:
             break
-    text = _SPACES.sub(" ", text)
+    text = _SPACES.sub(" ", re.sub(r"(?<!\\)\\!\s*", "", text))
     for pattern, replacement in _COMMANDS:
         text = pattern.sub(replacement, text)
     # Delimiters inside: "$x$ = $5$". A dollar before a figure alone is money.
@@ -575,6 +575,9 @@ def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
     literal = _LITERAL.match(text)
     if literal and literal.end() < len(text):
         rest = text[literal.end() :]
+        in_brackets = re.fullmatch(r"\s*(?:\(([^()]{1,30})\)|\[([^\[\]]{1,30})\])", rest)
+        if in_brackets and unit(in_brackets[1] or in_brackets[2]) is not None:
+            return literal.group().strip(), unit(in_brackets[1] or in_brackets[2])
         spaced = rest[:1].isspace() or rest.startswith("\\text") or rest.startswith("\\math") or rest.startswith("-")
         rest = re.sub(r"^-(?=[A-Za-z]{3})", "", rest)
         word = re.match(r"\s*([A-Za-z]+)\b", rest)
@@ -594,7 +597,8 @@ def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
     for count in (3, 2, 1):
         if len(words) > count:
             last = " ".join(words[-count:])
-            if re.search(r"[0-9)}\]]$|\\pi$|π$", " ".join(words[:-count])) and (found := _known_unit(last)) is not None and _one_letter_ok(last, True):
+            ends_a_value = re.search(r"[0-9)}\]]$|\\pi$", " ".join(words[:-count]))
+            if ends_a_value and (found := unit(last)) is not None and found[0] == "known" and _one_letter_ok(last, True):
                 return " ".join(words[:-count]), found
     return text, None
 
@@ -606,6 +610,7 @@ _HOUR = re.compile(r"([0-9]{1,2})\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?(?:\s*\})?",
 _RATIO = re.compile(r"[0-9./ ]+(?:\s*(?::|\\colon)\s*[0-9./ ]+)+")
 _CHOICE = re.compile(r"\(([A-Za-z])\)\s+(.+)|([A-J])[.):]\s+(.+)|\(([A-J])\)\s*((?![-+*/^(=])\S.*)")
 _LETTER = re.compile(r"(?:(?:option|choice|answer|alternative)\s+)?\(?\s*([A-Za-z])\s*\)?\s*[.):]?", re.IGNORECASE)
+_TEXT_CHOICE = re.compile(_TEXT + r"\s?\{\s*(\([A-Za-z]\)|[A-J][.):])\s*\}")
 _BASE = re.compile(r"([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)_\{?\s*([0-9]{1,2}|\\text\{[a-z]+\})\s*\}?")
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]{1,12}|[A-Z]{1,4})(?:_(?:\{[^{}]{1,12}\}|[A-Za-z0-9]))?'*(?:\s?\([A-Za-z0-9,\s\\]{1,20}\))?|\\angle\s?[A-Z]{1,3}|\([A-Za-z](?:\s?,\s?[A-Za-z])+\)"
@@ -613,11 +618,12 @@ _NAME = re.compile(
 _RELATION = re.compile(r"\\(?:le|ge|ne|lt|gt|subset|in|notin|equiv|sim)(?![A-Za-z])|[<>]")
 _SEPARATOR = re.compile(r",|;|\s(?:and|or|And|Or)\s|\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
+_LEAD_IN = re.compile(r"^(?:it(?: is|'s)|exactly|just|only|simply|precisely|the (?:result|value|total|sum) is|we (?:get|have))\s+(?=\S)", re.IGNORECASE)
 _NAN = re.compile(r"[-+]?\s*(?:nan|\\?text\{nan\})[ij]?", re.IGNORECASE)
 _NAN_PART = re.compile(r"(?<![A-Za-z])nan[ij]?(?![A-Za-z])", re.IGNORECASE)
 _INFINITY = re.compile(r"([-+]?)\s*(?:\\infty|inf|infinity|oo)", re.IGNORECASE)
 _NOTHING = re.compile(r"\\emptyset|\\\{\s*\\\}|\{\s*\}|(?:the )?empty set|no (?:real )?solutions?", re.IGNORECASE)
-_PARENTHESIS = re.compile(r"^(.*\S)\s+\((?!\s*mod\b)([^()]*[A-Za-z]{3}[^()]*)\)$")
+_PARENTHESIS = re.compile(r"^(.*\S)\s+\((?!\s*mod\b)([^()]*(?<![\\A-Za-z])[A-Za-z]{3}[^()]*)\)$")
 _SENTENCE = re.compile(r"[.;]\s+(?=[A-Z][a-z]*\b)")
 
 
@@ -655,6 +661,7 @@ def _without_remark(text: str) -> str:
 def _tree(text: str, depth: int) -> Node:
     if depth > 12 or not text:
         return ("tex", text, None)
+    text = _LEAD_IN.sub("", text)
     if _NAN.fullmatch(text) or _NAN_PART.search(text):
         return ("nan",)
     if _NOTHING.fullmatch(text):
@@ -673,6 +680,9 @@ def _tree(text: str, depth: int) -> Node:
         if all(p is not None for p in parts) and any(parts):
             whole = next(p for p in parts if p)
             return ("ratio", tuple(p / whole for p in parts), parts[0] / parts[1] if len(parts) == 2 and parts[1] else None)  # type: ignore[operator]
+    mark = _TEXT_CHOICE.match(text)
+    if mark:
+        text = f"{mark[1]} {text[mark.end() :].strip()}".strip()
     letter = _LETTER.fullmatch(text)
     if letter:
         return ("word", letter[1].lower())
@@ -700,7 +710,7 @@ def _tree(text: str, depth: int) -> Node:
     if text.count("\\pm") == 1 and "=" not in text:
         plus, minus = (text.replace("\\pm", s).strip().removeprefix("+").strip() for s in ("+", "-"))
         return ("list", "", (read(plus, depth + 1), read(minus, depth + 1)))
-    equation = _equation(text, top, depth)
+    equation = _equation(text, depth)
     if equation is not None:
         return equation
     value, found = split_unit(text)
@@ -709,9 +719,46 @@ def _tree(text: str, depth: int) -> Node:
         return ("num", number, found, _decimals(value))
     plain_text = _TEXT_GROUP.sub(r"\1", text)
     words = re.sub(r"^(?:the|an|a)\s+(?=\S)", "", " ".join(plain_text.lower().replace("'", "").split()))
-    if re.fullmatch(r"[^\W\d_](?:[^\W\d_]|[\s.,'&!?:-])*", words) and words not in FUNCTION_WORDS and len(words) > 1:
+    count = _number_in_words(words)
+    if count is not None:
+        return ("num", Fraction(count), None, None)
+    if _are_words(words):
         return ("word", words.strip(" .,!?"))
     return ("tex", value if found else text, found)
+
+
+def _are_words(text: str) -> bool:
+    """Words, unlike products such as xy z and differences such as p-q: hyphens join parts of two letters or more."""
+    tokens = [t.strip(".,!?:;&") for t in text.split()]
+    long = [bool(re.fullmatch(r"[^\W\d_]{2,}(?:[-.][^\W\d_]{2,})*", t)) for t in tokens]
+    return any(long) and all(ok or not t or (len(t) == 1 and t.isalpha()) for ok, t in zip(long, tokens, strict=True)) and text not in FUNCTION_WORDS
+
+
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def _number_in_words(text: str) -> int | None:
+    """forty-two, one hundred and five, three thousand; None for anything else."""
+    total = part = 0
+    last = 10**9
+    tokens = text.replace("-", " ").split()
+    if not tokens or len(tokens) > 12:
+        return None
+    for token in tokens:
+        if token == "and" and part >= 100:
+            continue
+        if token in _ONES and last > (10 if _ONES.index(token) < 10 else 20):
+            part, last = part + _ONES.index(token), 1
+        elif token in _TENS and last > 99:
+            part, last = part + 10 * (_TENS.index(token) + 2), 20
+        elif token == "hundred" and 0 < part < 10:
+            part, last = part * 100, 100
+        elif token in ("thousand", "million") and 0 < part < 1000:
+            total, part, last = (total + part) * _SCALE_WORDS[token], 0, 10**6
+        else:
+            return None
+    return total + part
 
 
 def _clock(hours: int, minutes: int, seconds: int, half: str | None) -> Node:
@@ -783,13 +830,15 @@ def _bracketed(text: str, depth: int) -> Node | None:
     return ("list", kind, nodes)
 
 
-def _equation(text: str, top: list[bool], depth: int) -> Node | None:
+def _equation(text: str, depth: int) -> Node | None:
     """x = 5, f(2) = 5, total = 5, 40 + 2 = 42; None for relations such as 2x + y = 3."""
     membership = re.match(r"([A-Za-z])\s*\\in(?![A-Za-z])\s*(.+)$", text)
     if membership:
         return ("assign", membership[1].lower(), read(membership[2], depth + 1))
+    text = re.sub(r"^([A-Za-z]) (?:is|equals) (?=\S)", r"\1 = ", text)
     if "=" not in text and "\\approx" not in text:
         return None
+    top = _top_level(text)
     if _RELATION.search(text):
         return None
     parts = [p.strip() for p in _split(text, top, re.compile(r"=|\\approx(?![A-Za-z])"), keep_thousands=False)]
@@ -912,13 +961,9 @@ def same(a: Node, b: Node, judge: Judge) -> bool:
         return other[2] is None and judge(*sorted((node[1], prepared(other[1]))))
     if {*kinds} <= {"num", "tex", "inf", "matrix"}:
         if a[0] == "tex" and b[0] == "tex" and a[1] == b[1]:
-            return _units(a[2], b[2], _Same)
+            return a[2] is None or b[2] is None or a[2] == b[2] or (a[2][0] == b[2][0] == "noun" and _same_nouns(a[2], b[2]))
         return _same_tex(a, b, judge)
     return False
-
-
-class _Same:
-    """Stands for two values that are equal as they are written."""
 
 
 def _same_numbers(a: Node, b: Node) -> bool:
@@ -955,8 +1000,8 @@ def _same_values(x: Fraction, places_x: int | None, y: Fraction, places_y: int |
     return False
 
 
-def _units(a: tuple[Any, ...] | None, b: tuple[Any, ...] | None, same_scale: object) -> bool:
-    if a is None or b is None or a == b:
+def _same_dimension(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    if a == b:
         return True
     if a[0] != b[0]:
         return False
@@ -968,7 +1013,7 @@ def _same_tex(a: Node, b: Node, judge: Judge) -> bool:
     unit_b = b[2] if b[0] in ("num", "tex") else None
     one, two = latex(a), latex(b)
     if unit_a is not None and unit_b is not None:
-        if not _units(unit_a, unit_b, None):
+        if not _same_dimension(unit_a, unit_b):
             return False
         if unit_a[0] == "known" and unit_a[2] != unit_b[2]:
             one, two = f"({one})\\cdot {fraction(unit_a[2])}", f"({two})\\cdot {fraction(unit_b[2])}"
@@ -1077,7 +1122,7 @@ def prepared(text: str) -> str:
     text = _arguments(text, "exp", "e^{", "}", keep=False)
     text = _NAMES.sub(lambda m: ("\\infty " if m[1] == "infinity" else "\\" + m[1] + " "), text)
     text = _arguments(text, "^", "{", "}")
-    text = re.sub(r"\^\s?([-+]?[0-9]+|-[A-Za-z])", r"^{\1}", text)
+    text = re.sub(r"\^\s?([-+]?[0-9]+(?:\.[0-9]+)?|-[A-Za-z])", r"^{\1}", text)
     text = text.replace("%", "\\%").replace("°", "^{\\circ}")
     return text.strip()
 
@@ -1106,6 +1151,11 @@ def canonical(text: str) -> str:
     return _form(read(text))
 
 
+def _without_spaces(text: str) -> str:
+    """Spaces stay between figures only: 4 2 is not 42."""
+    return re.sub(r"\s+(?![0-9])|(?<![0-9\s])\s+", "", text.strip())
+
+
 def _form(node: Node) -> str:
     if node[0] == "num":
         if node[2] is not None and node[2][0] == "known":
@@ -1131,7 +1181,7 @@ def _form(node: Node) -> str:
         return ":".join(map(str, node[1]))
     if node[0] == "tex":
         tail = "" if node[2] is None else " " + str(node[2][1:])
-        return "".join(node[1].split()) + tail
+        return _without_spaces(node[1]) + tail
     if node[0] == "time":
         return f"t{node[1]}{'' if node[2] else '?'}"
     if node[0] == "base":

@@ -1,0 +1,66 @@
+"""Answers to every dataset of reasoning-gym that has a scorer. Run with PYTHONHASHSEED=0; prints one JSON object.
+
+`wrong`: [task, answer, reference answer] of junk with full marks. `lost`: [task, answer] of a reference answer without them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+
+from reasoning_gym.factory import DATASETS
+
+from zip_rc_jax.config import TaskConfig
+from zip_rc_jax.data.tasks import problems
+from zip_rc_jax.errors import UsageError
+from zip_rc_jax.grading.grader import Grader
+
+JUNK = [
+    *"nan NaN -nan nan+nanj nanj nani nan,nan [nan,nan] [[nan]] (nan,nan) nan° nan/nan nan% $nan".split(),
+    *"inf -inf Infinity -Infinity infj 1e999 -1e999 1e400j inf,inf [Infinity] 1e308 1e-308 4e-324 -1e-400".split(),
+    *"True False None true false null [true] [false] yes no none Yes No".split(),
+    *"[] {} () '' \"\" [[]] [{}] [null] [\"\"] [None] {\"a\":1} {\"0\":0} [[0]] [[1]] [0] [1]".split(),
+    *"0 1 -1 0.0 -0 +0 00 0/1 1/1 1_0 ٣ ½ 0x10 1e5 1j 0j 1+0j".split(),
+    *"x y C I E pi oo zoo S.NaN * + - / = -> ... . , ; | _ $ ^ \\ # !".split(),
+    *"A B a not impossible empty banana x==x U R LRUD".split(),
+    "No solution", "lambda: 0", "1 if 1 else 0", "[i for i in range(3)]", "the answer", "A" * 3000, "9" * 3000, "1" * 400, "0 " * 500,
+]  # fmt: skip
+
+
+def changed(gold: str) -> list[str]:
+    """Answers next to the reference answer that are other ones."""
+    figures = [m.start() for m in re.finditer(r"\d", gold)][:1]
+    found = [gold[:i] + str((int(gold[i]) + 3) % 10) + gold[i + 1 :] for i in figures]
+    if re.fullmatch(r"-?\d+(\.\d+)?", gold):
+        found += ["-" + gold if float(gold) else "7", gold + "7", f"{gold} or 7", f"not {gold}", f"{gold}, 7", gold + "e1" if float(gold) else "8"]
+    if gold.startswith("[["):
+        found += [gold.replace("]]", "],[0]]"), re.sub(r"\b1\b", "true", gold) if re.search(r"\b1\b", gold) and '"' not in gold else "[[7]]"]
+    return found
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    wrong, lost, seen = [], [], 0
+    with Grader(timeout=5.0) as grader:
+        for name in sorted(DATASETS):
+            try:
+                found = problems(TaskConfig(name=name), "train", 2)
+            except UsageError:  # one of several datasets, or none of its problems has a reference answer
+                continue
+            seen += 1
+            for p in found:
+                full = grader.score(p, f"Let us see.\nAnswer: {p.answer}")
+                if full < 1.0 and p.answer.strip() not in ("", "None"):
+                    lost.append([name, p.answer, full])
+                others = changed(p.answer) if name not in ("codeio", "number_sorting") else []
+                for answer in [*JUNK, *others]:
+                    if answer.strip().lower() == p.answer.strip().lower():
+                        continue
+                    if grader.score(p, f"Answer: {answer}") >= 1.0:
+                        wrong.append([name, answer, p.answer])
+    print(json.dumps({"seen": seen, "wrong": wrong, "lost": lost}))
+
+
+if __name__ == "__main__":
+    main()
