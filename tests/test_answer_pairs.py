@@ -6,10 +6,8 @@ response, is a second opinion; where it differs, `OTHER_OPINION` says why the ha
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import json
-import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -17,6 +15,7 @@ from fractions import Fraction
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+from other_opinion import OTHER_OPINION
 
 from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.grading.answers import canonical, extract_answer
@@ -524,3 +523,100 @@ def test_a_right_answer_is_right(grader, gold, response):
 @pytest.mark.parametrize(("gold", "response"), WRONG)
 def test_a_wrong_answer_is_wrong(grader, gold, response):
     assert scored(grader, gold, response) == 0.0
+
+
+# --- math-verify on the whole response -----------------------------------------------------------------------------------------------
+
+SECOND_OPINION = """
+import json, sys
+import math_verify
+table = json.load(sys.stdin)
+def parse(text, whole):
+    return math_verify.parse(text if whole or "$" in text or "boxed" in text else f"${text}$", parsing_timeout=None)
+print(json.dumps([bool(math_verify.verify(parse(g, False), parse(r, True), timeout_seconds=None)) for g, r in table]))
+"""
+
+
+@pytest.mark.slow
+def test_math_verify_differs_only_where_the_hand_has_a_reason():
+    table = [*RIGHT, *WRONG]
+    done = subprocess.run([sys.executable, "-c", SECOND_OPINION], input=json.dumps(table), capture_output=True, text=True, check=True)
+    opinions = json.loads(done.stdout.splitlines()[-1])
+    known = {pair for pairs in OTHER_OPINION.values() for pair in pairs}
+    assert known <= {*table}
+    assert [pair for pair, opinion in zip(table, opinions, strict=True) if opinion != (pair in RIGHT) and pair not in known] == []
+
+
+# --- properties ----------------------------------------------------------------------------------------------------------------------
+
+rationals = st.fractions(max_denominator=10**12) | st.builds(
+    lambda p, q, e: Fraction(p, q) * Fraction(10) ** e, st.integers(-(10**6), 10**6), st.integers(1, 10**6), st.integers(-300, 300)
+)
+pairs = st.one_of(st.tuples(rationals, rationals), st.builds(lambda x, e: (x, x + Fraction(1, 10**e)), rationals, st.integers(1, 400)))
+FORMS = [
+    lambda x: f"{x.numerator}/{x.denominator}",
+    lambda x: f"\\frac{{{x.numerator}}}{{{x.denominator}}}",
+    lambda x: f"{'-' if x < 0 else ''}\\dfrac{{{abs(x.numerator)}}}{{{x.denominator}}}",
+    lambda x: f"{2 * x.numerator} / {2 * x.denominator}",
+]
+DRESSES = ["{}.", "${}$", "\\({}\\)", "\\[{}\\]", "$${}$$", "\\boxed{{{}}}", "$\\boxed{{{}}}$.", "**{}**", "**{}**.", " {} ", "{} \n\nBecause it is so."]
+
+
+@hypothesis.given(pairs, st.sampled_from(FORMS), st.sampled_from(FORMS))
+def test_two_numbers_are_equal_exactly_if_they_are_the_same(grader, both, form, other):
+    (x, y), (a, b) = both, (form(both[0]), other(both[1]))
+    assert grader.equivalent(a, b) is grader.equivalent(b, a) is (x == y)
+    assert (canonical(a) == canonical(b)) is (x == y)
+
+
+@hypothesis.given(st.decimals(allow_nan=False, allow_infinity=False, places=12), st.integers(-(10**9), 10**9))
+def test_decimals_are_compared_to_the_last_digit(grader, x, step):
+    y = x + step * type(x)("1e-12")
+    assert grader.equivalent(f"{x:f}", f"{y:f}") is (x == y)
+    assert grader.equivalent(f"{x:e}", f"{y:e}") is (x == y)
+
+
+VALUES = ["42", "-3", "\\frac{1}{2}", "0.5", "3\\sqrt{2}", "x^2+1", "(1, 2)", "\\{1, 2\\}", "[0, \\infty)", "x = 5", "\\text{Tuesday}", "5 km", "50\\%"]
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+@pytest.mark.parametrize("value", VALUES)
+def test_what_stands_around_an_answer_does_not_matter(grader, value, dress):
+    assert scored(grader, value, f"Answer: {dress.format(value)}") == 1.0
+    answer = extract_answer(f"Answer: {dress.format(value)}")
+    assert answer is not None and canonical(answer) == canonical(value)
+
+
+GOLDS = sorted({gold for gold, _ in [*RIGHT, *WRONG] if gold not in ("nan", "#")})
+
+
+def test_an_answer_that_can_be_read_is_itself(grader):
+    assert [gold for gold in GOLDS if not grader.equivalent(gold, gold)] == []
+
+
+def test_equality_is_the_same_from_both_sides(grader):
+    answers = [(gold, extract_answer(response) or "") for gold, response in [*RIGHT, *WRONG]]
+    assert [pair for pair in answers if grader.equivalent(*pair) != grader.equivalent(*pair[::-1])] == []
+
+
+@pytest.mark.slow
+def test_equal_forms_mean_equal_answers(grader):
+    """Over all pairs of answers in the table; nan equals nothing, but one group of votes may hold it."""
+    answers = sorted({extract_answer(r) or "" for _, r in [*RIGHT, *WRONG]} | set(GOLDS))
+    forms = {a: canonical(a) for a in answers if "nan" not in a and "=" not in a}
+    equal = [(a, b) for a, b in itertools.combinations(forms, 2) if forms[a] == forms[b]]
+    assert len(equal) > 100
+    assert [pair for pair in equal if not grader.equivalent(*pair)] == []
+
+
+def test_equal_numbers_share_a_form():
+    """So that their votes count together without any comparison."""
+    same = ["42", "42.", "$42$", "\\(42\\)", "**42**", "\\boxed{42}", "42.0", "84/2", "+42", " 42 ", "\\text{42}", "42!", "42,", "４２", "42\\\\"]
+    assert {canonical(a) for a in same} == {"42"}
+    half = ["0.5", "\\frac{1}{2}", "\\dfrac{1}{2}", "1/2.", "½", "\\frac12", ".5", "5e-1", "2/4", "\\tfrac{1}{2}", "$\\left(\\frac{1}{2}\\right)$"]
+    assert {canonical(a) for a in half} == {"1/2"}
+
+
+def test_no_answer_is_equal_to_nan(grader):
+    for a, b in itertools.product(["nan", "NaN", "$nan$", "-nan"], ["nan", "42", "\\infty", "0", "inf"]):
+        assert not grader.equivalent(a, b) and not grader.equivalent(b, a)

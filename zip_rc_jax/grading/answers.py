@@ -38,10 +38,10 @@ _MARKER = re.compile(
 )
 _TAG = re.compile(r"<(?:final[_ ]?)?answer>", re.IGNORECASE)
 _TAG_END = re.compile(r"</(?:final[_ ]?)?answer>", re.IGNORECASE)
-_HASHES = re.compile(r"^[ \t]{0,8}####[ \t]{0,8}(?=[^\s#])", re.MULTILINE)
+_HASHES = re.compile(r"^[ \t]{0,8}####[ \t]{0,8}(?![A-Za-z]{2})(?=[^\s#])", re.MULTILINE)  # a word begins a heading
 _PHRASE = re.compile(
-    r"\b(?:answers?|(?:correct|right|best)[ \t](?:option|choice|alternative))\b(?:[ \t]to[ \t][^.\n]{1,80}?)?[ \t](?:is|are|was|were|equals|would[ \t]be|will[ \t]be|must[ \t]be|should[ \t]be)\b[ \t]{0,3}"
-    r"(?:(?:therefore|thus|then|indeed|simply|just|exactly|hence)\b[ \t]{0,3})?(?!not\b|n't\b|:)",
+    r"\b(?:answers?|(?:correct|right|best)[ \t](?:option|choice|alternative))\b(?:[ \t]to[ \t][^.\n]{1,80}?)?[ \t](?:is|are|was|were|equals|would[ \t]be|will[ \t]be|must[ \t]be|should[ \t]be)\b(?![ \t]*(?:not\b|:))"
+    r"[ \t]{0,3}(?:(?:therefore|thus|then|indeed|simply|just|exactly|hence)\b[ \t]{0,3})?",
     re.IGNORECASE,
 )
 _HYPOTHETICAL = re.compile(r"\b(?:if|whether|suppose|assume|assuming|unless|that)[ \t]+(?:(?:the|my|our|your|final|correct)[ \t]+){0,3}$", re.IGNORECASE)
@@ -188,6 +188,7 @@ def _block(tail: str) -> str:
             if end > 0:
                 return rest[len(first) : end].strip("\n") if opening == "```" else rest[: end + len(closing)]
     taken, depth, previous = [lines[0]], _depth(lines[0]), lines[0]
+    opened = depth > 0
     short = _is_value(first) or len(_WORD.findall(first)) <= 3
     blank: list[str] = []
     for line in lines[1:]:
@@ -198,7 +199,7 @@ def _block(tail: str) -> str:
             continue
         elif _LABEL.match(line) or line.lstrip().startswith("```") or (blank and not (_is_grid_line(previous) and _is_grid_line(line))):
             break
-        elif short and _is_prose(line, strict=_is_value(first)):
+        elif (short or opened) and _is_prose(line, strict=opened or _is_value(first)):
             break
         taken += [*blank, line]
         blank, previous = [], line

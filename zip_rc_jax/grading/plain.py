@@ -20,6 +20,7 @@ Decisions
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable
@@ -158,18 +159,24 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes, -1 if nowhere. Escaped braces are brackets of their own."""
-    opening, closing, depth = text[start], _PAIRS[text[start]], 0
-    i = start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 2
-            continue
-        depth += (text[i] == opening) - (text[i] == closing)
-        if depth == 0:
-            return i
-        i += 1
-    return -1
+    """Where the bracket that opens at `start` closes, -1 if nowhere."""
+    return _pairs(text, text[start]).get(start, -1)
+
+
+@functools.lru_cache(maxsize=8)
+def _pairs(text: str, opening: str) -> dict[int, int]:
+    """Where each bracket of one kind closes. Escaped braces are brackets of their own. One pass, however deep they are."""
+    opened: list[int] = []
+    found: dict[int, int] = {}
+    skip = False
+    for i, c in enumerate(text):
+        if skip or c == "\\":
+            skip = not skip
+        elif c == opening:
+            opened.append(i)
+        elif c == _PAIRS[opening] and opened:
+            found[opened.pop()] = i
+    return found
 
 
 def balanced(text: str) -> bool:
