@@ -25,11 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.config.checks import in_short, shown
 from zip_rc_jax.decoding.utility import PrefixTerms, candidate_utility, future_bins, normaliser, prefix_terms, sharpen
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
 
 MAX_EXHAUSTIVE = 10
+BLOCK = 8  # prompts that are scored in one call; the program is the same for any number of prompts
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +70,8 @@ def choose_meta_action(
 
     Args:
       joint: [P, n, B_V, B_T] float, the joint of each prefix (scaled here to sum to 1). float64 is used where given and enabled, else
-        float32. A slot whose joint is not finite or has no mass is treated as empty: it is neither kept nor counted, and nothing fails.
+        float32. A slot whose joint is not finite, is negative somewhere or has no mass is treated as empty: it is neither kept nor
+        counted, and nothing fails. Lists of numbers will do, here and below.
       unfinished: [P, n] bool. The others are finished: always kept, they count for reward and cost nothing.
       tokens_so_far: [P, n], tokens generated so far (0 for the root).
       grid: of the joints.
@@ -90,13 +93,22 @@ def choose_meta_action(
     (config.n + 2) (config.n + 5) (branching, per step). On the authors' 7 x 8 grid in float32: 42 KB, 164 KB and 85 KB for 8 prefixes,
     and 0.9 MB (published) and 1.1 MB (branching) for 32.
 
+    Outside of `jax.jit` a prompt's decision is the same, bit by bit, alone and in any company. No prompts give an empty decision.
+
     Raises:
-      UsageError: shapes that do not fit together or to the grid, or `exhaustive` with more than 10 slots.
+      UsageError: no grid or configuration, what is no array of numbers or truth values, shapes that do not fit together or to the grid, or
+        `exhaustive` with more than 10 slots.
     """
+    if not isinstance(grid, Grid):
+        raise UsageError(f"grid={shown(grid)}", "it is no Grid", "pass the grid that the joints are of, such as lm.head.grid")
+    if not isinstance(config, DecodeConfig):
+        raise UsageError(f"config={shown(config)}", "it is no DecodeConfig", "pass a DecodeConfig")
+    joint = _array("joint", joint, "number")
+    if not isinstance(joint, jax.core.Tracer) and jnp.issubdtype(joint.dtype, jnp.floating):
+        joint = np.asarray(joint)
     # float64 stays float64 only inside `jax.enable_x64`; canonicalize_dtype knows.
-    double = getattr(joint, "dtype", None) == np.float64
-    xp = np if isinstance(joint, np.ndarray) else jnp  # the jitted call takes host arrays over faster than `jnp.asarray` does
-    joint = xp.asarray(joint, jax.dtypes.canonicalize_dtype(np.float64) if double else np.float32)
+    double = joint.dtype == np.float64
+    joint = joint.astype(jax.dtypes.canonicalize_dtype(np.float64) if double else np.float32)
     if joint.ndim != 4 or joint.shape[1] == 0 or joint.shape[2:] != (grid.n_reward, grid.n_length):
         raise UsageError(
             f"joint of shape {joint.shape}",
@@ -104,13 +116,18 @@ def choose_meta_action(
             f"pass joints of shape [prompts, prefixes, {grid.n_reward}, {grid.n_length}]",
         )
     prompts, slots = joint.shape[:2]
-    per_slot = {"unfinished": unfinished, "tokens_so_far": tokens_so_far, "exists": exists}
-    per_prompt = {"free_rows": free_rows, "normaliser": normaliser, "must_extend": must_extend, "alpha": alpha, "beta": beta}
-    for name, value in (per_slot | per_prompt).items():
+    per_slot = {"unfinished": (unfinished, "bool"), "tokens_so_far": (tokens_so_far, "number"), "exists": (exists, "bool")}
+    per_prompt = {"free_rows": (free_rows, "count"), "normaliser": (normaliser, "number"), "must_extend": (must_extend, "bool")}
+    per_prompt |= {"alpha": (alpha, "number"), "beta": (beta, "number")}
+    given: dict[str, Any] = {}
+    for name, (value, kind) in (per_slot | per_prompt).items():
+        if value is None and name not in ("unfinished", "tokens_so_far"):
+            continue
+        given[name] = _array(name, value, kind)
         expected = (prompts, slots) if name in per_slot else (prompts,)
-        if value is not None and np.shape(value) != expected:
+        if given[name].shape != expected:
             raise UsageError(
-                f"{name} of shape {np.shape(value)}",
+                f"{name} of shape {given[name].shape}",
                 f"joint has shape {joint.shape}, {prompts} prompts of {slots} prefixes",
                 f"pass {name} of shape {expected}",
             )
@@ -120,16 +137,20 @@ def choose_meta_action(
             f"all 2^{slots} subsets would be scored at every decision",
             f"use at most {MAX_EXHAUSTIVE} prefixes or candidates='published'",
         )
-    return _choose(
-        joint,
-        unfinished,
-        tokens_so_far,
-        np.ones((prompts, slots), bool) if exists is None else exists,
-        np.full(prompts, config.n, np.int32) if free_rows is None else free_rows,
-        normaliser,
-        must_extend,
-        np.full(prompts, config.alpha) if alpha is None else alpha,
-        np.full(prompts, config.beta) if beta is None else beta,
+    # One set of types, so that there is one program for it.
+    arrays = {
+        "joint": joint,
+        "unfinished": given["unfinished"],
+        "tokens_so_far": given["tokens_so_far"].astype(joint.dtype),
+        "exists": given.get("exists", np.ones((prompts, slots), bool)),
+        "free_rows": given.get("free_rows", np.full(prompts, config.n, np.int32)),
+        "scale": given["normaliser"].astype(joint.dtype) if "normaliser" in given else None,
+        "must_extend": given.get("must_extend"),
+        "alpha": given.get("alpha", np.full(prompts, config.alpha)).astype(joint.dtype),
+        "beta": given.get("beta", np.full(prompts, config.beta)).astype(joint.dtype),
+    }
+    decide = functools.partial(
+        _choose,
         grid=grid,
         candidates=config.candidates,
         n=config.n,
@@ -138,6 +159,55 @@ def choose_meta_action(
         temperature=config.joint_temperature,
         top_p=config.joint_top_p,
     )
+    if any(isinstance(x, jax.core.Tracer) for x in arrays.values()):
+        return decide(**arrays)
+    return _in_blocks(decide, {name: None if x is None else np.asarray(x) for name, x in arrays.items()}, prompts)
+
+
+def _in_blocks(decide: Callable[..., MetaAction], arrays: dict[str, np.ndarray | None], prompts: int) -> MetaAction:
+    """`decide` for `BLOCK` prompts at a time, the last block filled up with copies of its first prompt.
+
+    So the compiled program never depends on how many prompts there are, and nothing of one prompt's decision on the others: in programs of
+    other shapes the same sums are rounded otherwise, which shows where two actions are as good as each other.
+    """
+    found: list[MetaAction] = []
+    for start in range(0, max(prompts, 1), BLOCK):
+        # Without any prompt an empty one is decided for, whose results are cut away.
+        index = np.arange(start, start + BLOCK)
+        index[index >= prompts] = start
+        block = {
+            name: None if x is None else x[index] if prompts else np.zeros((BLOCK, *x.shape[1:]), x.dtype) for name, x in arrays.items()
+        }
+        found.append(decide(**block))
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate([np.asarray(x) for x in parts])[:prompts]), *found)
+
+
+def _array(name: str, value: Any, kind: str) -> Any:
+    """`value` as an array of NumPy (one of JAX stays one) of truth values, whole numbers or numbers.
+
+    Raises:
+      UsageError: it is none. Truth values may be given as 0 and 1, and whole numbers as floating ones.
+    """
+    words = {"bool": "truth values", "count": "whole numbers", "number": "numbers"}[kind]
+    if not isinstance(value, (np.ndarray, jax.Array)):
+        try:
+            value = np.asarray(value)
+        except Exception as error:  # lists of unequal length, or anything that cannot become an array
+            raise UsageError(f"{name}={shown(value)}", f"it is no array of {words} ({in_short(error)})", f"pass {words}") from None
+    dtype = value.dtype
+    if not (dtype == bool or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
+        raise UsageError(f"{name} of type {dtype}", f"it holds no {words}", f"pass {words}")
+    if isinstance(value, jax.core.Tracer):
+        return value.astype(bool) if kind == "bool" else value.astype(np.int32) if kind == "count" else value
+    if kind == "bool" and dtype != bool:
+        if not ((value == 0) | (value == 1)).all():
+            raise UsageError(f"{name} of type {dtype}", "it holds other values than 0 and 1", f"pass {words}")
+        return np.asarray(value).astype(bool)
+    if kind == "count":
+        if not (np.asarray(value) == np.floor(np.asarray(value))).all():
+            raise UsageError(f"{name} of type {dtype}", f"it holds no {words}", f"pass {words}")
+        return np.clip(np.asarray(value), -1, 2**31 - 1).astype(np.int32)
+    return value
 
 
 @functools.partial(jax.jit, static_argnames=("candidates", "grid", "n", "no_harm", "skill", "temperature", "top_p"))
@@ -161,7 +231,7 @@ def _choose(
     top_p: float,
 ) -> MetaAction:
     slots = exists.shape[1]
-    exists = exists & jnp.isfinite(joint).all((-2, -1)) & (joint.sum((-2, -1)) > 0)
+    exists = exists & (jnp.isfinite(joint) & (joint >= 0)).all((-2, -1)) & (joint.sum((-2, -1)) > 0)
     # Empty slots get any distribution at all, so that nothing in them can turn into a NaN next to a multiplicity of 0.
     joint = sharpen(jnp.where(exists[..., None, None], joint, 1), temperature, top_p)
     finished, live = exists & ~unfinished, exists & unfinished

@@ -31,7 +31,8 @@ from zip_rc_jax.config.checks import in_short, shown
 from zip_rc_jax.errors import UsageError
 
 SECONDS = 10.0  # of one thread's computing for one chat; a published template takes milliseconds
-CHARACTERS = 2**26  # of a text, and items of a list; more than any model reads
+CHARACTERS = 2**26  # of a text; more than any model reads
+ITEMS = 2**20  # of a list
 WORK = 2**30  # characters that all texts made on the way may have together
 DEPTH = 64  # of lists and dicts in a chat
 DIGITS = 4096  # bits of a whole number
@@ -260,9 +261,9 @@ class _Limits:
                 raise TemplateLimit(f"it makes texts of more than {WORK:,} characters on the way")
         return value
 
-    def allow(self, size: int) -> None:
-        """Asked before something of that size is made."""
-        if size > CHARACTERS:
+    def allow(self, size: int, like: Any = "") -> None:
+        """Asked before something of that size is made, a text or a list like the one given."""
+        if size > (ITEMS if isinstance(like, (list, tuple)) else CHARACTERS):
             raise TemplateLimit(f"it makes a value of {shown(size)} characters or items")
 
 
@@ -346,13 +347,13 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         limits = _limits()
         limits.tick()
         if operator == "+":
-            limits.allow(_size(left) + _size(right))
+            limits.allow(_size(left) + _size(right), left)
         elif operator == "%" and isinstance(left, str):
             _foresee("%", left, right if isinstance(right, tuple) else (right,))
         elif operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(times, int):
-                    limits.allow(_size(value) * times)
+                    limits.allow(_size(value) * times, value)
         if isinstance(left, int) and isinstance(right, int):
             bits = {"*": left.bit_length() + right.bit_length(), "**": left.bit_length() * max(1, right)}.get(operator, 0)
             if bits > DIGITS:
