@@ -39,7 +39,7 @@ FEATURES = """{% set ns = namespace(n=0, last='') %}{% macro turn(m) %}{% genera
 {% endmacro %}{%- for m in messages %}{% if loop.index0 > 5 %}{% break %}{% endif %}{% set ns.n = ns.n + 1 %}{{ turn(m) | trim }}{{ '%03d|' % ns.n }}
 {{- m | tojson(indent=2) }}{{ 'ab' * 3 }}{{ '{:>5}'.format(ns.n) }}{{ m.content.replace('l', 'L').split('o')[-1].strip() }}
 {%- endfor %}{{ [3, 1] | sort | join(', ') }}{{ messages | map(attribute='role') | list }}{{ 2 ** 5 }}{{ tools is none }}{{ dict(a=1) }}
-{%- if add_generation_prompt %}{{ eos_token }}{% endif %}{{ bos_token is defined }}{{ 'x' | indent(2) | center(9) }}"""
+{%- if add_generation_prompt %}{{ eos_token }}{% endif %}{{ bos_token is defined }}{{ 'x' | indent(2) | center(9) }}"""  # noqa: E501
 
 
 @pytest.mark.parametrize("template", [CHATML_TEMPLATE, GEMMA_TEMPLATE, LLAMA_TEMPLATE, PARTS_TEMPLATE, FEATURES])

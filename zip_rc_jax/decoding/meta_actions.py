@@ -195,11 +195,11 @@ def _array(name: str, value: Any, kind: str) -> Any:
         except Exception as error:  # lists of unequal length, or anything that cannot become an array
             raise UsageError(f"{name}={shown(value)}", f"it is no array of {words} ({in_short(error)})", f"pass {words}") from None
     dtype = value.dtype
-    if not (dtype == bool or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
+    if not (dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
         raise UsageError(f"{name} of type {dtype}", f"it holds no {words}", f"pass {words}")
     if isinstance(value, jax.core.Tracer):
         return value.astype(bool) if kind == "bool" else value.astype(np.int32) if kind == "count" else value
-    if kind == "bool" and dtype != bool:
+    if kind == "bool" and dtype != np.bool_:
         if not ((value == 0) | (value == 1)).all():
             raise UsageError(f"{name} of type {dtype}", "it holds other values than 0 and 1", f"pass {words}")
         return np.asarray(value).astype(bool)
