@@ -83,16 +83,15 @@ class Checkpoints:
         for step in steps:
             found, reason = self._read(step, abstract)
             if distributed.everywhere(found is not None) and found:
-                state, position = found
                 # All devices sum up their parts of the digests, so all processes come to the same conclusion.
-                unlike = _unlike(state, position.pop(DIGESTS, None))
+                unlike = _unlike(*found)
                 if not unlike:
                     if damaged:
                         self._set_aside([s for s in steps if s > step], f"{'; '.join(damaged)}. Going on from step {step}")
-                    return state, position
+                    return found[0], {key: value for key, value in found[1].items() if key != DIGESTS}
                 reason = f"{unlike} of the state, in {step}/state, does not fit its digest: a bit flipped on the disk, perhaps"
             damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({reason or 'by another process'})")
-            found = state = None  # its arrays make room for those of the one before
+            del found  # its arrays make room for those of the one before
         if damaged:
             raise UsageError(
                 "; ".join(damaged[:3]),
@@ -162,9 +161,9 @@ def _genuine(position: dict[str, Any], settings: dict[str, Any]) -> bool:
     return isinstance(digests, dict) and isinstance(digests.get("state"), dict) and digests.get("json") == json_digest([rest, settings])
 
 
-def _unlike(state: TrainState, digests: dict[str, Any] | None) -> str:
+def _unlike(state: TrainState, position: dict[str, Any]) -> str:
     """Names of the first arrays that do not fit their digests; "" if all do, or if there are none. All processes must call it."""
-    return "" if digests is None else differing(array_digests(state), digests["state"])
+    return differing(array_digests(state), position[DIGESTS]["state"]) if DIGESTS in position else ""
 
 
 def check_earlier(directory: pathlib.Path, settings: dict[str, Any]) -> None:
