@@ -20,13 +20,13 @@ from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grading.grader import Grader
 
 JUNK = [
-    *"nan NaN -nan nan+nanj nanj nani nan,nan [nan,nan] [[nan]] (nan,nan) nan° nan/nan nan% $nan".split(),
-    *"inf -inf Infinity -Infinity infj 1e999 -1e999 1e400j inf,inf [Infinity] 1e308 1e-308 4e-324 -1e-400".split(),
-    *"True False None true false null [true] [false] yes no none Yes No".split(),
-    *"[] {} () '' \"\" [[]] [{}] [null] [\"\"] [None] {\"a\":1} {\"0\":0} [[0]] [[1]] [0] [1]".split(),
-    *"0 1 -1 0.0 -0 +0 00 0/1 1/1 1_0 ٣ ½ 0x10 1e5 1j 0j 1+0j".split(),
-    *"x y C I E pi oo zoo S.NaN * + - / = -> ... . , ; | _ $ ^ \\ # !".split(),
-    *"A B a not impossible empty banana x==x U R LRUD".split(),
+    *["nan", "NaN", "-nan", "nan+nanj", "nanj", "nani", "nan,nan", "[nan,nan]", "[[nan]]", "(nan,nan)", "nan°", "nan/nan", "nan%", "$nan"],
+    *["inf", "-inf", "Infinity", "-Infinity", "infj", "1e999", "-1e999", "1e400j", "inf,inf", "[Infinity]", "1e308", "1e-308", "4e-324", "-1e-400"],  # noqa: E501
+    *["True", "False", "None", "true", "false", "null", "[true]", "[false]", "yes", "no", "none", "Yes", "No"],
+    *["[]", "{}", "()", "''", '""', "[[]]", "[{}]", "[null]", '[""]', "[None]", '{"a":1}', '{"0":0}', "[[0]]", "[[1]]", "[0]", "[1]"],
+    *["0", "1", "-1", "0.0", "-0", "+0", "00", "0/1", "1/1", "1_0", "٣", "½", "0x10", "1e5", "1j", "0j", "1+0j"],
+    *["x", "y", "C", "I", "E", "pi", "oo", "zoo", "S.NaN", "*", "+", "-", "/", "=", "->", "...", ".", ",", ";", "|", "_", "$", "^", "\\", "#", "!"],  # noqa: E501
+    *["A", "B", "a", "not", "impossible", "empty", "banana", "x==x", "U", "R", "LRUD"],
     "No solution", "lambda: 0", "[i for i in range(3)]", "the answer", "A" * 3000, "9" * 400, "1" * 400, "0 " * 500,
 ]  # fmt: skip
 
@@ -36,9 +36,19 @@ def changed(gold: str) -> list[str]:
     figures = [m.start() for m in re.finditer(r"\d", gold)][:1]
     found = [gold[:i] + str((int(gold[i]) + 3) % 10) + gold[i + 1 :] for i in figures]
     if re.fullmatch(r"-?\d+(\.\d+)?", gold):
-        found += ["-" + gold if float(gold) else "7", gold + "7", f"{gold} or 7", f"not {gold}", f"{gold}, 7", gold + "e1" if float(gold) else "8"]
+        found += [
+            "-" + gold if float(gold) else "7",
+            gold + "7",
+            f"{gold} or 7",
+            f"not {gold}",
+            f"{gold}, 7",
+            gold + "e1" if float(gold) else "8",
+        ]
     if gold.startswith("[["):
-        found += [gold.replace("]]", "],[0]]"), re.sub(r"\b1\b", "true", gold) if re.search(r"\b1\b", gold) and '"' not in gold else "[[7]]"]
+        found += [
+            gold.replace("]]", "],[0]]"),
+            re.sub(r"\b1\b", "true", gold) if re.search(r"\b1\b", gold) and '"' not in gold else "[[7]]",
+        ]
     return found
 
 

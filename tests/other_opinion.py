@@ -89,7 +89,7 @@ OTHER_OPINION = {
         ("\\infty", "Answer: infinity"),
         ("-\\infty", "Answer: -∞"),
     ],
-    "It reads plain text only in part: no signs such as ½, −, ×, √, ≥, no brackets, no lists, no 1e-5, no mixed numbers; no LaTeX without delimiters.": [
+    "It reads plain text only in part: no signs such as ½, −, ×, √, ≥, no brackets, no lists, no 1e-5, no mixed numbers; no LaTeX without delimiters.": [  # noqa: E501
         ("1e-05", "Answer: 0.00001"),
         ("1500", "Answer: 1.5E+3"),
         ("1.6\\times 10^{-19}", "Answer: 1.6 × 10⁻¹⁹"),
