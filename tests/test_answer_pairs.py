@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the signs that people write for others are meant
 r"""Which responses answer which reference: pairs decided by hand, in both directions.
 
 `RIGHT` and `WRONG` hold (reference answer, response). Nothing here was taken from what a program said. math-verify, on the whole
@@ -511,7 +512,8 @@ def scored(grader, gold, response):
 
 
 def test_the_table_is_long_and_has_no_pair_twice():
-    assert len(RIGHT) > 200 and len(WRONG) > 100
+    assert len(RIGHT) > 200
+    assert len(WRONG) > 100
     assert len({*RIGHT, *WRONG}) == len(RIGHT) + len(WRONG)
 
 
@@ -559,7 +561,19 @@ FORMS = [
     lambda x: f"{'-' if x < 0 else ''}\\dfrac{{{abs(x.numerator)}}}{{{x.denominator}}}",
     lambda x: f"{2 * x.numerator} / {2 * x.denominator}",
 ]
-DRESSES = ["{}.", "${}$", "\\({}\\)", "\\[{}\\]", "$${}$$", "\\boxed{{{}}}", "$\\boxed{{{}}}$.", "**{}**", "**{}**.", " {} ", "{} \n\nBecause it is so."]
+DRESSES = [
+    "{}.",
+    "${}$",
+    "\\({}\\)",
+    "\\[{}\\]",
+    "$${}$$",
+    "\\boxed{{{}}}",
+    "$\\boxed{{{}}}$.",
+    "**{}**",
+    "**{}**.",
+    " {} ",
+    "{} \n\nBecause it is so.",
+]
 
 
 @hypothesis.given(pairs, st.sampled_from(FORMS), st.sampled_from(FORMS))
@@ -576,7 +590,21 @@ def test_decimals_are_compared_to_the_last_digit(grader, x, step):
     assert grader.equivalent(f"{x:e}", f"{y:e}") is (x == y)
 
 
-VALUES = ["42", "-3", "\\frac{1}{2}", "0.5", "3\\sqrt{2}", "x^2+1", "(1, 2)", "\\{1, 2\\}", "[0, \\infty)", "x = 5", "\\text{Tuesday}", "5 km", "50\\%"]
+VALUES = [
+    "42",
+    "-3",
+    "\\frac{1}{2}",
+    "0.5",
+    "3\\sqrt{2}",
+    "x^2+1",
+    "(1, 2)",
+    "\\{1, 2\\}",
+    "[0, \\infty)",
+    "x = 5",
+    "\\text{Tuesday}",
+    "5 km",
+    "50\\%",
+]
 
 
 @pytest.mark.parametrize("dress", DRESSES)
@@ -584,7 +612,7 @@ VALUES = ["42", "-3", "\\frac{1}{2}", "0.5", "3\\sqrt{2}", "x^2+1", "(1, 2)", "\
 def test_what_stands_around_an_answer_does_not_matter(grader, value, dress):
     assert scored(grader, value, f"Answer: {dress.format(value)}") == 1.0
     answer = extract_answer(f"Answer: {dress.format(value)}")
-    assert answer is not None and canonical(answer) == canonical(value)
+    assert canonical(answer or "") == canonical(value)
 
 
 GOLDS = sorted({gold for gold, _ in [*RIGHT, *WRONG] if gold not in ("nan", "#")})
@@ -611,12 +639,41 @@ def test_equal_forms_mean_equal_answers(grader):
 
 def test_equal_numbers_share_a_form():
     """So that their votes count together without any comparison."""
-    same = ["42", "42.", "$42$", "\\(42\\)", "**42**", "\\boxed{42}", "42.0", "84/2", "+42", " 42 ", "\\text{42}", "42!", "42,", "４２", "42\\\\"]
+    same = [
+        "42",
+        "42.",
+        "$42$",
+        "\\(42\\)",
+        "**42**",
+        "\\boxed{42}",
+        "42.0",
+        "84/2",
+        "+42",
+        " 42 ",
+        "\\text{42}",
+        "42!",
+        "42,",
+        "４２",
+        "42\\\\",
+    ]
     assert {canonical(a) for a in same} == {"42"}
-    half = ["0.5", "\\frac{1}{2}", "\\dfrac{1}{2}", "1/2.", "½", "\\frac12", ".5", "5e-1", "2/4", "\\tfrac{1}{2}", "$\\left(\\frac{1}{2}\\right)$"]
+    half = [
+        "0.5",
+        "\\frac{1}{2}",
+        "\\dfrac{1}{2}",
+        "1/2.",
+        "½",
+        "\\frac12",
+        ".5",
+        "5e-1",
+        "2/4",
+        "\\tfrac{1}{2}",
+        "$\\left(\\frac{1}{2}\\right)$",
+    ]
     assert {canonical(a) for a in half} == {"1/2"}
 
 
 def test_no_answer_is_equal_to_nan(grader):
     for a, b in itertools.product(["nan", "NaN", "$nan$", "-nan"], ["nan", "42", "\\infty", "0", "inf"]):
-        assert not grader.equivalent(a, b) and not grader.equivalent(b, a)
+        assert not grader.equivalent(a, b)
+        assert not grader.equivalent(b, a)

@@ -114,7 +114,13 @@ def test_pools_of_every_kind_grade_right(method):
 def test_the_shared_grader_of_the_module_is_another_one_after_a_fork():
     assert grade("math", "\\sqrt{4}", "Answer: \\frac{\\sqrt{16}}{2}") == 1.0
     worker = grading._shared_grader()._worker
-    child = in_a_fork(lambda: (grading._shared_grader()._worker is None, equivalent("\\sqrt{9}", "\\sqrt{3}\\sqrt{3}"), equivalent("\\sqrt{9}", "\\sqrt{8}")))
+    child = in_a_fork(
+        lambda: (
+            grading._shared_grader()._worker is None,
+            equivalent("\\sqrt{9}", "\\sqrt{3}\\sqrt{3}"),
+            equivalent("\\sqrt{9}", "\\sqrt{8}"),
+        )
+    )
     assert said(child) == "(True, True, False)"
     assert grading._shared_grader()._worker is worker
     assert equivalent("\\sqrt{25}", "\\sqrt{5}\\sqrt{5}")
@@ -164,11 +170,12 @@ def test_no_worker_outlives_the_process_that_started_it():
     workers = {int(line.split()[0]): int(line.split()[1]) for line in (process.stdout.readline(), process.stdout.readline())}
     child = next(pid for pid in workers if pid != process.pid)
     try:
-        assert len({*workers.values()}) == 2 and all(map(alive, workers.values()))
+        assert len({*workers.values()}) == 2
+        assert all(map(alive, workers.values()))
         process.kill()
         process.wait()
         assert gone(workers[process.pid])
-        assert alive(child) and alive(workers[child])
+        assert all(map(alive, (child, workers[child])))
     finally:
         os.kill(child, signal.SIGKILL)
     assert gone(workers[child])

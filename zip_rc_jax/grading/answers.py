@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the signs that people write for others are meant
 """Finding the answer in a response: what voting groups by and what graders score.
 
 What counts as the answer
@@ -32,7 +33,8 @@ from zip_rc_jax.grading import plain
 MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
 
 _MARKER = re.compile(
-    r"\b(?:answers?|ans\.?)(?![A-Za-z])(?:\*|_){0,3}(?:[ \t]{0,3}\([^()\n]{0,40}\))?(?:[ \t]{1,3}(?:is|are))?(?:\*|_){0,3}[ \t]{0,20}(?::(?!:)|：|=(?!=))(?:\*|_){0,3}"
+    r"\b(?:answers?|ans\.?)(?![A-Za-z])(?:\*|_){0,3}(?:[ \t]{0,3}\([^()\n]{0,40}\))?(?:[ \t]{1,3}(?:is|are))?"
+    r"(?:\*|_){0,3}[ \t]{0,20}(?::(?!:)|：|=(?!=))(?:\*|_){0,3}"
     r"|^[ \t]{0,8}(?:#{1,6}[ \t]{1,3}|\*\*|__)[ \t]{0,3}(?:the[ \t])?(?:final[ \t]|correct[ \t])?answers?[ \t]{0,3}(?:\*\*|__)?[ \t]{0,8}$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -40,27 +42,32 @@ _TAG = re.compile(r"<(?:final[_ ]?)?answer>", re.IGNORECASE)
 _TAG_END = re.compile(r"</(?:final[_ ]?)?answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]{0,8}####[ \t]{0,8}(?![A-Za-z]{2})(?=[^\s#])", re.MULTILINE)  # a word begins a heading
 _PHRASE = re.compile(
-    r"\b(?:answers?|(?:correct|right|best)[ \t](?:option|choice|alternative))\b(?:[ \t]to[ \t][^.\n]{1,80}?)?[ \t](?:is|are|was|were|equals|would[ \t]be|will[ \t]be|must[ \t]be|should[ \t]be)\b(?![ \t]*(?:not\b|:))"
+    r"\b(?:answers?|(?:correct|right|best)[ \t](?:option|choice|alternative))\b(?:[ \t]to[ \t][^.\n]{1,80}?)?"
+    r"[ \t](?:is|are|was|were|equals|would[ \t]be|will[ \t]be|must[ \t]be|should[ \t]be)\b(?![ \t]*(?:not\b|:))"
     r"[ \t]{0,3}(?:(?:therefore|thus|then|indeed|simply|just|exactly|hence)\b[ \t]{0,3})?",
     re.IGNORECASE,
 )
-_HYPOTHETICAL = re.compile(r"\b(?:if|whether|suppose|assume|assuming|unless|that)[ \t]+(?:(?:the|my|our|your|final|correct)[ \t]+){0,3}$", re.IGNORECASE)
+_HYPOTHETICAL = re.compile(
+    r"\b(?:if|whether|suppose|assume|assuming|unless|that)[ \t]+(?:(?:the|my|our|your|final|correct)[ \t]+){0,3}$", re.IGNORECASE
+)
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{\s*\}")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\[{}\\]|[{}]")  # escaped braces are text
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]{1,3}([^\s{}$\\]{1,100})")
 _BETWEEN_BOXES = re.compile(r"(?:\s|\$|,|;|\\[()\[\],;]|\\quad|\\text\s?\{\s?(?:and|or)\s?\}|\b(?:and|or)\b)*", re.IGNORECASE)
 _THOUGHTS = re.compile(r"</(?:think|thinking|thought|thoughts|reasoning)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 _RUN_ON = re.compile(
-    r"(?:^|(?<=\s))[#*>\[ \t]{0,6}(?:(?:Next|New|Another)[ \t])?(?:Question|QUESTION|Problem|PROBLEM|Human|HUMAN|User|USER|Exercise|Instruction|Student|Q)"
+    r"(?:^|(?<=\s))[#*>\[ \t]{0,6}(?:(?:Next|New|Another)[ \t])?"
+    r"(?:Question|QUESTION|Problem|PROBLEM|Human|HUMAN|User|USER|Exercise|Instruction|Student|Q)"
     r"(?:[ \t]{0,2}#?[0-9]{1,4})?\*{0,2}(?::|：|\.(?=\s)|\)(?=\s))"
     r"|^[#*\s]{0,6}(?:question|problem|human|user|q|example|exercise|task)(?:[ \t]{0,2}#?[0-9]{1,4})?\*{0,2}[ \t]{0,3}:"
     r"|^[ \t]{0,3}#{1,4}[ \t](?:Question|Problem|Human|User|Instruction|Input|Example|Exercise|Task)\b"
-    r"|<\|?(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|user|end|start_header_id|end_of_turn|start_of_turn)\|?>|</s>|<eos>|\[INST\]",
+    r"|<\|?(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|user|end"
+    r"|start_header_id|end_of_turn|start_of_turn)\|?>|</s>|<eos>|\[INST\]",
     re.MULTILINE,
 )
 _LABEL = re.compile(
-    r"[ \t#*_>-]{0,8}(?:explanation|confidence|reason|reasoning|rationale|justification|check|checking|verification|verify|note|proof|solution|"
-    r"steps?|because|units?|source|sources|time|certainty|probability|score|comment|remark|hint|working|calculation|method|summary|conclusion|"
+    r"[ \t#*_>-]{0,8}(?:explanation|confidence|reason|reasoning|rationale|justification|check|checking|verification|verify|note|proof|"
+    r"solution|steps?|because|units?|source|sources|time|certainty|probability|score|comment|remark|hint|working|calculation|method|summary|conclusion|"
     r"question|q|problem|human|user|assistant|system|instruction|input|example|exercise|task|difficulty|topic|tags?|references?|therefore|"
     r"thought|final answer|answer)\b(?:[ \t][^:\n]{0,40})?[*_]{0,3}[ \t]{0,3}[:：]",
     re.IGNORECASE,
@@ -68,8 +75,10 @@ _LABEL = re.compile(
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:['’-][A-Za-z]+)*")
 _GRID_TOKEN = re.compile(r"-?[0-9]{1,4}|[._<>^vQX∧∨˄˅❌✅#*+|-]+")
 _REMARK = re.compile(
-    r"(?<!\bsq)(?<!\bcu)(?<!\bRs)[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
-    r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|therefore)\b"
+    r"(?<!\bsq)(?<!\bcu)(?<!\bRs)[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])"
+    r"|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
+    r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|"
+    r"therefore)\b"
     r"|[ \t]+(?:[—–-]{1,3}|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})|:[ \t]+(?=[A-Za-z]{3})",
 )
 
@@ -145,9 +154,9 @@ def _stated(text: str, begin: int, after: int, kind: str) -> str:
         return _refined(_line(text, after).strip())
     tail = text[after:]
     block = _block(tail)
-    inner = _PHRASE.search(block)
-    if inner is not None and block[inner.end() :].strip() and len(block[: inner.start()].split()) <= 4:  # "Final Answer: The final answer is 4"
-        block = block[inner.end() :].lstrip("} ")
+    again = _PHRASE.search(block)  # "Final Answer: The final answer is 4"
+    if again is not None and block[again.end() :].strip() and len(block[: again.start()].split()) <= 4:
+        block = block[again.end() :].lstrip("} ")
     boxed = _last_boxes(_EMPTY_BOX.sub("", block))
     if boxed:
         return boxed
@@ -157,7 +166,7 @@ def _stated(text: str, begin: int, after: int, kind: str) -> str:
 
 
 def _block_end(text: str, statement: tuple[int, int, str]) -> int:
-    begin, after, kind = statement
+    _, after, kind = statement
     if kind == "tag":
         close = _TAG_END.search(text, after)
         return close.start() if close else len(text)
@@ -197,9 +206,12 @@ def _block(tail: str) -> str:
         elif not line.strip():
             blank.append(line)
             continue
-        elif _LABEL.match(line) or line.lstrip().startswith("```") or (blank and not (_is_grid_line(previous) and _is_grid_line(line))):
-            break
-        elif (short or opened) and _is_prose(line, strict=opened or _is_value(first)):
+        elif (
+            _LABEL.match(line)
+            or line.lstrip().startswith("```")
+            or (blank and not (_is_grid_line(previous) and _is_grid_line(line)))
+            or ((short or opened) and _is_prose(line, strict=opened or _is_value(first)))
+        ):
             break
         taken += [*blank, line]
         blank, previous = [], line
@@ -287,7 +299,10 @@ def _number_of_sentence(text: str) -> str | None:
     figures = _FIGURE.findall(text)
     if len(figures) != 1 or len(re.findall(r"[0-9]+(?:[.,][0-9]+)*", text)) != 1 or len(_WORD.findall(text)) < 3 or _HEDGES.search(text):
         return None
-    verb = re.search(r"\b(?:is|are|was|were|has|have|had|gets?|costs?|equals?|sold|earns?|earned|makes?|made|needs?|takes?|pays?|paid|spent|will|can)\b", text)
+    verb = re.search(
+        r"\b(?:is|are|was|were|has|have|had|gets?|costs?|equals?|sold|earns?|earned|makes?|made|needs?|takes?|pays?|paid|spent|will|can)\b",
+        text,
+    )
     return figures[0] if verb and verb.start() < text.index(figures[0]) else None
 
 
@@ -306,9 +321,12 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
             box = opened.pop() if opened else None
             if box is not None:
                 found.append((box[0], brace.end(), box[1]))
-        elif brace.group() == "{" or brace.group()[-1] == "{" and len(brace.group()) > 2:
+        elif brace.group() == "{" or (brace.group()[-1] == "{" and len(brace.group()) > 2):
             opened.append((brace.start(), brace.end()) if len(brace.group()) > 2 else None)
-    return sorted([(b, e, text[c : e - 1]) for b, e, c in _last_few(found, text)] + [(m.start(), m.end(), m[1].rstrip(".,;!")) for m in _last_bare(text)])
+    return sorted(
+        [(b, e, text[c : e - 1]) for b, e, c in _last_few(found, text)]
+        + [(m.start(), m.end(), m[1].rstrip(".,;!")) for m in _last_bare(text)]
+    )
 
 
 def _last_few(found: list[tuple[int, int, int]], text: str) -> Iterator[tuple[int, int, int]]:

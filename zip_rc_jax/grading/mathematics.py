@@ -25,7 +25,9 @@ from sympy.core.relational import Relational
 
 DIGITS, AGREE = 60, 45
 # Signs and sizes differ, so that |x| and x, or sqrt(x) and its square, fall apart.
-POINTS = [sympy.Rational(p, q) for p, q in ((7, 5), (-13, 11), (17, 3), (-31, 7), (5, 19), (43, 9), (-2, 23), (101, 13), (-57, 17), (3, 29))]
+POINTS = [
+    sympy.Rational(p, q) for p, q in ((7, 5), (-13, 11), (17, 3), (-31, 7), (5, 19), (43, 9), (-2, 23), (101, 13), (-57, 17), (3, 29))
+]
 _NORMAL = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none", equations=False)
 _DECIMAL = re.compile(r"(-?)([0-9]*)\.([0-9]{6,})")
 

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the signs that people write for others are meant
 """Reading answers as people write them: numbers, units, choices, lists. Pure Python, no imports beyond the standard library.
 
 `read` makes a tree of an answer, `same` compares two trees. What is no plain form is left as LaTeX to a judge (math-verify in the worker).
@@ -32,11 +33,19 @@ MAX_BITS = 40_000  # of a numerator or denominator
 Node = tuple[Any, ...]
 Judge = Callable[[str, str], bool]
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 FUNCTION_WORDS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp pi sqrt cbrt abs max min gcd lcm mod det theta alpha beta gamma "
-    "delta lambda mu sigma phi omega rho tau epsilon inf infinity lim int sum prod floor ceil and or dx dy dt".split()
+    _words(
+        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp pi sqrt cbrt abs max min gcd lcm mod det "
+        "theta alpha beta gamma delta lambda mu sigma phi omega rho tau epsilon inf infinity lim int sum prod floor ceil and or "
+        "dx dy dt"
+    )
 )
-_SUPERSCRIPTS = {**dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))}
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
 _SYMBOLS = {
     "−": "-", "‐": "-", "‑": "-", "﹣": "-", "–": "-", "—": "-", "×": "\\times ", "✕": "\\times ", "⋅": "\\cdot ", "·": "\\cdot ",
@@ -45,9 +54,14 @@ _SYMBOLS = {
     "∅": "\\emptyset ", "∈": "\\in ", "º": "°", "˚": "°", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "θ": "\\theta ",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "λ": "\\lambda ", "σ": "\\sigma ", "φ": "\\phi ",
     "ω": "\\omega ", "ρ": "\\rho ", "τ": "\\tau ", "Δ": "\\Delta ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
-    "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...", "。": ".", "，": ",", "、": ", ", "；": ";", "：": ":", "✓": "", "✔": "", "✅": "", "☑": "", "\ufe0f": "", "∛": "\\sqrt[3]",
+    "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...",
+    "。": ".", "，": ",", "、": ", ", "；": ";", "：": ":",
+    "✓": "", "✔": "", "✅": "", "☑": "", "\ufe0f": "", "∛": "\\sqrt[3]",
 }  # fmt: skip
-_SPACES = re.compile(r"(?<!\\)\\[,;:!>](?![A-Za-z])|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|~|(?<!\\)\\ |\{\}")
+_SPACES = re.compile(
+    r"(?<!\\)\\[,;:!>](?![A-Za-z])|~|(?<!\\)\\ |\{\}"
+    r"|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])"
+)
 _COMMANDS = [
     (re.compile(r"\\(?:left|right)(?![A-Za-z])\s*\.?"), ""),
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![A-Za-z])"), r"\\frac"),
@@ -68,7 +82,10 @@ _COMMANDS = [
     (re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])"), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*([0-9]+|[A-Za-z])"), r"\\sqrt{\1}"),
 ]  # fmt: skip
-_TEXT = r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf|operatorname|emph|underline|boldsymbol|bm)"
+_TEXT = (
+    r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf|operatorname|emph|underline"
+    r"|boldsymbol|bm)"
+)
 _TEXT_GROUP = re.compile(_TEXT + r"\s?\{([^{}]*)\}")
 _WRAPPER = re.compile(r"(?:" + _TEXT + r"|\\(?:boxed|fbox|displaystyle))\s?\{")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'), ("*", "*"))
@@ -86,7 +103,13 @@ def clean(text: str) -> str:
         text = text.removesuffix("\\\\").strip()
         for left, right in _DELIMITERS:
             inner = text[len(left) : len(text) - len(right)]
-            if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right) and left not in inner and right not in inner:
+            if (
+                len(text) > len(left) + len(right)
+                and text.startswith(left)
+                and text.endswith(right)
+                and left not in inner
+                and right not in inner
+            ):
                 text = inner.strip()
                 break
         wrapper = _WRAPPER.match(text)
@@ -419,11 +442,13 @@ def _define(dimension: str, entries: dict[str, Fraction | int]) -> None:
 
 _define("length", {
     "m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter centimetre": _F(1, 100), "mm millimeter millimetre": _F(1, 1000),
-    "nm nanometer": _F(1, 10**9), "µm μm micrometer micron": _F(1, 10**6), "in inch inches": _F(254, 10**4), "ft foot feet": _F(3048, 10**4),
+    "nm nanometer": _F(1, 10**9), "µm μm micrometer micron": _F(1, 10**6), "in inch inches": _F(254, 10**4),
+    "ft foot feet": _F(3048, 10**4),
     "yd yard": _F(9144, 10**4), "mi mile": _F(1609344, 1000),
 })  # fmt: skip
 _define("mass", {
-    "g gram gramme gm": 1, "kg kilogram kilo": 1000, "mg milligram": _F(1, 1000), "lb lbs pound": _F(45359237, 10**5), "oz ounce": _F(45359237, 1600000),
+    "g gram gramme gm": 1, "kg kilogram kilo": 1000, "mg milligram": _F(1, 1000),
+    "lb lbs pound": _F(45359237, 10**5), "oz ounce": _F(45359237, 1600000),
     "tonne": 10**6,
 })  # fmt: skip
 _define("time", {
@@ -454,16 +479,29 @@ _define("count", {"unit": 1})
 
 _ONE_LETTER = frozenset("msghljwnv")
 _NOT_UNITS = frozenset(
-    "is are was were because since as and or not nor times plus minus over divided than if but when so then to mod choose squared cubed "
-    "equals equal by with without where which that this have has had neither either maybe all none both the a an from into for at only "
-    "half twice solution solutions answer approximately about times pi".split()
+    _words(
+        "is are was were because since as and or not nor times plus minus over divided than if but when so then to mod choose "
+        "squared cubed equals equal by with without where which that this have has had neither either maybe all none both the a "
+        "an from into for at only half twice solution solutions answer approximately about times pi"
+    )
 ) | (FUNCTION_WORDS - {"min"})
 _SCALE_WORDS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_TRAILING_ADJECTIVES = frozenset("long tall high wide deep away old total altogether each left remaining apart exactly only".split())
+_TRAILING_ADJECTIVES = frozenset(
+    ["long", "tall", "high", "wide", "deep", "away", "old", "total", "altogether", "each", "left", "remaining", "apart", "exactly", "only"]
+)
 
 
 def _singular(word: str) -> str:
-    for ending, replacement in (("ies", "y"), ("sses", "ss"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("ss", "ss"), ("us", "us"), ("s", "")):
+    for ending, replacement in (
+        ("ies", "y"),
+        ("sses", "ss"),
+        ("ches", "ch"),
+        ("shes", "sh"),
+        ("xes", "x"),
+        ("ss", "ss"),
+        ("us", "us"),
+        ("s", ""),
+    ):
         if word.endswith(ending) and len(word) > len(ending) + 1:
             return word[: -len(ending)] + replacement
     return word
@@ -481,7 +519,9 @@ def unit(text: str) -> tuple[Any, ...] | None:
     """A unit in normal form, or None. Known: ("known", ((dimension, power), ...), scale). Others: ("noun", head, phrase)."""
     text = _TEXT_GROUP.sub(r" \1 ", text)
     text = re.sub(r"\^\s?\{\s?(-?[0-9])\s?\}", r"^\1", text)
-    text = " ".join(text.replace("\\$", "$").replace("\\cdot", "*").replace("\\ ", " ").replace("{", " ").replace("}", " ").split()).strip(" .,")
+    text = " ".join(text.replace("\\$", "$").replace("\\cdot", "*").replace("\\ ", " ").replace("{", " ").replace("}", " ").split()).strip(
+        " .,"
+    )
     text = re.sub(r"\s*\^\s*(?=-?[0-9])", "^", text)
     if not text or len(text) > 80:
         return None
@@ -490,7 +530,7 @@ def unit(text: str) -> tuple[Any, ...] | None:
     known = _known_unit(text)
     if known is not None:
         return known
-    words = [w for w in text.split()]
+    words = list(text.split())
     if any(not re.fullmatch(r"[A-Za-z][A-Za-z'-]*\.?", w) for w in words) or len(words) > 6:
         return None
     lowered = [w.lower().strip(".") for w in words]
@@ -501,7 +541,9 @@ def unit(text: str) -> tuple[Any, ...] | None:
             return known
     if lowered[-1:] and lowered[-1] == "total" and len(lowered) > 1 and lowered[-2] == "in":
         lowered = lowered[:-2]
-    if any(w in _NOT_UNITS for w in lowered[:1]) or any(w in _NOT_UNITS - {"the", "a", "an", "for", "with", "from", "at", "by", "to"} for w in lowered):
+    if any(w in _NOT_UNITS for w in lowered[:1]) or any(
+        w in _NOT_UNITS - {"the", "a", "an", "for", "with", "from", "at", "by", "to"} for w in lowered
+    ):
         return None
     if len(lowered[0]) < 3 and len(lowered) == 1:
         return None
@@ -556,7 +598,9 @@ def _one_letter_ok(text: str, spaced: bool) -> bool:
     return not (len(bare) == 1 and bare.isalpha()) or ((spaced or "\\" in text) and bare in _ONE_LETTER | {"L", "W", "N", "V", "J"})
 
 
-_CURRENCY = re.compile(r"^([-+]?)\s*(?:(?:US)?\\?\$|\\text\{\\\$\}|€|£|¥|₹|\\pounds|\\euro(?:\{\})?|(?:USD|EUR|GBP|Rs\.?)(?=[\s0-9]))\s*([-+]?)(?=\s*[0-9.(\\])")
+_CURRENCY = re.compile(
+    r"^([-+]?)\s*(?:(?:US)?\\?\$|\\text\{\\\$\}|€|£|¥|₹|\\pounds|\\euro(?:\{\})?|(?:USD|EUR|GBP|Rs\.?)(?=[\s0-9]))\s*([-+]?)(?=\s*[0-9.(\\])"
+)
 _LITERAL = re.compile(
     r"[-+]?\s*(?:\\frac\s?\{\s*[0-9]+\s*\}\s?\{\s*[0-9]+\s*\}"
     r"|" + _FIGURES + r"(?:[eE][-+]?[0-9]{1,5}(?![0-9A-Za-z]))?(?:\s?\\frac\s?\{\s*[0-9]+\s*\}\s?\{\s*[0-9]+\s*\}|\s[0-9]+/[0-9]+|/[0-9]+)?"
@@ -625,7 +669,9 @@ _NAME = re.compile(
 _RELATION = re.compile(r"\\(?:le|ge|ne|lt|gt|subset|in|notin|equiv|sim)(?![A-Za-z])|[<>]")
 _SEPARATOR = re.compile(r",|;|\s(?:and|or|And|Or)\s|\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
-_LEAD_IN = re.compile(r"^(?:it(?: is|'s)|exactly|just|only|simply|precisely|the (?:result|value|total|sum) is|we (?:get|have))\s+(?=\S)", re.IGNORECASE)
+_LEAD_IN = re.compile(
+    r"^(?:it(?: is|'s)|exactly|just|only|simply|precisely|the (?:result|value|total|sum) is|we (?:get|have))\s+(?=\S)", re.IGNORECASE
+)
 _NAN = re.compile(r"[-+]?\s*(?:nan|\\?text\{nan\})[ij]?", re.IGNORECASE)
 _NAN_PART = re.compile(r"(?<![A-Za-z])nan[ij]?(?![A-Za-z])", re.IGNORECASE)
 _INFINITY = re.compile(r"([-+]?)\s*(?:\\infty|inf|infinity|oo)", re.IGNORECASE)
@@ -687,9 +733,9 @@ def _tree(text: str, depth: int) -> Node:
         if all(p is not None for p in parts) and any(parts):
             whole = next(p for p in parts if p)
             return ("ratio", tuple(p / whole for p in parts), parts[0] / parts[1] if len(parts) == 2 and parts[1] else None)  # type: ignore[operator]
-    mark = _TEXT_CHOICE.match(text)
-    if mark:
-        text = f"{mark[1]} {text[mark.end() :].strip()}".strip()
+    upright = _TEXT_CHOICE.match(text)
+    if upright:
+        text = f"{upright[1]} {text[upright.end() :].strip()}".strip()
     letter = _LETTER.fullmatch(text)
     if letter:
         return ("word", letter[1].lower())
@@ -738,11 +784,17 @@ def _are_words(text: str) -> bool:
     """Words, unlike products such as xy z and differences such as p-q: hyphens join parts of two letters or more."""
     tokens = [t.strip(".,!?:;&") for t in text.split()]
     long = [bool(re.fullmatch(r"[^\W\d_]{2,}(?:[-.][^\W\d_]{2,})*", t)) for t in tokens]
-    return any(long) and all(ok or not t or (len(t) == 1 and t.isalpha()) for ok, t in zip(long, tokens, strict=True)) and text not in FUNCTION_WORDS
+    return (
+        any(long)
+        and all(ok or not t or (len(t) == 1 and t.isalpha()) for ok, t in zip(long, tokens, strict=True))
+        and text not in FUNCTION_WORDS
+    )
 
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = _words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def _number_in_words(text: str) -> int | None:
@@ -979,7 +1031,11 @@ def _same_numbers(a: Node, b: Node) -> bool:
         if _same_values(a[1], a[3], b[1], b[3]):
             return True
         for one, other, mark in ((a, b, unit_a), (b, a, unit_b)):
-            if mark == ("%",) and other[2] is None and _same_values(one[1] / 100, None if one[3] is None else one[3] + 2, other[1], other[3]):
+            if (
+                mark == ("%",)
+                and other[2] is None
+                and _same_values(one[1] / 100, None if one[3] is None else one[3] + 2, other[1], other[3])
+            ):
                 return True
         return False
     if unit_a[0] != unit_b[0]:
@@ -1067,12 +1123,14 @@ def _in_any_order(first: tuple[Node, ...], second: tuple[Node, ...], judge: Judg
     return True
 
 
-_COMMON_WORDS = frozenset("no on am ma as at it is of or by be he if in me my us up we do go to so an".split())
+_COMMON_WORDS = frozenset(_words("no on am ma as at it is of or by be he if in me my us up we do go to so an"))
 
 
 def _product_letters(a: str, b: str) -> bool:
     """ab and ba are one product; listen and silent are two words."""
-    return sorted(a) == sorted(b) and len(a) <= 3 and a.isalpha() and not {a, b} & _COMMON_WORDS and (len(a) == 2 or not set(a) & set("aeiou"))
+    return (
+        sorted(a) == sorted(b) and len(a) <= 3 and a.isalpha() and not {a, b} & _COMMON_WORDS and (len(a) == 2 or not set(a) & set("aeiou"))
+    )
 
 
 def _is_relation(text: str) -> bool:
@@ -1113,7 +1171,9 @@ def latex(node: Node) -> str:
     return prepared(str(node[1]))
 
 
-_NAMES = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|pi|theta|alpha|beta|gamma|lambda|sigma|omega|phi|infinity)(?![A-Za-z])")
+_NAMES = re.compile(
+    r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|pi|theta|alpha|beta|gamma|lambda|sigma|omega|phi|infinity)(?![A-Za-z])"
+)
 
 
 def prepared(text: str) -> str:
@@ -1127,7 +1187,7 @@ def prepared(text: str) -> str:
     text = _arguments(text, "\\sqrt[3]", "{", "}")
     text = _arguments(text, "abs", "|", "|")
     text = _arguments(text, "exp", "e^{", "}", keep=False)
-    text = _NAMES.sub(lambda m: ("\\infty " if m[1] == "infinity" else "\\" + m[1] + " "), text)
+    text = _NAMES.sub(lambda m: "\\infty " if m[1] == "infinity" else "\\" + m[1] + " ", text)
     text = _arguments(text, "^", "{", "}")
     text = re.sub(r"\^\s?([-+]?[0-9]+(?:\.[0-9]+)?|-[A-Za-z])", r"^{\1}", text)
     text = text.replace("%", "\\%").replace("°", "^{\\circ}")
