@@ -21,14 +21,18 @@ from zip_rc_jax.grading.grader import Grader
 
 JUNK = [
     *["nan", "NaN", "-nan", "nan+nanj", "nanj", "nani", "nan,nan", "[nan,nan]", "[[nan]]", "(nan,nan)", "nan°", "nan/nan", "nan%", "$nan"],
-    *["inf", "-inf", "Infinity", "-Infinity", "infj", "1e999", "-1e999", "1e400j", "inf,inf", "[Infinity]", "1e308", "1e-308", "4e-324", "-1e-400"],  # noqa: E501
+    *["inf", "-inf", "Infinity", "-Infinity", "infj", "1e999", "-1e999", "1e400j", "inf,inf", "[Infinity]"],
+    *["1e308", "1e-308", "4e-324", "-1e-400"],
     *["True", "False", "None", "true", "false", "null", "[true]", "[false]", "yes", "no", "none", "Yes", "No"],
     *["[]", "{}", "()", "''", '""', "[[]]", "[{}]", "[null]", '[""]', "[None]", '{"a":1}', '{"0":0}', "[[0]]", "[[1]]", "[0]", "[1]"],
     *["0", "1", "-1", "0.0", "-0", "+0", "00", "0/1", "1/1", "1_0", "٣", "½", "0x10", "1e5", "1j", "0j", "1+0j"],
-    *["x", "y", "C", "I", "E", "pi", "oo", "zoo", "S.NaN", "*", "+", "-", "/", "=", "->", "...", ".", ",", ";", "|", "_", "$", "^", "\\", "#", "!"],  # noqa: E501
+    *["x", "y", "C", "I", "E", "pi", "oo", "zoo", "S.NaN", "*", "+", "-", "/", "=", "->", "...", ".", ",", ";", "|"],
+    *["_", "$", "^", "\\", "#", "!"],
     *["A", "B", "a", "not", "impossible", "empty", "banana", "x==x", "U", "R", "LRUD"],
     "No solution", "lambda: 0", "[i for i in range(3)]", "the answer", "A" * 3000, "9" * 400, "1" * 400, "0 " * 500,
 ]  # fmt: skip
+
+SLOW = {"knight_swap"}  # making one of its problems takes longer than an answer may
 
 
 def changed(gold: str) -> list[str]:
@@ -65,7 +69,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     wrong, lost, seen = [], [], 0
     with Grader(timeout=5.0) as grader:
-        for name in sorted(DATASETS):
+        for name in sorted(set(DATASETS) - SLOW):
             try:
                 found = problems(TaskConfig(name=name), "train", 2)
             except UsageError:  # one of several datasets, or none of its problems has a reference answer
@@ -77,7 +81,7 @@ def main() -> None:
                 if full < 1.0 and p.answer.strip() not in ("", "None"):
                     lost.append([name, p.answer, full])
                 others = changed(p.answer) if name not in ("codeio", "number_sorting") else []
-                for answer in [*JUNK, *others]:
+                for answer in [*(JUNK if p is found[0] else []), *others]:
                     if equal_or_close(answer, p.answer):
                         continue
                     if grader.score(p, f"Answer: {answer}") >= 1.0:

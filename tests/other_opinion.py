@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the signs that people write for others are meant
 """Where math-verify, on the whole response, differs from the hand in tests/test_answer_pairs.py; each group with the reason."""
 
 OTHER_OPINION = {
@@ -89,7 +90,7 @@ OTHER_OPINION = {
         ("\\infty", "Answer: infinity"),
         ("-\\infty", "Answer: -∞"),
     ],
-    "It reads plain text only in part: no signs such as ½, −, ×, √, ≥, no brackets, no lists, no 1e-5, no mixed numbers; no LaTeX without delimiters.": [  # noqa: E501
+    "It reads little plain text: no ½, −, ×, √, ≥, brackets, lists, 1e-5 or mixed numbers, and no LaTeX without delimiters.": [
         ("1e-05", "Answer: 0.00001"),
         ("1500", "Answer: 1.5E+3"),
         ("1.6\\times 10^{-19}", "Answer: 1.6 × 10⁻¹⁹"),

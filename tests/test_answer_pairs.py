@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the signs that people write for others are meant
 r"""Which responses answer which reference: pairs decided by hand, in both directions.
 
 `RIGHT` and `WRONG` hold (reference answer, response). Nothing here was taken from what a program said. math-verify, on the whole
@@ -611,8 +612,7 @@ VALUES = [
 def test_what_stands_around_an_answer_does_not_matter(grader, value, dress):
     assert scored(grader, value, f"Answer: {dress.format(value)}") == 1.0
     answer = extract_answer(f"Answer: {dress.format(value)}")
-    assert answer is not None
-    assert canonical(answer) == canonical(value)
+    assert canonical(answer or "") == canonical(value)
 
 
 GOLDS = sorted({gold for gold, _ in [*RIGHT, *WRONG] if gold not in ("nan", "#")})

@@ -63,7 +63,7 @@ from zip_rc_jax.grading.grader import Grader, equivalent, grade
         ('Answer: {\n  "a": 1\n}\nThis is why.', '{\n  "a": 1\n}'),
         ("Answer: $$\n\\frac{1}{2}\n$$\nas we said", "$$\n\\frac{1}{2}\n$$"),
         ("Answer: \\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}\nDone now", "\\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}"),
-        ("Answer: Move disk 1 from Peg 1 to Peg 2\nMove disk 2 from Peg 1 to Peg 3", "Move disk 1 from Peg 1 to Peg 2\nMove disk 2 from Peg 1 to Peg 3"),  # noqa: E501
+        ("Answer: Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3", "Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3"),
         ("Answer: Tom is a knave, and Ann is a knight.", "Tom is a knave, and Ann is a knight."),
         ("Answer: 4\r\nConfidence: 90%", "4"),
         ("Answer: Note: 4", "Note: 4"),
@@ -80,18 +80,50 @@ def test_what_counts_as_the_answer(text, answer):
 
 MEGA = 1_000_000
 HOSTILE = {
-    "digits": "9" * MEGA, "spaces": "Answer:" + " " * MEGA, "newlines": "Answer: 4" + "\n" * MEGA, "markers": "Answer: 4\n" * (MEGA // 10),
-    "answer words": "answer " * (MEGA // 7), "phrases": "the answer is " * (MEGA // 14), "to": "the answer to " * (MEGA // 14), "stars": "Answer: " + "*" * MEGA,  # noqa: E501
-    "hashes": "####" * (MEGA // 4), "hash lines": "#### 4\n" * (MEGA // 7), "boxes": "\\boxed{4}" * (MEGA // 9), "nested": "\\boxed{" * (MEGA // 7),  # noqa: E501
-    "nested closed": "\\boxed{" * (MEGA // 14) + "}" * (MEGA // 14), "nested full": "\\boxed{4" * (MEGA // 14) + "}" * (MEGA // 14), "and boxes": "\\boxed{4} and " * (MEGA // 14),  # noqa: E501
-    "tags": "<answer>" * (MEGA // 8), "tag pairs": "<answer>4</answer>" * (MEGA // 18), "thoughts": "</think>" * (MEGA // 8), "questions": "Answer: 4\nQuestion: " * (MEGA // 21),  # noqa: E501
-    "parentheses": "Answer: " + "(" * MEGA, "closed": "Answer: 4 " + "()" * (MEGA // 2), "remarks": "Answer: 4 (" + "a" * MEGA, "many remarks": "Answer: 4 " + "(aaa " * (MEGA // 5),  # noqa: E501
-    "sentences": "Answer: 4. " + "A b. " * (MEGA // 5), "dots": "Answer: 4" + "." * MEGA, "dot spaces": "Answer: 4" + ". " * (MEGA // 2), "words": "Answer: " + "word " * (MEGA // 5),  # noqa: E501
-    "lines": "Answer: " + "a b\n" * (MEGA // 4), "grid": "Answer: " + "1 2 3\n" * (MEGA // 6), "open braces": "Answer: [" + "1,\n" * (MEGA // 3), "dollars": "Answer: " + "$" * MEGA,  # noqa: E501
-    "labels": "Answer: 4\n" + "Note " * (MEGA // 5), "emphasis": "Answer: **" + "a**" * (MEGA // 3), "figures": "Answer: The sum is " + "4 " * (MEGA // 2), "backslashes": "Answer: " + "\\" * MEGA,  # noqa: E501
-    "text": "Answer: " + "\\text{" * (MEGA // 6), "unicode": "Answer: " + "½" * MEGA, "superscripts": "Answer: x" + "²" * MEGA, "roots": "Answer: " + "√(" * (MEGA // 2), "tabs": "answer\t" * (MEGA // 7),  # noqa: E501
-    "underscores": "answer" + "_" * MEGA + ":", "if": "if the answer is 4 " * (MEGA // 19), "prose": "Answer: " + "It is so and so. " * (MEGA // 17),  # noqa: E501
-}  # fmt: skip
+    "digits": "9" * MEGA,
+    "spaces": "Answer:" + " " * MEGA,
+    "newlines": "Answer: 4" + "\n" * MEGA,
+    "markers": "Answer: 4\n" * (MEGA // 10),
+    "answer words": "answer " * (MEGA // 7),
+    "phrases": "the answer is " * (MEGA // 14),
+    "to": "the answer to " * (MEGA // 14),
+    "stars": "Answer: " + "*" * MEGA,
+    "hashes": "####" * (MEGA // 4),
+    "hash lines": "#### 4\n" * (MEGA // 7),
+    "boxes": "\\boxed{4}" * (MEGA // 9),
+    "nested": "\\boxed{" * (MEGA // 7),
+    "nested closed": "\\boxed{" * (MEGA // 14) + "}" * (MEGA // 14),
+    "nested full": "\\boxed{4" * (MEGA // 14) + "}" * (MEGA // 14),
+    "and boxes": "\\boxed{4} and " * (MEGA // 14),
+    "tags": "<answer>" * (MEGA // 8),
+    "tag pairs": "<answer>4</answer>" * (MEGA // 18),
+    "thoughts": "</think>" * (MEGA // 8),
+    "questions": "Answer: 4\nQuestion: " * (MEGA // 21),
+    "parentheses": "Answer: " + "(" * MEGA,
+    "closed": "Answer: 4 " + "()" * (MEGA // 2),
+    "remarks": "Answer: 4 (" + "a" * MEGA,
+    "many remarks": "Answer: 4 " + "(aaa " * (MEGA // 5),
+    "sentences": "Answer: 4. " + "A b. " * (MEGA // 5),
+    "dots": "Answer: 4" + "." * MEGA,
+    "dot spaces": "Answer: 4" + ". " * (MEGA // 2),
+    "words": "Answer: " + "word " * (MEGA // 5),
+    "lines": "Answer: " + "a b\n" * (MEGA // 4),
+    "grid": "Answer: " + "1 2 3\n" * (MEGA // 6),
+    "open braces": "Answer: [" + "1,\n" * (MEGA // 3),
+    "dollars": "Answer: " + "$" * MEGA,
+    "labels": "Answer: 4\n" + "Note " * (MEGA // 5),
+    "emphasis": "Answer: **" + "a**" * (MEGA // 3),
+    "figures": "Answer: The sum is " + "4 " * (MEGA // 2),
+    "backslashes": "Answer: " + "\\" * MEGA,
+    "text": "Answer: " + "\\text{" * (MEGA // 6),
+    "unicode": "Answer: " + "½" * MEGA,
+    "superscripts": "Answer: x" + "²" * MEGA,
+    "roots": "Answer: " + "√(" * (MEGA // 2),
+    "tabs": "answer\t" * (MEGA // 7),
+    "underscores": "answer" + "_" * MEGA + ":",
+    "if": "if the answer is 4 " * (MEGA // 19),
+    "prose": "Answer: " + "It is so and so. " * (MEGA // 17),
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -105,9 +137,10 @@ def test_no_response_takes_more_than_linear_time(name):
 
 LONG = 3_900  # answers longer than 4,000 characters are not read
 BITS = [
-    "9", "(", ")", "[", "{", "}", "\\{", "$", "\\", "1,", "1/", "-", "+", "2^", "^", "\\frac{", "\\frac{1}{2}", "1 ", " ", "a", "a ", "ab, ", "1 and ", "=", "x=", "x=1, ", "\\text{",  # noqa: E501
-    "\\text{a}", "√", "√(", "²", "½", "\\begin{pmatrix}", "&", "\\\\ ", ".", "0.", "...", "1e9", "e", "!", "%", "°", "$5 ", "km ", "1:", "\\pm ", "\\cup ", "(1,2) \\cup ", "\\boxed{", "*", "**", "1*",  # noqa: E501
-    "sqrt(", "abs(", "exp(", "per ", "million ", "3 1/2 ", "(A) ", "A. ", "nan ", "inf ", "é", "\U0001f600", "\u202e", "٣", "four ", "forty-",  # noqa: E501
+    "9", "(", ")", "[", "{", "}", "\\{", "$", "\\", "1,", "1/", "-", "+", "2^", "^", "\\frac{", "\\frac{1}{2}", "1 ", " ", "a", "a ",
+    "ab, ", "1 and ", "=", "x=", "x=1, ", "\\text{", "\\text{a}", "√", "√(", "²", "½", "\\begin{pmatrix}", "&", "\\\\ ", ".", "0.",
+    "...", "1e9", "e", "!", "%", "°", "$5 ", "km ", "1:", "\\pm ", "\\cup ", "(1,2) \\cup ", "\\boxed{", "*", "**", "1*", "sqrt(",
+    "abs(", "exp(", "per ", "million ", "3 1/2 ", "(A) ", "A. ", "nan ", "inf ", "é", "\U0001f600", "\u202e", "٣", "four ", "forty-",
 ]  # fmt: skip
 
 

@@ -175,8 +175,7 @@ def test_no_worker_outlives_the_process_that_started_it():
         process.kill()
         process.wait()
         assert gone(workers[process.pid])
-        assert alive(child)
-        assert alive(workers[child])
+        assert all(map(alive, (child, workers[child])))
     finally:
         os.kill(child, signal.SIGKILL)
     assert gone(workers[child])

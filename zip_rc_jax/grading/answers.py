@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the signs that people write for others are meant
 """Finding the answer in a response: what voting groups by and what graders score.
 
 What counts as the answer
@@ -32,7 +33,8 @@ from zip_rc_jax.grading import plain
 MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
 
 _MARKER = re.compile(
-    r"\b(?:answers?|ans\.?)(?![A-Za-z])(?:\*|_){0,3}(?:[ \t]{0,3}\([^()\n]{0,40}\))?(?:[ \t]{1,3}(?:is|are))?(?:\*|_){0,3}[ \t]{0,20}(?::(?!:)|：|=(?!=))(?:\*|_){0,3}"  # noqa: E501
+    r"\b(?:answers?|ans\.?)(?![A-Za-z])(?:\*|_){0,3}(?:[ \t]{0,3}\([^()\n]{0,40}\))?(?:[ \t]{1,3}(?:is|are))?"
+    r"(?:\*|_){0,3}[ \t]{0,20}(?::(?!:)|：|=(?!=))(?:\*|_){0,3}"
     r"|^[ \t]{0,8}(?:#{1,6}[ \t]{1,3}|\*\*|__)[ \t]{0,3}(?:the[ \t])?(?:final[ \t]|correct[ \t])?answers?[ \t]{0,3}(?:\*\*|__)?[ \t]{0,8}$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -40,7 +42,8 @@ _TAG = re.compile(r"<(?:final[_ ]?)?answer>", re.IGNORECASE)
 _TAG_END = re.compile(r"</(?:final[_ ]?)?answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]{0,8}####[ \t]{0,8}(?![A-Za-z]{2})(?=[^\s#])", re.MULTILINE)  # a word begins a heading
 _PHRASE = re.compile(
-    r"\b(?:answers?|(?:correct|right|best)[ \t](?:option|choice|alternative))\b(?:[ \t]to[ \t][^.\n]{1,80}?)?[ \t](?:is|are|was|were|equals|would[ \t]be|will[ \t]be|must[ \t]be|should[ \t]be)\b(?![ \t]*(?:not\b|:))"  # noqa: E501
+    r"\b(?:answers?|(?:correct|right|best)[ \t](?:option|choice|alternative))\b(?:[ \t]to[ \t][^.\n]{1,80}?)?"
+    r"[ \t](?:is|are|was|were|equals|would[ \t]be|will[ \t]be|must[ \t]be|should[ \t]be)\b(?![ \t]*(?:not\b|:))"
     r"[ \t]{0,3}(?:(?:therefore|thus|then|indeed|simply|just|exactly|hence)\b[ \t]{0,3})?",
     re.IGNORECASE,
 )
@@ -53,16 +56,18 @@ _BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]{1,3}([^\s{}$\\]{1,100})")
 _BETWEEN_BOXES = re.compile(r"(?:\s|\$|,|;|\\[()\[\],;]|\\quad|\\text\s?\{\s?(?:and|or)\s?\}|\b(?:and|or)\b)*", re.IGNORECASE)
 _THOUGHTS = re.compile(r"</(?:think|thinking|thought|thoughts|reasoning)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 _RUN_ON = re.compile(
-    r"(?:^|(?<=\s))[#*>\[ \t]{0,6}(?:(?:Next|New|Another)[ \t])?(?:Question|QUESTION|Problem|PROBLEM|Human|HUMAN|User|USER|Exercise|Instruction|Student|Q)"  # noqa: E501
+    r"(?:^|(?<=\s))[#*>\[ \t]{0,6}(?:(?:Next|New|Another)[ \t])?"
+    r"(?:Question|QUESTION|Problem|PROBLEM|Human|HUMAN|User|USER|Exercise|Instruction|Student|Q)"
     r"(?:[ \t]{0,2}#?[0-9]{1,4})?\*{0,2}(?::|：|\.(?=\s)|\)(?=\s))"
     r"|^[#*\s]{0,6}(?:question|problem|human|user|q|example|exercise|task)(?:[ \t]{0,2}#?[0-9]{1,4})?\*{0,2}[ \t]{0,3}:"
     r"|^[ \t]{0,3}#{1,4}[ \t](?:Question|Problem|Human|User|Instruction|Input|Example|Exercise|Task)\b"
-    r"|<\|?(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|user|end|start_header_id|end_of_turn|start_of_turn)\|?>|</s>|<eos>|\[INST\]",
+    r"|<\|?(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|user|end"
+    r"|start_header_id|end_of_turn|start_of_turn)\|?>|</s>|<eos>|\[INST\]",
     re.MULTILINE,
 )
 _LABEL = re.compile(
-    r"[ \t#*_>-]{0,8}(?:explanation|confidence|reason|reasoning|rationale|justification|check|checking|verification|verify|note|proof|solution|"  # noqa: E501
-    r"steps?|because|units?|source|sources|time|certainty|probability|score|comment|remark|hint|working|calculation|method|summary|conclusion|"
+    r"[ \t#*_>-]{0,8}(?:explanation|confidence|reason|reasoning|rationale|justification|check|checking|verification|verify|note|proof|"
+    r"solution|steps?|because|units?|source|sources|time|certainty|probability|score|comment|remark|hint|working|calculation|method|summary|conclusion|"
     r"question|q|problem|human|user|assistant|system|instruction|input|example|exercise|task|difficulty|topic|tags?|references?|therefore|"
     r"thought|final answer|answer)\b(?:[ \t][^:\n]{0,40})?[*_]{0,3}[ \t]{0,3}[:：]",
     re.IGNORECASE,
@@ -70,8 +75,10 @@ _LABEL = re.compile(
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:['’-][A-Za-z]+)*")
 _GRID_TOKEN = re.compile(r"-?[0-9]{1,4}|[._<>^vQX∧∨˄˅❌✅#*+|-]+")
 _REMARK = re.compile(
-    r"(?<!\bsq)(?<!\bcu)(?<!\bRs)[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"  # noqa: E501
-    r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|therefore)\b"  # noqa: E501
+    r"(?<!\bsq)(?<!\bcu)(?<!\bRs)[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])"
+    r"|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
+    r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|"
+    r"therefore)\b"
     r"|[ \t]+(?:[—–-]{1,3}|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})|:[ \t]+(?=[A-Za-z]{3})",
 )
 
@@ -147,11 +154,9 @@ def _stated(text: str, begin: int, after: int, kind: str) -> str:
         return _refined(_line(text, after).strip())
     tail = text[after:]
     block = _block(tail)
-    phrase = _PHRASE.search(block)
-    if (
-        phrase is not None and block[phrase.end() :].strip() and len(block[: phrase.start()].split()) <= 4
-    ):  # "Final Answer: The final answer is 4"
-        block = block[phrase.end() :].lstrip("} ")
+    again = _PHRASE.search(block)  # "Final Answer: The final answer is 4"
+    if again is not None and block[again.end() :].strip() and len(block[: again.start()].split()) <= 4:
+        block = block[again.end() :].lstrip("} ")
     boxed = _last_boxes(_EMPTY_BOX.sub("", block))
     if boxed:
         return boxed
@@ -161,7 +166,7 @@ def _stated(text: str, begin: int, after: int, kind: str) -> str:
 
 
 def _block_end(text: str, statement: tuple[int, int, str]) -> int:
-    _begin, after, kind = statement
+    _, after, kind = statement
     if kind == "tag":
         close = _TAG_END.search(text, after)
         return close.start() if close else len(text)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the signs that people write for others are meant
 """Reading answers as people write them: numbers, units, choices, lists. Pure Python, no imports beyond the standard library.
 
 `read` makes a tree of an answer, `same` compares two trees. What is no plain form is left as LaTeX to a judge (math-verify in the worker).
@@ -32,63 +33,19 @@ MAX_BITS = 40_000  # of a numerator or denominator
 Node = tuple[Any, ...]
 Judge = Callable[[str, str], bool]
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 FUNCTION_WORDS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "ln",
-        "log",
-        "lg",
-        "exp",
-        "pi",
-        "sqrt",
-        "cbrt",
-        "abs",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "mod",
-        "det",
-        "theta",
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "lambda",
-        "mu",
-        "sigma",
-        "phi",
-        "omega",
-        "rho",
-        "tau",
-        "epsilon",
-        "inf",
-        "infinity",
-        "lim",
-        "int",
-        "sum",
-        "prod",
-        "floor",
-        "ceil",
-        "and",
-        "or",
-        "dx",
-        "dy",
-        "dt",
-    ]
+    _words(
+        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp pi sqrt cbrt abs max min gcd lcm mod det "
+        "theta alpha beta gamma delta lambda mu sigma phi omega rho tau epsilon inf infinity lim int sum prod floor ceil and or "
+        "dx dy dt"
+    )
 )
-_SUPERSCRIPTS = {**dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))}
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
 _SYMBOLS = {
     "−": "-", "‐": "-", "‑": "-", "﹣": "-", "–": "-", "—": "-", "×": "\\times ", "✕": "\\times ", "⋅": "\\cdot ", "·": "\\cdot ",
@@ -97,10 +54,13 @@ _SYMBOLS = {
     "∅": "\\emptyset ", "∈": "\\in ", "º": "°", "˚": "°", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "θ": "\\theta ",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "λ": "\\lambda ", "σ": "\\sigma ", "φ": "\\phi ",
     "ω": "\\omega ", "ρ": "\\rho ", "τ": "\\tau ", "Δ": "\\Delta ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
-    "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...", "。": ".", "，": ",", "、": ", ", "；": ";", "：": ":", "✓": "", "✔": "", "✅": "", "☑": "", "\ufe0f": "", "∛": "\\sqrt[3]",  # noqa: E501
+    "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...",
+    "。": ".", "，": ",", "、": ", ", "；": ";", "：": ":",
+    "✓": "", "✔": "", "✅": "", "☑": "", "\ufe0f": "", "∛": "\\sqrt[3]",
 }  # fmt: skip
 _SPACES = re.compile(
-    r"(?<!\\)\\[,;:!>](?![A-Za-z])|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])|~|(?<!\\)\\ |\{\}"  # noqa: E501
+    r"(?<!\\)\\[,;:!>](?![A-Za-z])|~|(?<!\\)\\ |\{\}"
+    r"|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])"
 )
 _COMMANDS = [
     (re.compile(r"\\(?:left|right)(?![A-Za-z])\s*\.?"), ""),
@@ -122,7 +82,10 @@ _COMMANDS = [
     (re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])"), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*([0-9]+|[A-Za-z])"), r"\\sqrt{\1}"),
 ]  # fmt: skip
-_TEXT = r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf|operatorname|emph|underline|boldsymbol|bm)"  # noqa: E501
+_TEXT = (
+    r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf|operatorname|emph|underline"
+    r"|boldsymbol|bm)"
+)
 _TEXT_GROUP = re.compile(_TEXT + r"\s?\{([^{}]*)\}")
 _WRAPPER = re.compile(r"(?:" + _TEXT + r"|\\(?:boxed|fbox|displaystyle))\s?\{")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'), ("*", "*"))
@@ -479,11 +442,13 @@ def _define(dimension: str, entries: dict[str, Fraction | int]) -> None:
 
 _define("length", {
     "m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter centimetre": _F(1, 100), "mm millimeter millimetre": _F(1, 1000),
-    "nm nanometer": _F(1, 10**9), "µm μm micrometer micron": _F(1, 10**6), "in inch inches": _F(254, 10**4), "ft foot feet": _F(3048, 10**4),  # noqa: E501
+    "nm nanometer": _F(1, 10**9), "µm μm micrometer micron": _F(1, 10**6), "in inch inches": _F(254, 10**4),
+    "ft foot feet": _F(3048, 10**4),
     "yd yard": _F(9144, 10**4), "mi mile": _F(1609344, 1000),
 })  # fmt: skip
 _define("mass", {
-    "g gram gramme gm": 1, "kg kilogram kilo": 1000, "mg milligram": _F(1, 1000), "lb lbs pound": _F(45359237, 10**5), "oz ounce": _F(45359237, 1600000),  # noqa: E501
+    "g gram gramme gm": 1, "kg kilogram kilo": 1000, "mg milligram": _F(1, 1000),
+    "lb lbs pound": _F(45359237, 10**5), "oz ounce": _F(45359237, 1600000),
     "tonne": 10**6,
 })  # fmt: skip
 _define("time", {
@@ -514,70 +479,11 @@ _define("count", {"unit": 1})
 
 _ONE_LETTER = frozenset("msghljwnv")
 _NOT_UNITS = frozenset(
-    [
-        "is",
-        "are",
-        "was",
-        "were",
-        "because",
-        "since",
-        "as",
-        "and",
-        "or",
-        "not",
-        "nor",
-        "times",
-        "plus",
-        "minus",
-        "over",
-        "divided",
-        "than",
-        "if",
-        "but",
-        "when",
-        "so",
-        "then",
-        "to",
-        "mod",
-        "choose",
-        "squared",
-        "cubed",
-        "equals",
-        "equal",
-        "by",
-        "with",
-        "without",
-        "where",
-        "which",
-        "that",
-        "this",
-        "have",
-        "has",
-        "had",
-        "neither",
-        "either",
-        "maybe",
-        "all",
-        "none",
-        "both",
-        "the",
-        "a",
-        "an",
-        "from",
-        "into",
-        "for",
-        "at",
-        "only",
-        "half",
-        "twice",
-        "solution",
-        "solutions",
-        "answer",
-        "approximately",
-        "about",
-        "times",
-        "pi",
-    ]
+    _words(
+        "is are was were because since as and or not nor times plus minus over divided than if but when so then to mod choose "
+        "squared cubed equals equal by with without where which that this have has had neither either maybe all none both the a "
+        "an from into for at only half twice solution solutions answer approximately about times pi"
+    )
 ) | (FUNCTION_WORDS - {"min"})
 _SCALE_WORDS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _TRAILING_ADJECTIVES = frozenset(
@@ -827,9 +733,9 @@ def _tree(text: str, depth: int) -> Node:
         if all(p is not None for p in parts) and any(parts):
             whole = next(p for p in parts if p)
             return ("ratio", tuple(p / whole for p in parts), parts[0] / parts[1] if len(parts) == 2 and parts[1] else None)  # type: ignore[operator]
-    mark = _TEXT_CHOICE.match(text)
-    if mark:
-        text = f"{mark[1]} {text[mark.end() :].strip()}".strip()
+    upright = _TEXT_CHOICE.match(text)
+    if upright:
+        text = f"{upright[1]} {text[upright.end() :].strip()}".strip()
     letter = _LETTER.fullmatch(text)
     if letter:
         return ("word", letter[1].lower())
@@ -885,28 +791,9 @@ def _are_words(text: str) -> bool:
     )
 
 
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+_ONES = _words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+)
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
@@ -1236,35 +1123,7 @@ def _in_any_order(first: tuple[Node, ...], second: tuple[Node, ...], judge: Judg
     return True
 
 
-_COMMON_WORDS = frozenset(
-    [
-        "no",
-        "on",
-        "am",
-        "ma",
-        "as",
-        "at",
-        "it",
-        "is",
-        "of",
-        "or",
-        "by",
-        "be",
-        "he",
-        "if",
-        "in",
-        "me",
-        "my",
-        "us",
-        "up",
-        "we",
-        "do",
-        "go",
-        "to",
-        "so",
-        "an",
-    ]
-)
+_COMMON_WORDS = frozenset(_words("no on am ma as at it is of or by be he if in me my us up we do go to so an"))
 
 
 def _product_letters(a: str, b: str) -> bool:
