@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 - the signs that people write for others are meant
+
 """Where math-verify, on the whole response, differs from the hand in tests/test_answer_pairs.py; each group with the reason."""
 
 OTHER_OPINION = {

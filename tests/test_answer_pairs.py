@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 - the signs that people write for others are meant
+
 r"""Which responses answer which reference: pairs decided by hand, in both directions.
 
 `RIGHT` and `WRONG` hold (reference answer, response). Nothing here was taken from what a program said. math-verify, on the whole

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 - the signs that people write for others are meant
+
 """Finding the answer in a response: what voting groups by and what graders score.
 
 What counts as the answer

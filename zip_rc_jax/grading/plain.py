@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 - the signs that people write for others are meant
+
 """Reading answers as people write them: numbers, units, choices, lists. Pure Python, no imports beyond the standard library.
 
 `read` makes a tree of an answer, `same` compares two trees. What is no plain form is left as LaTeX to a judge (math-verify in the worker).
@@ -741,8 +741,8 @@ def _tree(text: str, depth: int) -> Node:
         return ("word", letter[1].lower())
     choice = _CHOICE.fullmatch(text)
     if choice and not re.fullmatch(r"[A-Za-z][.):]\s*[A-Za-z]", text):
-        letter_of, rest = next((choice[i], choice[i + 1]) for i in (1, 3, 5) if choice[i])
-        return ("choice", letter_of.lower(), read(rest, depth + 1))
+        mark, rest = next((choice[i], choice[i + 1]) for i in (1, 3, 5) if choice[i])
+        return ("choice", mark.lower(), read(rest, depth + 1))
     base = _BASE.fullmatch(text)
     if base and base[2] not in ("", None):
         return ("base", base[1].lower().lstrip("0") or "0", re.sub(r"\\text|[{}]", "", base[2]))

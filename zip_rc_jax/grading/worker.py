@@ -93,6 +93,9 @@ def main() -> None:
 
     load_once("plain")
     load_once("mathematics")
+    # The first formula loads what parses formulas; that must not count as the time of an answer.
+    with contextlib.suppress(Exception):
+        score_math("(x-1)(x+1)", "x^2 - 1")
 
     for limit, value in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         with contextlib.suppress(ValueError, OSError):  # a stricter limit is already set, or the system has no such limit
