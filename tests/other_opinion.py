@@ -1,4 +1,3 @@
-
 """Where math-verify, on the whole response, differs from the hand in tests/test_answer_pairs.py; each group with the reason."""
 
 OTHER_OPINION = {

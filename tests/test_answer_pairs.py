@@ -1,4 +1,3 @@
-
 r"""Which responses answer which reference: pairs decided by hand, in both directions.
 
 `RIGHT` and `WRONG` hold (reference answer, response). Nothing here was taken from what a program said. math-verify, on the whole

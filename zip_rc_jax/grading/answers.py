@@ -1,4 +1,3 @@
-
 """Finding the answer in a response: what voting groups by and what graders score.
 
 What counts as the answer

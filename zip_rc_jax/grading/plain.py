@@ -1,4 +1,3 @@
-
 """Reading answers as people write them: numbers, units, choices, lists. Pure Python, no imports beyond the standard library.
 
 `read` makes a tree of an answer, `same` compares two trees. What is no plain form is left as LaTeX to a judge (math-verify in the worker).
