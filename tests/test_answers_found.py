@@ -65,6 +65,9 @@ from zip_rc_jax.grading.grader import Grader, equivalent, grade
         ("Answer: \\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}\nDone now", "\\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}"),
         ("Answer: Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3", "Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3"),
         ("Answer: Tom is a knave, and Ann is a knight.", "Tom is a knave, and Ann is a knight."),
+        ("Answer: [0, 1)\n\nBye", "[0, 1)"),
+        ("Answer: (0, 1]\nBye now", "(0, 1]"),
+        ("Answer: f(x\n\nBye now", "f(x"),
         ("Answer: 4\r\nConfidence: 90%", "4"),
         ("Answer: Note: 4", "Note: 4"),
         # A next question.
@@ -172,7 +175,7 @@ def test_tasks_get_the_same_answer_as_before_and_no_full_stop():
             grader.score(chain, text) < 1 for text in ("Answer: 41\n\nCheck: 42", "42", "Answer: nan", "Answer: -42", "Answer: 42 or 43")
         )
         sentence = problems(TaskConfig(name="sentence_reordering"), "train", 1)[0]
-        assert sentence.answer.endswith(".")
+        assert sentence.answer[-1] in ".!"
         assert grader.score(sentence, f"Answer: {sentence.answer}") == 1.0
 
 

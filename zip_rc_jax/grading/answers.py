@@ -32,7 +32,7 @@ from zip_rc_jax.grading import plain
 MAX_RESPONSE_CHARS = 200_000  # the answer stands at the end, so a longer response is read from there
 
 _MARKER = re.compile(
-    r"\b(?:answers?|ans\.?)(?![A-Za-z])(?:\*|_){0,3}(?:[ \t]{0,3}\([^()\n]{0,40}\))?(?:[ \t]{1,3}(?:is|are))?"
+    r"(?<![A-Za-z])(?:answers?|ans\.?)(?![A-Za-z])(?:\*|_){0,3}(?:[ \t]{0,3}\([^()\n]{0,40}\))?(?:[ \t]{1,3}(?:is|are))?"
     r"(?:\*|_){0,3}[ \t]{0,20}(?::(?!:)|：|=(?!=))(?:\*|_){0,3}"
     r"|^[ \t]{0,8}(?:#{1,6}[ \t]{1,3}|\*\*|__)[ \t]{0,3}(?:the[ \t])?(?:final[ \t]|correct[ \t])?answers?[ \t]{0,3}(?:\*\*|__)?[ \t]{0,8}$",
     re.IGNORECASE | re.MULTILINE,
@@ -58,7 +58,7 @@ _RUN_ON = re.compile(
     r"(?:^|(?<=\s))[#*>\[ \t]{0,6}(?:(?:Next|New|Another)[ \t])?"
     r"(?:Question|QUESTION|Problem|PROBLEM|Human|HUMAN|User|USER|Exercise|Instruction|Student|Q)"
     r"(?:[ \t]{0,2}#?[0-9]{1,4})?\*{0,2}(?::|：|\.(?=\s)|\)(?=\s))"
-    r"|^[#*\s]{0,6}(?:question|problem|human|user|q|example|exercise|task)(?:[ \t]{0,2}#?[0-9]{1,4})?\*{0,2}[ \t]{0,3}:"
+    r"|^[#*\s]{0,6}(?i:question|problem|human|user|q|example|exercise|task|input)(?:[ \t]{0,2}#?[0-9]{1,4})?\*{0,2}[ \t]{0,3}:"
     r"|^[ \t]{0,3}#{1,4}[ \t](?:Question|Problem|Human|User|Instruction|Input|Example|Exercise|Task)\b"
     r"|<\|?(?:im_end|im_start|endoftext|end_of_text|eot_id|eom_id|user|end"
     r"|start_header_id|end_of_turn|start_of_turn)\|?>|</s>|<eos>|\[INST\]",
@@ -78,6 +78,9 @@ _REMARK = re.compile(
     r"|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
     r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|"
     r"therefore)\b"
+    r"|,[ \t]+(?=(?:it|they|he|she|we|this|that|there)\b)|[ \t]+\([0-9.]{1,6}\s?\\?%\)"
+    r"|[ \t]+(?:\|[ \t]*)?[\[(]?(?i:explanation|confidence|certainty|reasoning|reason|justification|note|check|proof|verification)"
+    r"(?=[ \t]?[:=\d])"
     r"|[ \t]+(?:[—–-]{1,3}|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})|:[ \t]+(?=[A-Za-z]{3})",
 )
 
@@ -154,7 +157,7 @@ def _stated(text: str, begin: int, after: int, kind: str) -> str:
     tail = text[after:]
     block = _block(tail)
     again = _PHRASE.search(block)  # "Final Answer: The final answer is 4"
-    if again is not None and block[again.end() :].strip() and len(block[: again.start()].split()) <= 4:
+    if again is not None and block[again.end() :].strip() and (len(block[: again.start()].split()) <= 4 or not _is_value(_line(block, 0))):
         block = block[again.end() :].lstrip("} ")
     boxed = _last_boxes(_EMPTY_BOX.sub("", block))
     if boxed:
@@ -200,7 +203,7 @@ def _block(tail: str) -> str:
     short = _is_value(first) or len(_WORD.findall(first)) <= 3
     blank: list[str] = []
     for line in lines[1:]:
-        if depth > 0 and line.strip() and not _LABEL.match(line):
+        if depth > 0 and line.strip() and not blank and not _LABEL.match(line):
             pass  # an open bracket or environment goes on
         elif not line.strip():
             blank.append(line)
@@ -220,8 +223,8 @@ def _block(tail: str) -> str:
 
 def _depth(line: str) -> int:
     """How many brackets and environments the line leaves open; JSON and LaTeX go on to the line that closes them."""
-    opened = sum(line.count(c) for c in "[{") + line.count("\\begin")
-    return opened - sum(line.count(c) for c in "]}") - line.count("\\end")
+    opened = sum(line.count(c) for c in "([{") + line.count("\\begin")  # [0, 1) closes what it opens
+    return opened - sum(line.count(c) for c in ")]}") - line.count("\\end")
 
 
 def _is_grid_line(line: str) -> bool:
@@ -244,8 +247,11 @@ def _is_value(line: str) -> bool:
     head = (line[: remark.start()] if remark else line)[:400]
     if re.match(r"[0-9]{1,2}[.)]\s+[A-Z]", line) and len(_WORD.findall(line)) >= 1 and not re.search(r"[.!]\s", line[3:]):
         return not _heading(line)
-    if re.fullmatch(r"\(?[A-Za-z]\)?[.):]?", head.strip()):
+    if re.fullmatch(r"\(?[A-Za-z]\)?[.):]?|(?i:yes|no|true|false)", head.strip()):
         return True
+    lead = re.match(r"[A-Za-z][A-Za-z' ]*", head)
+    if lead and len(_WORD.findall(lead.group())) >= 2 and head[lead.end() : lead.end() + 1] not in ("=", ":"):
+        return False  # a sentence that has a number
     words = [w for w in _WORD.findall(re.sub(r"\\[A-Za-z]+\s?\{[^{}]*\}", "", head)) if w.lower() not in plain.FUNCTION_WORDS]
     return bool(re.search(r"[0-9\\$π√∞½¼¾⅓⅔]", head)) and len(words) <= 3
 
