@@ -89,7 +89,8 @@ def test_keys_and_values_in_flight_fit_the_shared_memory(head_dim, itemsize, exp
     assert PART % block == 0
 
 
-@pytest.mark.parametrize(("dim", "dtype", "atol"), [(256, jnp.float32, 2e-6), (256, jnp.bfloat16, 0.02), (128, jnp.float32, 2e-6)])
+# Scores of heads this large are sums of many products around 15: float32 rounds them, and so the weights, by some 5e-6.
+@pytest.mark.parametrize(("dim", "dtype", "atol"), [(256, jnp.float32, 2e-5), (256, jnp.bfloat16, 0.02), (128, jnp.float32, 2e-5)])
 @pytest.mark.parametrize("window", [0, 20])
 def test_large_heads_are_multiplied_in_smaller_blocks(dim, dtype, atol, window):
     slots = PART + 40
