@@ -178,6 +178,14 @@ def test_answers_in_an_input_file_are_optional(saved, tmp_path, capsys):
     assert ["correct" in row for row in rows] == [False, True]
 
 
+@pytest.mark.parametrize("bad", ["how many unknown?", "1 + " * 60])
+def test_a_prompt_of_a_file_that_cannot_be_decoded_is_named_by_its_line(saved, tmp_path, capsys, bad):
+    lines = [{"question": "1 + 2 ="}, {"question": bad, "answer": "7"}]
+    (tmp_path / "in.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    assert main(["decode", saved, "--input", str(tmp_path / "in.jsonl"), "n=2", "max_tokens=8", "rows=8"]) == 2
+    assert "in.jsonl, line 3, prompt 1" in capsys.readouterr().err
+
+
 def test_live_view_shows_every_prefix_at_every_decision(lm, capsys):
     config = zip_rc_jax.DecodeConfig(n=3, interval=4, window=2, max_tokens=8, rows=8, beta=0.0)
     (result,) = decode_prompts(lm, ["1 + 2 ="], config, 0, live=True)

@@ -200,6 +200,20 @@ def test_ungraded_tables_sparse_positions_missing_answers_and_other_encodings_ar
     assert found[2].prompt_token_ids.tolist() == [5, 6, 7]
 
 
+def test_numbers_are_answers_and_nan_is_none(tmp_path):
+    """As text nan would be the right answer of whoever writes it."""
+    numbers = [0.5, 1e-7, 1e16, 42.0, -3.0, None]
+    found = read_parquet(write_theirs(tmp_path / "r.parquet", answer=numbers))
+    assert [float(r.answer) for r in found[:5]] == numbers[:5]
+    assert found[5].answer == ""
+    for wrong in (math.nan, math.inf, -math.inf):
+        for answers in (pa.array([1.0, 2.0, None, wrong, 4.0, 5.0]), pa.array([1.0, 2.0, None, wrong, 4.0, 5.0]).dictionary_encode()):
+            with pytest.raises(UsageError, match=rf"r\.parquet, row 3, column 'answer': it is {wrong}, which is no answer"):
+                read_parquet(write_theirs(tmp_path / "r.parquet", answer=answers))
+    with pytest.raises(UsageError, match="column 'answer': it holds truth values"):
+        read_parquet(write_theirs(tmp_path / "r.parquet", answer=[True, False] * 3))
+
+
 def test_shards_are_read_in_order_as_one_table(tmp_path):
     (tmp_path / "shards").mkdir()
     for name, prompt in (("b", 1), ("a", 0), ("c", 0)):

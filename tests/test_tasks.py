@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import time
 
@@ -148,7 +150,7 @@ NO_JSONL = [
     (b'[\n{"question": "q", "answer": "1"}\n]', "line 1: it begins a JSON array"),
     ('{"question": "q", "answer": "1"}'.encode("utf-16"), "UTF-16.*iconv"),
     ('{"question": "q", "answer": "1"}'.encode("utf-16-le"), "UTF-16.*iconv"),
-    ('{"question": "q", "answer": "1"}'.encode("utf-32"), "UTF-16 or UTF-32"),
+    ('{"question": "q", "answer": "1"}'.encode("utf-32"), "UTF-32.*iconv"),
     (gzip.compress(b'{"question": "q", "answer": "1"}'), "line 1: the file is compressed"),
     ('{"question": "\u00e9", "answer": "1"}'.encode("latin-1"), "line 1: it is not UTF-8 text"),
     (b'{"question": "q", "answer": "1", "answer": "2"}', "line 1: it has the key 'answer' twice"),
@@ -156,6 +158,15 @@ NO_JSONL = [
     (b'{"question": "q", "answer": {"x": "' + b"y" * 3_000_000 + b'"}}', "no text or number under `answer`"),
     (b'"' + b"y" * 3_000_000 + b'"', "line 1: it holds a string, not an object"),
     (b"y" * 3_000_000, "line 1: "),
+    (b'{"question": "q", "answer": "72 ####"}', "line 1: its `answer` has nothing behind ####"),
+    (b'{"question": "q", "answer": "1", "level": -1}', "line 1: its level is -1"),
+    (b'{"question": "q", "answer": "1", "level": [7]}', "line 1: its level is an array"),
+    (b'{\n"question": "q",\n"answer": "1"}', "line 1: its JSON goes on in the next line"),
+    (b'{"question": "q", "answer": "1", ' + b", ".join(b'"k%d": 1' % i for i in range(50_000)) + b', "k49999": 2}', "'k49999' twice"),
+    (bz2.compress(b"{}"), "line 1: the file is compressed .bzip2"),
+    (lzma.compress(b"{}"), "line 1: the file is compressed .xz"),
+    (b"PK\x03\x04" + bytes(range(60)), "line 1: the file is compressed .zip"),
+    (b"PAR1" + bytes(60), "line 1: the file is a Parquet table"),
     (b"17", "line 1: it holds a number"),
     (b"null", "line 1: it holds null"),
 ]
@@ -177,3 +188,12 @@ def test_what_is_no_regular_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="no regular file"):
         problems_from_jsonl(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="File name too long") as caught:
+        problems_from_jsonl(tmp_path / ("x" * 5000))
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_file_that_was_joined_from_several_may_hold_marks_of_byte_order(tmp_path):
+    path = tmp_path / "maths.jsonl"
+    path.write_bytes(2 * b'\xef\xbb\xbf{"question": "q", "answer": 1, "level": 3.0}\n')
+    assert [(p.answer, p.level, p.line) for p in problems_from_jsonl(path)] == [("1", 3, 1), ("1", 3, 2)]

@@ -9,8 +9,9 @@ import datetime
 import hashlib
 import json
 import pathlib
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -115,13 +116,15 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     key_data(arguments.seed)
     found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
     prompts: list[Prompt] = [p.question for p in found] or arguments.prompt
-    for number, text in enumerate(prompts):
-        assert isinstance(text, str)
-        check_text(number, text)
+    with _lines_named(arguments.input, found):
+        for number, text in enumerate(prompts):
+            assert isinstance(text, str)
+            check_text(number, text)
     if arguments.chat:
         prompts = [[{"role": "user", "content": text}] for text in prompts]
     layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
-    with only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext():
+    alone = only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext()
+    with _lines_named(arguments.input, found), alone:
         lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
         if not arguments.output:
             results = decode_prompts(lm, prompts, config, arguments.seed, chat, live=arguments.stream)
@@ -141,6 +144,18 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         write_json(output.metadata, metadata | {"fingerprint": output.fingerprint})
         journal.finish()
         console.print(f"wrote {output.results}", markup=False)
+
+
+@contextlib.contextmanager
+def _lines_named(path: pathlib.Path | None, found: Sequence[Problem]) -> Iterator[None]:
+    """An error about "prompt 3" inside names the line of the file `path` that the prompt `found[3]` comes from."""
+    try:
+        yield
+    except UsageError as error:
+        number = re.match(r"prompt ([0-9]+)\b", error.value)
+        if number is None or int(number[1]) >= len(found):
+            raise
+        raise UsageError(f"{path}, line {found[int(number[1])].line}, {error.value}", error.reason, error.fix) from error
 
 
 def _graded(found: Sequence[Problem], results: Sequence[Result]) -> list[dict[str, Any]]:

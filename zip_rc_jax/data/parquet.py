@@ -331,6 +331,8 @@ def _rows(path: pathlib.Path, names: list[str]) -> Iterator[tuple[str, dict[str,
 
 def _values(column: pa.Array, name: str, first: int, path: pathlib.Path, escaped: bool) -> Sequence[Any]:
     """The values of a column of which row 0 is row `first` of the file. Raises `UsageError` for nulls and other types."""
+    if name == "answer":
+        _check_answers(column, first, path)
     kind = pa.list_(pa.int64()) if _COLUMNS[name] == _IDS else _COLUMNS[name]  # so that ids out of range are found row by row
     try:
         column = column.cast(kind)
@@ -353,3 +355,19 @@ def _values(column: pa.Array, name: str, first: int, path: pathlib.Path, escaped
         where = f"rollouts {path}, row {first + int(np.argmax(is_null))}, column {name!r}"
         raise UsageError(where, "it is null", "fill it, or leave the row or (if it is a label) the column out")
     return [_unescape(value) for value in values] if escaped and kind == pa.string() else values
+
+
+def _check_answers(column: pa.Array, first: int, path: pathlib.Path) -> None:
+    """Numbers are answers too. Raises `UsageError` for nan and infinities, which as text would be right answers, and for truth values."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_boolean(column.type):
+        raise UsageError(f"rollouts {path}, column 'answer'", "it holds truth values", "store the answers as text")
+    if not pa.types.is_floating(column.type):
+        return
+    values = column.to_numpy(zero_copy_only=False)
+    odd = ~np.isfinite(values) & column.is_valid().to_numpy(zero_copy_only=False)
+    if odd.any():
+        number = int(np.argmax(odd))
+        where = f"rollouts {path}, row {first + number}, column 'answer'"
+        raise UsageError(where, f"it is {values[number]}, which is no answer", "write null where there is none, or leave the row out")

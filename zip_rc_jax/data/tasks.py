@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import json
@@ -152,46 +153,71 @@ def problems_from_jsonl(path: str | pathlib.Path, answers: bool = True) -> list[
         message has its line number.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        reason = "it is a directory" if path.is_dir() else "it is no regular file" if path.exists() else "there is no such file"
-        raise UsageError(f"problems {path}", reason, NO_LINES)
     result: list[Problem] = []
     try:
+        if not path.is_file():
+            reason = "it is a directory" if path.is_dir() else "it is no regular file" if path.exists() else "there is no such file"
+            raise UsageError(f"problems {in_brief(path)}", reason, NO_LINES)
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 problem = _problem_of_line(path, number, line, len(result), answers)
                 if problem is not None:
                     result.append(problem)
     except OSError as error:
-        raise UsageError(
-            f"problems {path}", f"it cannot be read ({error.strerror or error})", "check the file and its permissions"
-        ) from None
+        reason = f"it cannot be read ({error.strerror or type(error).__name__})"
+        raise UsageError(f"problems {in_brief(path)}", reason, "check the file, its name and its permissions") from None
     if not result:
-        raise UsageError(f"problems {path}", "the file has no problems", NO_LINES)
+        raise UsageError(f"problems {in_brief(path)}", "the file has no problems", NO_LINES)
     return result
+
+
+def in_brief(path: str | pathlib.Path) -> str:
+    """A path for a message; a name of thousands of characters is cut."""
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+# How files begin that are no text, and what unpacks them.
+_BINARY = (
+    (b"\x1f\x8b", "gzip", "gunzip -c"),
+    (b"BZh", "bzip2", "bunzip2 -c"),
+    (b"\xfd7zXZ", "xz", "xz -dc"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "zstd -dc"),
+    (b"PK\x03\x04", "zip", "unzip -p"),
+)
 
 
 def _problem_of_line(path: pathlib.Path, number: int, line: bytes, index: int, answers: bool) -> Problem | None:
     """The problem of a line, None for a blank one. Raises `UsageError` with file and line number."""
-    where = f"{path}, line {number}"
-    if line.startswith(b"\x1f\x8b"):
-        raise UsageError(where, "the file is compressed (gzip)", f"unpack it: gunzip -c {path.name} > unpacked.jsonl")
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:64]:
-        fix = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.jsonl"
-        raise UsageError(where, "it is not UTF-8 text (UTF-16 or UTF-32, or a binary file)", fix)
+    where, name = f"{in_brief(path)}, line {number}", in_brief(path.name)
+    for begin, kind, command in _BINARY:
+        if line.startswith(begin):
+            raise UsageError(where, f"the file is compressed ({kind})", f"unpack it: {command} {name} > unpacked.jsonl")
+    if line.startswith(b"PAR1"):
+        raise UsageError(where, "the file is a Parquet table", "write one JSON object a line from it")
+    encoding = json.detect_encoding(line).removesuffix("-sig")
+    if encoding != "utf-8":
+        shown = encoding.upper()
+        fix = f"if it is text, convert it: iconv -f {shown} -t UTF-8 {name} > utf8.jsonl"
+        raise UsageError(where, f"it is not UTF-8 text, but {shown} or no text at all", fix)
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        return _parse_line(text, number, index, answers) if text.strip() else None
+        # A mark in the middle comes from files that were joined.
+        text = line.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         reason = f"it is not UTF-8 text ({error.reason} at byte {error.start})"
-        raise UsageError(where, reason, "save the file as UTF-8") from None
+        raise UsageError(where, reason, f"if it is Latin-1, convert it: iconv -f LATIN1 -t UTF-8 {name} > utf8.jsonl") from None
+    try:
+        return _parse_line(text, number, index, answers) if text.strip() else None
     except RecursionError:
         raise UsageError(where, "its JSON is nested too deeply", EXAMPLE) from None
     except ValueError as error:
         if text.lstrip().startswith("["):
-            fix = f"write one object a line: jq -c '.[]' {path.name} > lines.jsonl"
+            fix = f"write one object a line: jq -c '.[]' {name} > lines.jsonl"
             raise UsageError(where, "it begins a JSON array, and the file should have one object a line", fix) from None
-        raise UsageError(where, str(error)[:300], EXAMPLE) from None
+        if isinstance(error, json.JSONDecodeError) and not text[error.pos :].strip():
+            raise UsageError(where, "its JSON goes on in the next line, or is cut off", EXAMPLE) from None
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UsageError(where, reason[:300], EXAMPLE) from None
 
 
 def _parse_line(line: str, number: int, index: int, answers: bool) -> Problem:
@@ -208,10 +234,22 @@ def _parse_line(line: str, number: int, index: int, answers: bool) -> Problem:
         raise ValueError("it has no text or number under `answer`")
     if re.search("[\ud800-\udfff]", f"{question}{answer}"):  # JSON can spell it; no tokenizer reads it, and no file of results can hold it
         raise ValueError("its question or answer holds half of a surrogate pair")
-    level = re.search(r"[0-9]+", str(data.get("level", "")))
-    if level and len(level.group()) > MAX_LEVEL_DIGITS:
-        raise ValueError(f"its level has {len(level.group())} digits")
-    return Problem(index, int(level.group()) if level else 0, 0, question, str(answer).rpartition("####")[2].strip(), MATH, line=number)
+    if answer and not (answer := answer.rpartition("####")[2].strip()):
+        raise ValueError("its `answer` has nothing behind ####")
+    return Problem(index, _level(data.get("level")), 0, question, str(answer), MATH, line=number)
+
+
+def _level(value: Any) -> int:
+    """A whole number, or the first one in a text such as "Level 3"; 0 without any."""
+    if value is None:
+        return 0
+    # A table with gaps writes its whole numbers as 3.0.
+    digits = re.fullmatch(r"([0-9]+)(?:\.0*)?", value) if isinstance(value, _Number) else re.search(r"([0-9]+)", str(value))
+    if not isinstance(value, str) or (digits is None and isinstance(value, _Number)):
+        raise ValueError(f"its level is {_kind(value) if not isinstance(value, _Number) else value[:40]}, not a whole number or a text")
+    if digits and len(digits[1]) > MAX_LEVEL_DIGITS:
+        raise ValueError(f"its level has {len(digits[1])} digits")
+    return int(digits[1]) if digits else 0
 
 
 def _no_number(name: str) -> Any:
@@ -221,11 +259,11 @@ def _no_number(name: str) -> Any:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        repeated = next(key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"it has the key {repeated[:100]!r} twice")
     return found
 
 
 def _kind(value: Any) -> str:
-    names = {_Number: "a number", str: "a string", list: "an array", bool: "true or false", type(None): "null"}
+    names = {_Number: "a number", str: "a string", list: "an array", dict: "an object", bool: "true or false", type(None): "null"}
     return names[type(value)]

@@ -305,4 +305,5 @@ def voted_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
             groups.setdefault(number, []).append(p)
     if not groups:
         return best_prefix(prefixes)
-    return best_prefix(max(groups.values(), key=lambda members: sum(p.expected_reward for p in members)))
+    # A rounded sum would depend on the order of the prefixes.
+    return best_prefix(max(groups.values(), key=lambda members: math.fsum(p.expected_reward for p in members)))

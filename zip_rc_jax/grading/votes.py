@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
-import itertools
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,56 +13,89 @@ from zip_rc_jax.grading.answers import canonical
 from zip_rc_jax.grading.grader import equivalent
 
 Same = Callable[[str, str], bool]
+Form = tuple[str, bool]
 NO_ANSWER = -1
 MOST_FORMS = 32  # different normal forms that are compared with each other: 496 pairs
 SECONDS = 20.0  # for all comparisons of one prompt; one takes at most the grader's limit
 
 
+# Text that mathematics misreads: 2020-01-02 would be 2017, and 0x1f a product with 0.
+_LITERAL = re.compile(
+    r"0[xbo][0-9a-f_]+|[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}|(?![0-9]{1,3}(?: [0-9]{3})+$)[-+]?[0-9.]+(?: [-+]?[0-9.]+)+", re.IGNORECASE
+)
+_FORMULA = re.compile(r"\\begin\{|\$|\\\[|\\\(")
+
+
+def _form(answer: str) -> Form:
+    """The normal form of an answer, and whether another form may be equal to it.
+
+    Lines of text (grids, moves), dates, digits in a row and literals such as 0x1f are equal only as
+    they are written, white space and case aside. All else is mathematics: see `canonical`.
+    """
+    text = answer.strip()
+    if "\n" in text and not _FORMULA.search(text):
+        return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip()), False
+    text = " ".join(text.split())
+    return (text.lower(), False) if _LITERAL.fullmatch(text) else (canonical(text), True)
+
+
 @functools.lru_cache(maxsize=4096)
 def _same(first: str, second: str) -> bool:
-    """The grader's word. Kept, as the samples of a prompt are grouped several times: by the decoder and by every baseline."""
+    """The grader's word. Kept, as other samples of a prompt often give the same pair."""
     return equivalent(first, second)
 
 
 def group_answers(answers: Sequence[str | None], same: Same = _same) -> list[int]:
     """Equal numbers for answers that are the same one, counted from 0 in the order they appear; `NO_ANSWER` for None.
 
-    Answers with equal canonical forms are the same, and so are those that `same` calls equal; both hold
-    transitively. The groups do not depend on the order of the answers. Numbers and words are compared without a
+    Answers with equal forms (see `_form`) are one. Forms join a group if `same` calls them equal to all
+    forms in it, the most frequent form first. So answers that the grader calls different never vote
+    together: "5" equals "5 km" and "5 m", and joins only one of them. The groups do not depend on the
+    order of the answers, and no reference answer is read. Numbers and words are compared without a
     process; formulas wait for the grader's worker.
 
     Args:
-      same: whether two answers are the same one; symmetric. Called with representatives in sorted order.
+      same: whether two answers are the same one; symmetric. It gets one text per form, in sorted
+        order. It is hashable, as groups are kept for the next call with the same answers.
 
-    More than `MOST_FORMS` forms, or comparisons that take more than `SECONDS` together, are left apart with a warning.
+    More than `MOST_FORMS` forms, or comparisons that take more than `SECONDS` together, are left
+    apart, with one warning for these answers.
     """
-    forms = [None if answer is None else canonical(answer) for answer in answers]
-    # The representative of a form must not depend on which sample came first.
-    texts: dict[str, str] = {}
+    forms = [None if answer is None else _form(answer) for answer in answers]
+    # The text of a form must not depend on which sample came first.
+    texts: dict[Form, str] = {}
     for answer, form in zip(answers, forms, strict=True):
         if answer is not None and form is not None:
-            texts[form] = min(texts.get(form, answer), answer)
-    leader = _united(texts, same)
-    numbers: dict[str, int] = {}
+            text = " ".join(answer.split())
+            texts[form] = min(texts.get(form, text), text)
+    count = collections.Counter(form for form in forms if form is not None)
+    leader = _leaders(tuple((form, texts[form]) for form in sorted(texts, key=lambda form: (-count[form], form))), same)
+    numbers: dict[Form, int] = {}
     return [NO_ANSWER if form is None else numbers.setdefault(leader[form], len(numbers)) for form in forms]
 
 
-def _united(texts: dict[str, str], same: Same) -> dict[str, str]:
-    """Of every form the smallest form of its group."""
-    leader = {form: form for form in texts}
+@functools.lru_cache(maxsize=1024)
+def _leaders(texts: tuple[tuple[Form, str], ...], same: Same) -> dict[Form, Form]:
+    """Of every form the first form of its group. `texts` are pairs of a form and a text of it."""
     if len(texts) > MOST_FORMS:
         warnings.warn(f"{len(texts)} different answers to one prompt were compared by their normal form only", stacklevel=3)
-        return leader
-    started = time.monotonic()
-    for a, b in itertools.combinations(sorted(texts), 2):
-        if leader[a] == leader[b]:
-            continue
-        if time.monotonic() - started > SECONDS:
-            warnings.warn(
-                f"answers such as {texts[a][:80]!r} and {texts[b][:80]!r} were not compared in time and count apart", stacklevel=3
-            )
-            break
-        if same(*sorted((texts[a], texts[b]))):
-            low, high = sorted((leader[a], leader[b]))
-            leader = {form: low if first == high else first for form, first in leader.items()}
-    return leader
+        return {form: form for form, _ in texts}
+    started, late = time.monotonic(), False
+    groups: list[list[tuple[Form, str]]] = []
+
+    def equal(first: str, second: str) -> bool:
+        nonlocal late
+        late = late or time.monotonic() - started > SECONDS
+        return not late and same(*sorted((first, second)))
+
+    for form, text in texts:
+        open_to = [group for group in groups if form[1] and group[0][0][1]]
+        group = next((group for group in open_to if all(equal(text, other) for _, other in group)), None)
+        if group is None:
+            groups.append([(form, text)])
+        else:
+            group.append((form, text))
+    if late:
+        shown = " and ".join(repr(text[:80]) for _, text in texts[-2:])
+        warnings.warn(f"answers such as {shown} were not compared in time and count apart", stacklevel=3)
+    return {form: group[0][0] for group in groups for form, _ in group}
