@@ -27,7 +27,7 @@ ACTIVATION_NAMES = {
     "gelu_new": "gelu_tanh",
     "relu": "relu",
 }
-MOST_LAYERS = 10_000
+MOST_LAYERS = 512  # as llama.cpp; `stacks.segments` takes their cube
 # Bounds of what a config.json says: beyond them nothing real lies, and a list of 2**60 layers would fill the memory.
 _WHOLE = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "block_ff_dim", "max_position_embeddings"), 2**31 - 1),

@@ -14,7 +14,7 @@ import numpy as np
 from zip_rc_jax.config import RopeScaling
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.attention import rope_frequencies
-from zip_rc_jax.models.families import FAMILIES, Family
+from zip_rc_jax.models.families import FAMILIES, MOST_LAYERS, Family
 from zip_rc_jax.models.huggingface import short
 
 ARCHITECTURES = {  # GGUF's name -> ours
@@ -244,7 +244,7 @@ class GgufSource:
     def _settings(self) -> dict[str, Any]:
         key = functools.partial("{}.{}".format, self._architecture)
         heads, width, layers = (self._size(key(k)) for k in ("attention.head_count", "embedding_length", "block_count"))
-        self._checked(key("block_count"), layers, lambda x: x <= 100_000, "number of layers")
+        self._checked(key("block_count"), layers, lambda x: x <= MOST_LAYERS, "number of layers")
         kv_heads = self._field(key("attention.head_count_kv"), heads)
         kv_heads = kv_heads if isinstance(kv_heads, list) else [kv_heads] * layers
         self._checked(
