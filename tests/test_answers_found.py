@@ -81,8 +81,9 @@ def test_what_counts_as_the_answer(text, answer):
     assert extract_answer(text) == answer
 
 
-MEGA = 1_000_000
+MEGA = 199_000  # all of it is read
 HOSTILE = {
+    "open remarks": "Answer: 4(" + ". Aaa 4 " * (MEGA // 8 - 2),
     "digits": "9" * MEGA,
     "spaces": "Answer:" + " " * MEGA,
     "newlines": "Answer: 4" + "\n" * MEGA,

@@ -25,6 +25,7 @@ Where it ends
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -273,13 +274,11 @@ def _refined(text: str, sentence: bool = False) -> str:
         text = _line(text, 0)
     if text[:1] in "[{" and text[-1:] in "]}":  # JSON and lists
         return text
-    remark = _REMARK.search(text)
-    while remark is not None:
+    for remark in itertools.islice(_REMARK.finditer(text), 50):  # each looks at all before it
         head = text[: remark.start()].strip()
         if (sentence or _is_value(head)) and head and plain.balanced(head) and not _GOES_ON.search(head):
             text = _without_emphasis(head)
             break
-        remark = _REMARK.search(text, remark.end())
     number = _number_of_sentence(text)
     if number is not None:
         return number
