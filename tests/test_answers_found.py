@@ -65,6 +65,12 @@ from zip_rc_jax.grading.grader import Grader, equivalent, grade
         ("Answer: \\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}\nDone now", "\\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}"),
         ("Answer: Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3", "Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3"),
         ("Answer: Tom is a knave, and Ann is a knight.", "Tom is a knave, and Ann is a knight."),
+        ("Answer: 2 - sin x", "2 - sin x"),
+        ("Answer: exp(x)*sin(x)/2 - exp(x)*cos(x)/2 + C", "exp(x)*sin(x)/2 - exp(x)*cos(x)/2 + C"),
+        ("Answer: 1 \u2013 cos x", "1 \u2013 cos x"),
+        ("Answer: 2x - alpha beta", "2x - alpha beta"),
+        ("Answer: 4 - that is all", "4"),
+        ("Answer: \\boxed{1   2\n \n3   4}", "1   2\n \n3   4"),
         ("Answer: [0, 1)\n\nBye", "[0, 1)"),
         ("Answer: (0, 1]\nBye now", "(0, 1]"),
         ("Answer: f(x\n\nBye now", "f(x"),
@@ -81,8 +87,9 @@ def test_what_counts_as_the_answer(text, answer):
     assert extract_answer(text) == answer
 
 
-MEGA = 1_000_000
+MEGA = 199_000  # all of it is read
 HOSTILE = {
+    "open remarks": "Answer: 4(" + ". Aaa 4 " * (MEGA // 8 - 2),
     "digits": "9" * MEGA,
     "spaces": "Answer:" + " " * MEGA,
     "newlines": "Answer: 4" + "\n" * MEGA,
@@ -174,6 +181,16 @@ def test_tasks_get_the_same_answer_as_before_and_no_full_stop():
         assert all(
             grader.score(chain, text) < 1 for text in ("Answer: 41\n\nCheck: 42", "42", "Answer: nan", "Answer: -42", "Answer: 42 or 43")
         )
+        short = Problem(0, 0, 0, "?", "8 or 1.", "caesar_cipher")
+        assert [grader.score(short, text) for text in ("Answer: 8 or 1.", "**Answer: 8 or 1.**")] == [1.0, 1.0]
+        number = problems(TaskConfig(name="complex_arithmetic"), "train", 1)[0]
+        assert [grader.score(number, f"Answer: {text}") for text in (number.answer, "nan", "NaN", "nan+nanj", "inf")] == [
+            1.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+        ]
         sentence = problems(TaskConfig(name="sentence_reordering"), "train", 1)[0]
         assert sentence.answer[-1] in ".!"
         assert grader.score(sentence, f"Answer: {sentence.answer}") == 1.0

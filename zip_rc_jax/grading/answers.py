@@ -24,6 +24,7 @@ Where it ends
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -73,6 +74,7 @@ _LABEL = re.compile(
 )
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:['’-][A-Za-z]+)*")
 _GRID_TOKEN = re.compile(r"-?[0-9]{1,4}|[._<>^vQX∧∨˄˅❌✅#*+|-]+")
+_FUNCTION = "(?:" + "|".join(sorted(plain.FUNCTION_WORDS)) + r")(?![A-Za-z])"  # a minus stands before it, not a dash
 _REMARK = re.compile(
     r"(?<!\bsq)(?<!\bcu)(?<!\bRs)[.!?;][*_]{0,3}[ \t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])"
     r"|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
@@ -81,7 +83,8 @@ _REMARK = re.compile(
     r"|,[ \t]+(?=(?:it|they|he|she|we|this|that|there)\b)|[ \t]+\([0-9.]{1,6}\s?\\?%\)"
     r"|[ \t]+(?:\|[ \t]*)?[\[(]?(?i:explanation|confidence|certainty|reasoning|reason|justification|note|check|proof|verification)"
     r"(?=[ \t]?[:=\d])"
-    r"|[ \t]+(?:[—–-]{1,3}|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})|:[ \t]+(?=[A-Za-z]{3})",
+    r"|[ \t]+(?:—|–|--|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})(?!" + _FUNCTION + r")|:[ \t]+(?=[A-Za-z]{3})"
+    r"|[ \t]+-[ \t]+(?=[A-Za-z]{2,}[ \t]+[A-Za-z0-9]{2})(?!" + _FUNCTION + r")",
 )
 
 
@@ -199,11 +202,11 @@ def _block(tail: str) -> str:
             if end > 0:
                 return rest[len(first) : end].strip("\n") if opening == "```" else rest[: end + len(closing)]
     taken, depth, previous = [lines[0]], _depth(lines[0]), lines[0]
-    opened = depth > 0
+    opened, boxed = depth > 0, "\\boxed{" in lines[0]
     short = _is_value(first) or len(_WORD.findall(first)) <= 3
     blank: list[str] = []
     for line in lines[1:]:
-        if depth > 0 and line.strip() and not blank and not _LABEL.match(line):
+        if depth > 0 and line.strip() and (not blank or boxed) and not _LABEL.match(line):
             pass  # an open bracket or environment goes on
         elif not line.strip():
             blank.append(line)
@@ -272,13 +275,11 @@ def _refined(text: str, sentence: bool = False) -> str:
         text = _line(text, 0)
     if text[:1] in "[{" and text[-1:] in "]}":  # JSON and lists
         return text
-    remark = _REMARK.search(text)
-    while remark is not None:
+    for remark in itertools.islice(_REMARK.finditer(text), 50):  # each looks at all before it
         head = text[: remark.start()].strip()
         if (sentence or _is_value(head)) and head and plain.balanced(head) and not _GOES_ON.search(head):
             text = _without_emphasis(head)
             break
-        remark = _REMARK.search(text, remark.end())
     number = _number_of_sentence(text)
     if number is not None:
         return number

@@ -91,6 +91,9 @@ class Grader:
             return 0.0
         if problem.task == MATH:
             return float(self._same(problem.answer, answer))
+        ending = problem.answer[-1:]
+        if ending in (".", "!", "?") and answer[-1:] != ending and answer + ending in response:
+            answer += ending  # a sentence is the answer, with what ends it
         score = self._task_score(problem, answer)
         if score < 1.0 and answer[-1:] in (".", "!") and problem.answer[-1:] != answer[-1:]:  # the end of a sentence
             score = max(score, self._task_score(problem, answer.rstrip(".!")))
