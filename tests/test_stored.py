@@ -121,7 +121,7 @@ def everything(lm):
     return lm.config, lm.head, lm.info, lm.tokenizer.to_dict()
 
 
-@pytest.mark.parametrize(("seed", "flips"), [(0, 6), pytest.param(1, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "flips"), [(0, 6), pytest.param(1, 60, marks=pytest.mark.slow)])
 def test_a_damaged_model_is_refused_by_name_or_comes_out_whole(tmp_path, lm, seed, flips):
     lm = dataclasses.replace(lm, info={"made": "here"})
     lm.save(tmp_path / "m")
@@ -276,7 +276,7 @@ def restored(directory, like):
         checkpoints.close()
 
 
-@pytest.mark.parametrize(("seed", "flips"), [pytest.param(1, 12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "flips"), [pytest.param(1, 4, marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_of_training_comes_out_whole_or_is_named_and_the_one_before_is_used(tmp_path, capsys, seed, flips):
     saved = states()
     save_both(tmp_path / "whole", saved)
@@ -296,7 +296,7 @@ def test_a_damaged_checkpoint_of_training_comes_out_whole_or_is_named_and_the_on
         else:
             assert "cannot be read" not in said, what
         shutil.rmtree(tmp_path / "run")
-    assert before > 3 * flips
+    assert before > 3 * flips, "the arrays, the index, the settings and the position"
 
 
 @pytest.mark.parametrize("name", ["settings", "data"])

@@ -10,6 +10,7 @@ import functools
 import logging
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,6 +81,7 @@ def _ignore_dropped_reads() -> None:
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(wanted)
+    warnings.filterwarnings("ignore", r"coroutine '(_read_|async_|Store\.).*' was never awaited", RuntimeWarning)
 
 
 def with_digests(meta: dict[str, Any], params: Any) -> dict[str, Any]:
