@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 import json
 import os
@@ -17,6 +18,8 @@ from zip_rc_jax.cli import build_parser, main
 from zip_rc_jax.decoding.api import decode_stream
 from zip_rc_jax.decoding.engine import ResultEvent
 from zip_rc_jax.demo import decode_prompts, print_answers
+from zip_rc_jax.locks import only_process
+from zip_rc_jax.models.tokenizer import Tokenizer
 
 COMMANDS = ("demo", "rollout", "grade", "train", "label", "decode", "evaluate")
 
@@ -55,6 +58,31 @@ def test_help_teaches_with_an_example(command, capsys):
         (["decode", "nowhere", "--prompt", "x", "--mesh", "data=9999"], ("mesh data=9999", "devices")),
         (["decode", "nowhere", "--prompt", "x", "n=many"], ("n='many'", "whole number")),
         (["decode", "nowhere", "--prompt", "x", "stop_token_ids=5"], ("stop_token_ids=5", "[1, 2]")),
+        (["decode", "nowhere", "--prompt", "x", "stop_token_ids=abc"], ("stop_token_ids='abc'", "not a list of ids")),
+        (["decode", "nowhere", "--prompt", "x", "n=["], ("option 'n=['", "cannot be read")),
+        (["decode", "nowhere", "--prompt", "x", "n=&x [*x]"], ("n=&x [*x]", "cannot be read")),
+        (["decode", "nowhere", "--prompt", "x", "n=" + "[" * 5000], ("option 'n=[[[", "cannot be read")),
+        (["decode", "nowhere", "--prompt", "x", "n=" + "9" * 5000], ("option 'n=999", "cannot be read")),
+        (["decode", "nowhere", "--prompt", "x", "n=" + "9" * 400], ("n=a whole number of 1329 bits", "no floating-point number")),
+        (["decode", "nowhere", "--prompt", "x", "n=" + "9" * 200_000], ("option 'n=999", "200,002 characters")),
+        (["decode", "nowhere", "--prompt", "x", "n=1e3"], ("n=1000.0", "whole number")),
+        (["decode", "nowhere", "--prompt", "x", "n="], ("n=None", "whole number")),
+        (["decode", "nowhere", "--prompt", "x", "n.a=3"], ("n={'a': 3}", "whole number")),
+        (["decode", "nowhere", "--prompt", "x", "=3"], ("option '=3'", "NAME=VALUE")),
+        (["decode", "nowhere", "--prompt", "x", "n=${oc.env:HOME}"], ("n=${oc.env:HOME}", "interpolation")),
+        (["decode", "nowhere", "--prompt", "x", "n=${"], ("n=${", "interpolation")),
+        (["decode", "nowhere", "--prompt", "x", "n=\udcff"], ("option 'n=", "not UTF-8")),
+        (["decode", "nowhere", "--prompt", "x \udcff"], ("prompt 0", "not text that can be encoded")),
+        (["decode", "nowhere", "--prompt", "x", "messages=5"], ("decoding option 'messages'", "nothing reads it")),
+        (["decode", "nowhere", "--prompt", "x", "temperature=-1"], ("temperature=-1", "a temperature is not negative")),
+        (["decode", "nowhere", "--prompt", "x", "temperature=-1", "n=1"], ("temperature=-1", "a temperature is not negative")),
+        (["decode", "nowhere", "--prompt", "x", "--seed", "-1"], ("seed=-1", "32 bits")),
+        (["decode", "nowhere", "--prompt", "x", "--chat", "--template-arg", "a=['"], ('--template-arg "a=[\'"', "cannot be read")),
+        (["decode", "nowhere", "--prompt", "x", "--chat", "--template-arg", "a"], ("--template-arg 'a'", "NAME=VALUE")),
+        (["decode", "nowhere", "--prompt", "x", "--chat", "--template-arg", "messages=5"], ("'messages'", "the rendering itself sets it")),
+        (["decode", "nowhere", "--prompt", "x", "--chat", "--template-arg", "a=${oc.env:HOME}"], ("interpolation",)),
+        (["decode", "nowhere", "--prompt", "x", "--template-arg", "a=1"], ("--template-arg ['a']", "add --chat")),
+        (["decode", "nowhere", "--prompt", "x", "--output", "pyproject.toml"], ("--output pyproject.toml", "nothing can be written there")),
     ],
 )
 def test_bad_input_is_one_paragraph_and_status_2(arguments, parts, capsys):
@@ -226,6 +254,136 @@ def test_unknown_options_of_the_api_are_never_ignored(lm):
         zip_rc_jax.decode(lm, ["1 + 2 ="], max_tokens=3, max_new_tokens=4)
     with pytest.raises(zip_rc_jax.UsageError, match=r"seed=4294967296"):
         zip_rc_jax.decode(lm, ["1 + 2 ="], seed=2**32)
+
+
+# ---- an output directory
+
+
+QUICK = ["n=2", "interval=4", "window=2", "max_tokens=8", "rows=8"]
+
+
+def files_of(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["beta=0.3"], "decode.beta was 0.01, now 0.3"),
+        (["--seed", "5"], "seed was 0, now 5"),
+        (["--prompt", "3 + 4 ="], "prompts was"),
+        (["--dtype", "bfloat16"], "dtype was 'float32', now 'bfloat16'"),
+    ],
+)
+def test_finished_results_are_never_replaced_by_those_of_other_settings(saved, tmp_path, capsys, change, named):
+    command = ["decode", saved, "--prompt", "1 + 2 =", *QUICK, "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    before = files_of(tmp_path / "out")
+    assert sorted(before) == ["metadata.json", "results.jsonl"]
+    capsys.readouterr()
+    assert main([*command, *change]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert "results.jsonl" in error
+    assert files_of(tmp_path / "out") == before
+    assert main(command) == 0
+    assert "holds the results of these settings already" in capsys.readouterr().out
+    assert files_of(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("metadata", [None, b"{}", b"[1", b'{"fingerprint": 5}', b"\xff\xfe"])
+def test_results_of_unknown_settings_are_never_replaced_either(saved, tmp_path, capsys, metadata):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.jsonl").write_text("{}\n")
+    if metadata is not None:
+        (out / "metadata.json").write_bytes(metadata)
+    before = files_of(out)
+    assert main(["decode", saved, "--prompt", "1 + 2 =", *QUICK, "--output", str(out)]) == 2
+    assert "metadata.json does not say with what settings they were made" in capsys.readouterr().err
+    assert files_of(out) == before
+
+
+HOLDER = """
+import pathlib, sys, time
+from zip_rc_jax.locks import only_process
+with only_process(pathlib.Path(sys.argv[1]), "--output"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_never_work_in_one_output_directory_and_a_killed_one_is_not_in_the_way(saved, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["decode", saved, "--prompt", "1 + 2 =", *QUICK, "--output", str(out)]
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        assert main(command) == 2
+        error = capsys.readouterr().err.strip()
+        assert f"--output {out}: process {holder.pid} on " in error
+        assert "is at work there" in error
+        assert "\n" not in error
+    finally:
+        holder.kill()
+        holder.wait()
+    assert (out / ".zip-rc.lock").exists(), "what the killed process left"
+    assert main(command) == 0
+    assert sorted(files_of(out)) == ["metadata.json", "results.jsonl"]
+
+
+def test_a_process_that_ends_while_another_waits_leaves_no_lock_that_both_hold(tmp_path):
+    """The file is deleted at the end; who had opened it before holds nothing with it."""
+    with only_process(tmp_path, "x"):
+        pass
+    with only_process(tmp_path, "x"):
+        with pytest.raises(zip_rc_jax.UsageError, match=rf"process {os.getpid()} on"), only_process(tmp_path, "x"):
+            pass
+        assert (tmp_path / ".zip-rc.lock").exists(), "who was refused deletes nothing"
+    assert list(tmp_path.iterdir()) == []
+
+
+class Clock(datetime.datetime):
+    today = datetime.datetime(2024, 7, 26, 12)
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls.today
+
+
+@pytest.fixture
+def dated(lm, tmp_path):
+    """A model whose chat template writes the day of the month as a word of its vocabulary."""
+    template = "{{ strftime_now('%d') | int % 12 }} + {{ messages[0].content }}"
+    path = tmp_path / "dated"
+    dataclasses.replace(lm, tokenizer=Tokenizer(lm.tokenizer.backend, ("<eos>",), template)).save(path)
+    return str(path)
+
+
+def test_a_decode_that_is_resumed_on_another_day_goes_on_with_the_prompts_of_the_first(dated, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datetime, "datetime", Clock)
+    command = ["decode", dated, "--chat", "--prompt", "1 =", "--prompt", "2 =", *QUICK]
+    assert main([*command, "--output", str(tmp_path / "whole")]) == 0
+
+    def interrupted(*args, **more):
+        for event in decode_stream(*args, **more):
+            yield event
+            if isinstance(event, ResultEvent):
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("zip_rc_jax.demo.decode_stream", interrupted)
+    assert main([*command, "--output", str(tmp_path / "out")]) == 130
+    monkeypatch.setattr("zip_rc_jax.demo.decode_stream", decode_stream)
+    monkeypatch.setattr(Clock, "today", datetime.datetime(2024, 7, 29, 12))
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    rows = [[json.loads(line) for line in (tmp_path / d / "results.jsonl").read_text().splitlines()] for d in ("whole", "out")]
+    assert [row["prompt"] for row in rows[1]] == ["2 + 1 =", "2 + 2 ="], "26 % 12"
+    tokens = [[[p["token_ids"] for p in row["prefixes"]] for row in found] for found in rows]
+    assert tokens[0] == tokens[1]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert "already" in capsys.readouterr().out
+    assert main([*command, "--output", str(tmp_path / "later")]) == 0
+    assert '"prompt": "5 + 1 ="' in (tmp_path / "later" / "results.jsonl").read_text(), "a new directory has the day that it was begun"
 
 
 @pytest.mark.parametrize(("message", "shown"), [("", "interrupted"), ("stopped at step 3", "stopped at step 3")])

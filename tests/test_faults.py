@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -12,15 +13,20 @@ import numpy as np
 import pytest
 import scripted
 from conftest import TINY_MODEL, tiny_lm
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scripted import FIRST_PLAN, HEAD, Plan, Script, ScriptedNetwork
 from test_engine import BRANCHING, CONFIG, FORKING, HOPELESS, MIXED, PRICED, REAL, REAL_PROMPTS, check, check_script, exact
 
 from zip_rc_jax import decode
 from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.decoding.api import resolve
 from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
 from zip_rc_jax.decoding.requests import Request
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.models import chat
+from zip_rc_jax.models.tokenizer import Tokenizer
 
 PROMPTS = ["x", "y y", "z", "x y z", "y", "x x"]
 FAULTY = "z y x"  # the prompt that a faulty network fails on ends with this word order
@@ -436,3 +442,216 @@ def test_what_budgets_and_options_leave_is_still_consistent():
     for result in run([Request("x", n=3), Request("y y", beta=0.01), Request("z", top_k=1)], PRICED):
         check(result, PRICED)
         check_script(result, MIXED, PRICED)
+
+
+# ---- anything at all as a prompt
+
+
+class Silent:
+    """Cannot be printed."""
+
+    def __repr__(self):
+        raise RuntimeError("no")
+
+    __str__ = __repr__
+
+
+class Loud:
+    def __repr__(self):
+        return "x" * 3_000_000
+
+
+class FailingMapping(dict):
+    def get(self, *_):
+        raise LookupError("get")
+
+    items = __getitem__ = keys = get
+
+
+class FailingSequence(list):
+    def __len__(self):
+        raise ArithmeticError("len")
+
+    __iter__ = __getitem__ = __len__
+
+
+class FailingIds:
+    def __iter__(self):
+        raise ZeroDivisionError("ids")
+
+
+def itself():
+    chat = [{"role": "user"}]
+    chat[0]["content"] = chat
+    return chat
+
+
+HUGE_NUMBER = 10**5000
+JUNK = {
+    "None": None,
+    "a number": 5,
+    "a huge number": HUGE_NUMBER,
+    "bytes": b"x",
+    "a list of texts": ["x"],
+    "a list of lists": [[["x"]]],
+    "a list of None": [None],
+    "an empty list": [],
+    "an array": np.zeros(3),
+    "a set": {"x"},
+    "a chat that is a dict": {"role": "user", "content": "x"},
+    "a generator": (x for x in "x"),
+    "a type": str,
+    "what cannot be printed": Silent(),
+    "what prints 3 MB": Loud(),
+    "a chat that contains itself": itself(),
+    "a mapping that fails": [FailingMapping(role="user", content="x")],
+    "a sequence that fails": FailingSequence([{"role": "user", "content": "x"}]),
+    "a chat of junk": [{"role": "user", "content": Loud()}],
+    "a chat with a huge number": [{"role": "user", "content": "x", "n": [HUGE_NUMBER]}],
+    "half of a surrogate pair": "x \ud800",
+    "NULs": "\0\0",
+    "a megabyte": "y " * 500_000,
+    "an unknown word of a megabyte": "u" * 1_000_000,
+    "a request in a request": Request(Request("x")),
+    **{
+        f"{name}={kind}": Request("x", **{name: value})
+        for name in ("seed", "n", "max_tokens", "alpha", "temperature", "top_k", "token_budget", "time_budget", "abstain", "answer")
+        for kind, value in {
+            "10**400": 10**400, "-10**5000": -HUGE_NUMBER, "a list of huge numbers": [HUGE_NUMBER], "silent": Silent(), "3 MB": Loud(),
+            "array": np.zeros(2), "complex": 1j, "bytes": b"1",
+        }.items()
+    },
+    **{
+        f"stop_token_ids={kind}": Request("x", stop_token_ids=value)
+        for kind, value in {
+            "text": "ab", "bytes": b"ab", "mapping": {1: 2}, "huge": (HUGE_NUMBER,), "bool": (True,), "None": (None,),
+            "endless": itertools.count(), "failing": FailingIds(), "silent": (Silent(),), "many": range(1_000_000),
+        }.items()
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+def test_a_list_with_junk_is_refused_before_anything_is_decoded_and_by_its_number(junk, monkeypatch):
+    decoder = engine(PRICED)
+    monkeypatch.setattr(type(decoder), "_admit", None)
+    with pytest.raises(UsageError, match="prompt 1") as refusal:
+        next(decoder.run(["x", junk, "y"]))
+    assert len(str(refusal.value)) < 1000
+    assert "\n" not in str(refusal.value)
+
+
+def test_junk_in_a_stream_costs_no_other_prompt_anything():
+    good = run(PROMPTS, PRICED)
+    junk = {**JUNK, "a generator": (x for x in "x"), "stop_token_ids=endless": Request("x", stop_token_ids=itertools.count())}
+    mixed = [
+        x for i, bad in enumerate(junk.values()) for x in ([PROMPTS[i // 12]] if i % 12 == 0 and i // 12 < len(PROMPTS) else []) + [bad]
+    ]
+    assert sum(isinstance(x, str) and x in PROMPTS for x in mixed) == len(PROMPTS)
+    for found in (run(iter(mixed), PRICED), run(mixed, PRICED, on_error="result")):
+        assert [exact(r) for x, r in zip(mixed, found, strict=True) if isinstance(x, str) and x in PROMPTS] == [exact(r) for r in good]
+        for number, (x, result) in enumerate(zip(mixed, found, strict=True)):
+            if not (isinstance(x, str) and x in PROMPTS):
+                assert result.finish_reason == "error"
+                assert f"prompt {number}" in result.error
+                assert len(result.error) < 1000
+
+
+def test_scalars_of_numpy_are_numbers_as_any_others():
+    options = {
+        "seed": 3,
+        "n": 2,
+        "max_tokens": 9,
+        "alpha": 0.5,
+        "beta": 0.25,
+        "temperature": 0.5,
+        "top_k": 2,
+        "token_budget": 11,
+        "abstain": True,
+    }
+    kinds = {int: np.int64, float: np.float32, bool: np.bool_}
+    theirs = {name: kinds[type(value)](value) for name, value in options.items()} | {"stop_token_ids": np.array([FIRST_PLAN + 2])}
+    options["stop_token_ids"] = (FIRST_PLAN + 2,)
+    ours, numpys = run([Request("x y", **options), Request(np.str_("x y"), **theirs)], PRICED)
+    assert exact(ours) == exact(numpys)
+    assert json.dumps(numpys.to_dict())
+    config = dataclasses.replace(PRICED, n=np.int8(4), beta=np.float64(0.5), no_harm=np.bool_(True))
+    assert [type(x) for x in (config.n, config.beta, config.no_harm)] == [int, float, bool]
+
+
+FAILING_TEMPLATES = {
+    "ValueError": "{{ [].index(1) }}",
+    "IndexError": "{{ [].pop() }}",
+    "ZeroDivisionError": "{{ 1 / 0 }}",
+    "RecursionError": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "TypeError": "{{ 'a' + 1 }}",
+    "UndefinedError": "{{ a.b.c }}",
+    "too long": "{% for a in range(99999) %}{% for b in range(99999) %}{% set x = 1 %}{% endfor %}{% endfor %}",
+    "too large": "{{ 'x' * 10 ** 12 }}",
+}
+
+
+@pytest.mark.parametrize("failing", FAILING_TEMPLATES.values(), ids=FAILING_TEMPLATES)
+def test_a_template_that_fails_on_one_chat_costs_no_other(failing, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    template = "{% if messages[0].content == 'bad' %}" + failing + "{% endif %}{{ messages[0].content }}"
+    script = MIXED.lm(max_positions=128)
+    lm = dataclasses.replace(script, tokenizer=Tokenizer(script.tokenizer.backend, ("<eos>",), template))
+    chats = [[{"role": "user", "content": x}] for x in ("x", "bad", "y")]
+    found = results_of(Engine(lm, PRICED, 0, ScriptedNetwork()).run(iter(chats)))
+    assert [exact(found[0]), exact(found[2])] == [exact(r) for r in results_of(Engine(lm, PRICED, 0, ScriptedNetwork()).run(["x", "y"]))]
+    assert "prompt 1: chat messages: the model's template refuses them" in found[1].error or "calls itself" in found[1].error
+    with pytest.raises(UsageError, match="prompt 1: chat messages"):
+        Engine(lm, PRICED, 0, ScriptedNetwork()).run(chats).__next__()
+
+
+# ---- any options at all
+
+ANY_SCALAR = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-(10**400), 10**400), st.floats(), st.text(max_size=5), st.binary(max_size=3),
+    st.complex_numbers(), st.fractions(), st.decimals(), st.floats(width=32).map(np.float32), st.integers(0, 255).map(np.uint8),
+)  # fmt: skip
+ANYTHING = st.recursive(ANY_SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
+FIELDS = [f.name for f in dataclasses.fields(Request) if f.name != "prompt"]
+PLAUSIBLE = st.fixed_dictionaries(
+    {},
+    optional={
+        "n": st.integers(0, 5), "max_tokens": st.integers(0, 30), "alpha": st.floats(0, 1), "beta": st.floats(0, 2),
+        "top_k": st.integers(0, 5), "top_p": st.floats(0, 1), "min_p": st.floats(0, 1), "temperature": st.floats(0, 3),
+        "token_budget": st.integers(0, 20), "seed": st.integers(0, 9),
+        "stop_token_ids": st.lists(st.integers(0, 20), max_size=3), "answer": st.sampled_from(["value", "vote"]), "abstain": st.booleans(),
+    },
+)  # fmt: skip
+
+
+@functools.cache
+def steady():
+    """An engine for all examples, and what it says of a good prompt."""
+    found = engine(dataclasses.replace(PRICED, rows=8))
+    return found, exact(results_of(found.run(["x y"]))[0])
+
+
+@pytest.mark.slow
+@settings(max_examples=150)
+@given(prompt=st.just("x") | ANYTHING, options=st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=2) | PLAUSIBLE)
+def test_any_request_is_decoded_or_refused_and_concerns_no_other(prompt, options):
+    decoder, good = steady()
+    found = results_of(decoder.run(iter(["x y", Request(prompt, **options)])))
+    assert exact(found[0]) == good
+    assert bool(found[1].error) == (found[1].finish_reason == "error")
+    assert len(found[1].error) < 1000
+
+
+@settings(max_examples=300)
+@given(options=st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(DecodeConfig)]), ANYTHING, max_size=3))
+def test_any_options_make_a_configuration_or_a_refusal(options):
+    refusal = None
+    try:
+        config = resolve(None, options)
+    except UsageError as error:
+        refusal = str(error)
+    if refusal is None:
+        json.dumps(dataclasses.asdict(config), allow_nan=False)
+        hash(config)
+    else:
+        assert 0 < len(refusal) < 1000

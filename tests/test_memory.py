@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import itertools
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
 import pytest
+from processes import rollouts
 from scripted import ScriptedNetwork
 from test_engine import CONFIG, MIXED, REAL, REAL_PROMPTS, exact
 
@@ -23,8 +27,10 @@ from zip_rc_jax.decoding.rows import StepSettings, abstract_lanes, advance, empt
 from zip_rc_jax.decoding.sampling import ALL_FILTERS, Filters
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_shapes
 from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, single_device
+from zip_rc_jax.training.predict import ForwardSettings, profiles
 from zip_rc_jax.zip_head import ZipHead
 
 MODEL = ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=16, d_ff=192, tied=True, max_positions=1024)
@@ -243,3 +249,169 @@ def test_after_an_early_stop_a_new_decode_works(lm):
         events.close()
     found = {e.prompt_index: e.result for e in engine.run(REAL_PROMPTS) if isinstance(e, ResultEvent)}
     assert [exact(found[i]) for i in range(len(expected))] == [exact(r) for r in expected]
+
+
+# ---- what is given back at once, without Python's collector of cycles
+
+
+@contextlib.contextmanager
+def no_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def held():
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+def decode_all(lm):
+    decode(lm, REAL_PROMPTS, REAL)
+
+
+def close_early(lm):
+    events = decode_stream(lm, REAL_PROMPTS, REAL)
+    next(events)
+    events.close()
+
+
+def abandon(lm):
+    next(decode_stream(lm, REAL_PROMPTS, REAL))
+
+
+def never_start(lm):
+    decode_stream(lm, iter(REAL_PROMPTS), REAL)
+
+
+def bad_prompt_in_a_list(lm):
+    with pytest.raises(UsageError):
+        decode(lm, [*REAL_PROMPTS, "unheard"], REAL)
+
+
+def bad_prompt_in_a_stream(lm):
+    decode(lm, iter([*REAL_PROMPTS, "unheard", None, [{}]]), REAL)
+
+
+def bad_prompt_that_a_stream_raises_for(lm):
+    with pytest.raises(UsageError):
+        decode(lm, iter([*REAL_PROMPTS, "unheard"]), REAL, on_error="raise")
+
+
+def failing(kind):
+    yield from REAL_PROMPTS
+    raise kind("the source fails")
+
+
+def source_that_raises(lm):
+    with pytest.raises(OSError, match="the source fails"):
+        decode(lm, failing(OSError), REAL)
+
+
+def source_that_is_interrupted(lm):
+    with pytest.raises(KeyboardInterrupt):
+        decode(lm, failing(KeyboardInterrupt), REAL)
+
+
+def source_that_raised_before_an_early_close(lm):
+    events = decode_stream(lm, itertools.chain(["1 + 2 ="], failing(OSError)), dataclasses.replace(REAL, rows=64))
+    next(events)
+    next(events)
+    events.close()
+
+
+class Interrupting(dict):
+    def items(self):
+        raise KeyboardInterrupt
+
+
+def chat_that_is_interrupted(lm):
+    chatty = dataclasses.replace(lm, tokenizer=Tokenizer(lm.tokenizer.backend, ("<eos>",), "{{ messages[0].content }}"))
+    with pytest.raises(KeyboardInterrupt):
+        decode(chatty, ["1 + 2 =", [Interrupting(role="user", content="1")]], REAL)
+
+
+def device_that_fails(lm):
+    def failing(*_):
+        raise RuntimeError("device")
+
+    events = Engine(lm, REAL, 0).run(REAL_PROMPTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "advance", failing)
+        with pytest.raises(RuntimeError, match="device"):
+            list(events)
+
+
+def what_does_not_fit(lm):
+    limit = memory.shard_bytes((lm.params, Engine(lm, REAL, 0).params)) + 1000
+    with pytest.MonkeyPatch.context() as patch:
+        limited(patch, limit)
+        with pytest.raises(UsageError):
+            decode(lm, REAL_PROMPTS, REAL)
+
+
+def impossible_options(lm):
+    with pytest.raises(UsageError):
+        decode(lm, REAL_PROMPTS, REAL, stop_token_ids=(10_000,))
+    with pytest.raises(UsageError):
+        decode(lm, REAL_PROMPTS, REAL, seed=-1)
+
+
+def label(lm):
+    list(profiles(lm, rollouts(8), ForwardSettings(256)))
+
+
+ENDS = [
+    decode_all, close_early, abandon, never_start, bad_prompt_in_a_list, bad_prompt_in_a_stream, bad_prompt_that_a_stream_raises_for,
+    source_that_raises, source_that_is_interrupted, source_that_raised_before_an_early_close, chat_that_is_interrupted, device_that_fails,
+    what_does_not_fit, impossible_options, label,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda f: f.__name__)
+def test_nothing_that_lies_on_a_device_waits_for_the_collector(lm, end):
+    """However a decode ends, what it copied of the model and its rows are freed when the last name for them goes, and not in a while."""
+    for _ in range(2):  # what compilation keeps is there from now on
+        end(lm)
+    with no_collector():
+        before = held()
+        for _ in range(3):
+            end(lm)
+        assert held() == before
+
+
+def test_an_engine_is_freed_when_its_last_name_goes(lm):
+    with no_collector():
+        engine = Engine(lm, REAL, 0)
+        gone = weakref.ref(engine)
+        list(engine.run(REAL_PROMPTS[:2]))
+        del engine
+        assert gone() is None
+
+
+# ---- which setting is to blame
+
+
+def test_a_window_that_is_to_blame_is_named_with_the_largest_that_fits(lm, monkeypatch):
+    with pytest.raises(
+        UsageError, match=r"window=2147483647 with rows=16 of 32 tokens: .* its last 2147483647 tokens, .*Fix: use window=(\d+) or less"
+    ):
+        decode(lm, REAL_PROMPTS, dataclasses.replace(REAL, window=2**31 - 1))
+    engine = Engine(lm, REAL, 0)
+    wider = dataclasses.replace(engine.settings, window=300)
+    limited(monkeypatch, memory.estimate(wider, (lm.params, engine.params), REAL.rows, 32, 4, 16).total)
+    with pytest.raises(UsageError) as refusal:
+        Engine(lm, dataclasses.replace(REAL, window=5000), 0).intake.jobs(REAL_PROMPTS[:1])
+    most = int(re.search(r"use window=(\d+) or less", str(refusal.value)).group(1))
+    Engine(lm, dataclasses.replace(REAL, window=most), 0).intake.jobs(REAL_PROMPTS[:1])
+    with pytest.raises(UsageError):
+        Engine(lm, dataclasses.replace(REAL, window=most + 1), 0).intake.jobs(REAL_PROMPTS[:1])
+
+
+def test_settings_of_any_size_are_refused_with_a_name(lm):
+    """The product of two of them is past 64 bits."""
+    for options in ({"rows": 2**31 - 1}, {"rows": 2**31 - 1, "window": 2**31 - 1}, {"rows": 2**31 - 1, "n": 2**31 - 1}):
+        with pytest.raises(UsageError, match="rows=2147483647"):
+            decode(lm, REAL_PROMPTS, dataclasses.replace(REAL, **options))

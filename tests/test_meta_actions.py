@@ -459,3 +459,105 @@ def test_the_memory_of_a_call_is_what_the_docstring_says(candidates, n, label):
     count = {"published": n**2 + 1, "exhaustive": 2**n, "branching": (n + 2) * (n + 5)}[candidates]
     stated = 2.5 * count * (grid.n_cells + slots) * 4
     assert stated / 2.5 < compiled.memory_analysis().temp_size_in_bytes / prompts <= stated
+
+
+# ---- company
+
+
+def near_ties(rng, prompts, n, grid, branching):
+    """Groups in which many actions are as good as each other: prefixes come in copies, with few different values."""
+    joint = rng.integers(0, 3, (prompts, n, grid.n_reward, grid.n_length)).astype(np.float32) + 1e-3
+    joint[:, 1::2] = joint[:, ::2][:, : joint[:, 1::2].shape[1]]
+    unfinished, tokens = rng.random((prompts, n)) < 0.7, rng.integers(0, 3, (prompts, n)) * 8
+    if branching:
+        unfinished[:, -1], tokens[:, -1] = True, 0
+    return joint, unfinished, tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("candidates", SETS)
+@pytest.mark.parametrize("grid", [GRID, Grid.authors("value"), Grid.authors("correct")], ids=["small", "value", "correct"])
+def test_a_decision_is_the_same_bit_by_bit_in_any_company(candidates, grid):
+    """Alone, and at every place of a batch of every size that the engine pads to: all that is returned, the rounding included."""
+    branching = candidates == "branching"
+    n = 4 + branching
+    joint, unfinished, tokens = near_ties(np.random.default_rng(13), 150, n, grid, branching)
+    config = dataclasses.replace(CONFIG, candidates=candidates, n=4)
+
+    def decide(index):
+        got = choose_meta_action(joint[index], unfinished[index], tokens[index], grid=grid, config=config)
+        return [np.asarray(x) for x in (got.keep, got.future_bin, got.utility, got.multiplicity)]
+
+    alone = [np.concatenate(parts) for parts in zip(*(decide([p]) for p in range(150)), strict=True)]
+    assert len(np.unique(alone[2])) > 50
+    for size in (2, 3, 4, 8, 16, 17, 32, 64, 128, 150):
+        for shift in (0, 5, 11):
+            index = np.roll(np.arange(150), shift)[:size]
+            for a, b in zip(decide(index), alone, strict=True):
+                np.testing.assert_array_equal(a, b[index])
+
+
+# ---- what is not what it should be
+
+
+def arguments_of(rng, prompts=3):
+    joint, unfinished, tokens = random_group(rng, prompts, 4)
+    return {"joint": joint, "unfinished": unfinished, "tokens_so_far": tokens}
+
+
+def test_lists_will_do_and_no_prompts_give_no_decision():
+    given_ = arguments_of(np.random.default_rng(14))
+    straight = choose_meta_action(**given_, grid=GRID, config=CONFIG)
+    lists = {name: value.tolist() for name, value in given_.items()}
+    assert_same(choose_meta_action(**lists, grid=GRID, config=CONFIG), straight)
+    numbers = given_ | {"unfinished": given_["unfinished"].astype(int), "tokens_so_far": given_["tokens_so_far"].astype(np.int64)}
+    assert_same(choose_meta_action(**numbers, grid=GRID, config=CONFIG), straight)
+    on_device = {name: jnp.asarray(value) for name, value in given_.items()}
+    assert_same(choose_meta_action(**on_device, grid=GRID, config=CONFIG), straight)
+    for candidates in SETS:
+        none = choose_meta_action(
+            **{k: v[:0] for k, v in given_.items()}, grid=GRID, config=dataclasses.replace(CONFIG, candidates=candidates)
+        )
+        assert [x.shape for x in (none.keep, none.future_bin, none.utility, none.multiplicity)] == [(0, 4), (0,), (0,), (0, 4)]
+
+
+@pytest.mark.parametrize("candidates", SETS)
+def test_a_joint_with_a_negative_cell_loses_its_slot_like_any_broken_one(candidates):
+    given_ = arguments_of(np.random.default_rng(15))
+    given_["unfinished"][:] = True
+    config = dataclasses.replace(CONFIG, candidates=candidates)
+    exists = np.ones((3, 4), bool)
+    exists[1, 2] = False
+    expected = choose_meta_action(**given_, grid=GRID, config=config, exists=exists)
+    given_["joint"][1, 2, 0, 0] = -0.01
+    assert_same(choose_meta_action(**given_, grid=GRID, config=config), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"joint": [[1, 2], [3]]}, r"joint=.*it is no array of numbers"),
+        ({"joint": "x"}, r"joint of type <U1: it holds no numbers"),
+        ({"joint": None}, r"joint of type object"),
+        ({"joint": np.ones((3, 4, 3, 3), complex)}, r"joint of type complex128"),
+        ({"joint": np.full((3, 4, 3, 3), None)}, r"joint of type object"),
+        ({"joint": []}, r"joint of shape \(0,\)"),
+        ({"unfinished": None}, r"unfinished of type object"),
+        ({"unfinished": np.full((3, 4), "yes")}, r"unfinished of type <U3"),
+        ({"unfinished": np.full((3, 4), 2)}, r"unfinished of type int64: it holds other values than 0 and 1"),
+        ({"unfinished": np.full((3, 4), np.nan)}, r"unfinished of type float64: it holds other values"),
+        ({"tokens_so_far": [["a"] * 4] * 3}, r"tokens_so_far of type <U1"),
+        ({"exists": object()}, r"exists of type object"),
+        ({"free_rows": [1.5, 1, 1]}, r"free_rows of type float64: it holds no whole numbers"),
+        ({"free_rows": [np.nan, 1, 1]}, r"free_rows of type float64"),
+        ({"alpha": ["a"] * 3}, r"alpha of type"),
+        ({"grid": (0, 1)}, r"grid=\(0, 1\): it is no Grid"),
+        ({"grid": None}, r"grid=None"),
+        ({"config": {"beta": 1}}, r"config=\{'beta': 1\}: it is no DecodeConfig"),
+    ],
+)
+def test_what_is_no_array_of_its_kind_is_refused_by_name(change, message):
+    given_ = arguments_of(np.random.default_rng(16)) | {"grid": GRID, "config": CONFIG} | change
+    with pytest.raises(UsageError, match=message) as refusal:
+        choose_meta_action(**given_)
+    assert len(str(refusal.value)) < 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 
 import pytest
 from small_tokenizers import chatml, gemma
@@ -14,6 +15,7 @@ from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.tokenizer import Tokenizer
+from zip_rc_jax.pipeline import prompt_record
 
 LEVELS = tuple({"min_terms": n, "max_terms": n, "min_digits": 2, "max_digits": 2} for n in (2, 4, 6, 8))
 TASK = TaskConfig(name="chain_sum", levels=LEVELS, train_seed=50, heldout_seed=1_000_000)
@@ -130,3 +132,31 @@ def test_the_section_is_read_from_yaml(tmp_path):
     assert isinstance(found.chat_template_kwargs, dict)
     with pytest.raises(UsageError, match="did you mean 'instruction'"):
         load_config(tmp_path / "c.yaml", ["prompt.instructio=x"])
+
+
+def test_prompts_of_a_run_have_the_date_on_which_it_was_begun(tmp_path, monkeypatch):
+    """Rollouts that go on after midnight, and an evaluation a week later, ask the same questions."""
+    dated = Tokenizer(chatml().backend, ("<|im_end|>",), "{{ strftime_now('%d %b') }}: {{ messages[0].content }}")
+    config = PipelineConfig(run_dir=str(tmp_path / "run"), task=TASK, prompt=PromptConfig(style="chat"))
+
+    class Clock(datetime.datetime):
+        day = 26
+
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2024, 7, cls.day)
+
+    monkeypatch.setattr(datetime, "datetime", Clock)
+    first, record = prompt_texts(FOUND, config, dated), prompt_record(config, dated)
+    assert first == [f"26 Jul: {p.question}" for p in FOUND]
+    Clock.day = 29
+    assert prompt_texts(FOUND, config, dated) == first
+    assert prompt_record(config, dated) == record
+    other = dataclasses.replace(config, run_dir=str(tmp_path / "other"))
+    assert prompt_texts(FOUND, other, dated) == [f"29 Jul: {p.question}" for p in FOUND]
+    assert prompt_record(other, dated) != record, "made on another day, they are other prompts"
+    assert "prompt_time" not in prompt_record(config, chatml()), "a template that writes no date has no need of it"
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["prompt_time.json"]
+    (tmp_path / "run" / "prompt_time.json").write_text("{")
+    with pytest.raises(UsageError, match=r"prompt_time\.json: it holds no time"):
+        prompt_texts(FOUND, config, dated)

@@ -31,7 +31,7 @@ from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
 
 MAX_EXHAUSTIVE = 10
-BLOCK = 8  # prompts that are scored in one call; the program is the same for any number of prompts
+BLOCK = 16  # prompts that are scored in one call; the program is the same for any number of prompts
 
 
 @jax.tree_util.register_dataclass
@@ -195,11 +195,12 @@ def _array(name: str, value: Any, kind: str) -> Any:
         except Exception as error:  # lists of unequal length, or anything that cannot become an array
             raise UsageError(f"{name}={shown(value)}", f"it is no array of {words} ({in_short(error)})", f"pass {words}") from None
     dtype = value.dtype
-    if not (dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
+    logical = jnp.issubdtype(dtype, np.bool_)
+    if not (logical or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
         raise UsageError(f"{name} of type {dtype}", f"it holds no {words}", f"pass {words}")
     if isinstance(value, jax.core.Tracer):
         return value.astype(bool) if kind == "bool" else value.astype(np.int32) if kind == "count" else value
-    if kind == "bool" and dtype != np.bool_:
+    if kind == "bool" and not logical:
         if not ((value == 0) | (value == 1)).all():
             raise UsageError(f"{name} of type {dtype}", "it holds other values than 0 and 1", f"pass {words}")
         return np.asarray(value).astype(bool)

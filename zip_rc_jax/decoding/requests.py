@@ -197,8 +197,8 @@ class Intake:
 
         Args:
           on_error: "raise" raises for a request that cannot be decoded, "result" makes it a `Refusal`. Whatever goes wrong with one request
-            is told of that one, by its number. Default: raise for a sequence,
-            where nothing is lost yet; a refusal for an iterator, whose other requests would be lost.
+            is told of that one, by its number. Default: raise for a sequence, where nothing is lost yet; a refusal for an iterator, whose
+            other requests would be lost.
 
         Raises:
           UsageError: no prompts, one text or chat instead of a list of them, template variables without any chat, an unknown `on_error`,
@@ -215,7 +215,7 @@ class Intake:
             return self._read(prompts, on_error == "raise", listed=False)
         if not prompts:
             raise UsageError("prompts=[]", "there is nothing to decode", "pass at least one prompt")
-        if any(isinstance(prompt, Mapping) for prompt in prompts):
+        if all(isinstance(prompt, Mapping) for prompt in prompts):
             raise UsageError("prompts given as one chat", "a list of prompts is expected", "pass [messages]")
         texts = [isinstance(p.prompt if isinstance(p, Request) else p, str) for p in prompts]
         if self.template_kwargs and all(texts):
