@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -14,13 +15,13 @@ import shlex
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.temporaries import remove_leftovers, temporary_path
 
 DISTRIBUTION = "zip-rc-jax"
 PACKAGES = (
@@ -79,7 +80,7 @@ def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:
     """Through a temporary file in the same folder, so that an interruption leaves the old file whole."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_path(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -96,6 +97,30 @@ def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
     return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: str | pathlib.Path, *, fix: str) -> Any:
+    """What a file of strict JSON holds.
+
+    Args:
+      fix: what helps where it is damaged.
+
+    Raises:
+      UsageError: there is no such file, it cannot be read, or it is not (completely) strict JSON in UTF-8.
+    """
+    try:
+        return parse_json(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"file {path}", f"it cannot be read ({in_short(error)})", fix) from error
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of strict JSON in UTF-8. Raises ValueError, and RecursionError for lists in lists in lists."""
+
+    def no_number(name: str) -> float:
+        raise ValueError(f"{name} is no JSON number")
+
+    return json.loads(data.decode("utf-8"), parse_constant=no_number)
+
+
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
     """Writes one strict JSON value per line (see `plain`). Returns the path."""
     return write_text(path, "".join(map(_line, rows)))
@@ -105,31 +130,76 @@ def _line(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+DIGEST = "digest"  # the key of a digest among those of the object that it is of
+
+
+def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as plain JSON, and its digest under one more key."""
+    found = plain(value)
+    return {**found, DIGEST: _digest(found)}
+
+
+def without_digest(value: Any) -> dict[str, Any]:
+    """Inverse of `with_digest`. Raises ValueError if the value is another than the one whose digest it holds."""
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__} stands there")
+    found = {key: inner for key, inner in value.items() if key != DIGEST}
+    if value.get(DIGEST) != _digest(found):
+        raise ValueError("its digest does not fit")
+    return found
+
+
+def _digest(value: Any) -> str:
+    """Of plain JSON, whatever the order of the keys. It notices damage; it keeps nobody from changing both."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
 class Journal:
     """Values kept as they come, one strict JSON line each, so that an interruption loses none; the first line says what they are of.
+
+    Every line holds a digest of its own, so that no other value than the one that was added comes back.
 
     Attributes:
       values: those of earlier calls, as JSON gives them.
     """
 
     def __init__(self, path: str | pathlib.Path, *, fingerprint: Mapping[str, Any]):
-        """Raises UsageError if the file there was begun with another fingerprint; the message names what differs."""
+        """Goes on with the file at `path`, or begins it.
+
+        Raises:
+          UsageError: the file there was begun with another fingerprint (the message names what differs), or is damaged.
+        """
         self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        self._file.seek(0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path.parent)
+            self._file = self.path.open("a+b")
+            self._file.seek(0)
+            lines = self._file.readlines()
+        except OSError as error:
+            raise UsageError(f"file {self.path}", f"it cannot be opened ({in_short(error)})", "choose another directory") from error
         # What was being written when the process was killed has no end of line.
-        whole = [line for line in self._file if line.endswith(b"\n")]
-        if len(whole) > 1:
-            same_fingerprint(f"results in {self.path}", json.loads(whole[0]), fingerprint)
-        self.values = [json.loads(line) for line in whole[1:]]
+        whole = [line for line in lines if line.endswith(b"\n")]
+        checked = len(whole) > 1 and b'"digest": "' in whole[0]  # journals of earlier versions have no digests
+        found = [self._value(number, line, checked) for number, line in enumerate(whole, 1)] if len(whole) > 1 else []
+        if found:
+            same_fingerprint(f"results in {self.path}", found[0], fingerprint)
+        self.values = found[1:]
         self._file.truncate(sum(map(len, whole)) if self.values else 0)
         if not self.values:
             self.add(fingerprint)
 
-    def add(self, value: Any) -> None:
+    def _value(self, number: int, line: bytes, checked: bool) -> Any:
+        try:
+            return without_digest(parse_json(line)) if checked else parse_json(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"file {self.path}, line {number}", f"it is damaged ({in_short(error)})", "delete the file to decode all prompts again"
+            ) from error
+
+    def add(self, value: Mapping[str, Any]) -> None:
         """Appends a value; it is in the file when this returns."""
-        self._file.write(_line(value).encode())
+        self._file.write(_line(with_digest(value)).encode())
         self._file.flush()
 
     def finish(self) -> None:
