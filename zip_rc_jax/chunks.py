@@ -63,7 +63,7 @@ def write_in_chunks(
                     f"chunks {absent[:5]} of {count} are not there, though every process made its own",
                     "give all processes the same run_dir, on a file system that all of them see",
                 )
-            joined = f"{title}: stopped while {count} chunks were joined. All of them are kept"
+            joined = f"{title}: stopped while its chunks were joined. All of them are kept"
             rollouts = _until_stopped(partial.all(range(count)), received, joined)
             write_rollouts(directory, _counted(rollouts, total, partial.directory), metadata=settings)
             partial.remove()

@@ -96,11 +96,7 @@ def _naming(what: str) -> Iterator[None]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        fix = (
-            "indent with spaces"
-            if "'\\t'" in str(error.problem)
-            else "correct it; quotes around a text help where it has special characters"
-        )
+        fix = "correct it there: YAML indents with spaces, and wants quotes around texts with special characters"
         raise UsageError(f"{what}{where}", f"it is not YAML: {error.problem or error.context}", fix) from None
     except Exception as error:  # OmegaConf and PyYAML let KeyError, AttributeError, RecursionError, ... of odd values through
         key = str(getattr(error, "full_key", None) or "")

@@ -133,25 +133,29 @@ def _line(value: Any) -> str:
 DIGEST = "digest"  # the key of a digest among those of the object that it is of
 
 
-def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` as plain JSON, and its digest under one more key."""
+def with_digest(value: Mapping[str, Any], place: int = 0) -> dict[str, Any]:
+    """`value` as plain JSON, and its digest under one more key.
+
+    Args:
+      place: where it stands among others; enters the digest.
+    """
     found = plain(value)
-    return {**found, DIGEST: _digest(found)}
+    return {**found, DIGEST: _digest(found, place)}
 
 
-def without_digest(value: Any) -> dict[str, Any]:
-    """Inverse of `with_digest`. Raises ValueError if the value is another than the one whose digest it holds."""
+def without_digest(value: Any, place: int = 0) -> dict[str, Any]:
+    """Inverse of `with_digest`. Raises ValueError if the value is another than the one whose digest it holds, or from another place."""
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__} stands there")
     found = {key: inner for key, inner in value.items() if key != DIGEST}
-    if value.get(DIGEST) != _digest(found):
+    if value.get(DIGEST) != _digest(found, place):
         raise ValueError("its digest does not fit")
     return found
 
 
-def _digest(value: Any) -> str:
+def _digest(value: Any, place: int) -> str:
     """Of plain JSON, whatever the order of the keys. It notices damage; it keeps nobody from changing both."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps([place, value], sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class Journal:
@@ -186,12 +190,13 @@ class Journal:
             same_fingerprint(f"results in {self.path}", found[0], fingerprint)
         self.values = found[1:]
         self._file.truncate(sum(map(len, whole)) if self.values else 0)
+        self._lines = len(found) if self.values else 0
         if not self.values:
             self.add(fingerprint)
 
     def _value(self, number: int, line: bytes, checked: bool) -> Any:
         try:
-            return without_digest(parse_json(line)) if checked else parse_json(line)
+            return without_digest(parse_json(line), number) if checked else parse_json(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(
                 f"file {self.path}, line {number}", f"it is damaged ({in_short(error)})", "delete the file to decode all prompts again"
@@ -199,7 +204,8 @@ class Journal:
 
     def add(self, value: Mapping[str, Any]) -> None:
         """Appends a value; it is in the file when this returns."""
-        self._file.write(_line(with_digest(value)).encode())
+        self._lines += 1
+        self._file.write(_line(with_digest(value, self._lines)).encode())
         self._file.flush()
 
     def finish(self) -> None:

@@ -35,6 +35,7 @@ from zip_rc_jax.run_files import in_short, parse_json
 from zip_rc_jax.temporaries import remove_leftovers, temporary_path
 
 METADATA_KEY = b"zip_rc_jax"
+_ARROW = "parquet-cpp-arrow"  # wrote the file; it always leaves its schema among the keys of the footer
 DIGESTS_KEY = b"zip_rc_jax_digests"  # see `_Digests`
 ROW_GROUP = 128  # rollouts at a time; of 20k tokens each, they take a quarter of a gigabyte to write and half of one to read
 LARGEST_ID = 2**31 - 1
@@ -150,8 +151,8 @@ def write_parquet(
 class _Digests:
     """What a table that `write_parquet` wrote holds, in digests, so that no damage to its footer changes a value unnoticed.
 
-    The position of the footer is recorded with them. A table that another program wrote again from ours (some of its rows, say) keeps
-    the record, but has its footer elsewhere. Then the record says nothing about it.
+    The position of the footer is recorded with them. Where another program wrote a table again from ours (some of its rows, say) and
+    kept the record, the footer lies elsewhere. Then the record says nothing about the table.
     """
 
     def __init__(self) -> None:
@@ -195,17 +196,25 @@ class _Digests:
         }
 
 
+def _key_values(file: pq.ParquetFile) -> dict[bytes, bytes]:
+    """Of the footer. (Arrow's own schema in it has a copy of some of them.)"""
+    return file.metadata.metadata or {}
+
+
 def _stored_digests(file: pq.ParquetFile, path: pathlib.Path) -> dict[str, Any] | None:
     """What `_Digests.record` left; None if there is nothing, or the file was written again by another program.
 
     Raises:
       UsageError: the footer is damaged.
     """
-    metadata = file.schema_arrow.metadata or {}
     try:
+        metadata = _key_values(file)
         with path.open("rb") as opened:
             opened.seek(-8, os.SEEK_END)
             footer = opened.tell() - int.from_bytes(opened.read(4), "little")
+        writer = file.metadata.created_by or _ARROW
+        if not metadata and writer.startswith(_ARROW) and {*_OURS} <= {*file.schema_arrow.names}:
+            raise ValueError("what Arrow and we write at the end of its footer is lost")
         if DIGESTS_KEY not in metadata:
             return None
         found = parse_json(metadata[DIGESTS_KEY])
@@ -298,7 +307,7 @@ def read_parquet_metadata(path: str | pathlib.Path) -> dict[str, Any]:
     shard = _check(path)[0]
     with _open(shard) as file:
         _stored_digests(file, shard)
-        text = (file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}")
+        text = _key_values(file).get(METADATA_KEY, b"{}")
     try:
         found = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -435,7 +444,7 @@ def _faults(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _rows(path: pathlib.Path, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and row number, Python values of the named columns; lists as int64 arrays)."""
     with _open(path) as file:
-        escaped = METADATA_KEY in (file.schema_arrow.metadata or {})
+        escaped = METADATA_KEY in _key_values(file)
         number = 0
         try:
             for batch in file.iter_batches(ROW_GROUP, columns=names):
