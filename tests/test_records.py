@@ -136,7 +136,8 @@ def test_a_dataset_knows_its_rollouts_without_reading_them(tmp_path):
         "value": np.array([r.value for r in rollouts], np.float32).tolist(),
     }
     stored = RolloutSource(tmp_path / "r").summary
-    # Datasets of earlier versions have a summary without hashes, or none.
+    # Datasets of earlier versions have a summary without hashes, or none, and no digests.
+    (tmp_path / "r/digests.json").unlink()
     np.savez(tmp_path / "r/summary.npz", **{name: column for name, column in vars(stored).items() if name != "prompt_hash"})
     older = RolloutSource(tmp_path / "r").summary
     (tmp_path / "r/summary.npz").unlink()
@@ -150,6 +151,7 @@ def test_a_dataset_knows_its_rollouts_without_reading_them(tmp_path):
 def test_a_damaged_or_foreign_summary_is_refused_by_name(tmp_path):
     write_rollouts(tmp_path / "r", make_rollouts(3), metadata={})
     write_rollouts(tmp_path / "other", make_rollouts(4), metadata={})
+    (tmp_path / "r/digests.json").unlink()  # which would tell first
     path = tmp_path / "r/summary.npz"
     os.truncate(path, path.stat().st_size - 100)
     with pytest.raises(UsageError, match=r"r/summary\.npz: it cannot be read .*Fix: delete it, and it is read from the shards instead"):
@@ -174,6 +176,7 @@ def test_foreign_and_damaged_directories_are_refused(tmp_path):
     with pytest.raises(UsageError, match="there are none"):
         write_rollouts(tmp_path / "empty", [], metadata={})
     write_rollouts(tmp_path / "r", make_rollouts(3), metadata={})
+    (tmp_path / "r/digests.json").unlink()  # which would tell first
     info = (tmp_path / "r/dataset_info.json").read_text()
     (tmp_path / "r/dataset_info.json").write_text(info[:40])
     with pytest.raises(UsageError, match="TFDS cannot read it"):

@@ -21,6 +21,7 @@ from zip_rc_jax.demo import run_decode, run_demo, run_evaluation, run_export
 from zip_rc_jax.errors import UsageError
 from zip_rc_jax.models.loading import embedded
 from zip_rc_jax.run_files import FIXES, fix_for, in_short
+from zip_rc_jax.signals import stops_with_a_word
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
 DATA_HELP = (
@@ -227,6 +228,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parse(argv)
+    with stops_with_a_word():
+        return _run(arguments, argv)
+
+
+def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Runs a command. Returns the exit status."""
     _quiet()
     started, compiling = time.monotonic(), _count_compiling()
     try:

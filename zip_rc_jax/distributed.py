@@ -158,7 +158,7 @@ def start(environment: MutableMapping[str, str] = os.environ, *, together: bool 
         # match them by their order. This variable is the number of threads.
         environment.setdefault("NPROC", "1")
         jax.config.update("jax_enable_compilation_cache", False)  # programs from the cache were seen to run out of order all the same
-    # SIGTERM is ours (training.loop.stop_signal); JAX's service would take it and let the process live on.
+    # SIGTERM is ours (signals.stop_signal); JAX's service would take it and let the process live on.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-MOST, PART = 900, 280  # characters of a message, and of each of its three parts where the whole would be longer
+import re
+
+LONGEST = 900  # characters of a message: a paragraph, whatever the input was
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # what would start another line, or move the cursor of a terminal
 
 
 class UsageError(ValueError):
     """Input that cannot work, found before any expensive work.
 
-    The message is one paragraph that names the value, the reason and the fix. However large the input is, it stays short.
-    The command line prints it without a traceback and exits with status 2.
+    The message is one short paragraph that names the value, the reason and the fix.
+    Long parts lose their middle, for a value may be a text of megabytes.
+    The command line prints the message without a traceback and exits with status 2.
+
+    Attributes:
+      value, reason, fix: the three parts, as the message shows them.
     """
 
     def __init__(self, value: str, reason: str, fix: str):
-        if len(value) + len(reason) + len(fix) > MOST:
-            value, reason, fix = (_cut(part) for part in (value, reason, fix))
-        super().__init__(f"{value}: {reason}. Fix: {fix}.")
-        self.value, self.reason, self.fix = value, reason, fix
+        self.value, self.reason, self.fix = _fitted([value, reason, fix], LONGEST - len(": . Fix: ."))
+        super().__init__(f"{self.value}: {self.reason}. Fix: {self.fix}.")
+
+    def __reduce__(self) -> tuple[type[UsageError], tuple[str, str, str]]:
+        """Pickled by its three parts, so that it comes through a process pool."""
+        return UsageError, (self.value, self.reason, self.fix)
 
 
-def _cut(text: str) -> str:
-    """Without its middle, if it is long; names of files end in what tells them apart."""
-    return text if len(text) <= PART else f"{text[: PART - 80]} ... {text[-75:]}"
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters of `text` in one line: its start and its end, for paths differ at their ends."""
+    if len(text) > 4 * length:
+        text = f"{text[: 2 * length]}{text[-2 * length :]}"  # so that megabytes cost nothing
+    text = _BREAKS.sub(" ", text)
+    if len(text) <= length:
+        return text
+    end = length // 3
+    return f"{text[: length - end - 5]} ... {text[-end:]}"
+
+
+def _fitted(parts: list[str], total: int) -> list[str]:
+    """The parts, of which the longest are shortened until all have at most `total` characters together."""
+    fitted, left = dict[int, str](), total
+    for rank, (number, part) in enumerate(sorted(enumerate(parts), key=lambda pair: len(pair[1]))):
+        fitted[number] = shortened(part, left // (len(parts) - rank))
+        left -= len(fitted[number])
+    return [fitted[number] for number in range(len(parts))]

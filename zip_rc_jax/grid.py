@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -23,30 +23,33 @@ AUTHORS_LENGTH_EDGES = (0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 AUTHORS_CENTRES = {"correct": (0.0, 1.0), "value": tuple(i / 6 for i in range(7))}
 
 
-LARGEST = 2**31 - 1  # tokens are counted in 32 bits
+LONGEST = 2**31 - 1  # tokens: positions are int32
 
 
-def _shown(values: Sequence[Any]) -> str:
-    """At most 200 characters. Python refuses to write integers of many digits."""
-    try:
-        return f"{list(values)!r:.200}"
-    except ValueError:
-        return f"[{len(values)} values]"
+def _numbers(name: str, values: Any) -> list[Any]:
+    """The items of a sequence, all of them numbers. Raises UsageError for anything else; texts and truth values are no numbers."""
+    if hasattr(values, "tolist"):
+        values = values.tolist()  # of NumPy or JAX
+    fits = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping, Set))
+    found = [value.item() if isinstance(value, np.generic) else value for value in values] if fits else []
+    if not fits or not all(map(_is_number, found)):
+        shown = f"[{', '.join(map(_shown, found))}]" if fits else _shown(values)
+        raise UsageError(f"{name}={shown}", "it must be a list of numbers", f"give for example {_EXAMPLES[name]}")
+    return found
 
 
-def _numbers(name: str, values: Any, example: str) -> list[Any]:
-    """The values as Python numbers. Raises UsageError for what is no list of finite numbers up to `LARGEST`."""
-    if isinstance(values, np.ndarray) and values.ndim == 1:
-        values = values.tolist()
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise UsageError(f"{name}={values!r:.200}", f"it is a {type(values).__name__}, not a list of numbers", f"write {name}={example}")
-    for value in values:
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-            reason = f"{value!r:.100} is a {type(value).__name__}, not a number"
-            raise UsageError(f"{name}={_shown(values)}", reason, f"write {name}={example}")
-        if not -LARGEST <= value <= LARGEST:  # type: ignore[operator]  # NaN is not, either
-            raise UsageError(f"{name}={_shown(values)}", f"not all are finite and at most {LARGEST}", f"write {name}={example}")
-    return list(values)
+_EXAMPLES = {"reward_centres": "[0, 1]", "length_edges": "[0, 64, 128]"}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
+def _shown(value: Any) -> str:
+    large = isinstance(value, int) and not -(2**63) <= value < 2**63  # Python refuses to print numbers of thousands of digits
+    return f"(a whole number of {value.bit_length()} bits)" if large else repr(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +61,18 @@ class Grid:
       length_edges: `B_T + 1` ascending token counts, the first 0. A length at or past the last edge falls into the last bin.
 
     Raises:
-      UsageError: no lists of finite numbers, fewer than two centres or edges, not strictly ascending, or out of range.
+      UsageError: something else than numbers, fewer than two centres or edges, not strictly ascending, or out of range.
     """
 
     reward_centres: tuple[float, ...]
     length_edges: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        centres = tuple(float(v) for v in _numbers("reward_centres", self.reward_centres, "[0, 0.5, 1]"))
-        edges = tuple(_numbers("length_edges", self.length_edges, "[0, 64, 128]"))
-        if any(t != int(t) for t in edges):
-            raise UsageError(f"length_edges={list(edges)}", "edges count tokens, so they are whole numbers", "round them")
-        edges = tuple(int(t) for t in edges)
+        centres = tuple(float(v) for v in _numbers("reward_centres", self.reward_centres))
+        given = _numbers("length_edges", self.length_edges)
+        if not all(float(t).is_integer() for t in given):
+            raise UsageError(f"length_edges={list(given)}", "edges count tokens, so they are whole numbers", "round them")
+        edges = tuple(int(t) for t in given)
         object.__setattr__(self, "reward_centres", centres)
         object.__setattr__(self, "length_edges", edges)
         if len(centres) < 2:
@@ -88,11 +91,13 @@ class Grid:
                 "edges must start at 0 and ascend strictly, so every length has one bin",
                 "sort them and start at 0",
             )
+        if edges[-1] > LONGEST:
+            raise UsageError(f"length_edges={list(edges)}", f"no sequence has more than {LONGEST:,} tokens", "use smaller edges")
 
     @classmethod
     def authors(cls, label: str) -> Grid:
         """The authors' published grid for `label` "correct" (2 x 8) or "value" (7 x 8)."""
-        if label not in AUTHORS_CENTRES:
+        if not isinstance(label, str) or label not in AUTHORS_CENTRES:
             raise UsageError(f"label={label!r}", f"known label kinds are {sorted(AUTHORS_CENTRES)}", "use one of them")
         return cls(AUTHORS_CENTRES[label], AUTHORS_LENGTH_EDGES)
 
@@ -122,9 +127,9 @@ class Grid:
         """Bin index of each reward in [0, 1] (any shape).
 
         Raises:
-          ValueError: a reward outside [0, 1] or NaN.
+          ValueError: a reward outside [0, 1], NaN, or no number.
         """
-        reward = np.asarray(reward, np.float64)
+        reward = _as_floats(reward, "rewards")
         if not np.all((reward >= 0) & (reward <= 1)):
             raise ValueError(f"rewards must lie in [0, 1]; got {reward[~((reward >= 0) & (reward <= 1))][:5]}")
         return np.searchsorted(np.asarray(self.reward_edges), reward, side="right").astype(np.int32)
@@ -133,12 +138,12 @@ class Grid:
         """Bin index of each remaining length in tokens (any shape). Lengths past the last edge go to the last bin.
 
         Raises:
-          ValueError: a negative length.
+          ValueError: a negative length, NaN, or no number.
         """
-        remaining = np.asarray(remaining)
-        if np.any(remaining < 0):
-            raise ValueError(f"remaining lengths must be >= 0; got {remaining[remaining < 0][:5]}")
-        return np.searchsorted(np.asarray(self.length_edges[1:-1]), remaining, side="right").astype(np.int32)
+        lengths = _as_floats(remaining, "remaining lengths")
+        if not np.all(lengths >= 0):
+            raise ValueError(f"remaining lengths must be >= 0; got {np.asarray(remaining)[~(lengths >= 0)][:5]}")
+        return np.searchsorted(np.asarray(self.length_edges[1:-1]), lengths, side="right").astype(np.int32)
 
     def cell(self, reward: Any, remaining: Any) -> np.ndarray:
         """Cell index `b * n_length + l` (reward-major) of each (reward, remaining tokens) pair."""
@@ -159,7 +164,18 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: dict) -> Grid:
-        """Inverse of `to_dict`. Raises UsageError for what is no such dict."""
-        if not isinstance(data, dict) or not {"reward_centres", "length_edges"} <= data.keys():
-            raise UsageError(f"grid {data!r:.200}", "it is no dict with reward_centres and length_edges", "store `Grid.to_dict()`")
+        """Inverse of `to_dict`. Raises UsageError for anything else."""
+        if not isinstance(data, Mapping) or set(data) != {"reward_centres", "length_edges"}:
+            raise UsageError(f"grid {data!r}", "it is no object of reward_centres and length_edges", "restore the file that it comes from")
         return cls(data["reward_centres"], data["length_edges"])
+
+
+def _as_floats(values: Any, what: str) -> np.ndarray:
+    """float64 of numbers. Raises ValueError for anything else."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "biuf" and found.dtype != object:
+        raise ValueError(f"{what} must be numbers; got {found.dtype}")
+    try:
+        return found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{what} must be numbers") from None

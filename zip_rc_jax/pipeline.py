@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax import distributed
-from zip_rc_jax.chunks import write_in_chunks
+from zip_rc_jax.chunks import remove_remains, write_in_chunks
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
 from zip_rc_jax.data.prompts import prompt_texts, prompt_time
@@ -30,7 +30,7 @@ from zip_rc_jax.decoding.engine import Engine, ResultEvent
 from zip_rc_jax.decoding.requests import Request
 from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.grading.grader import Grader, correct
+from zip_rc_jax.grading.grader import Grader, check_entry, correct
 from zip_rc_jax.grading.summary import summarize, to_json
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.loading import load
@@ -276,6 +276,8 @@ def added_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]
 
 
 def _same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
+    if distributed.is_chief():
+        remove_remains(directory)
     if read_metadata(directory) != settings:
         raise UsageError(f"dataset {directory}", "it was made with other settings", "use another run_dir, or delete it to make it again")
 
@@ -339,6 +341,10 @@ def _check_answers(rollouts: Sequence[Rollout]) -> None:
     for number, r in enumerate(rollouts):
         if not r.answer.strip() and not r.entry_json:
             raise UsageError(f"rollout {number}", "it has no reference answer to grade against", "fill `answer`, or leave the rollout out")
+        try:
+            check_entry(r)
+        except UsageError as error:
+            raise UsageError(f"rollout {number}, {error.value}", error.reason, error.fix) from None
 
 
 def make_labels(config: PipelineConfig) -> pathlib.Path:

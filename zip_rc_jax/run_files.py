@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import glob
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -14,19 +14,17 @@ import pathlib
 import platform
 import re
 import shlex
-import shutil
-import socket
 import subprocess
 import sys
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.temporaries import remove_leftovers, temporary_path
 
 DISTRIBUTION = "zip-rc-jax"
 PACKAGES = (
@@ -236,39 +234,10 @@ def _try_out(directory: pathlib.Path) -> None:
                 p.rmdir()
 
 
-_LIFE = uuid.uuid4().hex[:8]  # of this process: a number may have belonged to an earlier one
-
-
-def temporary_sibling(path: pathlib.Path) -> pathlib.Path:
-    """A hidden name in the folder of `path` for what is being written; it is then renamed to `path`.
-
-    What processes of this machine that were killed left under such names for the same `path` is deleted. Those of a
-    living process stay, and so do those of other machines that share the folder.
-    """
-    # Its own name may be as long as a file system allows.
-    stem = f".{path.name[:60]}.{zlib.crc32(socket.gethostname().encode()):08x}"
-    for left in path.parent.glob(f"{glob.escape(stem)}-*.tmp"):
-        owner = re.fullmatch(r"-([0-9]+)-([0-9a-f]{8})-[0-9a-f]{8}\.tmp", left.name.removeprefix(stem))
-        if owner is None or (int(owner[1]) != os.getpid() and _is_alive(int(owner[1]))) or owner[2] == _LIFE:
-            continue
-        with contextlib.suppress(OSError):  # another process may be deleting it, too
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return path.with_name(f"{stem}-{os.getpid()}-{_LIFE}-{uuid.uuid4().hex[:8]}.tmp")
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True  # it belongs to somebody else
-    return True
-
-
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Through a temporary file in the same folder, so that an interruption leaves the old file whole. Raises OSError."""
-    temporary = temporary_sibling(path)
+    remove_leftovers(path.parent, path.name)
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -300,6 +269,30 @@ def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
     return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: str | pathlib.Path, *, fix: str) -> Any:
+    """What a file of strict JSON holds.
+
+    Args:
+      fix: what helps where it is damaged.
+
+    Raises:
+      UsageError: there is no such file, it cannot be read, or it is not (completely) strict JSON in UTF-8.
+    """
+    try:
+        return parse_json(pathlib.Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"file {path}", f"it cannot be read ({in_short(error)})", fix) from error
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of strict JSON in UTF-8. Raises ValueError, and RecursionError for lists in lists in lists."""
+
+    def no_number(name: str) -> float:
+        raise ValueError(f"{name} is no JSON number")
+
+    return json.loads(data.decode("utf-8"), parse_constant=no_number)
+
+
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
     """Writes one strict JSON value per line (see `plain`). Returns the path."""
     return write_text(path, "".join(map(_line, rows)))
@@ -309,31 +302,82 @@ def _line(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+DIGEST = "digest"  # the key of a digest among those of the object that it is of
+
+
+def with_digest(value: Mapping[str, Any], place: int = 0) -> dict[str, Any]:
+    """`value` as plain JSON, and its digest under one more key.
+
+    Args:
+      place: where it stands among others; enters the digest.
+    """
+    found = plain(value)
+    return {**found, DIGEST: _digest(found, place)}
+
+
+def without_digest(value: Any, place: int = 0) -> dict[str, Any]:
+    """Inverse of `with_digest`. Raises ValueError if the value is another than the one whose digest it holds, or from another place."""
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__} stands there")
+    found = {key: inner for key, inner in value.items() if key != DIGEST}
+    if value.get(DIGEST) != _digest(found, place):
+        raise ValueError("its digest does not fit")
+    return found
+
+
+def _digest(value: Any, place: int) -> str:
+    """Of plain JSON, whatever the order of the keys. It notices damage; it keeps nobody from changing both."""
+    return hashlib.blake2b(json.dumps([place, value], sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
 class Journal:
     """Values kept as they come, one strict JSON line each, so that an interruption loses none; the first line says what they are of.
+
+    Every line holds a digest of its own, so that no other value than the one that was added comes back.
 
     Attributes:
       values: those of earlier calls, as JSON gives them.
     """
 
     def __init__(self, path: str | pathlib.Path, *, fingerprint: Mapping[str, Any]):
-        """Raises UsageError if the file there was begun with another fingerprint; the message names what differs."""
+        """Goes on with the file at `path`, or begins it.
+
+        Raises:
+          UsageError: the file there was begun with another fingerprint (the message names what differs), or is damaged.
+        """
         self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        self._file.seek(0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path.parent)
+            self._file = self.path.open("a+b")
+            self._file.seek(0)
+            lines = self._file.readlines()
+        except OSError as error:
+            raise UsageError(f"file {self.path}", f"it cannot be opened ({in_short(error)})", "choose another directory") from error
         # What was being written when the process was killed has no end of line.
-        whole = [line for line in self._file if line.endswith(b"\n")]
-        if len(whole) > 1:
-            same_fingerprint(f"results in {self.path}", json.loads(whole[0]), fingerprint)
-        self.values = [json.loads(line) for line in whole[1:]]
+        whole = [line for line in lines if line.endswith(b"\n")]
+        checked = len(whole) > 1 and b'"digest": "' in whole[0]  # journals of earlier versions have no digests
+        found = [self._value(number, line, checked) for number, line in enumerate(whole, 1)] if len(whole) > 1 else []
+        if found:
+            same_fingerprint(f"results in {self.path}", found[0], fingerprint)
+        self.values = found[1:]
         self._file.truncate(sum(map(len, whole)) if self.values else 0)
+        self._lines = len(found) if self.values else 0
         if not self.values:
             self.add(fingerprint)
 
-    def add(self, value: Any) -> None:
+    def _value(self, number: int, line: bytes, checked: bool) -> Any:
+        try:
+            return without_digest(parse_json(line), number) if checked else parse_json(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"file {self.path}, line {number}", f"it is damaged ({in_short(error)})", "delete the file to decode all prompts again"
+            ) from error
+
+    def add(self, value: Mapping[str, Any]) -> None:
         """Appends a value; it is in the file when this returns."""
-        self._file.write(_line(value).encode())
+        self._lines += 1
+        self._file.write(_line(with_digest(value, self._lines)).encode())
         self._file.flush()
 
     def finish(self) -> None:

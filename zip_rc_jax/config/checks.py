@@ -18,6 +18,15 @@ def require(condition: bool, value: str, reason: str, fix: str) -> None:
         raise UsageError(value, reason, fix)
 
 
+LARGEST_COUNT = 2**31 - 1  # steps and positions are int32
+
+
+def counts(name: str, value: int) -> None:
+    """Raises UsageError unless `value`, a whole number, is from 1 to `LARGEST_COUNT`."""
+    require(value >= 1, f"{name}={value}", "it counts at least one", "use a positive number")
+    require(value <= LARGEST_COUNT, name, f"it counts at most {LARGEST_COUNT:,}, and a larger number stands there", "use a smaller number")
+
+
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     known = isinstance(value, str) and value in allowed
     require(known, f"{name}={shown(value)}", f"it must be one of {', '.join(allowed)}", "choose one of them")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from zip_rc_jax.config.checks import one_of, require
+from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
@@ -23,12 +23,21 @@ class GridConfig:
     value_centres: tuple[float, ...] = ()
     length_edges: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+
     def grid(self, label: str) -> Grid:
         """The grid for `label` in {"correct", "value"}. Raises `UsageError` for an impossible grid."""
         one_of("label", label, LABELS)
         authors = Grid.authors(label)
-        centres = self.correct_centres if label == "correct" else self.value_centres
-        return Grid(tuple(centres) or authors.reward_centres, tuple(self.length_edges) or authors.length_edges)
+        centres: Any = self.correct_centres if label == "correct" else self.value_centres
+        edges: Any = self.length_edges
+        pairs = ((centres, authors.reward_centres), (edges, authors.length_edges))
+        centres, edges = (ours if isinstance(given, tuple) and not given else given for given, ours in pairs)
+        return Grid(centres, edges)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +56,14 @@ class TaskConfig:
     levels: tuple[dict[str, Any], ...] = ()
     train_seed: int = 0
     heldout_seed: int = 1_000_000_000
+
+    def __post_init__(self) -> None:
+        check_types(TaskConfig, vars(self))
+        for number, level in enumerate(self.levels):
+            fits = isinstance(level, dict) and all(isinstance(key, str) for key in level)
+            require(
+                fits, f"task.levels[{number}]={level!r}", "it is no object of options", "write for example {min_terms: 2, max_terms: 2}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +88,7 @@ class PromptConfig:
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(PromptConfig, vars(self))
         one_of("prompt.style", self.style, ("raw", "chat"))
         for field, part in (("instruction", "{question}"), ("example_answer", "{answer}")):
             value = getattr(self, field)
@@ -116,8 +134,9 @@ class RolloutConfig:
     min_p: float = 0.1
 
     def __post_init__(self) -> None:
+        check_types(RolloutConfig, vars(self))
         for field in ("prompts", "samples", "rows", "max_tokens"):
-            require(getattr(self, field) >= 1, f"rollout.{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+            counts(f"rollout.{field}", getattr(self, field))
         self.sampling  # noqa: B018
 
     @property
@@ -152,10 +171,11 @@ class PolicyConfig:
     train: TrainConfig = TrainConfig(lm_weight=1.0, joint_weight=0.0, eval_rollouts=0)
 
     def __post_init__(self) -> None:
+        check_types(PolicyConfig, vars(self))
         for field in ("unsure", "slip_unsure", "slip_sure", "redo", "check_unsure", "check_sure"):
             value = getattr(self, field)
             require(0 <= value <= 1, f"policy.{field}={value}", "it is a probability", "use a number in [0, 1]")
-        require(self.examples >= 1, f"policy.examples={self.examples}", "it counts solutions", "use a positive number")
+        counts("policy.examples", self.examples)
         for field, only in (("label", "correct"), ("rows_from", ""), ("eval_rollouts", 0)):
             value = getattr(self.train, field)
             require(
@@ -205,8 +225,9 @@ class LabelConfig:
     batch_tokens: int = 16384
 
     def __post_init__(self) -> None:
+        check_types(LabelConfig, vars(self))
         for field in ("last", "batch_tokens"):
-            require(getattr(self, field) >= 1, f"label.{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+            counts(f"label.{field}", getattr(self, field))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,15 +286,14 @@ class EvaluateConfig:
     self_evaluation: SelfEvaluationConfig = SelfEvaluationConfig()
 
     def __post_init__(self) -> None:
+        check_types(EvaluateConfig, vars(self))
         for field in ("alphas", "betas", "candidates", "headline_beta"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
             require(bool(getattr(self, field)), f"evaluate.{field}=[]", "nothing would be decoded", "give at least one")
         for name in self.candidates:
             one_of("evaluate.candidates", name, CANDIDATES)
         for field in ("prompts", "bootstrap", "drift_rollouts"):
-            require(
-                getattr(self, field) >= 1, f"evaluate.{field}={getattr(self, field)}", "it counts at least one", "use a positive number"
-            )
+            counts(f"evaluate.{field}", getattr(self, field))
         require(
             1 <= self.samples <= MAX_SAMPLES,
             f"evaluate.samples={self.samples}",

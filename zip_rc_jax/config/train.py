@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
-from zip_rc_jax.config.checks import one_of, require
+from zip_rc_jax.config.checks import check_types, counts, one_of, require
 
 LABELS = ("correct", "value")
 KL_KINDS = ("forward_topk", "forward", "reverse")
@@ -85,24 +86,29 @@ class TrainConfig:
     evaluations: int = 10
 
     def __post_init__(self) -> None:
+        check_types(TrainConfig, vars(self))
         one_of("label", self.label, LABELS)
         one_of("trainable", self.trainable, TRAINABLE)
         one_of("kl_kind", self.kl_kind, KL_KINDS)
         one_of("rows_from", self.rows_from, ("", "critic", "lite"))
         one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
-        counts = ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every", "evaluations")
-        for field in (*counts, "pack_batches", "max_skipped", "keep_checkpoints"):
-            require(getattr(self, field) >= 1, f"{field}={getattr(self, field)}", "it counts at least one", "use a positive number")
+        for field in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every", "evaluations"):
+            counts(field, getattr(self, field))
+        for field in ("pack_batches", "max_skipped", "keep_checkpoints"):
+            counts(field, getattr(self, field))
         for field in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds"):
             require(getattr(self, field) > 0, f"{field}={getattr(self, field)}", "it must be positive", "use a positive number")
         for field in ("kl_weight", "lm_weight", "joint_weight", "weight_decay"):
             require(getattr(self, field) >= 0, f"{field}={getattr(self, field)}", "it is a weight", "use a number >= 0")
+        for field in ("learning_rate", "zip_lr_multiplier", "kl_weight", "lm_weight", "joint_weight", "weight_decay"):
+            require(math.isfinite(getattr(self, field)), f"{field}=inf", "it multiplies numbers", "use a finite number")
         for field in ("adam_b1", "adam_b2"):
             value = getattr(self, field)
             require(0 <= value < 1, f"{field}={value}", "it is the decay of a running mean", "use a number in [0, 1)")
         for field in ("seed", "eval_rollouts"):
             require(getattr(self, field) >= 0, f"{field}={getattr(self, field)}", "it cannot be negative", "use a number >= 0")
+            require(getattr(self, field) < 2**32, field, "a number of more than 32 bits stands there", "use one from 0 to 4294967295")
         require(
             self.kl_weight + self.lm_weight + self.joint_weight > 0,
             "kl_weight=0, lm_weight=0, joint_weight=0",
@@ -147,6 +153,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
+        check_types(MeshConfig, vars(self))
         sizes = dataclasses.asdict(self)
         for axis, size in sizes.items():
             require(size >= 1 or size == -1, f"mesh.{axis}={size}", "it counts devices", "use a positive number, or -1 for the rest")

@@ -31,9 +31,12 @@ import pyarrow.parquet as pq
 
 from zip_rc_jax.data.records import Rollout, RolloutSource
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.run_files import temporary_sibling
+from zip_rc_jax.run_files import in_short, parse_json
+from zip_rc_jax.temporaries import remove_leftovers, temporary_path
 
 METADATA_KEY = b"zip_rc_jax"
+_ARROW = "parquet-cpp-arrow"  # wrote the file; it always leaves its schema among the keys of the footer
+DIGESTS_KEY = b"zip_rc_jax_digests"  # see `_Digests`
 ROW_GROUP = 128  # rollouts at a time; of 20k tokens each, they take a quarter of a gigabyte to write and half of one to read
 LARGEST_ID = 2**31 - 1
 
@@ -97,7 +100,8 @@ def write_parquet(
 ) -> None:
     """Writes a table, `ROW_GROUP` rollouts at a time; under a temporary name first, so `path` is complete or as it was.
 
-    `prompt` is the text that was tokenised. Half surrogate pairs, which Parquet's UTF-8 cannot hold, are escaped.
+    `prompt` is the text that was tokenised. Half surrogate pairs, which Parquet's UTF-8 cannot hold, are escaped. Pages have
+    checksums, and the footer, which has none in Parquet, holds digests of all values (see `_Digests`).
 
     Args:
       rollouts: read once. Either all of them have a `correct` or none has (then the column is absent); the same for `value`.
@@ -118,19 +122,110 @@ def write_parquet(
     schema = pa.schema(list(kinds.items()), metadata={METADATA_KEY: json.dumps(metadata or {}, sort_keys=True).encode()})
     infos: Iterable[GenerationInfo] = itertools.repeat(settings) if isinstance(settings, GenerationInfo) else settings
     pairs = zip(itertools.chain([first], iterator), infos, strict=not isinstance(settings, GenerationInfo))
-    rows = (_to_row(rollout, info, labels, f"{path}, row {number}") for number, (rollout, info) in enumerate(pairs))
+    digests = _Digests()
+
+    def to_row(number: int, rollout: Rollout, info: GenerationInfo) -> dict[str, Any]:
+        row = _to_row(rollout, info, labels, f"{path}, row {number}")
+        digests.add(rollout)
+        digests.add_info(info)
+        return row
+
+    rows = (to_row(number, rollout, info) for number, (rollout, info) in enumerate(pairs))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_sibling(path)
+    remove_leftovers(path.parent, path.name)
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
             with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
                 while group := list(itertools.islice(rows, ROW_GROUP)):
                     writer.write_table(pa.Table.from_pylist(group, schema))
+                found = digests.record(file.tell(), schema.metadata[METADATA_KEY], schema.names)
+                writer.add_key_value_metadata({DIGESTS_KEY: json.dumps(found, sort_keys=True).encode()})
             file.flush()
             os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the final name
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Digests:
+    """What a table that `write_parquet` wrote holds, in digests, so that no damage to its footer changes a value unnoticed.
+
+    The position of the footer is recorded with them. Where another program wrote a table again from ours (some of its rows, say) and
+    kept the record, the footer lies elsewhere. Then the record says nothing about the table.
+    """
+
+    def __init__(self) -> None:
+        self._rows, self._infos = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+        self._count = 0
+
+    def add(self, rollout: Rollout) -> None:
+        """One more row: its rollout."""
+        self._count += 1
+        for name, value in sorted(vars(rollout).items()):
+            if isinstance(value, np.ndarray):
+                data = value.astype("<i4").tobytes()
+            elif isinstance(value, str):
+                data = value.encode("utf-8", "surrogatepass")
+            else:  # `correct` and `value` as float64, NaN where there is none
+                data = repr(float(value) if name in _LABELS else int(value)).encode()
+            self._rows.update(b"%s %d\n" % (name.encode(), len(data)) + data)
+
+    def add_info(self, info: GenerationInfo) -> None:
+        """One more row: how it was sampled."""
+        kinds = (str, float, float, int, bool)
+        self._infos.update(repr([kind(value) for kind, value in zip(kinds, vars(info).values(), strict=True)]).encode())
+
+    @property
+    def rows(self) -> str:
+        return self._rows.hexdigest()
+
+    @property
+    def infos(self) -> str:
+        return self._infos.hexdigest()
+
+    def record(self, footer: int, metadata: bytes, names: Sequence[str]) -> dict[str, Any]:
+        """What is stored: with where the footer begins, what `METADATA_KEY` holds, and the columns."""
+        return {
+            "footer": footer,
+            "rows": self.rows,
+            "infos": self.infos,
+            "count": self._count,
+            "metadata": hashlib.blake2b(metadata, digest_size=16).hexdigest(),
+            "columns": list(names),
+        }
+
+
+def _key_values(file: pq.ParquetFile) -> dict[bytes, bytes]:
+    """Of the footer. (Arrow's own schema in it has a copy of some of them.)"""
+    return file.metadata.metadata or {}
+
+
+def _stored_digests(file: pq.ParquetFile, path: pathlib.Path) -> dict[str, Any] | None:
+    """What `_Digests.record` left; None if there is nothing, or the file was written again by another program.
+
+    Raises:
+      UsageError: the footer is damaged.
+    """
+    try:
+        metadata = _key_values(file)
+        with path.open("rb") as opened:
+            opened.seek(-8, os.SEEK_END)
+            footer = opened.tell() - int.from_bytes(opened.read(4), "little")
+        writer = file.metadata.created_by or _ARROW
+        if not metadata and writer.startswith(_ARROW) and {*_OURS} <= {*file.schema_arrow.names}:
+            raise ValueError("what Arrow and we write at the end of its footer is lost")
+        if DIGESTS_KEY not in metadata:
+            return None
+        found = parse_json(metadata[DIGESTS_KEY])
+        if found["footer"] != footer:
+            return None
+        seen = (hashlib.blake2b(metadata[METADATA_KEY], digest_size=16).hexdigest(), file.schema_arrow.names, file.metadata.num_rows)
+        if seen != (found["metadata"], found["columns"], found["count"]):
+            raise ValueError("its footer does not fit the digests in it")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from error
 
 
 def _labels(rollout: Rollout) -> list[str]:
@@ -209,14 +304,38 @@ def read_parquet(path: str | pathlib.Path) -> list[Rollout]:
 
 def read_parquet_metadata(path: str | pathlib.Path) -> dict[str, Any]:
     """The metadata given to `write_parquet`, of the first shard of a directory; {} for a foreign table. Raises as `read_parquet`."""
-    with _open(_check(path)[0]) as file:
-        return json.loads((file.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
+    shard = _check(path)[0]
+    with _open(shard) as file:
+        _stored_digests(file, shard)
+        text = _key_values(file).get(METADATA_KEY, b"{}")
+    try:
+        found = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(shard, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(shard, ValueError(f"{METADATA_KEY.decode()} in its footer is no JSON object"))
+    return found
 
 
 def read_generation(path: str | pathlib.Path) -> list[GenerationInfo]:
     """How each rollout was sampled, in the order of `read_parquet`. Raises as `read_parquet`."""
     names = [field.name for field in dataclasses.fields(GenerationInfo)]
-    return [GenerationInfo(**row) for shard in _check(path) for _, row in _rows(shard, names)]
+    result = []
+    for shard in _check(path):
+        digests = _Digests()
+        for _, row in _rows(shard, names):
+            info = GenerationInfo(**row)
+            digests.add_info(info)
+            result.append(info)
+        _compare(shard, "infos", digests.infos)
+    return result
+
+
+def _compare(shard: pathlib.Path, kind: str, digest: str) -> None:
+    with _open(shard) as file:
+        stored = _stored_digests(file, shard)
+    if stored is not None and stored.get(kind) != digest:
+        raise _damaged(shard, ValueError("its rows do not fit the digest in its footer"))
 
 
 def _shards(path: str | pathlib.Path) -> list[pathlib.Path]:
@@ -242,12 +361,16 @@ def _open(path: pathlib.Path) -> pq.ParquetFile:
     try:
         # Without pre_buffer=False, Arrow keeps the whole file in memory while its batches are read.
         return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+    except _FAULTS as error:
         raise _damaged(path, error) from error
 
 
+# Of a damaged file, Arrow raises mostly the first three; names that are not UTF-8 and sizes of 2**60 bytes are found by Python.
+_FAULTS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
+
+
 def _damaged(path: pathlib.Path, error: Exception) -> UsageError:
-    return UsageError(f"rollouts {path}", f"it is not (completely) a Parquet file ({error})", "write or copy it again")
+    return UsageError(f"rollouts {path}", f"it is not (completely) a Parquet file ({in_short(error)})", "write or copy it again")
 
 
 def _check(path: str | pathlib.Path) -> list[pathlib.Path]:
@@ -280,13 +403,17 @@ def _columns(path: pathlib.Path) -> list[str]:
 def _read(shards: list[pathlib.Path]) -> Iterator[Rollout]:
     samples: collections.Counter[int] = collections.Counter()  # by prompt; one prompt may stand in several shards
     for shard in shards:
+        digests = _Digests()
         for where, row in _rows(shard, _columns(shard)):
             fault = next(_faults(row), None)
             if fault:
                 column, reason = fault
                 raise UsageError(f"{where}, column {column!r}", reason, "correct the table, or leave the row out")
-            yield _to_rollout(row, samples[row["prompt_idx"]])
+            rollout = _to_rollout(row, samples[row["prompt_idx"]])
+            digests.add(rollout)
+            yield rollout
             samples[row["prompt_idx"]] += 1
+        _compare(shard, "rows", digests.rows)
 
 
 def _to_rollout(row: dict[str, Any], sample_index: int) -> Rollout:
@@ -317,7 +444,7 @@ def _faults(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _rows(path: pathlib.Path, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and row number, Python values of the named columns; lists as int64 arrays)."""
     with _open(path) as file:
-        escaped = METADATA_KEY in (file.schema_arrow.metadata or {})
+        escaped = METADATA_KEY in _key_values(file)
         number = 0
         try:
             for batch in file.iter_batches(ROW_GROUP, columns=names):
@@ -325,7 +452,9 @@ def _rows(path: pathlib.Path, names: list[str]) -> Iterator[tuple[str, dict[str,
                 for values in zip(*columns, strict=True):
                     yield f"rollouts {path}, row {number}", dict(zip(names, values, strict=True))
                     number += 1
-        except (pa.ArrowException, OSError) as error:
+        except UsageError:
+            raise
+        except _FAULTS as error:
             raise _damaged(path, error) from error
 
 
@@ -339,7 +468,7 @@ def _values(column: pa.Array, name: str, first: int, path: pathlib.Path, escaped
         column.validate(full=True)  # a text that is not UTF-8
     except pa.ArrowException as error:
         raise UsageError(
-            f"rollouts {path}, rows from {first}, column {name!r}", f"it is no {kind} ({error})", f"store it as {kind}"
+            f"rollouts {path}, rows from {first}, column {name!r}", f"it is no {kind} ({in_short(error)})", f"store it as {kind}"
         ) from error
     if name == "answer":
         column = column.fill_null("")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import dataclasses
 import pathlib
-import zipfile
 import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -13,9 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zip_rc_jax.errors import UsageError
+from zip_rc_jax.run_files import in_short
 
 if TYPE_CHECKING:
     from zip_rc_jax.data.records import Rollout
+
+
+_KINDS = (np.int64, np.int64, np.int64, np.int64, np.int64, np.bool_, np.float32, np.float32)  # of the columns below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,11 @@ class RolloutSummary:
         return RolloutSummary(**{name: column[numbers] for name, column in vars(self).items()})
 
 
+def prompt_hash(r: Rollout) -> int:
+    """32 bits of the tokens of a prompt."""
+    return zlib.crc32(r.prompt_token_ids.astype("<i4").tobytes())
+
+
 class SummaryRows:
     """A summary that grows with every rollout."""
 
@@ -65,15 +73,13 @@ class SummaryRows:
     def add(self, r: Rollout) -> Rollout:
         """Returns it again."""
         largest = max(int(ids.max(initial=-1)) for ids in (r.prompt_token_ids, r.output_token_ids))
-        prompt = zlib.crc32(r.prompt_token_ids.astype("<i4").tobytes())
-        row = (len(r.prompt_token_ids), len(r.output_token_ids), r.prompt_index, prompt, largest, r.finished, r.correct, r.value)
+        row = (len(r.prompt_token_ids), len(r.output_token_ids), r.prompt_index, prompt_hash(r), largest, r.finished, r.correct, r.value)
         self._rows.extend(row)
         return r
 
     def summary(self) -> RolloutSummary:
-        kinds = (np.int64, np.int64, np.int64, np.int64, np.int64, np.bool_, np.float32, np.float32)
-        columns = np.array(self._rows).reshape(-1, len(kinds)).T
-        return RolloutSummary(*(column.astype(kind) for column, kind in zip(columns, kinds, strict=True)))
+        columns = np.array(self._rows).reshape(-1, len(_KINDS)).T
+        return RolloutSummary(*(column.astype(kind) for column, kind in zip(columns, _KINDS, strict=True)))
 
 
 def write_summary(path: pathlib.Path, summary: RolloutSummary) -> None:
@@ -87,15 +93,18 @@ def read_summary(path: pathlib.Path, count: int) -> RolloutSummary | None:
     Raises:
       UsageError: it is damaged or not of `count` rollouts.
     """
+    kinds = {field.name: kind for field, kind in zip(dataclasses.fields(RolloutSummary), _KINDS, strict=True)}
     try:
-        with np.load(path) as columns:
-            if {*columns.files, "prompt_hash"} == {f.name for f in dataclasses.fields(RolloutSummary)} > {*columns.files}:
+        with np.load(path) as columns:  # the CRC of a column is checked as it is read
+            if {*columns.files, "prompt_hash"} == {*kinds} > {*columns.files}:
                 return None
             found = RolloutSummary(**columns)
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise _foreign(path, f"it cannot be read ({error})") from error
+    except Exception as error:  # a damaged archive or header makes zipfile and NumPy raise ten kinds
+        raise _foreign(path, f"it cannot be read ({in_short(error)})") from error
     if any(column.shape != (count,) for column in vars(found).values()):
         raise _foreign(path, f"it does not describe {count} rollouts, as the shards beside it hold")
+    if wrong := [name for name, column in vars(found).items() if column.dtype != kinds[name]]:
+        raise _foreign(path, f"its columns {', '.join(wrong)} are of other types")
     return found
 
 

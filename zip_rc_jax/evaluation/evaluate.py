@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -38,8 +39,9 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
 from zip_rc_jax.pipeline import as_rollouts, load_policy, prompt_record, refuse_failure, run_all, run_directory
 from zip_rc_jax.progress import progress
-from zip_rc_jax.run_files import code_version, run_metadata, write_json, write_jsonl
+from zip_rc_jax.run_files import code_version, read_json, run_metadata, with_digest, without_digest, write_json, write_jsonl
 from zip_rc_jax.seeds import evaluation_seed, with_own_samples
+from zip_rc_jax.temporaries import remove_leftovers
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
 from zip_rc_jax.training.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
 
@@ -65,6 +67,7 @@ class Bench:
         self.config, self.grader, self.partial = config, grader, partial
         self.problems: list[Problem] = problems(config.task, "heldout", config.evaluate.prompts)
         partial.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(partial)
 
     def decode(self, lm: LanguageModel, decode: DecodeConfig, title: str) -> Decoded:
         """All problems under one setting. Reads the result of an earlier call with the same model, setting and code.
@@ -82,7 +85,7 @@ class Bench:
             **prompt_record(self.config, lm.tokenizer),
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        stored = _stored(path)
         if stored.get("key") != json.loads(json.dumps(key)):
             engine = Engine(lm, decode, seed)
             started = time.perf_counter()
@@ -91,19 +94,31 @@ class Bench:
             for p, result in zip(self.problems, found, strict=True):
                 refuse_failure(p, result)
             stored = {"key": key, "seconds": seconds, "grades": None, "results": [r.to_dict() for r in found]}
-            write_json(path, stored)  # before the grades, so that an interruption or a failure among them loses no decode
+            write_json(path, with_digest(stored))  # before the grades, so that an interruption or a failure among them loses no decode
         results = [Result.from_dict(r) for r in stored["results"]]
         if stored["grades"] is None:
             items = [(p, x.text) for p, r in zip(self.problems, results, strict=True) for x in r.prefixes]
             scores = iter([correct(s) for s in self.grader.grade_many(items)])
             stored["grades"] = [[next(scores) for _ in r.prefixes] for r in results]
-            write_json(path, stored)
+            write_json(path, with_digest(stored))
         never = self.config.grade.unfinished == "wrong"
         grades = [
             [0.0 if never and x.finish_reason != "stop" else grade for x, grade in zip(r.prefixes, of_prompt, strict=True)]
             for r, of_prompt in zip(results, stored["grades"], strict=True)
         ]
         return Decoded(results, grades, stored["seconds"])
+
+
+def _stored(path: pathlib.Path) -> dict[str, Any]:
+    """What an earlier call left; {} where there is nothing. Raises UsageError for a damaged file."""
+    if not os.path.lexists(path):
+        return {}
+    fix = "delete it, and this setting is decoded again"
+    found = read_json(path, fix=fix)
+    try:
+        return without_digest(found)
+    except ValueError as error:
+        raise UsageError(f"file {path}", f"it is damaged ({error})", fix) from None
 
 
 def answer_ids(texts: Sequence[str]) -> list[int]:

@@ -106,10 +106,10 @@ class Grader:
     def _scorers_own(self, problem: Gradable, answer: str) -> float:
         simple = _simple_scorer(problem.task)
         if simple is None:
-            if not problem.entry_json:
+            if not check_entry(problem):
                 raise UsageError(f"task {problem.task!r}", "its scorer needs the whole entry", "pass the problem's entry_json")
             request = {"task": problem.task, "question": problem.question, "gold": problem.answer, "answer": answer}
-            score = self._ask({"task": request | json.loads(problem.entry_json)})
+            score = self._ask({"task": request | check_entry(problem)})
             if score < 0:
                 raise UsageError(
                     f"task {problem.task!r}, {problem.entry_json}",
@@ -156,6 +156,29 @@ class Grader:
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
+
+
+def check_entry(problem: Gradable) -> dict[str, Any]:
+    """`options`, `seed` and `index` of the problem's reasoning-gym entry; {} without an `entry_json`, or with an empty object.
+
+    Raises:
+      UsageError: `entry_json` is something else.
+    """
+    if not problem.entry_json:
+        return {}
+    kinds = {"options": dict, "seed": int, "index": int}
+    try:
+        entry = json.loads(problem.entry_json)
+        right = entry == {} or ({*entry} == {*kinds} and all(type(entry[name]) is kind for name, kind in kinds.items()))
+    except (ValueError, TypeError, RecursionError):
+        right = False
+    if not right or (entry and (entry["index"] < 0 or entry["index"] >= 2**40)):
+        raise UsageError(
+            f"entry_json {problem.entry_json!r}",
+            "it is no JSON object of options (an object), seed and index (whole numbers)",
+            "correct it, or leave it empty where the scorer of the task needs no more than the answer",
+        )
+    return entry
 
 
 def grade(task: str, answer: str, response: str, *, question: str = "", entry_json: str = "") -> float:

@@ -14,7 +14,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from zip_rc_jax.errors import UsageError
-from zip_rc_jax.run_files import temporary_sibling
+from zip_rc_jax.temporaries import remove_leftovers, temporary_path
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 2 * 2**30
@@ -191,7 +191,8 @@ def write_checkpoint(
     if directory.exists():
         raise UsageError(f"directory {directory}", "it exists and is not overwritten", "choose another path")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_sibling(directory)
+    remove_leftovers(directory.parent, directory.name)
+    temporary = temporary_path(directory)
     temporary.mkdir()
     try:
         eos = list(tokenizer.eos_ids)

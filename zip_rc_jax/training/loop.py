@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
 import pathlib
-import signal
 import sys
 import time
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,8 +28,9 @@ from zip_rc_jax.models.loading import load
 from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.progress import progress
-from zip_rc_jax.run_files import check_writable, fit_path, run_metadata, write_json, write_text, writing
+from zip_rc_jax.run_files import check_writable, fit_path, in_short, run_metadata, write_json, write_text, writing
 from zip_rc_jax.sharding import TRAIN_RULES, Layout
+from zip_rc_jax.signals import Interrupted, stop_signal
 from zip_rc_jax.training.checkpoint import Checkpoints, check_earlier, check_settings
 from zip_rc_jax.training.loss import TopK
 from zip_rc_jax.training.predict import ForwardSettings, labelled_features, teacher_features, validate
@@ -41,25 +39,6 @@ from zip_rc_jax.training.tracking import Tracker
 
 TEACHER = "teacher_top_k.npz"
 SKIPPED = "skipped_in_a_row"  # in a checkpoint, beside the position of the data
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived; everything up to this step lies on disk."""
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in the yielded list, so that a step is never cut in half. Main thread only; elsewhere a no-op."""
-    received: list[int] = []
-    previous = {}
-    with contextlib.suppress(ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, lambda s, _: received.append(s))
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def train(
@@ -156,6 +135,7 @@ def train(
     finished.save(directory / "model")
     if distributed.is_chief():
         (directory / TEACHER).unlink(missing_ok=True)
+        (directory / TEACHER).with_suffix(".tmp").unlink(missing_ok=True)
     return finished
 
 
@@ -179,12 +159,19 @@ def _cached_teacher(
 
 
 def _read_teacher(path: pathlib.Path, made_from: dict[str, Any]) -> TopK | None:
-    """None if there is none, or one that is not whole or was made from something else."""
+    """None if there is none, or one that is damaged (the CRC of an array is checked as it is read) or was made from something else."""
+    if not os.path.lexists(path):
+        return None
     try:
         with np.load(path) as file:
             check_settings(json.loads(str(file["made_from"])), made_from, str(path))
-            return TopK(file["ids"], file["log_probs"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            found = TopK(file["ids"], file["log_probs"])
+        shape = (made_from["positions"], found.ids.shape[-1])
+        if (found.ids.shape, found.log_probs.shape, found.ids.dtype, found.log_probs.dtype) != (shape, shape, np.int32, np.float32):
+            raise ValueError("its arrays have other shapes or types")
+        return found
+    except Exception as error:  # a damaged archive or header makes zipfile and NumPy raise ten kinds
+        print(f"zip-rc: {path} is made again ({in_short(error)})", file=sys.stderr)
         return None
 
 

@@ -9,8 +9,10 @@ import pathlib
 from typing import Any
 
 from zip_rc_jax import drawing
+from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.run_files import plain
+from zip_rc_jax.run_files import in_short, parse_json, plain, write_jsonl
+from zip_rc_jax.temporaries import remove_leftovers
 from zip_rc_jax.training.event_file import EventFile
 from zip_rc_jax.training.predict import MeanJoints
 
@@ -42,15 +44,14 @@ class Tracker:
         self._log, self._events = None, None
         if not writes:
             return
+        remove_leftovers(directory)
         path = directory / "metrics.jsonl"
-        kept = _lines(path, start)
-        for line in kept:
-            self._latest |= {name: math.nan if value is None else value for name, value in json.loads(line).items()}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        kept = _records(path, start)
+        for record in kept:
+            self._latest |= {name: math.nan if value is None else value for name, value in record.items()}
+        write_jsonl(path, kept)
         for image in self._heatmaps.glob("step_*.png"):
-            if int(image.stem.removeprefix("step_")) > start:
+            if (step := image.stem.removeprefix("step_")).isdecimal() and int(step) > start:
                 image.unlink()
         self._log = path.open("a", encoding="utf-8")
         self._events = EventFile(directory / "tensorboard", start)
@@ -96,7 +97,31 @@ class Tracker:
         return "  ".join([*parts, f"{self._latest['train/tokens_per_second']:,.0f} tok/s"])
 
 
-def _lines(path: pathlib.Path, last: int) -> list[str]:
-    """The lines of a JSONL file up to step `last`, without one that was cut in half."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [line for line in lines if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= last]
+def _records(path: pathlib.Path, last: int) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl up to step `last`, without a line that a kill cut in half.
+
+    Raises:
+      UsageError: the file cannot be read, or another line is no record.
+    """
+    fix = "correct or delete the line, or move the file away: the run then goes on without these records"
+    if not os.path.lexists(path):
+        return []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"file {path}", f"it cannot be read ({in_short(error)})", fix) from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = parse_json(line)
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise ValueError("it is no object with a whole number as `step`")
+            if wrong := [name for name, value in record.items() if not (value is None or type(value) in (int, float))]:
+                raise ValueError(f"{wrong[0]} is no number")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break  # without an end of line: it was being written when the process was killed
+            raise UsageError(f"file {path}, line {number}", f"it is damaged ({in_short(error)})", fix) from error
+        if record["step"] <= last:
+            records.append(record)
+    return records
