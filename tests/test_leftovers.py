@@ -76,7 +76,7 @@ def test_a_kill_while_chunks_are_joined_leaves_nothing_for_ever(config):
         assert here.wait() == [-9]
     assert temporary.is_dir(), "a kill leaves it"
     assert cli.main(["grade", str(config)]) == 0
-    assert names(run) == ["graded"]
+    assert names(run) == ["graded", "grades.json"]
     graded = read_rollouts(run / "graded")
     assert [r.output_token_ids.tolist() for r in graded] == [r.output_token_ids.tolist() for r in make_rollouts(12)]
 
@@ -90,7 +90,7 @@ def test_a_sigterm_while_chunks_are_joined_says_what_is_kept_and_how_to_go_on(co
     assert last == "zip-rc grade: grade: stopped while its chunks were joined. All of them are kept. The same command resumes."
     assert names(run) == [".graded.partial"], "no half of a dataset"
     assert cli.main(["grade", str(config)]) == 0
-    assert names(run) == ["graded"]
+    assert names(run) == ["graded", "grades.json"]
 
 
 def test_what_a_kill_after_the_last_rename_left_goes_with_the_next_call(config):
@@ -104,7 +104,7 @@ def test_what_a_kill_after_the_last_rename_left_goes_with_the_next_call(config):
     leftover = leftover.with_name(leftover.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
     (leftover / "replaced").mkdir(parents=True)
     assert cli.main(["grade", str(config)]) == 0
-    assert names(run) == ["graded"]
+    assert names(run) == ["graded", "grades.json"]
 
 
 def chunked(directory, items, make):

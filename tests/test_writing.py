@@ -144,7 +144,10 @@ def test_a_failure_of_each_step_of_the_trial_is_said_with_its_fix(tmp_path, monk
     if step == "open":
         monkeypatch.setattr(pathlib.Path, "open", fail)
     elif step == "write":
-        monkeypatch.setattr(pathlib.Path, "open", lambda self, mode: Full(self, mode))
+        opened = pathlib.Path.open
+        monkeypatch.setattr(
+            pathlib.Path, "open", lambda self, mode="r", *_, **how: Full(self, mode) if "w" in mode else opened(self, mode, **how)
+        )
     else:
         monkeypatch.setattr(os if step == "fsync" else pathlib.Path, step, fail)
     with pytest.raises(UsageError, match=r"run_dir .*/a/b: ") as found:
