@@ -82,7 +82,10 @@ def test_help_teaches_with_an_example(command, capsys):
         (["decode", "nowhere", "--prompt", "x", "--chat", "--template-arg", "messages=5"], ("'messages'", "the rendering itself sets it")),
         (["decode", "nowhere", "--prompt", "x", "--chat", "--template-arg", "a=${oc.env:HOME}"], ("interpolation",)),
         (["decode", "nowhere", "--prompt", "x", "--template-arg", "a=1"], ("--template-arg ['a']", "add --chat")),
-        (["decode", "nowhere", "--prompt", "x", "--output", "pyproject.toml"], ("--output pyproject.toml", "it, or a folder above it, is a file")),
+        (
+            ["decode", "nowhere", "--prompt", "x", "--output", "pyproject.toml"],
+            ("--output pyproject.toml", "it, or a folder above it, is a file"),
+        ),
     ],
 )
 def test_bad_input_is_one_paragraph_and_status_2(arguments, parts, capsys):
