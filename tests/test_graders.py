@@ -178,3 +178,22 @@ def test_a_scorer_never_sees_another_problem(grader):
         grader.score(dataclasses.replace(problem, entry_json=""), "Answer: 1 + 1")
     with pytest.raises(UsageError, match="did you mean 'countdown'"):
         grader.score(dataclasses.replace(problem, task="count_down"), "Answer: 1 + 1")
+
+
+@pytest.mark.parametrize(
+    ("gold", "other"),
+    [("0x3eb2", "0x5b993"), ("0b101", "0b111"), ("2020-01-02", "2019-01-01"), ("1/2/2020", "2/4/2020"), ("1 2\n3 4", "1 2\n4 3"),
+     ("5\n6", "5\n7"), ("Move a\nMove b", "Move a\nMove c"), ("Move a\nMove b", "Move a"), ("1 2 3", "6")],
+)  # fmt: skip
+def test_grids_dates_and_literals_are_right_only_as_they_are_written(gold, other):
+    with Grader() as grader:
+        assert grader.equivalent(gold, gold)
+        assert grader.equivalent(gold, f" {gold} ")
+        for a, b in ((gold, other), (other, gold)):
+            assert not grader.equivalent(a, b)
+            assert grader.score(Problem(0, 0, 0, "?", a, "math"), f"Answer: {b}") == 0
+
+
+def test_a_remark_below_a_number_is_no_part_of_it():
+    with Grader() as grader:
+        assert grader.equivalent("14", "14\n---\nmore text 15")

@@ -947,8 +947,37 @@ def alternatives(text: str) -> list[Node]:
 # --- comparing -----------------------------------------------------------------------------------------------------------------------
 
 
+# Mathematics misreads these: 2020-01-02 would be 2017, and 0x1f a product with 0.
+_AS_WRITTEN = re.compile(
+    r"0[xbo][0-9a-f_]+|[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}|(?![0-9]{1,3}(?: [0-9]{3})+$)[-+]?[0-9.]+(?: [-+]?[0-9.]+)+", re.IGNORECASE
+)
+_BLOCK_OF_LATEX = re.compile(r"\\begin\{|\$|\\\[|\\\(")
+
+
+def as_written(answer: str) -> str | None:
+    """The text of an answer that equals another only if it is written alike; None where it is mathematics.
+
+    So are lines of text (grids, moves), dates, digits in a row and literals such as 0x1f. White space and, but for
+    lines, case do not count.
+    """
+    text = answer.strip()
+    if "\n" in text and not _BLOCK_OF_LATEX.search(text):
+        return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    text = " ".join(text.split())
+    return text.lower() if _AS_WRITTEN.fullmatch(text) else None
+
+
+def _number_and_more(a: str | None, b: str | None) -> bool:
+    """Whether one of the two is a number with further lines below it, which may be a remark, and the other has one line."""
+    several = [text for text in (a, b) if text is not None and "\n" in text]
+    return len(several) == 1 and rational(clean(several[0].partition("\n")[0])) is not None
+
+
 def equal(a: str, b: str, judge: Judge) -> bool:
     """Whether two answers are the same. `judge` compares what is left as LaTeX; it is called with the two in alphabetical order."""
+    written = as_written(a), as_written(b)
+    if written != (None, None) and not _number_and_more(*written):
+        return written[0] == written[1]
     trees_a, trees_b = [read(a)], [read(b)]
     if same(trees_a[0], trees_b[0], judge):
         return True

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import collections
 import functools
-import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 
+from zip_rc_jax.grading import plain
 from zip_rc_jax.grading.answers import canonical
 from zip_rc_jax.grading.grader import equivalent
 
@@ -19,24 +19,10 @@ MOST_FORMS = 32  # different normal forms that are compared with each other: 496
 SECONDS = 20.0  # for all comparisons of one prompt; one takes at most the grader's limit
 
 
-# Text that mathematics misreads: 2020-01-02 would be 2017, and 0x1f a product with 0.
-_LITERAL = re.compile(
-    r"0[xbo][0-9a-f_]+|[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}|(?![0-9]{1,3}(?: [0-9]{3})+$)[-+]?[0-9.]+(?: [-+]?[0-9.]+)+", re.IGNORECASE
-)
-_FORMULA = re.compile(r"\\begin\{|\$|\\\[|\\\(")
-
-
 def _form(answer: str) -> Form:
-    """The normal form of an answer, and whether another form may be equal to it.
-
-    Lines of text (grids, moves), dates, digits in a row and literals such as 0x1f are equal only as
-    they are written, white space and case aside. All else is mathematics: see `canonical`.
-    """
-    text = answer.strip()
-    if "\n" in text and not _FORMULA.search(text):
-        return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip()), False
-    text = " ".join(text.split())
-    return (text.lower(), False) if _LITERAL.fullmatch(text) else (canonical(text), True)
+    """The normal form of an answer, and whether another form may be equal to it: see `plain.as_written` and `canonical`."""
+    written = plain.as_written(answer)
+    return (canonical(answer), True) if written is None else (written, False)
 
 
 @functools.lru_cache(maxsize=4096)
