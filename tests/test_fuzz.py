@@ -16,7 +16,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_lm
+from conftest import TINY_MODEL, tiny_lm
 from damage import check_message
 from hf_models import torch_model
 from hypothesis import given, settings
@@ -231,7 +231,7 @@ def test_chunks(tmp_path_factory, share, edits):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     directory = tmp_path_factory.mktemp("published") / "hf"
-    export(tiny_lm(), directory)
+    export(tiny_lm(dataclasses.replace(TINY_MODEL, n_heads=4)), directory)
     return directory, files_of(directory)
 
 
