@@ -13,7 +13,7 @@ the cheapest adaptive setting that reaches best-of-n with the same rule, and its
 
 from __future__ import annotations
 
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 keep_freed_memory()  # before other imports start threads
 
@@ -28,14 +28,14 @@ import numpy as np
 from machine import description
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.tasks import Problem, problems
-from zip_rc_jax.decoding.engine import Engine
-from zip_rc_jax.decoding.results import Result
 from zip_rc_jax.grading.grader import Grader, correct
-from zip_rc_jax.models.loading import load
-from zip_rc_jax.pipeline import run_all
+from zip_rc_jax.inference.engine import Engine
+from zip_rc_jax.inference.outputs import Result
+from zip_rc_jax.models.io.load import load
+from zip_rc_jax.pipeline.stages import run_all
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ Needs `make smollm2`, for sizes and tokenizer.
 
 from __future__ import annotations
 
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 keep_freed_memory()  # before other imports start threads
 
@@ -39,11 +39,11 @@ from tunix.models.llama3.model import ModelConfig
 from tunix.models.llama3.params import create_model_from_safe_tensors
 
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding.api import decode
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.api import decode
+from zip_rc_jax.models.io.load import export, load
+from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.loading import export, load
-from zip_rc_jax.models.tokenizer import Tokenizer
 
 ROPE_THETA = 1e6  # tunix's Llama applies this one, whatever its config says
 NEVER = [-1]  # no id ends a sample

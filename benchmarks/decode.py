@@ -13,7 +13,7 @@ the weights, in the same program form. Needs `make smollm2` and the dev extra (t
 
 from __future__ import annotations
 
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 keep_freed_memory()  # before other imports start threads
 
@@ -30,13 +30,13 @@ from machine import bandwidth, description, matmul_rate, timed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding.engine import Engine, transformer_network
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.engine import Engine, transformer_network
+from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.models.stacks import KERNELS
 from zip_rc_jax.models.transformer import logits, project_output_major
-from zip_rc_jax.pipeline import run_all
+from zip_rc_jax.pipeline.stages import run_all
 
 MODEL = pathlib.Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOPICS = (

@@ -11,7 +11,7 @@ The limit is what the step must read, the weights and the cache of these rows on
 
 from __future__ import annotations
 
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 keep_freed_memory()  # before other imports start threads
 
@@ -28,13 +28,13 @@ import numpy as np
 from machine import bandwidth, description, timed
 
 from zip_rc_jax.aot.command import with_model
-from zip_rc_jax.config_file import load_config
-from zip_rc_jax.decoding.engine import transformer_network
-from zip_rc_jax.decoding.memory import shard_bytes
-from zip_rc_jax.decoding.rows import Lanes, StepSettings, advance, empty_rows
-from zip_rc_jax.decoding.sampling import Filters, Sampling
+from zip_rc_jax.config.files import load_config
+from zip_rc_jax.inference.engine import transformer_network
+from zip_rc_jax.inference.memory import shard_bytes
+from zip_rc_jax.inference.sampler import Filters, Sampling
+from zip_rc_jax.inference.state import Lanes, StepSettings, advance, empty_rows
+from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.loading import load
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "qwen3_1.7b.yaml")
 

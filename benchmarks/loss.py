@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zip_rc_jax.config import KL_KINDS, ModelConfig
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, policy_loss, teacher_top_k
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))

@@ -13,7 +13,7 @@ Needs `make smollm2`.
 
 from __future__ import annotations
 
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 keep_freed_memory()  # before other imports start threads
 
@@ -31,13 +31,13 @@ import numpy as np
 from machine import description
 
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding.engine import Engine
-from zip_rc_jax.decoding.meta_actions import choose_meta_action
-from zip_rc_jax.decoding.rows import Lanes, Rows, StepSettings, advance, empty_rows
-from zip_rc_jax.decoding.sampling import Sampling, row_keys, sample
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.loading import load
-from zip_rc_jax.zip_head import policy_logits
+from zip_rc_jax.head import policy_logits
+from zip_rc_jax.inference.engine import Engine
+from zip_rc_jax.inference.sampler import Sampling, row_keys, sample
+from zip_rc_jax.inference.state import Lanes, Rows, StepSettings, advance, empty_rows
+from zip_rc_jax.models.io.load import load
+from zip_rc_jax.search.meta_actions import choose_meta_action
 
 MODEL = pathlib.Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT, SLOTS = 30, 96

@@ -10,7 +10,7 @@ branching has no reference that ends in reasonable time).
 
 from __future__ import annotations
 
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 keep_freed_memory()  # before other imports start threads
 
@@ -26,8 +26,8 @@ import numpy as np
 from machine import description, timed
 
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding.meta_actions import choose_meta_action
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.search.meta_actions import choose_meta_action
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 import reference_search as reference

@@ -16,7 +16,7 @@ times what a step consists of. Needs `make smollm2` and the dev extra (torch).
 
 from __future__ import annotations
 
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 keep_freed_memory(one_arena=True)  # before other imports start threads
 
@@ -42,13 +42,13 @@ from transformers import AutoModelForCausalLM
 from zip_rc_jax.aot.analytic import train_flops
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import TrainBatch, train_batches
-from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.loading import export, load
 from zip_rc_jax.models.stacks import unstack
 from zip_rc_jax.models.transformer import hidden_states
-from zip_rc_jax.sharding import TRAIN_RULES, single_device
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, single_device
 from zip_rc_jax.training.step import StepSettings, init_state, learning_rate, losses, prefers_unrolled, train_step
 
 PROMPT_TOKENS = 32

@@ -13,7 +13,7 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):  # they decide what a pipe looks like
     os.environ.pop(name, None)
 
-from zip_rc_jax.distributed import one_order
+from zip_rc_jax.runtime.distributed import one_order
 
 one_order(os.environ)  # before JAX reads the flags: tests run programs on meshes too
 
@@ -24,8 +24,8 @@ import pytest
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.models.io.tokenizer import word_level
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.tokenizer import word_level
 
 # The same examples on every machine, however slow.
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 Damage = Callable[[pathlib.Path], None]
 

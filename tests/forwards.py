@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zip_rc_jax.models.cache import Cache
+from zip_rc_jax.models.kv_cache import Cache
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
-from zip_rc_jax.sharding import single_device
+from zip_rc_jax.runtime.sharding import single_device
 
 LAYOUT = single_device()
 SLOTS = 24

@@ -10,9 +10,9 @@ import torch
 from forwards import LAYOUT
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from zip_rc_jax.models.families import read_config
-from zip_rc_jax.models.huggingface import SafetensorsSource
-from zip_rc_jax.models.weights import load_params
+from zip_rc_jax.models.io.families import read_config
+from zip_rc_jax.models.io.huggingface import SafetensorsSource
+from zip_rc_jax.models.io.weights import load_params
 
 VOCAB, ROWS, WIDTH = 80, 4, 14  # longer than every sliding window below
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (ROWS, WIDTH)).astype(np.int32)

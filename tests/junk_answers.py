@@ -16,9 +16,9 @@ from reasoning_gym.factory import DATASETS
 
 from zip_rc_jax.config import TaskConfig
 from zip_rc_jax.data.tasks import Problem, problems
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader
+from zip_rc_jax.runtime.errors import UsageError
 
 JUNK = [
     *["nan", "NaN", "-nan", "nan+nanj", "nanj", "nani", "nan,nan", "[nan,nan]", "[[nan]]", "(nan,nan)", "nan°", "nan/nan", "nan%", "$nan"],

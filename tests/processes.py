@@ -16,8 +16,8 @@ import time
 import numpy as np
 from conftest import TINY_GRID, tiny_lm
 
-from zip_rc_jax.data.records import Rollout, write_rollouts
-from zip_rc_jax.distributed import COORDINATOR, HEARTBEAT, PROCESS_ID, PROCESSES
+from zip_rc_jax.data.rollouts import Rollout, write_rollouts
+from zip_rc_jax.runtime.distributed import COORDINATOR, HEARTBEAT, PROCESS_ID, PROCESSES
 
 ROOT = pathlib.Path(__file__).parent.parent
 SECONDS = 900  # a process that takes longer hangs

@@ -15,10 +15,10 @@ import numpy as np
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.head import ZipHead
+from zip_rc_jax.models.io.tokenizer import word_level
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.tokenizer import word_level
-from zip_rc_jax.sharding import Layout, single_device
-from zip_rc_jax.zip_head import ZipHead
+from zip_rc_jax.runtime.sharding import Layout, single_device
 
 PLANS = 3
 FILLERS = 4

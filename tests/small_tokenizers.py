@@ -8,7 +8,7 @@ import json
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from zip_rc_jax.models.tokenizer import Tokenizer
+from zip_rc_jax.models.io.tokenizer import Tokenizer
 
 SENTENCES = [
     "What is 17 + 25? The answer is 42, and the answer to the next question is 43.",

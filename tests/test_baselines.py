@@ -8,11 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from zip_rc_jax import metrics
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.evaluation import baselines
+from zip_rc_jax.evaluation import baselines, metrics
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves, baseline_point
 from zip_rc_jax.evaluation.cost import OnlineRun, gen_cost, normalised_cost
+from zip_rc_jax.runtime.errors import UsageError
 
 
 def random_pool(seed, prompts=12, n=6):

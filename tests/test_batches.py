@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.batches import TrainBatch, advice, example, fill_rate, train_batches
 from zip_rc_jax.data.packing import PackedBatches
-from zip_rc_jax.data.records import Rollout, RolloutSource, Selection, summary_of, write_rollouts
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.data.rollouts import Rollout, RolloutSource, Selection, summary_of, write_rollouts
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 
 FIELDS = [field.name for field in dataclasses.fields(TrainBatch) if field.name not in ("hidden", "teacher")]
 

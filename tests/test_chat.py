@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from small_tokenizers import CHATML_TEMPLATE, GEMMA_TEMPLATE, LLAMA_TEMPLATE, chatml, gemma, llama
 
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models import chat
-from zip_rc_jax.models.tokenizer import Tokenizer
+from zip_rc_jax.models.io import chat
+from zip_rc_jax.models.io.tokenizer import Tokenizer
+from zip_rc_jax.runtime.errors import UsageError
 
 PARTS_TEMPLATE = """{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}
 {%- for p in m.content %}[{{ p.text | trim }}]{% endfor %}{% endif %}{% endfor %}<assistant>"""

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool, baseline_curves
 from zip_rc_jax.evaluation.compare import compare, headline, restrict
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.metrics import paired_bootstrap
+from zip_rc_jax.evaluation.metrics import paired_bootstrap
+from zip_rc_jax.runtime.errors import UsageError
 
 # Four prompts of two levels, all of mean length 10. The baseline's GenCost at alpha 1 is n on level 1 and 2n on level 2.
 LEVEL = np.array([1, 1, 2, 2])

@@ -23,17 +23,17 @@ from zip_rc_jax.aot.costs import CacheShape, Collective, Costs, Write, _valid_po
 from zip_rc_jax.aot.hlo import Shape, executions, parse_instruction, parse_module, parse_shapes
 from zip_rc_jax.aot.report import Memory, Part, Program, Report, number, report_table, size
 from zip_rc_jax.aot.topology import CHIPS, GIB, chip_of, parse_mesh, tpu_mesh
-from zip_rc_jax.cli import main
+from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, PolicyConfig, SamplingConfig, TrainConfig
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.batches import TrainBatch
-from zip_rc_jax.decoding.network import TransformerNetwork
-from zip_rc_jax.decoding.rows import StepSettings, empty_rows
-from zip_rc_jax.decoding.sampling import Filters
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.network import TransformerNetwork
+from zip_rc_jax.inference.sampler import Filters
+from zip_rc_jax.inference.state import StepSettings, empty_rows
 from zip_rc_jax.models.transformer import init_params, param_axes, param_shapes
-from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training import step as train_module
 
 ROOT = pathlib.Path(__file__).parent.parent

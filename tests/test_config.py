@@ -23,9 +23,9 @@ from zip_rc_jax.config import (
     TrainConfig,
     to_dict,
 )
-from zip_rc_jax.config_file import load_config
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.models.transformer import param_shapes
+from zip_rc_jax.runtime.errors import UsageError
 
 FILES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

@@ -16,13 +16,13 @@ import pytest
 from damage import ABSENT, BYTES, JSON_FILE, TEXT, flipped, json_fields, name_of, of_another_type, refused_or_equal, replaced_by, truncated
 from test_records import assert_same, make_rollouts
 
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet, read_parquet_metadata, write_parquet
-from zip_rc_jax.data.records import PartialRollouts, RolloutSource, read_metadata, read_rollouts, write_rollouts
-from zip_rc_jax.errors import LONGEST, UsageError
-from zip_rc_jax.evaluation.evaluate import _stored
+from zip_rc_jax.data.rollouts import PartialRollouts, RolloutSource, read_metadata, read_rollouts, write_rollouts
 from zip_rc_jax.grading.grader import Grader, check_entry
-from zip_rc_jax.run_files import Journal, with_digest, write_json
+from zip_rc_jax.pipeline.evaluate import _stored
+from zip_rc_jax.runtime.errors import LONGEST, UsageError
+from zip_rc_jax.runtime.storage import Journal, with_digest, write_json
 from zip_rc_jax.training.loop import _read_teacher
 from zip_rc_jax.training.tracking import Tracker
 

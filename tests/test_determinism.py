@@ -16,14 +16,14 @@ from test_engine import FORKING, MIXED, REAL, REAL_PROMPTS, exact
 
 from zip_rc_jax import decode, decode_stream
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding import engine as engine_module
-from zip_rc_jax.decoding import schedule as schedule_module
-from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
-from zip_rc_jax.decoding.requests import Request
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.loading import load
+from zip_rc_jax.inference import engine as engine_module
+from zip_rc_jax.inference import scheduler as schedule_module
+from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
+from zip_rc_jax.inference.requests import Request
+from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh
+from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 
 PROMPTS = ("x", "y y", "z", "x y z", "y", "z z z z")
 LONG = " ".join("y" * 36)

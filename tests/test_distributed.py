@@ -18,16 +18,17 @@ import pytest
 from conftest import TINY_MODEL, tiny_lm
 from processes import ROOT, cut, free_port, prepare, records, rollouts, started, wait_for_step
 
-from zip_rc_jax import distributed, pipeline
-from zip_rc_jax.cli import main
+from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import KL_KINDS, MeshConfig, TrainConfig
 from zip_rc_jax.data.batches import fill_rate, train_batches
-from zip_rc_jax.data.records import read_rollouts
-from zip_rc_jax.distributed import Processes, cloud_tpu_hosts, plan
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.loading import load
+from zip_rc_jax.data.rollouts import read_rollouts
+from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.runtime import distributed
+from zip_rc_jax.runtime.distributed import Processes, cloud_tpu_hosts, plan
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import train
 from zip_rc_jax.training.step import StepSettings, losses

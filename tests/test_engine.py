@@ -21,17 +21,17 @@ from scripted import EOS, FILLERS, FIRST_FILLER, GRID, Plan, Script, ScriptedNet
 from small_tokenizers import chatml, gemma, llama
 
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding import api
-from zip_rc_jax.decoding import engine as engine_module
-from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
-from zip_rc_jax.decoding.groups import ROOT, Branch, best_prefix, voted_prefix
-from zip_rc_jax.decoding.results import Prefix, Result
-from zip_rc_jax.decoding.strategies import View, choose
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.head import cell_log_probs
+from zip_rc_jax.inference import api
+from zip_rc_jax.inference import engine as engine_module
+from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
+from zip_rc_jax.inference.outputs import Prefix, Result
+from zip_rc_jax.inference.tree import ROOT, Branch, best_prefix, voted_prefix
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, param_axes
-from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, single_device
-from zip_rc_jax.zip_head import cell_log_probs
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
+from zip_rc_jax.search.policies import View, choose
 
 CONFIG = DecodeConfig(n=4, rows=16, interval=4, window=3, max_tokens=24)
 BRANCHING = dataclasses.replace(CONFIG, candidates="branching")

@@ -14,12 +14,12 @@ import pytest
 
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, GradeConfig, PipelineConfig, RolloutConfig
 from zip_rc_jax.data.tasks import Problem
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.evaluation import evaluate
-from zip_rc_jax.evaluation.evaluate import Bench, Decoded, online_run, sample_pool
 from zip_rc_jax.grading.grader import Grader
-from zip_rc_jax.pipeline import run_all
-from zip_rc_jax.seeds import evaluation_seed, with_own_samples
+from zip_rc_jax.pipeline import evaluate
+from zip_rc_jax.pipeline.evaluate import Bench, Decoded, online_run, sample_pool
+from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
+from zip_rc_jax.pipeline.stages import run_all
+from zip_rc_jax.runtime.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parent.parent
 QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =")
@@ -110,13 +110,13 @@ def test_what_was_decoded_survives_a_failure_in_grading(lm, bench, monkeypatch):
 
 IN_ASCII = """
 import pathlib, sys, types
-import zip_rc_jax.data.records as records
-import zip_rc_jax.models.huggingface as huggingface
+import zip_rc_jax.data.rollouts as records
+import zip_rc_jax.models.io.huggingface as huggingface
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.data.tasks import Problem
-from zip_rc_jax.decoding.groups import ROOT
-from zip_rc_jax.decoding.results import Prefix, Result, Usage
-from zip_rc_jax.evaluation import evaluate
+from zip_rc_jax.inference.tree import ROOT
+from zip_rc_jax.inference.outputs import Prefix, Result, Usage
+from zip_rc_jax.pipeline import evaluate
 
 here, word = pathlib.Path(sys.argv[1]), "\\u00e9"
 assert (here / "probe").open("w").encoding.lower() not in ("utf-8", "utf8")

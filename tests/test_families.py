@@ -23,13 +23,13 @@ from safetensors.torch import save_file as save_torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models import huggingface
-from zip_rc_jax.models.families import FAMILIES, Family, read_config, write_config
-from zip_rc_jax.models.huggingface import SafetensorsSource, write_checkpoint
+from zip_rc_jax.models.io import huggingface
+from zip_rc_jax.models.io.families import FAMILIES, Family, read_config, write_config
+from zip_rc_jax.models.io.huggingface import SafetensorsSource, write_checkpoint
+from zip_rc_jax.models.io.weights import load_params, read_params
 from zip_rc_jax.models.transformer import init_params, param_axes
-from zip_rc_jax.models.weights import load_params, read_params
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 
 TOLERANCE = 1e-4
 

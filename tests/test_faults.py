@@ -20,13 +20,13 @@ from test_engine import BRANCHING, CONFIG, FORKING, HOPELESS, MIXED, PRICED, REA
 
 from zip_rc_jax import decode
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding.api import resolve
-from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
-from zip_rc_jax.decoding.requests import Request
-from zip_rc_jax.decoding.results import Result
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models import chat
-from zip_rc_jax.models.tokenizer import Tokenizer
+from zip_rc_jax.inference.api import resolve
+from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
+from zip_rc_jax.inference.outputs import Result
+from zip_rc_jax.inference.requests import Request
+from zip_rc_jax.models.io import chat
+from zip_rc_jax.models.io.tokenizer import Tokenizer
+from zip_rc_jax.runtime.errors import UsageError
 
 PROMPTS = ["x", "y y", "z", "x y z", "y", "x x"]
 FAULTY = "z y x"  # the prompt that a faulty network fails on ends with this word order

@@ -25,20 +25,20 @@ from processes import rollouts
 from test_gguf import read as read_gguf
 from test_gguf import write as write_gguf
 
-from zip_rc_jax.cli import main
+from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.parquet import GenerationInfo, read_parquet, write_parquet
-from zip_rc_jax.data.records import PartialRollouts, read_rollouts, write_rollouts
+from zip_rc_jax.data.rollouts import PartialRollouts, read_rollouts, write_rollouts
 from zip_rc_jax.data.tasks import problems_from_jsonl
-from zip_rc_jax.decoding.api import resolve
-from zip_rc_jax.decoding.engine import Engine
-from zip_rc_jax.decoding.requests import Job, Refusal, Request
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grading.answers import extract_answer
-from zip_rc_jax.models.loading import export, load
-from zip_rc_jax.models.tokenizer import Tokenizer
-from zip_rc_jax.run_files import Journal
+from zip_rc_jax.inference.api import resolve
+from zip_rc_jax.inference.engine import Engine
+from zip_rc_jax.inference.requests import Job, Refusal, Request
+from zip_rc_jax.models.io.load import export, load
+from zip_rc_jax.models.io.tokenizer import Tokenizer
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import Journal
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent

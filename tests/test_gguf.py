@@ -15,10 +15,10 @@ from gguf import GGMLQuantizationType as Quantization
 from hf_models import TOKENS, VOCAB, error, torch_logits, torch_model
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.families import read_config
-from zip_rc_jax.models.gguf_file import GgufSource
-from zip_rc_jax.models.weights import load_params
+from zip_rc_jax.models.io.families import read_config
+from zip_rc_jax.models.io.gguf import GgufSource
+from zip_rc_jax.models.io.weights import load_params
+from zip_rc_jax.runtime.errors import UsageError
 
 TOLERANCE = 1e-4
 ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "lfm2": "lfm2", "gemma3_text": "gemma3"}

@@ -14,10 +14,10 @@ import pytest
 from processes import rollouts
 
 from zip_rc_jax.aot.command import with_model
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.batches import train_batches
 from zip_rc_jax.models.transformer import param_axes, param_shapes
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training.loop import _on_mesh
 
 ROOT = pathlib.Path(__file__).parent.parent

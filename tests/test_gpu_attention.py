@@ -7,10 +7,10 @@ import pytest
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models import transformer
-from zip_rc_jax.models.cache import KEY_AXES, AttentionCache, Cache
-from zip_rc_jax.models.gpu_attention import BLOCK, PART, attend_in_place, block_and_stages, reads_in_place
+from zip_rc_jax.models.attention.gpu import BLOCK, PART, attend_in_place, block_and_stages, reads_in_place
+from zip_rc_jax.models.kv_cache import KEY_AXES, AttentionCache, Cache
 from zip_rc_jax.models.transformer import hidden_states, init_params
-from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, single_device
+from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
 
 LAYOUT = single_device()
 INTERPRET = LAYOUT.platform != "gpu"

@@ -8,12 +8,12 @@ import json
 import numpy as np
 import pytest
 
-from zip_rc_jax import pipeline
 from zip_rc_jax.config import GradeConfig, PipelineConfig
 from zip_rc_jax.data.parquet import write_parquet
-from zip_rc_jax.data.records import Rollout, read_rollouts, write_rollouts
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.data.rollouts import Rollout, read_rollouts, write_rollouts
 from zip_rc_jax.grading.summary import GradeSummary, summarize
+from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.runtime.errors import UsageError
 
 RESPONSES = [("So 42.\nAnswer: 42", True), ("Answer: 41", True), ("I do not know", True), ("Answer: 42", False), ("Well, then", False)]
 

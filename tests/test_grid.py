@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from zip_rc_jax.decoding.groups import expectations
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.tree import expectations
+from zip_rc_jax.runtime.errors import UsageError
 
 GRID = Grid((0.0, 0.25, 1.0), (0, 4, 10, 11))
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zip_rc_jax import host_memory
+from zip_rc_jax.runtime import malloc as host_memory
 
 # Prints whether freed memory is kept, and the page faults of an execution with temporaries of a size. The least of seven, because
 # something small may come to lie where they were, and they then need another place.
@@ -18,7 +18,7 @@ import ctypes, resource, sys
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be a single fault
 import jax, jax.numpy as jnp
 import zip_rc_jax
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 kept = {"one arena": lambda: keep_freed_memory(one_arena=True), "keep": keep_freed_memory}.get(sys.argv[1], lambda: None)()
 square = jax.jit(lambda a: (a @ a.T) @ a)
@@ -51,7 +51,7 @@ print(len(re.findall(rb"<heap nr=", text.value)))
 # Prints the megabytes that the process has before, while and after it has 256 of them, and once it has given them back.
 GIVEN_BACK = """
 import os
-from zip_rc_jax.host_memory import give_back_freed_memory, keep_freed_memory
+from zip_rc_jax.runtime.malloc import give_back_freed_memory, keep_freed_memory
 
 keep_freed_memory(one_arena=True)
 import numpy as np

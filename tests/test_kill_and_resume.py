@@ -20,10 +20,10 @@ import pytest
 from conftest import TINY_MODEL, tiny_lm
 from processes import cut, prepare, records, rollouts, started, wait_for_step
 
-from zip_rc_jax.cli import main
+from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import TrainConfig
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.loading import load
+from zip_rc_jax.models.io.load import load
+from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, train
 from zip_rc_jax.training.step import train_step

@@ -19,12 +19,12 @@ import time
 
 import pytest
 
-from zip_rc_jax import pipeline
-from zip_rc_jax.config_file import load_config
-from zip_rc_jax.data.records import write_rollouts
+from zip_rc_jax.config.files import load_config
+from zip_rc_jax.data.rollouts import write_rollouts
 from zip_rc_jax.data.worked_solutions import vocabulary
+from zip_rc_jax.models.io.tokenizer import word_level
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.tokenizer import word_level
+from zip_rc_jax.pipeline import stages as pipeline
 
 ROOT = pathlib.Path(__file__).parent.parent
 TOOLS = (

@@ -16,18 +16,19 @@ import pytest
 from processes import SECONDS, started
 from test_records import assert_same, make_rollouts
 
-from zip_rc_jax import cli, distributed
-from zip_rc_jax.chunks import write_in_chunks
+from zip_rc_jax.cli import main as cli
 from zip_rc_jax.data.parquet import GenerationInfo, write_parquet
-from zip_rc_jax.data.records import read_rollouts, write_rollouts
-from zip_rc_jax.run_files import write_text
-from zip_rc_jax.signals import Interrupted, stop_signal, stops_with_a_word
-from zip_rc_jax.temporaries import SILENT_SECONDS, remove_leftovers, temporary_path
+from zip_rc_jax.data.rollouts import read_rollouts, write_rollouts
+from zip_rc_jax.pipeline.chunks import write_in_chunks
+from zip_rc_jax.runtime import distributed
+from zip_rc_jax.runtime.signals import Interrupted, stop_signal, stops_with_a_word
+from zip_rc_jax.runtime.storage import write_text
+from zip_rc_jax.runtime.temporaries import SILENT_SECONDS, remove_leftovers, temporary_path
 
 # `zip-rc` whose joining of chunks never comes to an end, and says when it is at it.
 NEVER_JOINED = """
 import sys, time
-from zip_rc_jax.data.records import PartialRollouts
+from zip_rc_jax.data.rollouts import PartialRollouts
 whole = PartialRollouts.all
 def never(self, ids=None):
     while True:
@@ -119,7 +120,7 @@ def test_a_signal_that_comes_while_the_last_files_are_written_is_not_lost(tmp_pa
         os.kill(os.getpid(), signal.SIGTERM)
         return rmtree(*args, **more)
 
-    monkeypatch.setattr("zip_rc_jax.data.records.shutil.rmtree", signalled)
+    monkeypatch.setattr("zip_rc_jax.data.rollouts.shutil.rmtree", signalled)
     with pytest.raises(Interrupted, match="stopped. .*graded is finished"):
         chunked(tmp_path / "graded", range(4), lambda part: make_rollouts(len(part)))
     monkeypatch.undo()
@@ -173,7 +174,7 @@ def test_only_temporaries_of_the_dead_are_removed(tmp_path, kind):
 
 
 def test_a_living_process_of_another_number_keeps_its_temporaries(tmp_path):
-    code = "import sys, pathlib, time; from zip_rc_jax.temporaries import temporary_path\n" + (
+    code = "import sys, pathlib, time; from zip_rc_jax.runtime.temporaries import temporary_path\n" + (
         f"temporary_path(pathlib.Path({str(tmp_path / 'graded')!r})).mkdir(); print('made', flush=True); time.sleep(600)"
     )
     here = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -224,7 +225,7 @@ def test_leftovers_beside_a_parquet_file_and_chunks_go_too(tmp_path):
 def test_of_several_processes_the_first_one_cleans_up(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_chief", lambda: False)
     removed = []
-    monkeypatch.setattr("zip_rc_jax.chunks.remove_leftovers", lambda *args: removed.append(args))
+    monkeypatch.setattr("zip_rc_jax.pipeline.chunks.remove_leftovers", lambda *args: removed.append(args))
     chunked(tmp_path / "graded", range(3), lambda part: make_rollouts(len(part)))
     assert removed == []
 
@@ -242,7 +243,7 @@ def test_a_command_that_is_asked_to_stop_says_so_and_ends_as_after_ctrl_c(tmp_pa
         time.sleep(600)
 
     for name in ("run_evaluation", "run_decode", "run_export", "pipeline.make_grades"):
-        monkeypatch.setattr(f"zip_rc_jax.cli.{name}", asked)
+        monkeypatch.setattr(f"zip_rc_jax.cli.main.{name}", asked)
     (tmp_path / "c.yaml").write_text("{}")
     arguments = {"decode": ["model", "--prompt", "x"], "export": ["model", str(tmp_path / "out")]}.get(command, [str(tmp_path / "c.yaml")])
     assert cli.main([command, *arguments]) == 130
@@ -278,7 +279,7 @@ WRITES = """
 import sys; sys.path.insert(0, "tests")
 from test_records import make_rollouts
 from zip_rc_jax.data.parquet import GenerationInfo, write_parquet
-from zip_rc_jax.data.records import write_rollouts
+from zip_rc_jax.data.rollouts import write_rollouts
 rollouts = make_rollouts(40)
 write_rollouts(sys.argv[1] + "/r", rollouts, metadata={"b": 1, "a": {"d": [2], "c": 3}})
 labelled = [r for r in rollouts if len(r.output_token_ids) and r.correct == r.correct and r.value == r.value]

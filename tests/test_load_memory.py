@@ -15,9 +15,9 @@ import pytest
 from small_tokenizers import chatml
 
 from zip_rc_jax.config import ModelConfig
-from zip_rc_jax.models import huggingface
-from zip_rc_jax.models.families import tensors, write_config
-from zip_rc_jax.models.huggingface import write_checkpoint
+from zip_rc_jax.models.io import huggingface
+from zip_rc_jax.models.io.families import tensors, write_config
+from zip_rc_jax.models.io.huggingface import write_checkpoint
 
 MB = 10**6
 # The layers of Qwen3-1.7B, fewer of them and a smaller vocabulary: 2.4 GB in bfloat16, of which the embedding is 410 MB.

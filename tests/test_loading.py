@@ -26,20 +26,20 @@ from small_tokenizers import chatml, gemma, llama
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import zip_rc_jax
-from zip_rc_jax.cli import main
+from zip_rc_jax.cli.main import main
 from zip_rc_jax.data.tasks import Problem
-from zip_rc_jax.decoding.engine import Engine
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models import huggingface
-from zip_rc_jax.models.families import read_config
+from zip_rc_jax.head import joint_log_probs
+from zip_rc_jax.inference.engine import Engine
+from zip_rc_jax.models.io import huggingface
+from zip_rc_jax.models.io.families import read_config
+from zip_rc_jax.models.io.load import export, load
+from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.loading import export, load
-from zip_rc_jax.models.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.pipeline import as_rollouts
-from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.zip_head import joint_log_probs
+from zip_rc_jax.pipeline.stages import as_rollouts
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
 
 UNTIED = {"llama_untied": llama, "qwen3_sliding": chatml, "lfm2": chatml, "gemma3": gemma}  # one model of every family
 TIED = {"llama": llama, "qwen3": chatml, "lfm2_tied": chatml, "gemma3_tied": gemma}
@@ -554,7 +554,7 @@ def test_torch_is_not_needed_to_load_chat_decode_and_export(shelf, tmp_path):
 import sys
 sys.modules["torch"] = None  # importing it raises
 import zip_rc_jax
-from zip_rc_jax.models.loading import export
+from zip_rc_jax.models.io.load import export
 lm = zip_rc_jax.load({str(published.directory)!r}, zip_label="value", zip_first_id={published.tokenizer.size})
 chat = [{{"role": "user", "content": "Hi"}}]
 assert lm.tokenizer.chat(chat, enable_thinking=False).endswith("</think>\\n\\n")

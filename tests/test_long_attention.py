@@ -16,11 +16,11 @@ from jax.extend.core import jaxprs_in_params
 
 from zip_rc_jax.aot import programs
 from zip_rc_jax.config import TrainConfig
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models import attention
-from zip_rc_jax.models.attention import choose_attention, packed_attention, packed_mask, visible_blocks
+from zip_rc_jax.models.attention import full as attention
+from zip_rc_jax.models.attention.full import choose_attention, packed_attention, packed_mask, visible_blocks
 from zip_rc_jax.models.transformer import hidden_states, init_params
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training.step import StepSettings, train_step
 
 ONE = Layout(make_mesh(), TRAIN_RULES)

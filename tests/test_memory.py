@@ -18,20 +18,20 @@ from test_engine import CONFIG, MIXED, REAL, REAL_PROMPTS, exact
 
 from zip_rc_jax import Request, decode, decode_stream
 from zip_rc_jax.config import ModelConfig
-from zip_rc_jax.config_file import load_config
-from zip_rc_jax.decoding import engine as engine_module
-from zip_rc_jax.decoding import memory
-from zip_rc_jax.decoding.engine import Engine, ResultEvent
-from zip_rc_jax.decoding.network import TransformerNetwork
-from zip_rc_jax.decoding.rows import StepSettings, abstract_lanes, advance, empty_rows, prefill
-from zip_rc_jax.decoding.sampling import ALL_FILTERS, Filters
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.tokenizer import Tokenizer
+from zip_rc_jax.head import ZipHead
+from zip_rc_jax.inference import engine as engine_module
+from zip_rc_jax.inference import memory
+from zip_rc_jax.inference.engine import Engine, ResultEvent
+from zip_rc_jax.inference.network import TransformerNetwork
+from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters
+from zip_rc_jax.inference.state import StepSettings, abstract_lanes, advance, empty_rows, prefill
+from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_shapes
-from zip_rc_jax.sharding import DECODE_RULES, Layout, make_mesh, single_device
-from zip_rc_jax.training.predict import ForwardSettings, profiles
-from zip_rc_jax.zip_head import ZipHead
+from zip_rc_jax.predict import ForwardSettings, profiles
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
 
 MODEL = ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=16, d_ff=192, tied=True, max_positions=1024)
 

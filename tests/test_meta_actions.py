@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding import meta_actions
-from zip_rc_jax.decoding.meta_actions import choose_meta_action
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.search import meta_actions
+from zip_rc_jax.search.meta_actions import choose_meta_action
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "meta_actions_published.npz"
 GRID = Grid((0.0, 0.5, 1.0), (0, 8, 16, 64))

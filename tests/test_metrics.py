@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zip_rc_jax import metrics
+from zip_rc_jax.evaluation import metrics
 from zip_rc_jax.grid import Grid
 
 GRID = Grid((0.0, 0.5, 1.0), (0, 4, 16, 64))

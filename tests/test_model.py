@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zip_rc_jax.config import LAYER_TYPES, ModelConfig, RopeScaling
-from zip_rc_jax.models.attention import attend, rope_frequencies, rotate, rotation
-from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache
+from zip_rc_jax.models.attention.full import attend, rope_frequencies, rotate, rotation
+from zip_rc_jax.models.kv_cache import AttentionCache, Cache, ConvCache
 from zip_rc_jax.models.stacks import segments, unstack
 from zip_rc_jax.models.transformer import hidden_states, init_params, logits, param_axes, param_shapes, unembedding
 

@@ -14,14 +14,14 @@ import pytest
 import reasoning_gym
 from test_records import assert_same, make_rollouts
 
-from zip_rc_jax.cli import main
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.cli.main import main
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data import parquet
 from zip_rc_jax.data.batches import example
 from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet, read_parquet_metadata, write_parquet
-from zip_rc_jax.data.records import read_rollouts, write_rollouts
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.data.rollouts import read_rollouts, write_rollouts
 from zip_rc_jax.grading.answers import extract_answer
+from zip_rc_jax.runtime.errors import UsageError
 
 INFO = GenerationInfo("embedded:chain_sum_policy", 1.0, 0.1, 160, False)
 THEIRS = {"prompt_idx", "prompt", "answer", "prompt_token_ids", "output_token_ids", "input_ids", "label_positions", "response", "length",

@@ -14,20 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zip_rc_jax import distributed, pipeline
+from zip_rc_jax.cli.commands import run_evaluation
 from zip_rc_jax.config import PromptConfig, TaskConfig, to_dict
-from zip_rc_jax.config_file import load_config
-from zip_rc_jax.data.records import PartialRollouts, read_rollouts
+from zip_rc_jax.config.files import load_config
+from zip_rc_jax.data.rollouts import PartialRollouts, read_rollouts
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_solution
-from zip_rc_jax.decoding.engine import Engine
-from zip_rc_jax.demo import run_evaluation
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.loading import load
-from zip_rc_jax.models.tokenizer import word_level
-from zip_rc_jax.seeds import with_own_samples
+from zip_rc_jax.inference.engine import Engine
+from zip_rc_jax.models.io.load import load
+from zip_rc_jax.models.io.tokenizer import word_level
+from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.pipeline.seeds import with_own_samples
+from zip_rc_jax.predict import ForwardSettings, final_values, profiles
+from zip_rc_jax.runtime import distributed
+from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.training.loop import Interrupted
-from zip_rc_jax.training.predict import ForwardSettings, final_values, profiles
 
 SMALL = [
     "mesh.fsdp=1",

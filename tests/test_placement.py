@@ -7,8 +7,8 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zip_rc_jax.decoding.placement import Place, Shard, live_rows_first
-from zip_rc_jax.decoding.rows import bucket, fine_bucket
+from zip_rc_jax.inference.placement import Place, Shard, live_rows_first
+from zip_rc_jax.inference.state import bucket, fine_bucket
 
 
 @dataclasses.dataclass

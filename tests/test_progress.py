@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from zip_rc_jax.progress import progress
+from zip_rc_jax.runtime.progress import progress
 
 
 def test_the_time_left_is_that_of_the_work_after_the_first_part_which_also_compiles(monkeypatch, capsys):

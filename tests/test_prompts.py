@@ -9,13 +9,13 @@ import pytest
 from small_tokenizers import chatml, gemma
 
 from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.prompts import prompt_texts, worked_examples
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.tokenizer import Tokenizer
-from zip_rc_jax.pipeline import prompt_record
+from zip_rc_jax.models.io.tokenizer import Tokenizer
+from zip_rc_jax.pipeline.stages import prompt_record
+from zip_rc_jax.runtime.errors import UsageError
 
 LEVELS = tuple({"min_terms": n, "max_terms": n, "min_digits": 2, "max_digits": 2} for n in (2, 4, 6, 8))
 TASK = TaskConfig(name="chain_sum", levels=LEVELS, train_seed=50, heldout_seed=1_000_000)

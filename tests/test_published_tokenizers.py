@@ -13,9 +13,9 @@ from small_tokenizers import SENTENCES, chatml, gemma, llama
 from tokenizers import AddedToken, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.tokenizer import PROBE, Tokenizer, word_level
-from zip_rc_jax.models.tokenizer_files import PROBES
+from zip_rc_jax.models.io.tokenizer import PROBE, Tokenizer, word_level
+from zip_rc_jax.models.io.tokenizer_files import PROBES
+from zip_rc_jax.runtime.errors import UsageError
 
 TEXTS = (*PROBES, *SENTENCES, PROBE, "", " ", "<|im_start|>user\nhi<|im_end|>\n<think>", "x <|im_end|> y", "a<mask> b", "  <mask>  ")
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import zip_rc_jax
-from zip_rc_jax import cli
-from zip_rc_jax.config_file import load_config
+from zip_rc_jax.cli import main as cli
+from zip_rc_jax.config.files import load_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from zip_rc_jax.chunks import write_in_chunks
-from zip_rc_jax.data.records import PartialRollouts, Rollout, RolloutSource, read_metadata, read_rollouts, summary_of, write_rollouts
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.data.rollouts import PartialRollouts, Rollout, RolloutSource, read_metadata, read_rollouts, summary_of, write_rollouts
+from zip_rc_jax.pipeline.chunks import write_in_chunks
+from zip_rc_jax.runtime.errors import UsageError
 
 
 def make_rollouts(n, seed=0):

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from zip_rc_jax import drawing, metrics, run_files
-from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
-from zip_rc_jax.evaluation import plots, report, tables
+from zip_rc_jax.evaluation import drawing, metrics, plots, report, tables
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
+from zip_rc_jax.runtime import storage as run_files
 
 ALPHAS = (0.1, 1.0)
 GRID = Grid((0.0, 0.5, 1.0), (0, 16, 32, 64))

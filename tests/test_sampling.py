@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zip_rc_jax.config import SamplingConfig
-from zip_rc_jax.decoding.sampling import ALL_FILTERS, Filters, Sampling, filter_logits, row_keys, sample
+from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters, Sampling, filter_logits, row_keys, sample
 
 # log of these probabilities, in an order that is not sorted; two never-drawn ids
 PROBABILITIES = np.array([0.05, 0.3, 0.0, 0.02, 0.4, 0.1, 0.0, 0.13])

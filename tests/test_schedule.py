@@ -16,14 +16,14 @@ from scripted import Plan, Script, ScriptedNetwork
 from test_determinism import CONFIGS, PROMPTS, alone, on_mesh, same
 from test_engine import CONFIG, FORKING, FORKS, MIXED, PRICED, REAL, REAL_PROMPTS
 
-from zip_rc_jax.decoding import engine as engine_module
-from zip_rc_jax.decoding import schedule as schedule_module
-from zip_rc_jax.decoding.engine import Engine, ResultEvent, StepEvent
-from zip_rc_jax.decoding.groups import Branch, Group
-from zip_rc_jax.decoding.placement import safe
-from zip_rc_jax.decoding.requests import WORTH_SHARING, Request, shared_prefix
-from zip_rc_jax.decoding.rows import bucket
-from zip_rc_jax.decoding.schedule import WIDE, largest_prefills, next_to_step, together
+from zip_rc_jax.inference import engine as engine_module
+from zip_rc_jax.inference import scheduler as schedule_module
+from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
+from zip_rc_jax.inference.placement import safe
+from zip_rc_jax.inference.requests import WORTH_SHARING, Request, shared_prefix
+from zip_rc_jax.inference.scheduler import WIDE, largest_prefills, next_to_step, together
+from zip_rc_jax.inference.state import bucket
+from zip_rc_jax.inference.tree import Branch, Group
 
 
 def decoded(script, config, prompts, seed=7):

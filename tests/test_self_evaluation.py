@@ -11,13 +11,13 @@ import pytest
 from small_tokenizers import chatml
 
 from zip_rc_jax.config import EvaluateConfig, ModelConfig, PipelineConfig, PromptConfig, SelfEvaluationConfig, TaskConfig
-from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.data.tasks import problems
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
-from zip_rc_jax.sharding import single_device
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import single_device
 
 TOKENIZER = chatml()
 QUESTION = "Is this right? Reply with Yes or No."

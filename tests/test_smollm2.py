@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import zip_rc_jax
-from zip_rc_jax import pipeline
-from zip_rc_jax.config_file import load_config
-from zip_rc_jax.decoding.engine import Engine
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.loading import export, load
-from zip_rc_jax.pipeline import run_all
+from zip_rc_jax.inference.engine import Engine
+from zip_rc_jax.models.io.load import export, load
+from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.pipeline.stages import run_all
 
 QUESTIONS = [
     "What is the capital of France?",

@@ -18,12 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from processes import cut
 
 from zip_rc_jax.config import TrainConfig
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models import digests, stored
-from zip_rc_jax.models.digests import array_digest, array_digests, differing, json_digest
-from zip_rc_jax.models.loading import embedded, load
+from zip_rc_jax.models.io import digests, stored
+from zip_rc_jax.models.io.digests import array_digest, array_digests, differing, json_digest
+from zip_rc_jax.models.io.load import embedded, load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training.checkpoint import Checkpoints, check_earlier
 from zip_rc_jax.training.step import init_state
 

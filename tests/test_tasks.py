@@ -14,7 +14,7 @@ import reasoning_gym
 
 from zip_rc_jax.config import TaskConfig
 from zip_rc_jax.data.tasks import problems, problems_from_jsonl
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 LEVELS = ({"min_terms": 2, "max_terms": 2}, {"min_terms": 4, "max_terms": 4}, {"min_terms": 6, "max_terms": 6})
 TASK = TaskConfig(levels=LEVELS, train_seed=10, heldout_seed=10_000)

@@ -16,8 +16,8 @@ from small_tokenizers import CHATML_TEMPLATE, RESERVED, SENTENCES, UNUSED, byte_
 from tokenizers import models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.tokenizer import PROBE, Tokenizer, word_level
+from zip_rc_jax.models.io.tokenizer import PROBE, Tokenizer, word_level
+from zip_rc_jax.runtime.errors import UsageError
 
 FAMILIES = [chatml, gemma, llama]
 CHAT = [{"role": "user", "content": "What is 17 + 25?"}]
@@ -426,7 +426,7 @@ def test_nothing_here_needs_torch_and_importing_the_package_leaves_transformers_
 import sys
 sys.modules["torch"] = None  # importing it raises
 import zip_rc_jax
-from zip_rc_jax.models.tokenizer import Tokenizer
+from zip_rc_jax.models.io.tokenizer import Tokenizer
 assert "transformers" not in sys.modules
 for found in (Tokenizer.from_pretrained({str(directories[chatml])!r}), Tokenizer.from_gguf({str(tmp_path / "m.gguf")!r})):
     assert found.chat([{{"role": "user", "content": "hi"}}], enable_thinking=False).endswith("</think>\\n\\n")

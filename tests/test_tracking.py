@@ -17,13 +17,13 @@ import pytest
 from conftest import TINY_GRID, TINY_MODEL, tiny_lm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from zip_rc_jax import drawing
 from zip_rc_jax.config import TrainConfig
-from zip_rc_jax.data.records import Rollout
+from zip_rc_jax.data.rollouts import Rollout
+from zip_rc_jax.evaluation import drawing
 from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.predict import ForwardSettings, MeanJoints, mean_joints, profiles, validate
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, train
-from zip_rc_jax.training.predict import ForwardSettings, MeanJoints, mean_joints, profiles, validate
 from zip_rc_jax.training.step import train_step
 from zip_rc_jax.training.tracking import Tracker
 

@@ -24,12 +24,14 @@ from zip_rc_jax.aot.costs import measure
 from zip_rc_jax.aot.hlo import parse_module
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import train_batches
-from zip_rc_jax.data.records import Rollout
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.loading import load
+from zip_rc_jax.head import policy_logits
+from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.sharding import TRAIN_RULES, Layout, make_mesh, single_device
+from zip_rc_jax.predict import ForwardSettings, Profile, final_values, labelled_features, padded_width, profiles, teacher_features
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, split_validation, train
 from zip_rc_jax.training.loss import (
@@ -43,9 +45,7 @@ from zip_rc_jax.training.loss import (
     split_positions,
     teacher_top_k,
 )
-from zip_rc_jax.training.predict import ForwardSettings, Profile, final_values, labelled_features, padded_width, profiles, teacher_features
 from zip_rc_jax.training.step import StepSettings, TrainState, frozen, init_state, learning_rate, losses, train_step
-from zip_rc_jax.zip_head import policy_logits
 
 CONFIG = TrainConfig(
     label="value", steps=7, batch_rows=4, row_tokens=24, learning_rate=1e-2, warmup=0.3, kl_weight=0.5, kl_top_k=5, lm_weight=0.25,

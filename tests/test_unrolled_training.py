@@ -17,7 +17,7 @@ from test_model import CONFIGS, EACH_MODEL, parameters
 from test_training import CONFIG, LITE, assert_equal, batches, copied, interrupt, records, rollouts, settings, sigterm, without_clock
 
 from zip_rc_jax.models.stacks import restack, unstack
-from zip_rc_jax.sharding import MESH_AXES, TRAIN_RULES, Layout, single_device
+from zip_rc_jax.runtime.sharding import MESH_AXES, TRAIN_RULES, Layout, single_device
 from zip_rc_jax.training.checkpoint import Checkpoints
 from zip_rc_jax.training.loop import Interrupted, stacked, train
 from zip_rc_jax.training.step import apply, change_bodies, init_state, optimizer, prefers_unrolled, train_step

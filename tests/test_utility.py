@@ -12,8 +12,8 @@ import reference_search as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zip_rc_jax.decoding import utility
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.search import utility
 
 GRID = Grid((0.0, 0.4, 1.0), (0, 8, 16, 64, 100))
 BINS = [-1, 1, 2, 3]

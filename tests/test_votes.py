@@ -12,13 +12,13 @@ from reasoning_gym.factory import DATASETS
 
 from zip_rc_jax.config import TaskConfig
 from zip_rc_jax.data.tasks import HASH_DEPENDENT, problems
-from zip_rc_jax.decoding.groups import voted_prefix
-from zip_rc_jax.decoding.results import Prefix
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_point, majority_reward
-from zip_rc_jax.evaluation.evaluate import answer_ids
 from zip_rc_jax.grading import votes
 from zip_rc_jax.grading.grader import Grader, equivalent
 from zip_rc_jax.grading.votes import NO_ANSWER, group_answers
+from zip_rc_jax.inference.outputs import Prefix
+from zip_rc_jax.inference.tree import voted_prefix
+from zip_rc_jax.pipeline.evaluate import answer_ids
 
 SPELLINGS = {
     "42": ["42", "42.", "$42$", "\\(42\\)"],

@@ -12,12 +12,14 @@ import pytest
 from conftest import TINY_MODEL, tiny_lm
 from processes import prepare
 
-from zip_rc_jax import cli, demo, pipeline
-from zip_rc_jax.cli import main
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models import huggingface
-from zip_rc_jax.models.loading import export
-from zip_rc_jax.run_files import check_writable, write_json, write_jsonl, write_text, writing
+from zip_rc_jax.cli import commands as demo
+from zip_rc_jax.cli import main as cli
+from zip_rc_jax.cli.main import main
+from zip_rc_jax.models.io import huggingface
+from zip_rc_jax.models.io.load import export
+from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import check_writable, write_json, write_jsonl, write_text, writing
 
 HELPS = {
     errno.ENOSPC: "make room on the disk",

@@ -13,12 +13,12 @@ from small_tokenizers import chatml, gemma, llama
 
 from zip_rc_jax import load
 from zip_rc_jax.config import SamplingConfig
-from zip_rc_jax.decoding.sampling import sample
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.head import ZipHead, cell_log_probs, fit_vocabulary, fold, joint_log_probs, padded_vocab_size, policy_logits, reserve
+from zip_rc_jax.inference.sampler import sample
+from zip_rc_jax.models.io.tokenizer import word_level
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.tokenizer import word_level
-from zip_rc_jax.zip_head import ZipHead, cell_log_probs, fit_vocabulary, fold, joint_log_probs, padded_vocab_size, policy_logits, reserve
+from zip_rc_jax.runtime.errors import UsageError
 
 HEAD = ZipHead(TINY_GRID, "value", first_id=20, used_ids=18)
 V, D = 40, 16

@@ -7,15 +7,15 @@ results = zip_rc_jax.decode(lm, [question], n=8, beta=0.05, interval=8, window=4
 """
 
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.decoding.api import decode, decode_stream
-from zip_rc_jax.decoding.engine import ResultEvent, StepEvent
-from zip_rc_jax.decoding.meta_actions import MetaAction, choose_meta_action
-from zip_rc_jax.decoding.requests import Request
-from zip_rc_jax.decoding.results import Decision, Prefix, Result, Usage
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.api import decode, decode_stream
+from zip_rc_jax.inference.engine import ResultEvent, StepEvent
+from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
+from zip_rc_jax.inference.requests import Request
+from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.loading import load
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.search.meta_actions import MetaAction, choose_meta_action
 
 __version__ = "0.2.0.dev0"
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 AUTHORS_LENGTH_EDGES = (0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 AUTHORS_CENTRES = {"correct": (0.0, 1.0), "value": tuple(i / 6 for i in range(7))}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
-from zip_rc_jax.models.attention import block_size, choose_attention, visible_blocks
+from zip_rc_jax.models.attention.full import block_size, choose_attention, visible_blocks
 
 # Products of the size of the scores in one layer: 2 in a forward pass (scores, weighted values) and 4 more in a backward pass. Blocks
 # keep no scores, so they compute them again for the gradients, and the TPU kernel does so twice, with the gradient of the weights.

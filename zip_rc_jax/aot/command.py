@@ -11,11 +11,11 @@ import jax
 from zip_rc_jax.aot.programs import DTYPES, STAGES, compile_decode, compile_train
 from zip_rc_jax.aot.report import Report, report_table
 from zip_rc_jax.config import ModelConfig, PipelineConfig, PolicyConfig
-from zip_rc_jax.config_file import load_config
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models import huggingface
-from zip_rc_jax.models.families import read_config
-from zip_rc_jax.models.loading import load
+from zip_rc_jax.config.files import load_config
+from zip_rc_jax.models.io import huggingface
+from zip_rc_jax.models.io.families import read_config
+from zip_rc_jax.models.io.load import load
+from zip_rc_jax.runtime.errors import UsageError
 
 DESCRIPTION = """Compiles the real training step or decoder for a TPU topology, without a TPU (libtpu does it on any CPU machine), and
 prints per chip: memory against what the chip has, operations and HBM bytes against what they should be, and what crosses the
@@ -101,7 +101,7 @@ def _sizes_on_disk(path: str) -> ModelConfig | None:
         settings.pop("zip_rc", None)
         return read_config(settings, str(local))[1]
     if local.suffix == ".gguf" and local.is_file():
-        from zip_rc_jax.models.gguf_file import GgufSource
+        from zip_rc_jax.models.io.gguf import GgufSource
 
         return read_config(GgufSource(local).settings, path)[1]
     return load(path).config if path.startswith("embedded:") or local.is_dir() else None

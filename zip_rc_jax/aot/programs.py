@@ -18,19 +18,19 @@ from zip_rc_jax.aot.report import Memory, Part, Program, Report
 from zip_rc_jax.aot.topology import chip_of, tpu_mesh
 from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
-from zip_rc_jax.decoding import rows as decode_rows
-from zip_rc_jax.decoding.memory import abstract_pool, shard_bytes
-from zip_rc_jax.decoding.network import TransformerNetwork
-from zip_rc_jax.decoding.rows import Rows
-from zip_rc_jax.decoding.sampling import Filters
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.cache import AttentionCache
+from zip_rc_jax.head import ZipHead
+from zip_rc_jax.inference import state as decode_rows
+from zip_rc_jax.inference.memory import abstract_pool, shard_bytes
+from zip_rc_jax.inference.network import TransformerNetwork
+from zip_rc_jax.inference.sampler import Filters
+from zip_rc_jax.inference.state import Rows
+from zip_rc_jax.models.kv_cache import AttentionCache
 from zip_rc_jax.models.transformer import param_axes, param_shapes
-from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
 from zip_rc_jax.training.step import TrainState, frozen, init_state, train_step
-from zip_rc_jax.zip_head import ZipHead
 
 STAGES = ("policy", "critic", "final", "lite")
 DTYPES = ("bfloat16", "float32")

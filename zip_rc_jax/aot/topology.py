@@ -12,8 +12,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from zip_rc_jax.config import MeshConfig
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.sharding import MESH_AXES, filled, mesh_sizes
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import MESH_AXES, filled, mesh_sizes
 
 GIB = 2**30
 MARGIN = 0.1

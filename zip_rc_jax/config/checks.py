@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 
 def require(condition: bool, value: str, reason: str, fix: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config.checks import check_types, one_of, require, shown, to_plain_numbers
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 CANDIDATES = ("published", "exhaustive", "branching")
 STRATEGIES = ("zip_rc", "fixed", "reward_threshold", "length_budget", "half_finished")

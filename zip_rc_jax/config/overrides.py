@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zip_rc_jax.config.checks import in_short, shown
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 LONGEST = 100_000  # characters
 

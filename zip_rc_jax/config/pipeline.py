@@ -9,8 +9,8 @@ from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.runtime.errors import UsageError
 
 MAX_SAMPLES = 10  # of an evaluation; 252 subsets at most
 

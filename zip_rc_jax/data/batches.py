@@ -17,9 +17,9 @@ import numpy as np
 
 from zip_rc_jax.config import LABELS
 from zip_rc_jax.data.packing import PackedBatches, packing_advice
-from zip_rc_jax.data.records import Rollout, read_items, summary_of
+from zip_rc_jax.data.rollouts import Rollout, read_items, summary_of
 from zip_rc_jax.data.summary import RolloutSummary
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 
 @jax.tree_util.register_dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 ENOUGH = 0.95  # share of the positions that should hold a token
 _LOOK = 4  # windows that are packed to see how full rows will be,

@@ -29,10 +29,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zip_rc_jax.data.records import Rollout, RolloutSource
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.run_files import in_short, parse_json
-from zip_rc_jax.temporaries import remove_leftovers, temporary_path
+from zip_rc_jax.data.rollouts import Rollout, RolloutSource
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import in_short, parse_json
+from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_path
 
 METADATA_KEY = b"zip_rc_jax"
 _ARROW = "parquet-cpp-arrow"  # wrote the file; it always leaves its schema among the keys of the footer

@@ -14,10 +14,10 @@ from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
 from zip_rc_jax.config.checks import in_short
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.data.worked_solutions import plain_steps
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.chat import reads_clock, template_time
-from zip_rc_jax.models.tokenizer import Tokenizer
-from zip_rc_jax.run_files import write_json
+from zip_rc_jax.models.io.chat import reads_clock, template_time
+from zip_rc_jax.models.io.tokenizer import Tokenizer
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import write_json
 
 
 def prompt_texts(found: Sequence[Problem], config: PipelineConfig, tokenizer: Tokenizer) -> list[str]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.run_files import in_short
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import in_short
 
 if TYPE_CHECKING:
-    from zip_rc_jax.data.records import Rollout
+    from zip_rc_jax.data.rollouts import Rollout
 
 
 _KINDS = (np.int64, np.int64, np.int64, np.int64, np.int64, np.bool_, np.float32, np.float32)  # of the columns below

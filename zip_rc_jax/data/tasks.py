@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 MATH = "math"
 SPLITS = ("train", "heldout")

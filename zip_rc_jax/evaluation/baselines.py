@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config import MAX_SAMPLES
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.cost import gen_cost
+from zip_rc_jax.runtime.errors import UsageError
 
 METHODS = ("majority", "best_of_n", "weighted_best_of_n", "pass")
 SELF_EVALUATION = "self_evaluation"

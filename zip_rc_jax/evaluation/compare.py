@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config import ANSWERS
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.metrics import paired_bootstrap
+from zip_rc_jax.evaluation.metrics import paired_bootstrap
+from zip_rc_jax.runtime.errors import UsageError
 
 KINDS = ("strict", "interpolated")
 _TOLERANCE = 1e-9

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config import ANSWERS
-from zip_rc_jax.decoding.results import Result
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.inference.outputs import Result
+from zip_rc_jax.runtime.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

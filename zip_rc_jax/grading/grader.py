@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from zip_rc_jax.data.tasks import MATH, Problem, create
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grading import plain
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.overrated import overrated
+from zip_rc_jax.runtime.errors import UsageError
 
 # Scorers that only compare bounded strings and decimals run here; every other one runs in the worker process.
 DECIMAL_TASKS = ("chain_sum", "products")

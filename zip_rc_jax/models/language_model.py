@@ -16,16 +16,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zip_rc_jax.config import ModelConfig, to_dict
-from zip_rc_jax.distributed import gather, is_chief
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.digests import json_digest, named_leaves
-from zip_rc_jax.models.stored import DIGESTS, groups, read_arrays, read_meta, with_digests
-from zip_rc_jax.models.tokenizer import Tokenizer
+from zip_rc_jax.head import ZipHead, fit_vocabulary, fold, padded_vocab_size, reserve
+from zip_rc_jax.models.io.digests import json_digest, named_leaves
+from zip_rc_jax.models.io.stored import DIGESTS, groups, read_arrays, read_meta, with_digests
+from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import init_params, unembedding
-from zip_rc_jax.run_files import fit_path, writing
-from zip_rc_jax.sharding import Layout, single_device
-from zip_rc_jax.zip_head import ZipHead, fit_vocabulary, fold, padded_vocab_size, reserve
+from zip_rc_jax.runtime.distributed import gather, is_chief
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import Layout, single_device
+from zip_rc_jax.runtime.storage import fit_path, writing
 
 FORMAT = "zip_rc_jax/2"
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
-from zip_rc_jax.models.attention import Attention, attend, packed_attention, rope_frequencies, rotate, rotation
-from zip_rc_jax.models.cache import AttentionCache, Cache, ConvCache, resize_rows
-from zip_rc_jax.models.gpu_attention import attend_in_place, reads_in_place
+from zip_rc_jax.models.attention.full import Attention, attend, packed_attention, rope_frequencies, rotate, rotation
+from zip_rc_jax.models.attention.gpu import attend_in_place, reads_in_place
+from zip_rc_jax.models.kv_cache import AttentionCache, Cache, ConvCache, resize_rows
 from zip_rc_jax.models.stacks import segments
-from zip_rc_jax.sharding import Layout
+from zip_rc_jax.runtime.sharding import Layout
 
 Params = dict[str, Any]
 

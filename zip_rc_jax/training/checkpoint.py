@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from zip_rc_jax import distributed
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.digests import array_digests, differing, json_digest
-from zip_rc_jax.models.stored import try_to_read
-from zip_rc_jax.run_files import fit_path, writing
+from zip_rc_jax.models.io.digests import array_digests, differing, json_digest
+from zip_rc_jax.models.io.stored import try_to_read
+from zip_rc_jax.runtime import distributed
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import fit_path, writing
 from zip_rc_jax.training.step import TrainState
 
 DIGESTS = "digests"  # beside the position of the data: {"state": {path: digest}, "json": digest of position and settings}

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.transformer import logits
-from zip_rc_jax.sharding import Layout
+from zip_rc_jax.runtime.sharding import Layout
 
 
 def joint_loss(log_joint: jax.Array, reward: jax.Array, remaining: jax.Array, censored: jax.Array, grid: Grid) -> jax.Array:

@@ -14,10 +14,10 @@ import optax
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
+from zip_rc_jax.head import ZipHead, cell_log_probs
 from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
-from zip_rc_jax.sharding import Layout
+from zip_rc_jax.runtime.sharding import Layout
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, TopK, VocabularySettings, joint_loss, policy_loss, teacher_top_k
-from zip_rc_jax.zip_head import ZipHead, cell_log_probs
 
 
 @jax.tree_util.register_dataclass

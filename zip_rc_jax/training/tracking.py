@@ -8,13 +8,13 @@ import os
 import pathlib
 from typing import Any
 
-from zip_rc_jax import drawing
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.evaluation import drawing
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.run_files import in_short, parse_json, plain, write_jsonl
-from zip_rc_jax.temporaries import remove_leftovers
+from zip_rc_jax.predict import MeanJoints
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import in_short, parse_json, plain, write_jsonl
+from zip_rc_jax.runtime.temporaries import remove_leftovers
 from zip_rc_jax.training.event_file import EventFile
-from zip_rc_jax.training.predict import MeanJoints
 
 _SHOWN = {
     "train/loss": "loss",

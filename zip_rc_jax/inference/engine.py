@@ -1,0 +1,429 @@
+"""The decoder's outer loop: once per interval, decide for all prompts in flight, then move rows.
+
+Host code. A prompt is admitted when the pool has room for it, runs until its best action extends nothing, and gives its rows back at
+once (continuous batching across prompts). It takes rows as its prefixes begin, not before: more prompts are in flight than could all
+have all their prefixes at once, and one that finds no free rows waits with its decision made (`placement.safe` says why never all wait).
+So which prompts are stepped together depends on the pool, and what is decided for each does not. The jitted work is in `rows` (stepping)
+and `meta_actions` (deciding).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.head import ZipHead
+from zip_rc_jax.inference import memory
+from zip_rc_jax.inference.arrays import lanes_of, view_of
+from zip_rc_jax.inference.network import Network, TransformerNetwork
+from zip_rc_jax.inference.outputs import Decision, Result
+from zip_rc_jax.inference.placement import Move, Place, Shard, live_rows_first, safe
+from zip_rc_jax.inference.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash, shared_prefix
+from zip_rc_jax.inference.sampler import Filters
+from zip_rc_jax.inference.scheduler import Queue, fresh, largest_prefills, members, next_batch, next_to_step
+from zip_rc_jax.inference.state import Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
+from zip_rc_jax.inference.tree import ROOT, Action, Branch, Group, failure
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.stacks import unstack
+from zip_rc_jax.models.transformer import unembedding
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.search.policies import choose
+
+
+@dataclasses.dataclass(frozen=True)
+class StepEvent:
+    """What streaming yields for one prompt at one decision.
+
+    Attributes:
+      prompt_index: which prompt.
+      decision: the meta-action: what is predicted for every prefix, and what is done with it.
+      new_tokens: per prefix id, the tokens generated since the last event. A new fork begins with those that it shares with its parent.
+      new_text: per prefix id, the text gained since the last event; added up it is the prefix's text. A character of several tokens
+        appears with the last of them.
+    """
+
+    prompt_index: int
+    decision: Decision
+    new_tokens: dict[int, tuple[int, ...]]
+    new_text: dict[int, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultEvent:
+    """The end of one prompt."""
+
+    prompt_index: int
+    result: Result
+
+
+def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
+    """The network that decodes with `lm`, and its parameters. On CPU layers are unrolled, see `models.stacks.unstack`.
+
+    Raises:
+      UsageError: the copies that this makes do not fit into the device's memory.
+    """
+    devices = lm.layout.mesh.devices
+    unrolled = devices.flat[0].platform == "cpu"
+    copied = [lm.params["body"]["blocks"] if unrolled else {}, unembedding(lm.config, lm.params["body"])]
+    memory.check_parameters(lm.params, copied, memory.device_limit(devices.flat[0], devices.size))
+    body = unstack(lm.config, lm.params["body"]) if unrolled else lm.params["body"]
+    network = TransformerNetwork(lm.config, lm.layout, str(body["embed"].dtype), unrolled)
+    return network, {"body": body, "table": lm.folded_table()}
+
+
+def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
+    """Slots of rows that hold `tokens`: just enough for a list, which is known as a whole; else rounded, as more may come."""
+    return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, max_positions)
+
+
+class _MemoryCheck:
+    """Whether the device has room for rows and prompts of some length. It knows the engine's arrays, and not the engine."""
+
+    def __init__(self, settings: StepSettings, held: Any, config: DecodeConfig, rows: int, shards: int, max_positions: int):
+        """Args: `held` are all parameters, those of the caller too: most arrays are the same; `rows` of each of the `shards`."""
+        self.settings, self.held, self.config, self.rows, self.shards = settings, held, config, rows, shards
+        self.max_positions = max_positions
+        self.known_to_fit: set[tuple[int, int]] = set()
+
+    def __call__(self, tokens: int, prompt_tokens: int, listed: bool) -> None:
+        """Raises UsageError if rows of `tokens` tokens and prompts of `prompt_tokens` do not fit into the device's memory together."""
+        slots, prompt = pool_slots(tokens, listed, self.max_positions), fine_bucket(prompt_tokens, tokens, least=16)
+        if (slots, prompt) in self.known_to_fit:
+            return
+
+        def needed(rows: int, slots: int, window: int = self.config.window) -> memory.Estimate:
+            settings = dataclasses.replace(self.settings, window=window)
+            sizes = largest_prefills(max(1, rows // self.config.n), min(prompt, slots))
+            found = [memory.estimate(settings, self.held, rows, slots, min(count, rows), tokens) for count, tokens in sizes]
+            return max(found, key=lambda estimate: estimate.total)
+
+        devices = self.settings.network.layout.mesh.devices
+        limit = memory.device_limit(devices.flat[0], devices.size)
+        memory.check_fits(needed, limit, self.config.n, self.rows, slots, prompt_tokens, self.shards, self.config.window)
+        self.known_to_fit.add((slots, prompt))
+
+
+class Engine:
+    """Decodes prompts with one model and one configuration. Construct once, `run` many times; compiled programs are shared."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: DecodeConfig,
+        seed: int,
+        network: Network | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Args:
+          network: replaces the transformer (a scripted model in tests); it then gets `lm.params` as they are.
+          chat_template_kwargs: variables of the chat template.
+          clock: seconds; time budgets and `Usage.seconds` follow it.
+
+        Raises:
+          UsageError: the model has no head, or a stop id is not one that the policy can emit.
+        """
+        if lm.head is None:
+            raise UsageError("model without a ZIP head", "the search reads the joint from reserved logits", "train one with `zip-rc train`")
+        lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
+        self.lm, self.config, self.clock = lm, config, clock
+        self.head: ZipHead = lm.head
+        network, self.params = transformer_network(lm) if network is None else (network, lm.params)
+        self.settings = StepSettings(
+            network=network,
+            head=self.head,
+            vocab_size=lm.config.vocab_size,
+            filters=Filters.of([config.sampling]),
+            window=config.window,
+        )
+        self.eos_ids = lm.tokenizer.eos_ids
+        # A short convolution keeps its last inputs only, not what they were in the middle of a prompt.
+        self.shares_prefixes = "conv" not in lm.config.kinds
+        self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
+        self.shards = self.settings.network.layout.mesh.shape["data"]
+        self.rows = config.rows // self.shards  # of each shard
+        if config.n > self.rows:
+            raise UsageError(
+                f"rows={config.rows} on {self.shards} shards with n={config.n}",
+                f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
+                f"set rows to at least {config.n * self.shards}",
+            )
+        # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
+        self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
+        self.intake = Intake(lm, config, seed, {} if chat_template_kwargs is None else chat_template_kwargs, self._memory_check)
+
+    def run(
+        self, prompts: Iterable[Prompt | Request], on_error: str | None = None, stream: bool = True
+    ) -> Iterator[StepEvent | ResultEvent]:
+        """Decodes all prompts; yields an event per decision and a result per prompt, as they come.
+
+        Any iterable will do. An iterator is read one prompt at a time, and only when there is a free row for it, so that what is held
+        depends on `rows` and not on the number of prompts. While it blocks nothing is decoded; what it raises is raised when the prompts
+        in flight have ended. Closing the generator frees everything.
+
+        Args:
+          stream: False yields results only, and spares the text of every prefix at every decision.
+          on_error: see `Intake.jobs`. A model that fails on one prompt (logits that are not finite) never ends the run: that prompt's
+            result has the finish reason "error".
+
+        Raises:
+          UsageError: see `Intake.jobs`; for a sequence it is raised on the first `next`, before any compilation.
+        """
+        yield from self.decode(self.intake.jobs(prompts, on_error), stream)
+
+    def decode(self, jobs: Iterable[Job | Refusal], stream: bool = True) -> Iterator[StepEvent | ResultEvent]:
+        """`run` for what `Intake.jobs` returned."""
+        queue, groups = Queue(jobs), list[Group]()
+        pool, shards = None, [Shard(list(range(self.rows))) for _ in range(self.shards)]
+        # A list tells how long the rows must be; otherwise they grow with what is read.
+        longest = max((job.slots for job in jobs if isinstance(job, Job)), default=0) if isinstance(jobs, list) else 0
+        try:
+            while groups or queue.peek() is not None:
+                if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
+                    pool = None  # is freed before its successor is made
+                    pool = empty_rows(
+                        self.settings, self.rows + 1, pool_slots(longest or job.slots, longest > 0, self.lm.config.max_positions)
+                    )  # with a scratch row
+                slots = 0 if pool is None else pool.tokens.shape[2]
+                while True:  # as many batches as there is room for: what a prompt really takes shows when it is decided for
+                    batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
+                    for request in refused:
+                        yield ResultEvent(request.number, failure(request, request.reason))
+                    if pool is None or not any(batch):
+                        break
+                    pool, admitted, failed = self._admit(pool, shards, groups, batch)
+                    yield from failed
+                    groups += admitted
+                    pool, events, ended = self._decide(pool, shards, groups, stream)
+                    yield from events
+                    yield from self._results(ended)
+                if pool is None:
+                    continue
+                pool = self._advance(pool, shards, groups)
+                pool, events, ended = self._decide(pool, shards, groups, stream)
+                yield from events
+                yield from self._results(ended)
+            pool = None  # whoever keeps the error keeps this frame
+            if queue.failure is not None:
+                raise queue.failure
+        finally:
+            # The traceback of the failure holds the queue's frames and this one: left there, it would hold itself and the model.
+            queue.failure = None
+
+    # Admission.
+
+    def _admit(
+        self, pool: Rows, shards: list[Shard], groups: list[Group], batch: list[list[Job]]
+    ) -> tuple[Rows, list[Group], list[ResultEvent]]:
+        """Prefills the prompts of a batch; also returns the results of those that the model fails on.
+
+        Prompts that begin as another one does, in flight or in the batch, come second and go on from that one's row.
+        """
+        known = [[g.job.ids for g in part] for part in members(groups, len(shards))]
+        first = [fresh(part, ids) for part, ids in zip(batch, known, strict=True)] if self.shares_prefixes else batch
+        numbers = {job.number for part in first for job in part}
+        rest = [[job for job in part if job.number not in numbers] for part in batch]
+        admitted: list[Group] = []
+        failed: list[ResultEvent] = []
+        for parts in (first, rest):
+            pool, more, wrong = self._prefill(pool, shards, [*groups, *admitted], parts)
+            admitted, failed = admitted + more, failed + wrong
+        return pool, sorted(admitted, key=lambda g: g.job.number), failed
+
+    def _prefill(
+        self, pool: Rows, shards: list[Shard], groups: list[Group], batch: list[list[Job]]
+    ) -> tuple[Rows, list[Group], list[ResultEvent]]:
+        """Prefills these prompts, from the rows of `groups` as far as they begin alike."""
+        if not any(batch):
+            return pool, [], []
+        width = bucket(max(map(len, batch)), self.rows, least=1)  # a padded prompt costs as much as a real one
+        longest = max(len(job.ids) for part in batch for job in part)
+        tokens = np.zeros((len(shards), width, fine_bucket(longest, pool.tokens.shape[2], least=16)), np.int32)
+        length, hashes = np.ones(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], np.uint32)
+        stems = np.zeros((*tokens.shape[:2], 2), np.int32)
+        for s, part in enumerate(batch):
+            sources = [(g.job.ids, g.rows()[0]) for g in groups if g.shard == s] if self.shares_prefixes else []
+            for lane, job in enumerate(part):
+                length[s, lane], hashes[s, lane] = len(job.ids), prompt_hash(job.ids)
+                tokens[s, lane, : length[s, lane]] = job.ids
+                stems[s, lane] = max(((row, shared_prefix(job.ids, ids)) for ids, row in sources), key=lambda x: x[1], default=(0, 0))
+        now = self.clock()
+        known: tuple[Any, ...] = ()
+        if stems[..., 1].any():
+            known = (pool, stems, bucket(int((length - stems[..., 1]).max()), tokens.shape[2], least=16))
+        source, root = prefill(self.settings, self.params, tokens, length, hashes, *known)
+        joints, fault = np.asarray(root), np.asarray(source.done)
+
+        admitted: list[Group] = []
+        failed: list[ResultEvent] = []
+        copies: list[list[Move]] = [[] for _ in shards]
+        for s, (shard, part) in enumerate(zip(shards, batch, strict=True)):
+            for lane, job in enumerate(part):
+                if fault[s, lane]:
+                    error = "the model's logits after the prompt are not finite"
+                    failed.append(ResultEvent(job.number, failure(job, error, self.clock() - now)))
+                    continue
+                row = shard.take()
+                group = Group(job, now, joints[s, lane], s, row)
+                if not self.branching:
+                    group.branches = [Branch(i, ROOT, 0, None, joint=group.root_joint) for i in range(job.config.n)]
+                copies[s].append((lane, row, 0))
+                admitted.append(group)
+        return self._copy(pool, source, copies, longest), admitted, failed
+
+    def _copy(self, pool: Rows, source: Rows | None, moves: list[list[Move]], longest: int) -> Rows:
+        """Carries out the moves of every shard, in order; `longest` is the longest prefix that may move."""
+        count = [len(part) for part in moves]
+        if not any(count):
+            return pool
+        table = np.zeros((len(moves), bucket(max(count)), 3), np.int32)
+        for part, row in zip(moves, table, strict=True):
+            row[: len(part)] = np.reshape(part, (-1, 3))
+        slots = fine_bucket(longest, pool.tokens.shape[2])
+        return copy_rows(self.settings, pool, source, table, np.asarray(count, np.int32), slots)
+
+    # Stepping.
+
+    def _advance(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> Rows:
+        """One interval of decode steps for prompts that are ready, then prefixes that have ended give their rows back."""
+        stepped, width = next_to_step(groups, len(shards), self.rows)
+        if not stepped:
+            return pool
+        pool = self._live_rows_first(pool, shards, groups, stepped, width)
+        live = [
+            (g, b, g.shard * width + b.row, len(b.tokens) + quota)
+            for g in stepped
+            for b, quota in zip(g.live(), g.quotas(self.config.interval), strict=True)
+            if b.row is not None
+        ]
+        longest = max(len(g.job.ids) + len(b.tokens) for g, b, _, _ in live) + self.config.interval
+        most_ids = bucket(max(len(self._stop_ids(g.job)) for g in stepped), least=4)
+        pool, after = advance(
+            dataclasses.replace(self.settings, filters=Filters.of(g.job.config.sampling for g in stepped)),
+            self.params,
+            pool,
+            lanes_of([(lane, g.job, quota) for g, _, lane, quota in live], self._stop_ids, most_ids, (len(shards), width)),
+            np.int32(self.config.interval),
+            fine_bucket(longest, pool.tokens.shape[2]),
+        )
+        tokens, length, done, fault, joint = (np.asarray(x) for x in after)
+        used = dict.fromkeys((g.job.number for g in stepped), 0)
+        dirty: list[list[int]] = [[] for _ in shards]
+        for group, branch, lane, _ in live:
+            generated = branch.tokens + tuple(tokens[lane, len(group.job.ids) + len(branch.tokens) : length[lane]].tolist())
+            used[group.job.number] = max(used[group.job.number], len(generated) - len(branch.tokens))
+            branch.tokens, branch.joint = generated, joint[lane].copy()
+            if done[lane]:
+                assert branch.row is not None
+                shards[group.shard].give(branch.row)
+                branch.live, branch.finished, branch.failed = False, not fault[lane], bool(fault[lane])
+                branch.stopped = branch.finished and generated[-1] in self._stop_ids(group.job)
+                if fault[lane]:
+                    dirty[group.shard].append(branch.row)
+                    group.error = f"the model's logits after the {len(generated)} tokens of prefix {branch.id} are not finite"
+                branch.row = None
+        for group in stepped:
+            group.steps += used[group.job.number]
+            group.action, group.ready = None, False
+        return self._clear(pool, dirty)
+
+    def _clear(self, pool: Rows, dirty: list[list[int]]) -> Rows:
+        """Empties rows: what is not finite in their cache would reach the next prefix there, since a masked slot still counts 0 times."""
+        if not any(dirty):
+            return pool
+        slots = pool.tokens.shape[2]
+        return self._copy(pool, empty_rows(self.settings, 1, slots), [[(0, row, 0) for row in part] for part in dirty], slots)
+
+    def _stop_ids(self, job: Job) -> tuple[int, ...]:
+        return (*self.eos_ids, *job.config.stop_token_ids)
+
+    def _live_rows_first(self, pool: Rows, shards: list[Shard], groups: list[Group], stepped: list[Group], width: int) -> Rows:
+        """Moves rows so that the ones to step are among the first `width` of every shard."""
+        moves = []
+        longest = 0
+        chosen = {g.job.number for g in stepped}
+        for shard, part in zip(shards, members(groups, len(shards)), strict=True):
+            live = [Place(b, "row") for g in part if g.job.number in chosen for b in g.live()]
+            others = [Place(b, "row") for g in part for b in g.branches if b.row is not None and not (b.live and g.job.number in chosen)]
+            others += [Place(g, "root_row") for g in part if g.root_row is not None]
+            length = {row: tokens for g in part for row, tokens in g.lengths().items()}
+            moves.append(live_rows_first(live, others, shard, width, scratch=self.rows))
+            longest = max([longest, *(length.get(row, 0) for move in moves[-1] for row in move[:2])])
+        return self._copy(pool, None, moves, longest)
+
+    # Deciding.
+
+    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group], stream: bool) -> tuple[Rows, list[StepEvent], list[Group]]:
+        """One meta-action for every group that needs one, all in one jitted call; then it is carried out where rows are free for it.
+
+        Groups that extend nothing leave `groups` and are returned. Their rows go to those that wait, the first first.
+        """
+        undecided = [g for g in groups if g.action is None]
+        for group, action in zip(undecided, self._actions(undecided), strict=True):
+            group.action = action
+        now, events, ended = self.clock(), list[StepEvent](), list[Group]()
+        for group in [g for g in groups if not g.ready]:
+            assert group.action is not None
+            extends = bool(group.action.starts) or any(
+                k and not b.finished for b, k in zip(group.branches, group.action.multiplicity, strict=True)
+            )
+            # A budget that runs out together with the search ended nothing.
+            group.reason = "error" if group.error else group.exhausted(now) if extends else ""
+            if group.reason:
+                kept, starts = [int(b.finished) for b in group.branches], 0 if self.branching else None
+                group.action = dataclasses.replace(group.action, multiplicity=kept, starts=starts, future_bin=-1, utility=math.nan)
+            if group.reason or not extends:
+                events += self._record(group, group.action, stream, last=True)
+                groups.remove(group)
+                for row in group.rows():
+                    shards[group.shard].give(row)
+                ended.append(group)
+        begun: list[list[Move]] = [[] for _ in shards]
+        longest = 0
+        for shard, part, moves in zip(shards, members(groups, len(shards)), begun, strict=True):
+            accounts = {g.job.number: g.account for g in part}
+            for group in [g for g in part if not g.ready]:
+                assert group.action is not None
+                rows, (claim, held) = group.wanted(group.action), accounts[group.job.number]
+                after = accounts | {group.job.number: (claim - rows, held + rows)}
+                if rows > len(shard.free) or not safe(len(shard.free) - rows, after.values()):
+                    continue
+                accounts = after
+                group.ready = True
+                events += self._record(group, group.action, stream, last=False)
+                new = group.begin(group.action, shard.take)
+                moves += new
+                longest = max([longest, *(len(group.job.ids) + len(group.branches[number].tokens) for _, _, number in new)])
+                if not group.steps:
+                    shard.taken.append(sum(group.account[1:]))
+        return self._copy(pool, None, begun, longest), events, ended
+
+    def _results(self, ended: list[Group]) -> Iterator[ResultEvent]:
+        for group in ended:
+            yield ResultEvent(group.job.number, group.result(self.clock() - group.started, self.head.grid, self.lm.tokenizer))
+
+    def _actions(self, groups: list[Group]) -> list[Action]:
+        """What the strategy decides for each group."""
+        if not groups:
+            return []
+        view = view_of(groups, self.head.grid, self.config.n, self.branching, bucket(len(groups)))
+        choice = choose(view, self.head.grid, self.config)
+        reward = view.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
+        remaining = view.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
+        columns = (choice.multiplicity, choice.future_bin, choice.utility, reward, remaining)
+        return [
+            Action(copies[: len(g.branches)], copies[-1] if self.branching else None, future_bin, utility, *expected)
+            for g, copies, future_bin, utility, *expected in zip(groups, *(c[: len(groups)].tolist() for c in columns), strict=True)
+        ]
+
+    def _record(self, group: Group, action: Action, stream: bool, last: bool) -> list[StepEvent]:
+        """Puts the decision into the trace; the event that tells of it, if it is streamed."""
+        decision = group.record(action)
+        return [StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))] if stream else []

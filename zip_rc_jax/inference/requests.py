@@ -1,0 +1,292 @@
+"""What callers ask for, and what the engine makes of it: a `Job` that can be decoded, or the reason why it cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from zip_rc_jax.config import DecodeConfig, check_types
+from zip_rc_jax.config.checks import in_short, shown
+from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.runtime.errors import UsageError
+
+Prompt = str | Sequence[Mapping[str, Any]]
+WORTH_SHARING = 32  # tokens
+ON_ERROR = ("raise", "result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt with options of its own. None takes the engine's.
+
+    Requests with different options run in the same batch and in the same compiled programs. What is not here belongs to the engine: how
+    the strategy decides, interval, window and rows.
+
+    Attributes:
+      prompt: a text that is already templated, or a chat for the model's own template.
+      seed: of the randomness. The same prompt and seed give the same tokens, also twice in one batch; give them different seeds to get
+        different samples.
+      n, max_tokens: at most the engine's.
+      alpha, beta, answer, abstain, abstain_below, temperature, top_k, top_p, min_p, stop_token_ids, token_budget, time_budget: as in
+        `DecodeConfig`.
+    """
+
+    prompt: Prompt
+    seed: int | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    answer: str | None = None
+    abstain: bool | None = None
+    abstain_below: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    token_budget: int | None = None
+    time_budget: float | None = None
+
+    def over(self, config: DecodeConfig) -> DecodeConfig:
+        """`config` with this request's options.
+
+        Raises:
+          UsageError: an impossible value, or more than the engine has room for.
+        """
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("prompt", "seed")]
+        options = {name: value for name in names if (value := getattr(self, name)) is not None}
+        check_types(DecodeConfig, options)
+        for name in ("n", "max_tokens"):
+            most = getattr(config, name)
+            if options.get(name, 0) > most:
+                raise UsageError(
+                    f"{name}={shown(options[name])} of a request", f"the engine has {name}={most}", f"use at most {most}, or raise it"
+                )
+        return dataclasses.replace(config, **options) if options else config
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A request that can be decoded.
+
+    Attributes:
+      number: place among the prompts, from 0.
+      prompt: text, as given or as the chat template rendered it.
+      ids: its tokens.
+      config: the engine's with the request's options.
+      key: data of the request's random key, two uint32.
+      template_hash: of the chat template that rendered the prompt; None for a text.
+    """
+
+    number: int
+    prompt: str
+    ids: list[int]
+    config: DecodeConfig
+    key: tuple[int, ...]
+    template_hash: str | None
+
+    @property
+    def slots(self) -> int:
+        """Tokens that its longest prefix may have, prompt included."""
+        return len(self.ids) + self.config.max_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A request that cannot be decoded: its number, its text as far as there is one, and why."""
+
+    number: int
+    prompt: str
+    reason: str
+
+
+def key_data(seed: int) -> tuple[int, ...]:
+    """Data of the random key of `seed`.
+
+    Raises:
+      UsageError: it is no seed. Keys have 32 bits, so a larger one would give the samples of a smaller one.
+    """
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UsageError(f"seed={shown(seed)}", "it is not a whole number of 32 bits", f"use one from 0 to {2**32 - 1}")
+    return _key_data(int(seed))
+
+
+@functools.lru_cache(maxsize=1024)
+def _key_data(seed: int) -> tuple[int, ...]:
+    return tuple(np.asarray(jax.random.key_data(jax.random.key(seed))).tolist())
+
+
+def check_text(number: int, text: str) -> None:
+    """Raises UsageError for a prompt that no tokenizer reads: half of a surrogate pair, as the shell gives for what is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"prompt {number}", f"it is not text that can be encoded ({in_short(error)})", "repair or leave it out") from None
+
+
+def prompt_hash(ids: Sequence[int]) -> int:
+    """32-bit hash of a prompt's ids: its identity in the randomness, the same in every batch."""
+    return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
+
+
+def equal_tokens(ids: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens are the same in both."""
+    return next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+
+
+def shared_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
+    """First tokens that a prompt may take over from another one: all that are equal, but its last; 0 if fewer than `WORTH_SHARING`."""
+    if ids[:WORTH_SHARING] != other[:WORTH_SHARING]:
+        return 0
+    equal = min(equal_tokens(ids, other), len(ids) - 1)
+    return equal if equal >= WORTH_SHARING else 0
+
+
+def _concerns_one(error: BaseException) -> bool:
+    """Whether it is about one request. A panic of the tokenizer, which is written in Rust, is; what ends the process is not."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _refusal(number: int, error: BaseException) -> UsageError:
+    """What a request is refused with, by its number, whatever was raised for it."""
+    if not isinstance(error, UsageError):
+        return UsageError(f"prompt {number}", f"reading it fails ({in_short(error)})", "repair or leave it out")
+    named = error.value if f"prompt {number}" in error.value else f"prompt {number}: {error.value}"
+    return UsageError(named, error.reason, error.fix)
+
+
+class Intake:
+    """Turns requests into jobs for one model and one configuration."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: DecodeConfig,
+        seed: int,
+        template_kwargs: Mapping[str, Any],
+        check_memory: Callable[[int, int, bool], None],
+    ):
+        """Args: `check_memory` raises a UsageError for what the device cannot hold: the tokens of the longest prefix and of the longest
+            prompt so far, which may be another's, and whether the prompts are a list.
+
+        Raises:
+          UsageError: the configuration itself has a stop id that the policy cannot emit, the seed is none, or the variables have no names.
+        """
+        key_data(seed)
+        assert lm.head is not None
+        self.lm, self.config, self.seed = lm, config, seed
+        if not isinstance(template_kwargs, Mapping) or not all(isinstance(name, str) for name in template_kwargs):
+            raise UsageError(f"chat_template_kwargs={shown(template_kwargs)}", "they are variables by name", 'pass {"name": value}')
+        self.template_kwargs, self.check_memory = dict(template_kwargs), check_memory
+        self.head = lm.head
+        self.sampleable = lm.head.sampleable(lm.config.vocab_size)
+        self.unreadable = lm.tokenizer.unused_ids(lm.config.vocab_size)  # [V] ids that no prompt may hold
+        self.unreadable[lm.head.first_id : lm.head.last_id] = True
+        self._check_stop_ids(config)
+
+    def jobs(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterable[Job | Refusal]:
+        """A list for a sequence, checked as a whole; a lazy iterator for any other iterable, checked as it is read.
+
+        Args:
+          on_error: "raise" raises for a request that cannot be decoded, "result" makes it a `Refusal`. Whatever goes wrong with one request
+            is told of that one, by its number. Default: raise for a sequence, where nothing is lost yet; a refusal for an iterator, whose
+            other requests would be lost.
+
+        Raises:
+          UsageError: no prompts, one text or chat instead of a list of them, template variables without any chat, an unknown `on_error`,
+            or (with "raise") an unencodable, empty or too long prompt, an id that is reserved or never used, impossible options, or more
+            rows and tokens than the device can hold.
+        """
+        if isinstance(prompts, (str, bytes, bytearray)):
+            raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
+        if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+            raise UsageError(f"prompts of type {type(prompts).__name__}", "a list of prompts is expected", "pass [prompt, ...]")
+        if on_error is not None and not (isinstance(on_error, str) and on_error in ON_ERROR):
+            raise UsageError(f"on_error={shown(on_error)}", f"it is one of {', '.join(ON_ERROR)}", "choose one of them, or leave it out")
+        if not isinstance(prompts, Sequence):
+            return self._read(prompts, on_error == "raise", listed=False)
+        if not prompts:
+            raise UsageError("prompts=[]", "there is nothing to decode", "pass at least one prompt")
+        if all(isinstance(prompt, Mapping) for prompt in prompts):
+            raise UsageError("prompts given as one chat", "a list of prompts is expected", "pass [messages]")
+        texts = [isinstance(p.prompt if isinstance(p, Request) else p, str) for p in prompts]
+        if self.template_kwargs and all(texts):
+            raise UsageError(
+                f"chat_template_kwargs={shown(self.template_kwargs)}",
+                "every prompt is a string, which no template renders",
+                'pass chats: [{"role": "user", "content": prompt}]',
+            )
+        return list(self._read(prompts, on_error != "result", listed=True))
+
+    def _read(self, prompts: Iterable[Prompt | Request], strict: bool, listed: bool) -> Iterator[Job | Refusal]:
+        slots = prompt_tokens = 0
+        for number, prompt in enumerate(prompts):
+            request = prompt if isinstance(prompt, Request) else Request(prompt)
+            try:
+                job = self._job(number, request)
+                longest = max(slots, job.slots), max(prompt_tokens, len(job.ids))
+                self.check_memory(*longest, listed)
+                slots, prompt_tokens = longest
+            except BaseException as error:
+                if not _concerns_one(error):
+                    raise
+                if strict:
+                    # No name for it here: the frame that it is raised in would hold it, and it the frame with the model.
+                    raise _refusal(number, error) from error
+                reason = str(_refusal(number, error))
+                yield Refusal(number, request.prompt if isinstance(request.prompt, str) else "", reason)
+            else:
+                yield job
+
+    def _job(self, number: int, request: Request) -> Job:
+        config = request.over(self.config)
+        self._check_stop_ids(config)
+        tokenizer, prompt = self.lm.tokenizer, request.prompt
+        chat = not isinstance(prompt, str)
+        if chat and (isinstance(prompt, (bytes, bytearray, Mapping)) or not isinstance(prompt, Sequence)):
+            raise UsageError(
+                f"prompt {number} of type {type(prompt).__name__}", "a prompt is a text or a chat, which is a list of dicts", "convert it"
+            )
+        text = str(prompt) if isinstance(prompt, str) else tokenizer.chat(prompt, **self.template_kwargs)
+        check_text(number, text)
+        ids = tokenizer.encode_prompt(text, chat=chat, add_special_tokens=config.add_special_tokens)
+        self._check_ids(number, ids, config)
+        seed = self.seed if request.seed is None else request.seed
+        return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
+
+    def _check_stop_ids(self, config: DecodeConfig) -> None:
+        bad = [i for i in config.stop_token_ids if not (0 <= i < len(self.sampleable) and self.sampleable[i])]
+        if bad:
+            head = self.head
+            reason = f"the policy can only emit ids 0..{head.used_ids - 1}, without the reserved {head.first_id}..{head.last_id - 1}"
+            raise UsageError(f"stop_token_ids {shown(bad)}", reason, "remove them")
+
+    def _check_ids(self, number: int, ids: list[int], config: DecodeConfig) -> None:
+        if not ids:
+            raise UsageError(f"prompt {number}", "it is empty", "leave it out")
+        strange = sorted({i for i in ids if i >= len(self.unreadable) or self.unreadable[i]})
+        if strange:
+            tokens = ", ".join(f"{i} ({self.lm.tokenizer.backend.id_to_token(i)})" for i in strange[:5])
+            raise UsageError(
+                f"prompt {number} with ids {tokens}",
+                "they are reserved or unused: the model cannot read them",
+                "take them out of the text",
+            )
+        positions = self.lm.config.max_positions
+        room = positions - config.max_tokens
+        if len(ids) > room:
+            fixes = [f"shorten it to {room} tokens"] if room >= 1 else []
+            fixes += [f"lower max_tokens to {positions - len(ids)}"] if len(ids) < positions else []
+            raise UsageError(
+                f"prompt {number} of {len(ids)} tokens with max_tokens={config.max_tokens}",
+                f"the model has {positions} positions",
+                " or ".join(fixes) or f"shorten it, and lower max_tokens, to less than {positions} together",
+            )

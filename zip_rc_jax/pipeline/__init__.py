@@ -1,0 +1,1 @@
+"""The stages, from files to files in one run directory."""

@@ -1,0 +1,1 @@
+"""The search of ZIP-RC: pure JAX, no model, no files."""
