@@ -19,7 +19,7 @@ test-slow: $(VENV)/.dev smollm2
 # Compiles training and decoding for real TPU topologies; libtpu lives in an environment of its own.
 compile-check: .venv-tpu/.done
 	.venv-tpu/bin/python -c 'import libtpu'  # without it the tests would be skipped
-	.venv-tpu/bin/python -m pytest tests/test_compile.py
+	.venv-tpu/bin/python -m pytest tests/aot/test_compile.py
 
 .venv-tpu/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-tpu

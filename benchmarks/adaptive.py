@@ -25,8 +25,8 @@ import statistics
 import time
 
 import numpy as np
-from machine import description
 
+from machine import description
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.prompts import prompt_texts

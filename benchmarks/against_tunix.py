@@ -32,12 +32,12 @@ import tempfile
 
 import jax.numpy as jnp
 import numpy as np
-from decode import MODEL, TOPICS, Ours
-from machine import description, timed
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.llama3.model import ModelConfig
 from tunix.models.llama3.params import create_model_from_safe_tensors
 
+from decode import MODEL, TOPICS, Ours
+from machine import description, timed
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.api import decode

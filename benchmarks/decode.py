@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from machine import bandwidth, description, matmul_rate, timed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from machine import bandwidth, description, matmul_rate, timed
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.engine import Engine, transformer_network

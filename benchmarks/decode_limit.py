@@ -25,8 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from machine import bandwidth, description, timed
 
+from machine import bandwidth, description, timed
 from zip_rc_jax.aot.command import with_model
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.inference.engine import transformer_network

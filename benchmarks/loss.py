@@ -22,7 +22,7 @@ from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, policy_loss, teacher_top_k
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
-from naive_loss import naive_losses
+from harness.naive_loss import naive_losses
 
 TOP_K = 32
 

@@ -23,14 +23,14 @@ import time
 
 import jax
 import numpy as np
-from machine import description, timed
 
+from machine import description, timed
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.search.meta_actions import choose_meta_action
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
-import reference_search as reference
+from harness import reference_search as reference
 
 ALPHA, BETA = 0.1, 0.05
 

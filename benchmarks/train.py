@@ -34,11 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from decode import MODEL
-from machine import description, matmul_rate, timed
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from decode import MODEL
+from machine import description, matmul_rate, timed
 from zip_rc_jax.aot.analytic import train_flops
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import TrainBatch, train_batches
