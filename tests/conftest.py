@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from harness import devices  # noqa: F401  (before JAX is imported)
+
+# isort: split
+
 import os
 import pathlib
 
@@ -9,7 +13,6 @@ import hypothesis
 import jax
 import pytest
 
-from harness import devices  # noqa: F401  (before JAX is imported)
 from harness.tiny import tiny_lm
 from zip_rc_jax.models.language_model import LanguageModel
 

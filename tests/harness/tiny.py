@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from harness import devices  # noqa: F401  (before JAX is imported)
+
+# isort: split
+
 import dataclasses
 
 import jax
 import numpy as np
 
-from harness import devices  # noqa: F401  (before JAX is imported)
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.io.tokenizer import word_level

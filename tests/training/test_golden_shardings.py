@@ -6,13 +6,16 @@ A change in `sharding.py` or in the axes of a parameter shows here, for each con
 
 from __future__ import annotations
 
+from harness import devices  # noqa: F401  (before JAX is imported)
+
+# isort: split
+
 import json
 import pathlib
 
 import jax
 import pytest
 
-from harness import devices  # noqa: F401  (before JAX is imported, also where pytest does not)
 from harness.processes import rollouts
 from zip_rc_jax.aot.command import with_model
 from zip_rc_jax.config.files import load_config
