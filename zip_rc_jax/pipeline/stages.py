@@ -39,7 +39,7 @@ from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import console, progress
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, devices_worth_using, make_mesh, side_by_side
-from zip_rc_jax.runtime.storage import check_writable, fit_path, write_json
+from zip_rc_jax.runtime.storage import check_writable, fit_path, read_json, write_json
 from zip_rc_jax.training.loop import split_validation, train
 
 LARGEST_NUMBER = 120  # a chain sum of 8 digits stays within 72 even if every step slips by 3
@@ -328,7 +328,9 @@ def _tell_grades(config: PipelineConfig) -> None:
     if not distributed.is_chief():
         return
     found = summarize(RolloutSource(run_directory(config) / "graded"))
-    write_json(run_directory(config) / "grades.json", to_json(found))
+    path, counted = run_directory(config) / "grades.json", to_json(found)
+    if not path.is_file() or read_json(path, fix="delete it; the same command writes it again") != counted:
+        write_json(path, counted)  # only then: a finished run may lie where nobody can write
     for name, counts in found.items():
         if name or len(found) > 2:  # one task and level is all there is
             console.print(f"{name or 'all'}: {counts.responses} responses, {counts.line()}", markup=False, highlight=False, soft_wrap=True)

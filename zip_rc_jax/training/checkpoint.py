@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from zip_rc_jax.models.io.digests import array_digests, differing, json_digest
 from zip_rc_jax.models.io.stored import try_to_read
 from zip_rc_jax.runtime import distributed
-from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError, shortened
 from zip_rc_jax.runtime.storage import fit_path, writing
 from zip_rc_jax.training.step import TrainState
 
@@ -90,7 +90,8 @@ class Checkpoints:
                         self._set_aside([s for s in steps if s > step], f"{'; '.join(damaged)}. Going on from step {step}")
                     return found[0], {key: value for key, value in found[1].items() if key != DIGESTS}
                 reason = f"{unlike} of the state, in {step}/state, does not fit its digest: a bit flipped on the disk, perhaps"
-            damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({reason or 'by another process'})")
+            why = shortened(reason or "by another process", 120)  # so that the names of all fit into one message
+            damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({why})")
             del found  # its arrays make room for those of the one before
         if damaged:
             raise UsageError(
