@@ -24,7 +24,6 @@ from zip_rc_jax.data.batches import fill_rate, train_batches
 from zip_rc_jax.data.rollouts import read_rollouts
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.pipeline import stages as pipeline
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.distributed import Processes, cloud_tpu_hosts, plan
 from zip_rc_jax.runtime.errors import UsageError
@@ -397,8 +396,8 @@ def test_the_others_wait_while_the_first_exports(tmp_path, monkeypatch, index, e
     """However long that takes: a process that had ended would end the first, a minute later."""
     done = []
     as_process(monkeypatch, index)
-    monkeypatch.setattr(pipeline, "make_grades", lambda _: tmp_path)
-    monkeypatch.setattr(pipeline, "export_parquet", lambda *_: done.append("export"))
+    monkeypatch.setattr("zip_rc_jax.cli.main.make_grades", lambda _: tmp_path)
+    monkeypatch.setattr("zip_rc_jax.cli.main.export_parquet", lambda *_: done.append("export"))
     monkeypatch.setattr(distributed, "barrier", lambda: done.append("wait"))
     assert main(["grade", ROLLOUT[0], f"run_dir={tmp_path}", "--format", "parquet"]) == 0
     assert done == expected

@@ -15,10 +15,10 @@ import pytest
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, GradeConfig, PipelineConfig, RolloutConfig
 from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.grading.grader import Grader
+from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.pipeline import evaluate
 from zip_rc_jax.pipeline.evaluate import Bench, Decoded, online_run, sample_pool
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
-from zip_rc_jax.pipeline.stages import run_all
 from zip_rc_jax.runtime.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]

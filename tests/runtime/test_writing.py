@@ -17,7 +17,7 @@ from zip_rc_jax.cli import main as cli
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.models.io import huggingface
 from zip_rc_jax.models.io.load import export
-from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.pipeline import grade, label, policy, rollouts, run_dir, train
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import check_writable, write_json, write_jsonl, write_text, writing
 
@@ -194,10 +194,12 @@ def no_models(monkeypatch):
     def never(*_, **__):
         raise AssertionError("a model was loaded")
 
-    for module in (pipeline, demo):
+    for module in (policy, run_dir, label, train, demo):
         monkeypatch.setattr(module, "load", never)
-    monkeypatch.setattr(pipeline, "problems", never)
-    monkeypatch.setattr(pipeline, "_random_access", never)
+    for module in (policy, rollouts):
+        monkeypatch.setattr(module, "problems", never)
+    for module in (grade, label, train):
+        monkeypatch.setattr(module, "random_access", never)
 
 
 STAGES = {

@@ -35,8 +35,12 @@ from zip_rc_jax.inference.requests import Prompt, check_text, key_data
 from zip_rc_jax.models.io.chat import check_variable, reads_clock, template_time
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.pipeline import stages as pipeline
 from zip_rc_jax.pipeline.evaluate import evaluate
+from zip_rc_jax.pipeline.grade import make_grades
+from zip_rc_jax.pipeline.label import make_labels
+from zip_rc_jax.pipeline.rollouts import make_rollouts, sampling_layout
+from zip_rc_jax.pipeline.run_dir import check_output, run_directory
+from zip_rc_jax.pipeline.train import train_stage
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.locks import only_process
 from zip_rc_jax.runtime.malloc import give_back_freed_memory
@@ -51,13 +55,13 @@ console = Console() if Console().is_terminal else Console(width=170)
 def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
     """All stages from the policy to the report, each timed; then one problem is solved live."""
     stages = [
-        *([] if config.policy.path else [("train the policy", lambda: pipeline.train_head(config, "policy"))]),
-        ("sample rollouts", lambda: pipeline.make_rollouts(config)),
-        ("grade", lambda: pipeline.make_grades(config)),
-        ("train critic", lambda: pipeline.train_head(config, "critic")),
-        ("label values", lambda: pipeline.make_labels(config)),
-        ("train ZIP-RC-Lite", lambda: pipeline.train_head(config, "lite")),
-        ("train final model", lambda: pipeline.train_head(config, "final")),
+        *([] if config.policy.path else [("train the policy", lambda: train_stage(config, "policy"))]),
+        ("sample rollouts", lambda: make_rollouts(config)),
+        ("grade", lambda: make_grades(config)),
+        ("train critic", lambda: train_stage(config, "critic")),
+        ("label values", lambda: make_labels(config)),
+        ("train ZIP-RC-Lite", lambda: train_stage(config, "lite")),
+        ("train final model", lambda: train_stage(config, "final")),
         ("decode and compare", lambda: run_evaluation(config, argv)),
     ]
     for number, (title, stage) in enumerate(stages, 1):
@@ -68,17 +72,17 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
         console.print(f"{title}: {time.monotonic() - started:.0f} s", style="dim")
     console.rule("one held-out problem, live", align="left")
     hard = problems(config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts)[-1]
-    final = load(pipeline.run_directory(config) / "final", dtype=config.dtype)
+    final = load(run_directory(config) / "final", dtype=config.dtype)
     decode_prompts(final, prompt_texts([hard], config, final.tokenizer), config.decode, config.evaluate.seed, live=True)
     console.print(f"answer: {hard.answer}", markup=False)
-    console.print(f"report: {pipeline.run_directory(config) / 'report' / 'report.html'}")
+    console.print(f"report: {run_directory(config) / 'report' / 'report.html'}")
 
 
 def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
     """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level is in the report)."""
-    directory = pipeline.run_directory(config)
-    pipeline.check_output(config, "report", ".partial")
-    layout = pipeline.sampling_layout(config.decode.rows, max(config.evaluate.samples, config.decode.n))
+    directory = run_directory(config)
+    check_output(config, "report", ".partial")
+    layout = sampling_layout(config.decode.rows, max(config.evaluate.samples, config.decode.n))
     lite = load(directory / "lite", layout=layout, dtype=config.dtype) if (directory / "lite" / "model").is_dir() else None
     found = evaluate(config, load(directory / "final", layout=layout, dtype=config.dtype), argv=argv, lite=lite)
     for table in (

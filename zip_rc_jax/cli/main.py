@@ -18,7 +18,11 @@ from zip_rc_jax.cli.commands import run_decode, run_demo, run_evaluation, run_ex
 from zip_rc_jax.config import LABELS
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.models.io.load import embedded
-from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.pipeline.grade import make_grades
+from zip_rc_jax.pipeline.label import make_labels
+from zip_rc_jax.pipeline.parquet import export_parquet
+from zip_rc_jax.pipeline.rollouts import make_rollouts
+from zip_rc_jax.pipeline.train import train_stage
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.signals import stops_with_a_word
@@ -208,17 +212,17 @@ def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     config = load_config(path, arguments.overrides)
     stages: dict[str, Callable[[], object]] = {
         "demo": lambda: run_demo(config, argv),
-        "rollout": lambda: pipeline.make_rollouts(config),
-        "grade": lambda: pipeline.make_grades(config),
-        "train": lambda: pipeline.train_head(config, arguments.stage),
-        "label": lambda: pipeline.make_labels(config),
+        "rollout": lambda: make_rollouts(config),
+        "grade": lambda: make_grades(config),
+        "train": lambda: train_stage(config, arguments.stage),
+        "label": lambda: make_labels(config),
         "evaluate": lambda: run_evaluation(config, argv),
     }
     made = stages[name]()
     if getattr(arguments, "format", "tfds") == "parquet":
         if distributed.is_chief():
             assert isinstance(made, pathlib.Path)  # the stages with a --format return their dataset
-            pipeline.export_parquet(config, made)
+            export_parquet(config, made)
         distributed.barrier()  # a process that ends waits for the others for a minute, and then ends them
 
 

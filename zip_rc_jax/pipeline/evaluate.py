@@ -31,12 +31,15 @@ from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.grading.votes import group_answers
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
+from zip_rc_jax.pipeline.provenance import prompt_record
+from zip_rc_jax.pipeline.rollouts import as_rollouts, refuse_failure
+from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
-from zip_rc_jax.pipeline.stages import as_rollouts, load_policy, prompt_record, refuse_failure, run_all, run_directory
 from zip_rc_jax.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
