@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from machine import bandwidth, description, timed
-from zip_rc_jax.aot.command import with_model
+from zip_rc_jax.aot.model_sizes import with_model
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.inference.engine import transformer_network
 from zip_rc_jax.inference.memory import shard_bytes

@@ -396,8 +396,8 @@ def test_the_others_wait_while_the_first_exports(tmp_path, monkeypatch, index, e
     """However long that takes: a process that had ended would end the first, a minute later."""
     done = []
     as_process(monkeypatch, index)
-    monkeypatch.setattr("zip_rc_jax.cli.main.make_grades", lambda _: tmp_path)
-    monkeypatch.setattr("zip_rc_jax.cli.main.export_parquet", lambda *_: done.append("export"))
+    monkeypatch.setattr("zip_rc_jax.pipeline.grade.make_grades", lambda _: tmp_path)
+    monkeypatch.setattr("zip_rc_jax.pipeline.parquet.export_parquet", lambda *_: done.append("export"))
     monkeypatch.setattr(distributed, "barrier", lambda: done.append("wait"))
     assert main(["grade", ROLLOUT[0], f"run_dir={tmp_path}", "--format", "parquet"]) == 0
     assert done == expected

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zip_rc_jax.cli.commands import run_evaluation
+from zip_rc_jax.cli.evaluate import run_evaluation
 from zip_rc_jax.config import PromptConfig, TaskConfig, to_dict
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.rollouts import PartialRollouts, read_rollouts

@@ -242,8 +242,7 @@ def test_a_command_that_is_asked_to_stop_says_so_and_ends_as_after_ctrl_c(tmp_pa
         os.kill(os.getpid(), number)
         time.sleep(600)
 
-    for name in ("run_evaluation", "run_decode", "run_export", "make_grades"):
-        monkeypatch.setattr(f"zip_rc_jax.cli.main.{name}", asked)
+    monkeypatch.setattr(f"zip_rc_jax.cli.{command}.run", asked)
     (tmp_path / "c.yaml").write_text("{}")
     arguments = {"decode": ["model", "--prompt", "x"], "export": ["model", str(tmp_path / "out")]}.get(command, [str(tmp_path / "c.yaml")])
     assert cli.main([command, *arguments]) == 130

@@ -17,7 +17,7 @@ import jax
 import pytest
 
 from harness.processes import rollouts
-from zip_rc_jax.aot.command import with_model
+from zip_rc_jax.aot.model_sizes import with_model
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.batches import train_batches
 from zip_rc_jax.models.transformer import param_axes, param_shapes

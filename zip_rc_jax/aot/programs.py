@@ -16,7 +16,7 @@ from zip_rc_jax.aot.costs import CacheShape, Costs, measure
 from zip_rc_jax.aot.hlo import parse_module
 from zip_rc_jax.aot.report import Memory, Part, Program, Report
 from zip_rc_jax.aot.topology import chip_of, tpu_mesh
-from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, TrainConfig
+from zip_rc_jax.config import COMPUTE_DTYPES, TRAIN_STAGES, MeshConfig, ModelConfig, PipelineConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
@@ -32,8 +32,6 @@ from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
 from zip_rc_jax.training.step import TrainState, frozen, init_state, train_step
 
-STAGES = ("policy", "critic", "final", "lite")
-DTYPES = ("bfloat16", "float32")
 MOST_FLOPS = 1.15  # of a training step, times those by hand
 
 
@@ -176,7 +174,7 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str =
     """Compiles the training step of a stage.
 
     Args:
-      config: its `model` section must hold the sizes of the model (`command.with_model` takes them from the policy).
+      config: its `model` section must hold the sizes of the model (`model_sizes.with_model` takes them from the policy).
       stage: "policy", "critic", "final" or "lite".
       topology: such as `v5e:4x4`.
       mesh: such as `fsdp=8,tensor=2`; empty: `config.mesh`, by default all chips on `fsdp`.
@@ -184,8 +182,8 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str =
     Raises:
       UsageError: no libtpu, an unknown stage or topology, a mesh of another size, or sizes that do not divide over it.
     """
-    if stage not in STAGES:
-        raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(STAGES)}", "choose one of them")
+    if stage not in TRAIN_STAGES:
+        raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them")
     train: TrainConfig = config.policy.train if stage == "policy" else getattr(config, stage)
     model = config.model
     layout = Layout(tpu_mesh(topology, mesh, config.mesh), TRAIN_RULES)
@@ -230,15 +228,15 @@ def compile_decode(
       mesh: such as `data=4,tensor=2`; empty: all chips on `data`.
       rows: of the pool, over all chips; all of them are stepped.
       context: slots of every row: prompt and answer, in tokens.
-      dtype: of parameters and cache, one of `DTYPES`.
+      dtype: of parameters and cache, one of `COMPUTE_DTYPES`.
       prompt: tokens of the prompts that one prefill takes; at most `context`.
 
     Raises:
       UsageError: as for `compile_train`, rows that do not divide over the mesh, or a context that the model does not have.
     """
     model, decode = config.model, config.decode
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r}", f"parameters and cache are {' or '.join(DTYPES)}", "choose one of them")
+    if dtype not in COMPUTE_DTYPES:
+        raise UsageError(f"dtype {dtype!r}", f"parameters and cache are {' or '.join(COMPUTE_DTYPES)}", "choose one of them")
     if not 1 <= context <= model.max_positions:
         raise UsageError(f"context {context}", f"the model has {model.max_positions} positions", "choose one within them")
     if rows < 1 or prompt < 1:

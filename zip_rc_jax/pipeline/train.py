@@ -7,7 +7,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from zip_rc_jax.config import PipelineConfig, TrainConfig
+from zip_rc_jax.config import TRAIN_STAGES, PipelineConfig, TrainConfig
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
@@ -15,8 +15,6 @@ from zip_rc_jax.pipeline.policy import make_policy
 from zip_rc_jax.pipeline.run_dir import check_output, check_tokens, load_policy, random_access, run_directory, source_path, train_layout
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.training.loop import split_validation, train
-
-TRAIN_STAGES = ("policy", "critic", "final", "lite")
 
 
 def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:

@@ -23,16 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.process_variables import COORDINATOR, HEARTBEAT, PROCESS_ID, PROCESSES
 
-COORDINATOR, PROCESSES, PROCESS_ID = "ZIP_RC_COORDINATOR", "ZIP_RC_PROCESSES", "ZIP_RC_PROCESS_ID"
-HEARTBEAT = "ZIP_RC_HEARTBEAT_SECONDS"
-HELP = f"""Several processes: start the same command in each, with the same run_dir on a file system that all of them see. On a Cloud
-TPU with several hosts they find each other. Elsewhere set, in each process,
-  {COORDINATOR}=HOST:PORT  where process 0 listens; or `auto` under Slurm and Open MPI, which know the rest
-  {PROCESSES}=N            how many there are
-  {PROCESS_ID}=I           which one this is, from 0
-On CPUs also set JAX_PLATFORMS=cpu.
-If one ends, the others end too, after at most {HEARTBEAT} (60). Started again, all go on from the last checkpoint."""
 RESUMABLE = 130
 _METADATA = "http://{}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
