@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from zip_rc_jax.config import LABELS, PipelineConfig
-from zip_rc_jax.runtime.process_variables import HELP
+from zip_rc_jax.runtime.processes import HELP
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
 DATA_HELP = (
@@ -70,12 +70,13 @@ def read_config(arguments: argparse.Namespace) -> PipelineConfig:
 
 def run_with_format(arguments: argparse.Namespace, stage: Callable[[PipelineConfig], pathlib.Path]) -> None:
     """Runs a stage that makes a dataset, and writes the dataset as `--format` says."""
-    from zip_rc_jax.pipeline.parquet import export_parquet
     from zip_rc_jax.runtime import distributed
 
     config = read_config(arguments)
     directory = stage(config)
     if arguments.format == "parquet":
+        from zip_rc_jax.pipeline.parquet import export_parquet
+
         if distributed.is_chief():
             export_parquet(config, directory)
         distributed.barrier()  # a process that ends waits for the others for a minute, and then ends them

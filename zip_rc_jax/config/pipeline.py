@@ -33,9 +33,9 @@ class GridConfig:
 
     def grid(self, label: str) -> Grid:
         """The grid for `label` in {"correct", "value"}. Raises `UsageError` for an impossible grid."""
-        one_of("label", label, LABELS)
-        from zip_rc_jax.grid import Grid  # which imports JAX
+        from zip_rc_jax.grid import Grid  # imports JAX, and `zip-rc --help` should not wait for it
 
+        one_of("label", label, LABELS)
         authors = Grid.authors(label)
         centres: Any = self.correct_centres if label == "correct" else self.value_centres
         edges: Any = self.length_edges

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config import PipelineConfig, to_dict
-from zip_rc_jax.data.parquet import open_rollouts
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource, summary_of
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
@@ -73,6 +72,8 @@ def train_layout(config: PipelineConfig) -> Layout:
 
 def random_access(path: pathlib.Path) -> tuple[Sequence[Rollout], dict[str, Any]]:
     """See `open_rollouts`. Those of a dataset are read as they are used; those of Parquet files, which are read in order, lie in memory."""
+    from zip_rc_jax.data.parquet import open_rollouts  # needs pyarrow, and evaluation does not
+
     source, metadata = open_rollouts(path)
     return source if isinstance(source, RolloutSource) else list(source), metadata
 

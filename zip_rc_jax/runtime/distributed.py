@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.runtime.process_variables import COORDINATOR, HEARTBEAT, PROCESS_ID, PROCESSES
+from zip_rc_jax.runtime.processes import COORDINATOR, HEARTBEAT, PROCESS_ID, PROCESSES
 
 RESUMABLE = 130
 _METADATA = "http://{}/computeMetadata/v1/instance/attributes/worker-network-endpoints"

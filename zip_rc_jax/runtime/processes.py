@@ -1,4 +1,4 @@
-"""The environment variables by which several processes find each other. Imports nothing, for `--help`."""
+"""How the user says that several processes run one command. Kept apart from `distributed`, which imports JAX."""
 
 COORDINATOR, PROCESSES, PROCESS_ID = "ZIP_RC_COORDINATOR", "ZIP_RC_PROCESSES", "ZIP_RC_PROCESS_ID"
 HEARTBEAT = "ZIP_RC_HEARTBEAT_SECONDS"
