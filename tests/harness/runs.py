@@ -16,7 +16,7 @@ from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import train_batches
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training import loop
+from zip_rc_jax.training import trainer
 from zip_rc_jax.training.step import StepSettings, train_step
 
 CONFIG = TrainConfig(
@@ -71,7 +71,7 @@ def interrupt(monkeypatch, at, how):
             how()
         return result
 
-    monkeypatch.setattr(loop, "train_step", hooked)
+    monkeypatch.setattr(trainer, "train_step", hooked)
 
 
 def sigterm():

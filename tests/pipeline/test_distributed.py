@@ -28,9 +28,9 @@ from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.distributed import Processes, cloud_tpu_hosts, plan
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training import loop
-from zip_rc_jax.training.loop import train
+from zip_rc_jax.training import trainer
 from zip_rc_jax.training.step import StepSettings, losses
+from zip_rc_jax.training.trainer import train
 
 # ---- who takes part
 
@@ -190,7 +190,7 @@ def loss_and_gradients(mesh, model=WIDE, step=STEP):
     teacher = jax.tree.map(lambda x: 1.2 * x, params["body"])
     settings = StepSettings(model, lm.head, layout, step)
     objective = jax.jit(jax.value_and_grad(lambda p, t, b: losses(settings, p, t, b)[0]))
-    value, gradients = objective(params, teacher, loop._on_mesh(batch, layout))
+    value, gradients = objective(params, teacher, trainer._on_mesh(batch, layout))
     return float(value), jax.tree.map(np.asarray, gradients)
 
 

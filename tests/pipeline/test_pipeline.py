@@ -29,13 +29,14 @@ from zip_rc_jax.pipeline.label import make_labels
 from zip_rc_jax.pipeline.parquet import asks_for_reasoning
 from zip_rc_jax.pipeline.policy import LARGEST_NUMBER, make_policy, solution_rollouts
 from zip_rc_jax.pipeline.rollouts import make_rollouts, sampling_layout
-from zip_rc_jax.pipeline.run_dir import run_directory
+from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import with_own_samples
 from zip_rc_jax.pipeline.train import train_stage
 from zip_rc_jax.predict import ForwardSettings, final_values, profiles
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.training.loop import Interrupted
+from zip_rc_jax.training import train_head
+from zip_rc_jax.training.trainer import Interrupted
 
 SMALL = [
     "mesh.fsdp=1",
@@ -84,6 +85,14 @@ def finished(tmp_path_factory):
     train_stage(config, "lite")
     run_evaluation(config, ["evaluate"])
     return run_directory(config), config
+
+
+def test_train_head_gives_the_model_of_the_stage_bit_for_bit(finished):
+    """From the records alone, without a directory."""
+    directory, config = finished
+    lm = load_policy(config).with_head(config.grid.grid("correct"), "correct")
+    trained = train_head(lm, read_rollouts(directory / "graded"), config.critic, validation_last=config.label.last)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, load(directory / "critic").params)
 
 
 def test_rollouts_are_samples_of_the_training_problems(finished):

@@ -30,8 +30,7 @@ from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.predict import ForwardSettings, Profile, final_values, labelled_features, padded_width, profiles, teacher_features
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh, single_device
-from zip_rc_jax.training import loop
-from zip_rc_jax.training.loop import Interrupted, split_validation, train
+from zip_rc_jax.training import trainer
 from zip_rc_jax.training.loss import (
     FullTeacher,
     PolicyLoss,
@@ -44,6 +43,7 @@ from zip_rc_jax.training.loss import (
     teacher_top_k,
 )
 from zip_rc_jax.training.step import StepSettings, TrainState, frozen, init_state, learning_rate, losses, train_step
+from zip_rc_jax.training.trainer import Interrupted, split_validation, train
 
 # ---- losses against plain numpy
 
@@ -558,7 +558,7 @@ def test_training_with_a_cached_teacher_is_training_with_one(tmp_path, uninterru
 def test_a_cached_teacher_is_made_once_in_a_run_and_before_that_its_settings_are_checked(tmp_path, monkeypatch):
     cached = dataclasses.replace(CONFIG, cache_teacher=True)
     made = []
-    monkeypatch.setattr(loop, "teacher_features", lambda *args: made.append(args) or teacher_features(*args))
+    monkeypatch.setattr(trainer, "teacher_features", lambda *args: made.append(args) or teacher_features(*args))
 
     def run(name, config=cached, lm=None):
         return train(lm or tiny_lm(), rollouts(), config, tmp_path / name, source={})
@@ -633,7 +633,7 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path, monkeypatch,
 
 
 def test_a_model_without_a_head_cannot_be_trained(tmp_path):
-    with pytest.raises(ValueError, match="attach a head first"):
+    with pytest.raises(UsageError, match="no ZIP head to train. Fix: attach one first"):
         train(dataclasses.replace(tiny_lm(), head=None), rollouts(), CONFIG, tmp_path, source={})
 
 
@@ -717,8 +717,8 @@ def test_loss_and_gradients_on_eight_devices_equal_one(lm, config):
         # A teacher that is not the student, else the divergence has no gradient.
         teacher = jax.tree.map(lambda x: 1.2 * x, params["body"]) if config.kl_weight else None
         objective = jax.jit(jax.value_and_grad(lambda p, t, b, s=setting: losses(s, p, t, b)[0]))
-        value, grads = objective(params, teacher, loop._on_mesh(batch, layout))
-        state, metrics = train_step(setting, init_state(params, config), teacher, loop._on_mesh(batch, layout))
+        value, grads = objective(params, teacher, trainer._on_mesh(batch, layout))
+        state, metrics = train_step(setting, init_state(params, config), teacher, trainer._on_mesh(batch, layout))
         found.append((float(value), grads, float(metrics["grad_norm"]), state))
     one, eight = found
     assert one[0] == pytest.approx(eight[0], rel=1e-5)

@@ -19,8 +19,8 @@ from harness.tiny import tiny_lm
 from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.runtime.sharding import MESH_AXES, TRAIN_RULES, Layout, single_device
 from zip_rc_jax.training.checkpoint import Checkpoints
-from zip_rc_jax.training.loop import Interrupted, stacked, train
 from zip_rc_jax.training.step import apply, change_bodies, init_state, optimizer, prefers_unrolled, train_step
+from zip_rc_jax.training.trainer import Interrupted, stacked, train
 
 KEPT = dataclasses.replace(CONFIG, remat=False)
 

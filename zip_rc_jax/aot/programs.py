@@ -60,7 +60,7 @@ def head_for(model: ModelConfig, grid: Grid, label: str) -> ZipHead:
 
 
 def abstract_state(layout: Layout, model: ModelConfig, head: ZipHead, train: TrainConfig) -> TrainState:
-    """The train state as `training.loop` lays it out: moments like their parameters, counters on every chip."""
+    """The train state as `training.trainer` lays it out: moments like their parameters, counters on every chip."""
     shapes = {"body": param_shapes(model), "zip_rows": jax.ShapeDtypeStruct((head.grid.n_cells, model.d_model), jnp.float32)}
     params = place(layout, shapes, {"body": param_axes(model), "zip_rows": ("cells", "embed")})
     found = jax.eval_shape(lambda p: init_state(p, train), params)
@@ -81,7 +81,7 @@ def _keys(path: Any) -> tuple[str, ...]:
 
 
 def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | None:
-    """The frozen policy as `training.loop` passes it: laid out like the student's body."""
+    """The frozen policy as `training.trainer` passes it: laid out like the student's body."""
     if not train.kl_weight or train.cache_teacher:
         return None
     body = state.params["body"]
@@ -90,7 +90,7 @@ def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | 
 
 
 def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> TrainBatch:
-    """A packed batch, rows laid out as `training.loop` does."""
+    """A packed batch, rows laid out as `training.trainer` does."""
     shape = (train.batch_rows, train.row_tokens)
     types = {
         "tokens": jnp.int32,

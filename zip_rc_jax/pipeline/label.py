@@ -7,11 +7,12 @@ import pathlib
 from collections.abc import Sequence
 
 from zip_rc_jax.config import PipelineConfig
+from zip_rc_jax.data.checks import check_tokens
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.provenance import check_same_source
-from zip_rc_jax.pipeline.run_dir import check_output, check_tokens, random_access, run_directory, source_path
+from zip_rc_jax.pipeline.run_dir import check_output, random_access, run_directory, source_path
 from zip_rc_jax.predict import ForwardSettings, final_values, profiles
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, devices_worth_using, side_by_side
 
@@ -34,7 +35,7 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
     if directory.is_dir():
         check_same_source(directory, settings)
         return directory
-    check_tokens(rollouts, critic)
+    check_tokens(rollouts, critic.tokenizer.used)
 
     def label(part: Sequence[Rollout]) -> list[Rollout]:
         values = final_values(profiles(critic, part, ForwardSettings(config.label.batch_tokens)), config.label.last)

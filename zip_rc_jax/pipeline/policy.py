@@ -18,7 +18,7 @@ from zip_rc_jax.pipeline.provenance import added_record, prompt_record
 from zip_rc_jax.pipeline.rollouts import rollout_of_problem
 from zip_rc_jax.pipeline.run_dir import run_directory, train_layout
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.training.loop import train
+from zip_rc_jax.training.trainer import train
 
 LARGEST_NUMBER = 120  # a chain sum of 8 digits stays within 72 even if every step slips by 3
 

@@ -6,10 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from zip_rc_jax.config import PipelineConfig, to_dict
-from zip_rc_jax.data.rollouts import Rollout, RolloutSource, summary_of
+from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
@@ -76,15 +74,3 @@ def random_access(path: pathlib.Path) -> tuple[Sequence[Rollout], dict[str, Any]
 
     source, metadata = open_rollouts(path)
     return source if isinstance(source, RolloutSource) else list(source), metadata
-
-
-def check_tokens(rollouts: Sequence[Rollout], lm: LanguageModel) -> None:
-    """An id past the tokenizer's would silently be read as another, or as a reserved one."""
-    largest = summary_of(rollouts).largest_id
-    if (foreign := largest >= lm.tokenizer.used).any():
-        number = int(np.argmax(foreign))
-        raise UsageError(
-            f"rollout {number}",
-            f"it has token id {largest[number]}, and the model's tokenizer has {lm.tokenizer.used} ids, so another model sampled it",
-            "set policy.path to the model that the rollouts come from",
-        )

@@ -8,13 +8,14 @@ import pathlib
 from collections.abc import Sequence
 
 from zip_rc_jax.config import TRAIN_STAGES, PipelineConfig, TrainConfig
+from zip_rc_jax.data.checks import check_tokens
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.policy import make_policy
-from zip_rc_jax.pipeline.run_dir import check_output, check_tokens, load_policy, random_access, run_directory, source_path, train_layout
+from zip_rc_jax.pipeline.run_dir import check_output, load_policy, random_access, run_directory, source_path, train_layout
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.training.loop import split_validation, train
+from zip_rc_jax.training.trainer import split_validation, train
 
 
 def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
@@ -39,7 +40,7 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
     if settings.rows_from:
         lm = _with_rows_of(lm, run_directory(config) / settings.rows_from)
     rollouts, metadata = random_access(path)
-    check_tokens(rollouts, policy)
+    check_tokens(rollouts, policy.tokenizer.used)
     training, validation = split_validation(rollouts, settings.eval_rollouts)
     _check_graded(validation, stage, settings)
     source = {"data": metadata, "policy": policy.digest()} | ({"rows": lm.digest()} if settings.rows_from else {})
