@@ -47,7 +47,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
-from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.models.transformer import forward_packed
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, single_device
 from zip_rc_jax.training.step import StepSettings, init_state, learning_rate, losses, prefers_unrolled, train_step
 
@@ -103,7 +103,7 @@ class Ours:
 
         @jax.jit
         def body(body: Any) -> jax.Array:
-            return hidden_states(c.model, body, b.tokens, b.positions, layout=c.layout, segment_ids=b.segment_ids, unrolled=c.unrolled)[0]
+            return forward_packed(c.model, body, b.tokens, b.positions, b.segment_ids, layout=c.layout, unrolled=c.unrolled)
 
         loss = jax.jit(lambda p, t: losses(c, p, t, b)[0])
         grad = jax.jit(jax.grad(lambda p, t: losses(c, p, t, b)[0]))

@@ -18,7 +18,7 @@ from zip_rc_jax.evaluation.metrics import LengthCalibration, empirical_joint, le
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead, cell_log_probs
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
+from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
 from zip_rc_jax.runtime.distributed import gather
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.sharding import Layout
@@ -98,7 +98,7 @@ def _hidden(
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     dtype = jnp.dtype(settings.dtype) if settings.dtype else None
     segments = valid.astype(jnp.int32)
-    return hidden_states(model, body, tokens, positions, layout=layout, segment_ids=segments, dtype=dtype, attention=settings.attention)[0]
+    return forward_packed(model, body, tokens, positions, segments, layout=layout, dtype=dtype, attention=settings.attention)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "head"))

@@ -35,7 +35,7 @@ from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, unembedding
+from zip_rc_jax.models.transformer import forward_packed, unembedding
 from zip_rc_jax.pipeline.provenance import prompt_record
 from zip_rc_jax.pipeline.rollouts import as_rollouts, refuse_failure
 from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
@@ -241,7 +241,7 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
         ones = jnp.ones_like(tokens)
 
         def forward(body: Any) -> tuple[jax.Array, jax.Array]:
-            hidden, _ = hidden_states(trained.config, body, tokens, positions, layout=trained.layout, segment_ids=ones)
+            hidden = forward_packed(trained.config, body, tokens, positions, ones, layout=trained.layout)
             return hidden, unembedding(trained.config, body)
 
         (ha, ta), (hb, tb) = forward(a), forward(b)

@@ -15,7 +15,7 @@ import optax
 from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.head import ZipHead, cell_log_probs
-from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
+from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
 from zip_rc_jax.runtime.sharding import Layout
 from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, TopK, VocabularySettings, joint_loss, policy_loss, teacher_top_k
 
@@ -153,18 +153,18 @@ def losses(
     dtype = jnp.dtype(config.compute_dtype)
 
     def forward(body: dict[str, Any]) -> jax.Array:
-        return hidden_states(
+        return forward_packed(
             model,
             body,
             batch.tokens,
             batch.positions,
+            batch.segment_ids,
             layout=layout,
-            segment_ids=batch.segment_ids,
             remat=config.remat,
             dtype=dtype,
             attention=config.attention,
             unrolled=settings.unrolled,
-        )[0]
+        )
 
     body = params["body"] if config.trainable == "all" else jax.lax.stop_gradient(params["body"])
     hidden = forward(body) if batch.hidden is None else batch.hidden
