@@ -65,7 +65,7 @@ def test_an_interrupted_call_resumes_in_its_directory(in_memory, tmp_path, monke
         train_head(tiny_lm(), rollouts(), CONFIG, tmp_path / "run")
     monkeypatch.undo()
     other = [dataclasses.replace(r, value=0.5) for r in rollouts()]
-    with pytest.raises(UsageError, match=r"other settings \(source.rollouts: "):
+    with pytest.raises(UsageError, match=r"other settings: source.rollouts was "):
         train_head(tiny_lm(), other, CONFIG, tmp_path / "run")
     again: list[dict] = []
     assert_equal(train_head(tiny_lm(), rollouts(), CONFIG, tmp_path / "run", on_record=again.append).params, trained.params)
@@ -95,6 +95,7 @@ def changed(number, **fields):
     return data
 
 
+UNLABELLED = [dataclasses.replace(r, value=float("nan")) for r in rollouts()]
 UNGRADED = [dataclasses.replace(r, correct=float("nan")) for r in rollouts()]
 HEADLESS = dataclasses.replace(tiny_lm(), head=None)
 
@@ -112,8 +113,8 @@ HEADLESS = dataclasses.replace(tiny_lm(), head=None)
         (None, [*rollouts(), "text"], CONFIG, r"rollout 30, 'text': it is no Rollout"),
         (None, changed(3, output_token_ids=[5, -1]), CONFIG, r"rollout 3, output_token_ids=\[5, -1\]: .*Fix: pass ids >= 0"),
         (None, changed(4, prompt_token_ids=[9999]), CONFIG, r"rollout 4: it has token id 9999, .*another model sampled it"),
-        (None, changed(5, value=float("nan")), CONFIG, r"have no 'value' label. Fix: set it, or run `zip-rc label`"),
-        (None, changed(5, value=1.5), CONFIG, r"label outside \[0, 1\]"),
+        (None, UNLABELLED, CONFIG, r"have no 'value' label. Fix: set it, or run `zip-rc label`"),
+        (None, [dataclasses.replace(r, value=1.5) for r in rollouts()], CONFIG, r"label outside \[0, 1\]"),
         (None, rollouts(6), CONFIG, r"eval_rollouts=8: there are only 6 rollouts"),
         (
             None,

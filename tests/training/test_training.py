@@ -570,7 +570,7 @@ def test_a_cached_teacher_is_made_once_in_a_run_and_before_that_its_settings_are
     with pytest.raises(Interrupted):
         run("run")
     assert (len(made), kept.exists()) == (2, True)
-    with pytest.raises(UsageError, match=r"other settings \(train.learning_rate"):
+    with pytest.raises(UsageError, match=r"other settings: train.learning_rate"):
         run("run", dataclasses.replace(cached, learning_rate=0.5))
     assert len(made) == 2, "refused at once"
     assert_equal(run("run").params, whole.params)
@@ -617,9 +617,9 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path, monkeypatch,
         (
             dataclasses.replace(CONFIG, learning_rate=0.5),
             {},
-            r"other settings \(train.learning_rate: 0.01 there, 0.5 now\).*use another run_dir",
+            r"other settings: train.learning_rate was 0.01, now 0.5.*use another run_dir",
         ),
-        (CONFIG, {"data": "other"}, r"other settings \(.*source.data: None there, 'other' now"),
+        (CONFIG, {"data": "other"}, r"other settings: .*source.data was None, now 'other'"),
     ]:
         with pytest.raises(UsageError, match=message):
             train(tiny_lm(), rollouts(), config, where, source=source)
@@ -627,7 +627,7 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path, monkeypatch,
     with pytest.raises(Interrupted):
         train(tiny_lm(), rollouts(), CONFIG, tmp_path / "run", source={})
     written = (tmp_path / "run" / "settings.json").read_text()
-    with pytest.raises(UsageError, match=r"other settings \(train.steps: 7 there, 8 now\)"):
+    with pytest.raises(UsageError, match=r"other settings: train.steps was 7, now 8"):
         train(tiny_lm(), rollouts(), dataclasses.replace(CONFIG, steps=8), tmp_path / "run", source={})
     assert (tmp_path / "run" / "settings.json").read_text() == written, "a refused run leaves the directory as it was"
 

@@ -14,7 +14,8 @@ from zip_rc_jax.inference.requests import Prompt
 from zip_rc_jax.models.io.chat import reads_clock, template_time
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.runtime.storage import same_fingerprint
+from zip_rc_jax.runtime.settings import check_same_settings
+from zip_rc_jax.runtime.storage import START_AGAIN
 
 
 def hash_of(value: Any) -> str:
@@ -57,7 +58,7 @@ class DecodeOutput:
                     f"{self.metadata.name} does not say with what settings they were made",
                     "choose another directory, or delete them to start again",
                 )
-            same_fingerprint(f"results in {self.results}", begun, self.fingerprint)
+            check_same_settings(f"file {self.results}", begun, self.fingerprint, fix=START_AGAIN)
 
     def _begun(self) -> dict[str, Any] | None:
         """The fingerprint that the files there were made or begun with; None where none is known."""

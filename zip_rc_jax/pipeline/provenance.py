@@ -11,7 +11,7 @@ from zip_rc_jax.data.rollouts import read_metadata
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.pipeline.chunks import remove_remains
 from zip_rc_jax.runtime import distributed
-from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.settings import check_same_settings
 
 
 def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -31,5 +31,6 @@ def check_same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None
     """Raises UsageError if the finished dataset there was made with other settings. What an interruption left beside it is removed."""
     if distributed.is_chief():
         remove_remains(directory)
-    if read_metadata(directory) != settings:
-        raise UsageError(f"dataset {directory}", "it was made with other settings", "use another run_dir, or delete it to make it again")
+    check_same_settings(
+        f"dataset {directory}", read_metadata(directory), settings, fix="use another run_dir, or delete it to make it again"
+    )

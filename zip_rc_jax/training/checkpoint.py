@@ -17,6 +17,7 @@ from zip_rc_jax.models.io.digests import array_digests, differing, json_digest
 from zip_rc_jax.models.io.stored import try_to_read
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.settings import check_same_settings
 from zip_rc_jax.runtime.storage import fit_path, writing
 from zip_rc_jax.training.step import TrainState
 
@@ -184,19 +185,5 @@ FREE_TO_CHANGE = ("save_seconds", "keep_checkpoints", "log_every", "evaluations"
 
 def check_settings(stored: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     """Raises UsageError naming the first settings that differ, those of `FREE_TO_CHANGE` aside."""
-    there, now = _flat(stored), _flat(wanted)
-    free = {f"train.{name}" for name in FREE_TO_CHANGE}
-    differing = [k for k in sorted({*there, *now} - free) if there.get(k) != now.get(k)]
-    if differing:
-        shown = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in differing[:5])
-        raise UsageError(
-            f"run {where}", f"it was started with other settings ({shown})", "use another run_dir, or delete it to start afresh"
-        )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name. An empty section keeps its name."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return found
+    free = [f"train.{name}" for name in FREE_TO_CHANGE]
+    check_same_settings(f"run {where}", stored, wanted, fix="use another run_dir, or delete it to start afresh", free=free)

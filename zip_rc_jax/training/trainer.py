@@ -33,6 +33,7 @@ from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.runtime.signals import Interrupted, stop_signal
 from zip_rc_jax.runtime.storage import check_writable, fit_path, in_short, run_metadata, write_json, write_text, writing
+from zip_rc_jax.runtime.temporaries import whole_file
 from zip_rc_jax.training.checkpoint import Checkpoints, check_earlier, check_settings
 from zip_rc_jax.training.loss import TopK
 from zip_rc_jax.training.step import StepSettings, TrainState, change_bodies, frozen, init_state, prefers_unrolled, train_step
@@ -206,7 +207,6 @@ class Trainer:
             finished.save(self.directory / "model")
             if distributed.is_chief():
                 (self.directory / TEACHER).unlink(missing_ok=True)
-                (self.directory / TEACHER).with_suffix(".tmp").unlink(missing_ok=True)
         return finished
 
     def _resume(self) -> None:
@@ -333,12 +333,8 @@ def _cached_teacher(
         return found
     made = teacher_features(lm, rollouts, config)
     if distributed.is_chief():
-        temporary = path.with_suffix(".tmp")
-        with writing(f"file {path}"), temporary.open("wb") as file:
+        with writing(f"file {path}"), whole_file(path) as file:
             np.savez(file, made_from=json.dumps(made_from), **made._asdict())
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
     return made
 
 
