@@ -222,7 +222,7 @@ def test_when_no_checkpoint_can_be_read_they_are_refused_by_name(tmp_path, stopp
     directory = shutil.copytree(stopped, tmp_path / "run")
     for step in "24":
         cut(directory / "checkpoints" / step)
-    with pytest.raises(UsageError, match=r"checkpoints/4 cannot be read.*checkpoints/2 cannot be read.*Fix: delete .*/checkpoints"):
+    with pytest.raises(UsageError, match=r"checkpoints/4 cannot be read.*checkpoints/2 .*Fix: delete .*/checkpoints"):
         run(directory)
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["2", "4"], "nothing is deleted"
 

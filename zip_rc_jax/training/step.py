@@ -84,22 +84,25 @@ def learning_rate(step: jax.Array, config: TrainConfig) -> jax.Array:
     return config.learning_rate * jnp.where(done <= warm, done / warm, cosine)
 
 
-def optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clipped AdamW. Its state is what checkpoints hold; `apply` is the same update, in fewer passes over memory."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2),
-        optax.add_decayed_weights(config.weight_decay),
-    )
+def init_adamw(trained: dict[str, Any]) -> tuple[optax.EmptyState, optax.ScaleByAdamState, optax.EmptyState]:
+    """The state of `adamw_update` before its first step.
+
+    It has the form of optax's clipping, Adam and weight decay in a chain, which checkpoints hold.
+    """
+    zeros = optax.tree.zeros_like
+    return optax.EmptyState(), optax.ScaleByAdamState(jnp.int32(0), zeros(trained), zeros(trained)), optax.EmptyState()
 
 
-def apply(
-    settings: StepSettings, state: TrainState, grads: dict[str, Any], norm: jax.Array, rate: jax.Array, fine: jax.Array
+def adamw_update(
+    settings: StepSettings, state: TrainState, grads: dict[str, Any], norm: jax.Array, rate: jax.Array, is_finite: jax.Array
 ) -> tuple[dict[str, Any], Any]:
-    """The trained parameters after a step of `optimizer` with learning rate `rate`, and its new state; the old ones unless `fine`.
+    """Clipped AdamW: the trained parameters after a step, and its new state; the old ones unless `is_finite`.
+
+    It is the update of the same chain of optax transformations (tested), in fewer passes over memory.
 
     Args:
       norm: of all gradients together.
+      rate: learning rate of the body.
     """
     config, params = settings.train, trained_part(state.params, settings.train)
     clipping, adam, decay = state.opt_state
@@ -108,7 +111,7 @@ def apply(
     factor = jnp.where(norm < config.clip, 1, config.clip / norm)
 
     def moment(old: Any, decay: float, power: int) -> Any:
-        return jax.tree.map(lambda m, g: jnp.where(fine, decay * m + (1 - decay) * (factor * g) ** power, m), old, grads)
+        return jax.tree.map(lambda m, g: jnp.where(is_finite, decay * m + (1 - decay) * (factor * g) ** power, m), old, grads)
 
     moments = moment(adam.mu, config.adam_b1, 1), moment(adam.nu, config.adam_b2, 2)
     if settings.layout.platform == "cpu":
@@ -117,13 +120,13 @@ def apply(
     mean, square = (optax.tree.bias_correction(m, b, count) for m, b in zip(moments, (config.adam_b1, config.adam_b2), strict=True))
     moved = {}
     for name, old in params.items():
-        speed = rate * (config.zip_lr_multiplier if name == "zip_rows" else 1.0)
+        step_size = rate * (config.zip_lr_multiplier if name == "zip_rows" else 1.0)
 
-        def move(p: jax.Array, m: jax.Array, v: jax.Array, speed: jax.Array = speed) -> jax.Array:
-            return jnp.where(fine, p - speed * (m / (jnp.sqrt(v) + 1e-8) + config.weight_decay * p), p)
+        def move(p: jax.Array, m: jax.Array, v: jax.Array, step_size: jax.Array = step_size) -> jax.Array:
+            return jnp.where(is_finite, p - step_size * (m / (jnp.sqrt(v) + 1e-8) + config.weight_decay * p), p)
 
         moved[name] = jax.tree.map(move, old, mean[name], square[name])
-    return moved, (clipping, optax.ScaleByAdamState(jnp.where(fine, count, adam.count), *moments), decay)
+    return moved, (clipping, optax.ScaleByAdamState(jnp.where(is_finite, count, adam.count), *moments), decay)
 
 
 def trained_part(params: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
@@ -132,7 +135,7 @@ def trained_part(params: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
 
 
 def init_state(params: dict[str, Any], config: TrainConfig) -> TrainState:
-    return TrainState(params, optimizer(config).init(trained_part(params, config)), jnp.int32(0), jnp.int32(0))
+    return TrainState(params, init_adamw(trained_part(params, config)), jnp.int32(0), jnp.int32(0))
 
 
 def frozen(body: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
@@ -217,7 +220,7 @@ def train_step(
     (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(trained)
     norm = optax.tree.norm(grads)
     rate = learning_rate(state.step, config)
-    fine = jnp.isfinite(loss) & jnp.isfinite(norm)
-    moved, opt_state = apply(settings, state, grads, norm, rate, fine)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    moved, opt_state = adamw_update(settings, state, grads, norm, rate, is_finite)
     metrics |= {"grad_norm": norm, "learning_rate": rate, "labelled": jnp.sum(batch.labelled).astype(jnp.float32)}
-    return TrainState({**state.params, **moved}, opt_state, state.step + 1, state.skipped + ~fine), metrics
+    return TrainState({**state.params, **moved}, opt_state, state.step + 1, state.skipped + ~is_finite), metrics
