@@ -21,7 +21,7 @@ from zip_rc_jax.models.attention.full import choose_attention, packed_attention,
 from zip_rc_jax.models.transformer import forward_packed, init_params
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training.step import StepSettings, train_step
+from zip_rc_jax.training.step import TrainSpec, train_step
 
 ONE = Layout(make_mesh(), TRAIN_RULES)
 MESH = Layout(make_mesh(data=2, fsdp=2, tensor=2), TRAIN_RULES)
@@ -221,7 +221,7 @@ def largest_array(name, layer_types):
     head = programs.head_for(model, TINY_GRID, "value")
     state = programs.abstract_state(ONE, model, head, train)
     batch = programs.abstract_batch(ONE, model, train)
-    traced = train_step.trace(StepSettings(model, head, ONE, train), state, state.params["body"], batch)
+    traced = train_step.trace(TrainSpec(model, head, ONE, train), state, state.params["body"], batch)
     return max(array_sizes(traced.jaxpr.jaxpr))
 
 

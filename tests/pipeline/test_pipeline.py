@@ -270,7 +270,7 @@ def test_grading_and_labelling_lose_no_chunk_and_are_shared_by_processes(finishe
             make(second_run)
         with monkeypatch.context() as patch:  # the second of two processes, which makes its part and leaves the rest to the first
             patch.setattr(distributed, "share", lambda items: items[1::2])
-            patch.setattr(distributed, "is_chief", lambda: False)
+            patch.setattr(distributed, "is_primary", lambda: False)
             make(second_run)
             assert len(added) == 1 + (chunks - 1) // 2
             assert not (tmp_path / name).exists()

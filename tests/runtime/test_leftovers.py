@@ -223,7 +223,7 @@ def test_leftovers_beside_a_parquet_file_and_chunks_go_too(tmp_path):
 
 
 def test_of_several_processes_the_first_one_cleans_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "is_chief", lambda: False)
+    monkeypatch.setattr(distributed, "is_primary", lambda: False)
     removed = []
     monkeypatch.setattr("zip_rc_jax.pipeline.chunks.remove_leftovers", lambda *args: removed.append(args))
     chunked(tmp_path / "graded", range(3), lambda part: make_rollouts(len(part)))

@@ -30,7 +30,7 @@ from zip_rc_jax.models.transformer import param_axes, param_shapes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
-from zip_rc_jax.training.step import TrainState, frozen, init_state, train_step
+from zip_rc_jax.training.step import TrainState, cast_teacher, init_state, train_step
 
 MOST_FLOPS = 1.15  # of a training step, times those by hand
 
@@ -85,7 +85,7 @@ def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | 
     if not train.kl_weight or train.cache_teacher:
         return None
     body = state.params["body"]
-    found = jax.eval_shape(lambda b: frozen(b, train), body)
+    found = jax.eval_shape(lambda b: cast_teacher(b, train), body)
     return jax.tree.map(lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, body)
 
 
@@ -188,7 +188,7 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str =
     model = config.model
     layout = Layout(tpu_mesh(topology, mesh, config.mesh), TRAIN_RULES)
     head = head_for(model, config.grid.grid(train.label), train.label)
-    settings = train_module.StepSettings(model, head, layout, train)
+    settings = train_module.TrainSpec(model, head, layout, train)
     state = abstract_state(layout, model, head, train)
     teacher = abstract_teacher(state, train)
     batch = abstract_batch(layout, model, train)
@@ -244,7 +244,7 @@ def compile_decode(
     layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
     layout.sharding(("batch",), (rows,))
     head = head_for(model, config.grid.grid("value"), "value")
-    settings = decode_rows.StepSettings(
+    settings = decode_rows.TrainSpec(
         network=TransformerNetwork(model, layout, dtype),
         head=head,
         vocab_size=model.vocab_size,

@@ -77,6 +77,6 @@ def run_with_format(arguments: argparse.Namespace, stage: Callable[[PipelineConf
     if arguments.format == "parquet":
         from zip_rc_jax.pipeline.parquet import export_parquet
 
-        if distributed.is_chief():
+        if distributed.is_primary():
             export_parquet(config, directory)
         distributed.barrier()  # a process that ends waits for the others for a minute, and then ends them

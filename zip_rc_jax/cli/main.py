@@ -99,11 +99,11 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
             raise
         return _end(2, f"zip-rc {arguments.command}: {in_short(error)}. Fix: {fix_for(error)}.")
     except jax.errors.JaxRuntimeError as error:
-        if not distributed.several():
+        if not distributed.is_multiprocess():
             raise
         gone = f"process {jax.process_index()} of {jax.process_count()} lost the others, or one of them: {str(error).splitlines()[0]}"
         return _end(130, f"zip-rc {arguments.command}: {gone}. The same command, in all of them, resumes.")
-    if distributed.is_chief():
+    if distributed.is_primary():
         seconds = time.monotonic() - started
         print(f"zip-rc {arguments.command}: done in {seconds:.0f} s, {sum(compiling):.0f} s of it compiling", file=sys.stderr)
     return 0
@@ -118,7 +118,7 @@ def _end(status: int, message: str) -> int:
     from zip_rc_jax.runtime import distributed
 
     print(message, file=sys.stderr)
-    if distributed.several():
+    if distributed.is_multiprocess():
         distributed.end(status)
     return status
 

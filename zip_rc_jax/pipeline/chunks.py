@@ -40,7 +40,7 @@ def write_in_chunks(
         processes left none of theirs here.
       Interrupted: a signal to stop came: after the chunk in hand, or at once while the chunks are joined. All finished chunks are kept.
     """
-    if distributed.is_chief():
+    if distributed.is_primary():
         remove_leftovers(directory.parent, directory.name)
     partial = PartialRollouts(_partial(directory), fingerprint=settings | {"chunk_size": size})
     count, total = -(-len(items) // size), len(items) * each
@@ -55,7 +55,7 @@ def write_in_chunks(
                 if received:
                     raise Interrupted(f"{title}: stopped after {done} of {len(mine)} chunks")
         distributed.barrier()
-        if distributed.is_chief():
+        if distributed.is_primary():
             absent = sorted(set(range(count)) - partial.done())
             if absent:
                 raise UsageError(

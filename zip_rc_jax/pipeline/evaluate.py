@@ -45,7 +45,7 @@ from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.storage import code_version, read_json, run_metadata, with_digest, without_digest, write_json, write_jsonl
 from zip_rc_jax.runtime.temporaries import remove_leftovers
-from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
+from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabChunking, largest_difference, policy_loss
 
 POLICY_RUN = "start policy"
 
@@ -59,7 +59,7 @@ class Decoded:
     seconds: float
 
 
-class Bench:
+class EvaluationRunner:
     """Held-out problems, the grader, and the files that make finished decodes survive an interruption.
 
     They stay when the report has been written: with another beta, or more of them, only what is new is decoded.
@@ -232,7 +232,7 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
     start = start.with_head(trained.head.grid, trained.head.label, trained.head.first_id)
     width = padded_width(max(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts))
     sampleable = trained.head.sampleable(trained.config.vocab_size)
-    vocabulary = VocabularySettings(trained.config, trained.layout, chunk=min(2048, batch_tokens))
+    vocabulary = VocabChunking(trained.config, trained.layout, chunk=min(2048, batch_tokens))
     divergence = PolicyLoss(vocabulary, "forward", kl_weight=1, nll_weight=0)
 
     @jax.jit
@@ -280,7 +280,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     e = config.evaluate
     start = load_policy(config, lm.layout, config.dtype)
     with Grader() as grader:
-        bench = Bench(config, grader, directory / ".partial")
+        bench = EvaluationRunner(config, grader, directory / ".partial")
         ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
         plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), config.fixed_decode, POLICY_RUN)
         decoded = bench.decode(lm, config.fixed_decode, "fixed samples")
@@ -290,7 +290,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
             outcome = bench.decode(lm, setting, name)
             runs.append(online_run(name, setting, outcome))
             if traced is None and setting.strategy == "zip_rc" and setting.beta == e.headline_beta[0]:
-                traced = _telling(outcome, bench.problems)
+                traced = _most_eventful(outcome, bench.problems)
 
     def rollouts(outcome: Decoded) -> list[list[Rollout]]:
         return [as_rollouts(p, r, lm, config.fixed_decode.add_special_tokens) for p, r in zip(bench.problems, outcome.results, strict=True)]
@@ -363,7 +363,7 @@ def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile
     return drawing.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
 
 
-def _telling(decoded: Decoded, found: Sequence[Problem]) -> Result:
+def _most_eventful(decoded: Decoded, found: Sequence[Problem]) -> Result:
     """The result whose trace shows most: of the hardest level, right, with the most paused prefixes."""
     hardest = max(p.level for p in found)
     ranked = [

@@ -56,7 +56,7 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
 
 
 def _tell_grades(config: PipelineConfig) -> None:
-    if not distributed.is_chief():
+    if not distributed.is_primary():
         return
     found = summarize(RolloutSource(run_directory(config) / "graded"))
     write_json(run_directory(config) / "grades.json", to_json(found))

@@ -29,7 +29,7 @@ def added_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]
 
 def check_same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
     """Raises UsageError if the finished dataset there was made with other settings. What an interruption left beside it is removed."""
-    if distributed.is_chief():
+    if distributed.is_primary():
         remove_remains(directory)
     check_same_settings(
         f"dataset {directory}", read_metadata(directory), settings, fix="use another run_dir, or delete it to make it again"

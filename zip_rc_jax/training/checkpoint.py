@@ -66,7 +66,7 @@ class Checkpoints:
         """Waits until the last save is over. Raises OSError if it left no index of its arrays: Orbax only warns of that."""
         last, self._last = self._last, None  # a failure is reported once
         self.manager.wait_until_finished()
-        if last is not None and distributed.is_chief() and not (self.directory / str(last) / "state" / INDEX).is_file():
+        if last is not None and distributed.is_primary() and not (self.directory / str(last) / "state" / INDEX).is_file():
             raise OSError(errno.EIO, "no index of the arrays was written", str(self.directory / str(last)))
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -83,7 +83,7 @@ class Checkpoints:
         damaged: list[str] = []
         for step in steps:
             found, reason = self._read(step, abstract)
-            if distributed.everywhere(found is not None) and found:
+            if distributed.all_processes(found is not None) and found:
                 # All devices sum up their parts of the digests, so all processes come to the same conclusion.
                 unlike = _unlike(*found)
                 if not unlike:
@@ -128,7 +128,7 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int], message: str) -> None:
         """Renames checkpoints, for a run that goes on from an earlier one will want their names."""
-        if distributed.is_chief():
+        if distributed.is_primary():
             print(f"zip-rc train: {message}; what cannot be read was renamed to damaged-STEP", file=sys.stderr)
             with writing(f"new name of a damaged checkpoint in {self.directory}", lambda: "the others are as they were"):
                 for step in steps:

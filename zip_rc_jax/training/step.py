@@ -17,7 +17,7 @@ from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.head import ZipHead, cell_log_probs
 from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
 from zip_rc_jax.runtime.sharding import Layout
-from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, TopK, VocabularySettings, joint_loss, policy_loss, teacher_top_k
+from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, TopK, VocabChunking, joint_loss, policy_loss, teacher_top_k
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +39,7 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
-class StepSettings:
+class TrainSpec:
     """What the step is compiled for. Hashable.
 
     `unrolled`: the layers of parameters, teacher and optimizer have arrays of their own, see `models.stacks.unstack`.
@@ -53,7 +53,7 @@ class StepSettings:
 
 
 def prefers_unrolled(layout: Layout, config: TrainConfig) -> bool:
-    """Whether `StepSettings.unrolled` makes the step faster: on one CPU device, for XLA there copies what a scan takes and leaves.
+    """Whether `TrainSpec.unrolled` makes the step faster: on one CPU device, for XLA there copies what a scan takes and leaves.
 
     Not with `remat`, which XLA on CPU undoes outside a loop, and not in bfloat16, which needs the products of the stacked form.
     """
@@ -94,7 +94,7 @@ def init_adamw(trained: dict[str, Any]) -> tuple[optax.EmptyState, optax.ScaleBy
 
 
 def adamw_update(
-    settings: StepSettings, state: TrainState, grads: dict[str, Any], norm: jax.Array, rate: jax.Array, is_finite: jax.Array
+    settings: TrainSpec, state: TrainState, grads: dict[str, Any], norm: jax.Array, rate: jax.Array, is_finite: jax.Array
 ) -> tuple[dict[str, Any], Any]:
     """Clipped AdamW: the trained parameters after a step, and its new state; the old ones unless `is_finite`.
 
@@ -138,18 +138,18 @@ def init_state(params: dict[str, Any], config: TrainConfig) -> TrainState:
     return TrainState(params, init_adamw(trained_part(params, config)), jnp.int32(0), jnp.int32(0))
 
 
-def frozen(body: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+def cast_teacher(body: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     """The teacher's parameters as the step takes them: in the compute dtype, for nothing moves them."""
     return jax.tree.map(lambda x: x.astype(config.compute_dtype), body)
 
 
 def losses(
-    settings: StepSettings, params: dict[str, Any], teacher: dict[str, Any] | None, batch: TrainBatch
+    settings: TrainSpec, params: dict[str, Any], teacher: dict[str, Any] | None, batch: TrainBatch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The weighted loss of a packed batch and its parts, each a mean over labelled positions.
 
     Args:
-      teacher: body parameters of the frozen starting policy (see `frozen`); None without KL, or where the batch holds its ids.
+      teacher: body parameters of the frozen starting policy (see `cast_teacher`); None without KL, or where the batch holds its ids.
     """
     model, head, layout, config = settings.model, settings.head, settings.layout, settings.train
 
@@ -183,7 +183,7 @@ def losses(
         reference: FullTeacher | TopK | None = batch.teacher and TopK(*batch.teacher)
         if teacher is not None:
             reference = _teacher_policy(settings, forward(teacher), teacher, batch.labelled)
-        vocabulary = VocabularySettings(model, layout, config.loss_chunk)
+        vocabulary = VocabChunking(model, layout, config.loss_chunk)
         objective = PolicyLoss(vocabulary, config.kl_kind, kl_weight=config.kl_weight, nll_weight=config.lm_weight)
         sampleable = head.sampleable(model.vocab_size)
         found, means = policy_loss(objective, hidden, unembedding(model, body), batch.targets, weight, sampleable, reference)
@@ -192,19 +192,19 @@ def losses(
     return loss, parts | {"loss": loss}
 
 
-def _teacher_policy(settings: StepSettings, hidden: jax.Array, body: dict[str, Any], labelled: jax.Array) -> FullTeacher | TopK:
+def _teacher_policy(settings: TrainSpec, hidden: jax.Array, body: dict[str, Any], labelled: jax.Array) -> FullTeacher | TopK:
     """The frozen policy of a batch, as the divergence needs it, from its final hidden states `[B, S, d]`."""
     model, config = settings.model, settings.train
     found = FullTeacher(hidden, unembedding(model, body))
     if config.kl_kind != "forward_topk":
         return found
-    vocabulary = VocabularySettings(model, settings.layout, config.loss_chunk)
+    vocabulary = VocabChunking(model, settings.layout, config.loss_chunk)
     return teacher_top_k(vocabulary, found, labelled, settings.head.sampleable(model.vocab_size), config.kl_top_k)
 
 
 @functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("state",))
 def train_step(
-    settings: StepSettings, state: TrainState, teacher: dict[str, Any] | None, batch: TrainBatch
+    settings: TrainSpec, state: TrainState, teacher: dict[str, Any] | None, batch: TrainBatch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. A step with a non-finite loss or gradient changes nothing but the counters.
 

@@ -36,7 +36,7 @@ from zip_rc_jax.runtime.storage import check_writable, fit_path, in_short, run_m
 from zip_rc_jax.runtime.temporaries import whole_file
 from zip_rc_jax.training.checkpoint import Checkpoints, check_earlier, check_settings
 from zip_rc_jax.training.loss import TopK
-from zip_rc_jax.training.step import StepSettings, TrainState, change_bodies, frozen, init_state, prefers_unrolled, train_step
+from zip_rc_jax.training.step import TrainSpec, TrainState, cast_teacher, change_bodies, init_state, prefers_unrolled, train_step
 from zip_rc_jax.training.tracking import Tracker
 
 TEACHER = "teacher_top_k.npz"
@@ -169,7 +169,7 @@ class Trainer:
             features=labelled_features(lm, rollouts, ForwardSettings.of(config)) if config.cache_features else None,
             teacher=self._cached_teacher(lm, rollouts) if config.cache_teacher else None,
         )
-        notes = advice(rollouts, steps=config.steps, labelled_only=config.cache_features, **packing) if distributed.is_chief() else ()
+        notes = advice(rollouts, steps=config.steps, labelled_only=config.cache_features, **packing) if distributed.is_primary() else ()
         for note in notes:
             print(f"zip-rc {reporting.title}: {note}", file=sys.stderr)
         self.batches = iter(dataset)
@@ -178,11 +178,11 @@ class Trainer:
         axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
         state = init_state(layout.shard(jax.tree.map(jnp.array, lm.params), axes), config)
         runs_teacher = config.kl_weight and not config.cache_teacher
-        self.teacher = layout.shard(frozen(lm.params["body"], config), axes["body"]) if runs_teacher else None
+        self.teacher = layout.shard(cast_teacher(lm.params["body"], config), axes["body"]) if runs_teacher else None
         # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
         self.state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), state)
 
-        self.spec = StepSettings(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
+        self.spec = TrainSpec(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
         self.model = dataclasses.replace(lm, params={})
         self.checkpoints = Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints) if directory else None
         self._skips = _Skips(config.max_skipped, directory)
@@ -205,7 +205,7 @@ class Trainer:
         del self.state  # its moments make room for what `save` reads back
         if self.directory:
             finished.save(self.directory / "model")
-            if distributed.is_chief():
+            if distributed.is_primary():
                 (self.directory / TEACHER).unlink(missing_ok=True)
         return finished
 
@@ -218,7 +218,7 @@ class Trainer:
         if self.spec.unrolled:
             self.state = change_bodies(self.state, functools.partial(unstack, self.spec.model))
             self.teacher = self.teacher and unstack(self.spec.model, self.teacher)
-        if self.directory and distributed.is_chief():
+        if self.directory and distributed.is_primary():
             write_text(self.directory / "settings.json", json.dumps(self._settings, indent=2) + "\n")
             mesh = {"mesh": dict(self.spec.layout.mesh.shape), "processes": jax.process_count()}
             write_json(self.directory / "environment.json", run_metadata(self._settings) | mesh)
@@ -229,8 +229,8 @@ class Trainer:
         start = step = int(self.state.step)
         saved = time.monotonic()
         meter = _Meter(saved)
-        agree = distributed.Agreement()
-        writes = self.directory is not None and distributed.is_chief()
+        agree = distributed.DelayedAny()
+        writes = self.directory is not None and distributed.is_primary()
         with Tracker(self.directory, start, writes=writes) as tracker, progress(title, config.steps, start) as bar:
             while step < config.steps:
                 # Step: nothing here waits for the devices.
@@ -329,10 +329,10 @@ def _cached_teacher(
     """`teacher_features`, made once and kept in `path` as long as the run lasts."""
     made_from = {**settings, "start": lm.digest(), "positions": int(summary_of(rollouts).output.sum())}
     found = _read_teacher(path, made_from)
-    if distributed.everywhere(found is not None) and found:
+    if distributed.all_processes(found is not None) and found:
         return found
     made = teacher_features(lm, rollouts, config)
-    if distributed.is_chief():
+    if distributed.is_primary():
         with writing(f"file {path}"), whole_file(path) as file:
             np.savez(file, made_from=json.dumps(made_from), **made._asdict())
     return made
@@ -355,7 +355,7 @@ def _read_teacher(path: pathlib.Path, made_from: dict[str, Any]) -> TopK | None:
         return None
 
 
-def stacked(settings: StepSettings, state: TrainState) -> TrainState:
+def stacked(settings: TrainSpec, state: TrainState) -> TrainState:
     """The state as checkpoints hold it, whatever form the step works on."""
     return change_bodies(state, functools.partial(restack, settings.model)) if settings.unrolled else state
 
@@ -406,7 +406,7 @@ class _Skips:
         if self.directory is None:
             return ""
         # Each process has the tokens of its own rows.
-        path = self.directory / f"skipped_batch_{step}{f'_of_{jax.process_index()}' if distributed.several() else ''}.npz"
+        path = self.directory / f"skipped_batch_{step}{f'_of_{jax.process_index()}' if distributed.is_multiprocess() else ''}.npz"
         np.savez_compressed(path, **{k: v for k, v in vars(batch).items() if v is not None})
         return f"look at the last batch ({path}); "
 
