@@ -82,7 +82,7 @@ class _Fields:
         _refuse(
             np.isnan(reward),
             f"have no {label!r} label",
-            "run `zip-rc grade`, or set it" if label == "correct" else "run `zip-rc label`, or set it",
+            f"set it, or run `zip-rc {'grade' if label == 'correct' else 'label'}`",
         )
         _refuse((reward < 0) | (reward > 1), f"have a {label!r} label outside [0, 1]", "rescale the labels")
         empty = (summary.prompt < 1) | (summary.output < 1)
