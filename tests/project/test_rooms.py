@@ -32,7 +32,8 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-# (file, room that it imports from): where the direction is not kept yet. An entry that is no longer needed fails the test.
+# (file, room that it imports from): where the direction is not kept yet. An entry that is no longer
+# needed fails the test.
 KNOWN = {("predict.py", "evaluation"), ("predict.py", "training")}
 
 

@@ -13,8 +13,8 @@ from zip_rc_jax.runtime.errors import UsageError
 
 
 def with_model(config: PipelineConfig, name: str) -> PipelineConfig:
-    """The config with the sizes of its model in `model`: those of `policy.path` or `policy.start` if it is on this machine, else as
-    they stand.
+    """The config with the sizes of its model in `model`: those of `policy.path` or `policy.start`
+    if it is on this machine, else as they stand.
 
     Args:
       name: of the file, for messages.
@@ -34,7 +34,8 @@ def with_model(config: PipelineConfig, name: str) -> PipelineConfig:
 
 
 def sizes_on_disk(path: str) -> ModelConfig | None:
-    """Sizes of a model on this machine, without its parameters where the format allows; None if it is not here.
+    """Sizes of a model on this machine, without its parameters where the format allows; None if it
+    is not here.
 
     Raises:
       UsageError: it is here and damaged.

@@ -31,7 +31,9 @@ class Command(Protocol):
 def add_stage_parser(
     commands: argparse._SubParsersAction, name: str, summary: str, details: str, *, together: bool
 ) -> argparse.ArgumentParser:
-    """A parser with a config file and overrides; `together` if several processes may run the command together."""
+    """A parser with a config file and overrides; `together` if several processes may run the
+    command together.
+    """
     parser = commands.add_parser(
         name, help=summary, description=details, epilog=HELP if together else None, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,7 +64,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(arguments: argparse.Namespace) -> PipelineConfig:
-    """The config file of the arguments with their overrides. Raises UsageError if it cannot be read."""
+    """The config file of the arguments with their overrides. Raises UsageError if it cannot be
+    read.
+    """
     from zip_rc_jax.config.files import load_config
 
     return load_config(arguments.config, arguments.overrides)

@@ -63,7 +63,9 @@ def _add_target(parser: argparse.ArgumentParser, topology: str, mesh: str) -> No
 
 
 def config_of(arguments: argparse.Namespace) -> PipelineConfig:
-    """The config that the arguments name, with the sizes of its model. Raises UsageError if there is none."""
+    """The config that the arguments name, with the sizes of its model. Raises UsageError if there
+    is none.
+    """
     from zip_rc_jax.aot.model_sizes import sizes_on_disk, with_model
     from zip_rc_jax.config.files import load_config
 
@@ -79,7 +81,9 @@ def config_of(arguments: argparse.Namespace) -> PipelineConfig:
 
 
 def compile_from(arguments: argparse.Namespace) -> Report:
-    """The report that the parsed arguments ask for. Raises UsageError as `compile_train` and `compile_decode` do."""
+    """The report that the parsed arguments ask for. Raises UsageError as `compile_train` and
+    `compile_decode` do.
+    """
     import jax
 
     from zip_rc_jax.aot.programs import compile_decode, compile_train
@@ -100,7 +104,8 @@ def compile_from(arguments: argparse.Namespace) -> Report:
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Prints the report. Returns 0, or 1 if something does not fit with 10% to spare or spends too many operations.
+    """Prints the report. Returns 0, or 1 if something does not fit with 10% to spare or spends too
+    many operations.
 
     Raises:
       UsageError: as `compile_from`.

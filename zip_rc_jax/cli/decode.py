@@ -54,12 +54,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """Decodes the prompts, and prints or writes the answers.
 
-    With an output directory, finished results there are never replaced: of the same settings there is nothing to do, and others are
-    refused. It is one process at a time that works in it.
+    With an output directory, finished results there are never replaced: of the same settings there
+    is nothing to do, and others are refused. It is one process at a time that works in it.
 
     Raises:
-      UsageError: an output directory that another process works in, or that holds results of other settings;
-        no prompts, both kinds of prompts, a bad option, mesh or file; before the model is loaded where possible.
+      UsageError: an output directory that another process works in, or that holds results of other
+        settings; no prompts, both kinds of prompts, a bad option, mesh or file; before the model is
+        loaded where possible.
     """
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.cli.decode_output import DecodeOutput, hash_of
@@ -76,6 +77,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
     from zip_rc_jax.runtime.storage import Journal, check_writable, run_metadata, write_json, write_jsonl
 
+    # Arguments: what can be checked without a model is checked before one is loaded.
     started = time.time()
     config = resolve(None, from_dotlist(arguments.overrides, "option", "n=8"))
     chat = from_dotlist(arguments.template_arg, "--template-arg", "enable_thinking=false")
@@ -90,6 +92,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     for name in chat:
         check_variable(name)
     key_data(arguments.seed)
+
+    # Prompts.
     found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
     prompts: list[Prompt] = [p.question for p in found] or arguments.prompt
     with _lines_named(arguments.input, found):
@@ -98,6 +102,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             check_text(number, text)
     if arguments.chat:
         prompts = [[{"role": "user", "content": text}] for text in prompts]
+
+    # Model, and the answers on the screen.
     layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
     alone = only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext()
     with _lines_named(arguments.input, found), alone:
@@ -106,6 +112,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             results = decode_prompts(lm, prompts, config, arguments.seed, chat, live=arguments.stream)
             _graded(found, results)
             return print_answers(results)
+
+        # Or in a directory, whose journal holds what an earlier call finished.
         asked = {"decode": to_dict(config), "seed": arguments.seed, "dtype": arguments.dtype, "answers": hash_of([p.answer for p in found])}
         output = DecodeOutput(arguments.output, lm, prompts, chat, asked)
         if output.finished:
@@ -114,6 +122,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         with template_time(output.time):
             journal = Journal(output.partial, fingerprint=output.fingerprint)
             results = decode_prompts(lm, prompts, config, arguments.seed, chat, journal=journal, live=arguments.stream)
+
+        # The files, complete at once; the journal goes last.
         rows = _graded(found, results)
         write_jsonl(output.results, rows)
         metadata = run_metadata({"decode": to_dict(config)}, argv, started)
@@ -124,7 +134,9 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _lines_named(path: pathlib.Path | None, found: Sequence[Problem]) -> Iterator[None]:
-    """An error about "prompt 3" inside names the line of the file `path` that the prompt `found[3]` comes from."""
+    """An error about "prompt 3" inside names the line of the file `path` that the prompt `found[3]`
+    comes from.
+    """
     try:
         yield
     except UsageError as error:
@@ -135,7 +147,9 @@ def _lines_named(path: pathlib.Path | None, found: Sequence[Problem]) -> Iterato
 
 
 def _graded(found: Sequence[Problem], results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Results as rows, with `answer` and `correct` where the input file has an answer; the accuracy is printed."""
+    """Results as rows, with `answer` and `correct` where the input file has an answer; the accuracy
+    is printed.
+    """
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.grading.grader import Grader, correct
 

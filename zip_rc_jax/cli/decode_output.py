@@ -28,8 +28,10 @@ class DecodeOutput:
 
     Attributes:
       results, metadata, partial: paths.
-      fingerprint: all that decides the results: model, settings, and the prompts as the template rendered them.
-      time: what a template that writes the date sees: when the directory was begun. None if the template writes none.
+      fingerprint: all that decides the results: model, settings, and the prompts as the template
+        rendered them.
+      time: what a template that writes the date sees: when the directory was begun. None if the
+        template writes none.
       finished: whether the results are there, of the same fingerprint.
     """
 
@@ -37,7 +39,8 @@ class DecodeOutput:
         """Args: `asked` are the further parts of the fingerprint.
 
         Raises:
-          UsageError: results of another fingerprint, or of one that is not known, are there; or a template refuses a prompt.
+          UsageError: results of another fingerprint, or of one that is not known, are there; or a
+            template refuses a prompt.
         """
         self.results, self.metadata = directory / "results.jsonl", directory / "metadata.json"
         self.partial = directory / "results.partial.jsonl"
@@ -74,7 +77,9 @@ class DecodeOutput:
 
 
 def _time(begun: dict[str, Any] | None, directory: pathlib.Path) -> datetime.datetime:
-    """The time that templates see: the recorded one, so that a run that is resumed on another day goes on with the same prompts; or now."""
+    """The time that templates see: the recorded one, so that a run that is resumed on another day
+    goes on with the same prompts; or now.
+    """
     recorded = (begun or {}).get("template_time")
     if recorded is None:
         return datetime.datetime.now().replace(microsecond=0)

@@ -28,7 +28,9 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
-    """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level is in the report)."""
+    """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level
+    is in the report).
+    """
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table
     from zip_rc_jax.models.io.load import load

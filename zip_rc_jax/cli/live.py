@@ -1,4 +1,6 @@
-"""Decoding as a command shows it: a progress bar, every decision as it is made, or the answers at the end."""
+"""Decoding as a command shows it: a progress bar, every decision as it is made, or the answers at
+the end.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,13 @@ def decode_prompts(
     journal: Journal | None = None,
     live: bool = False,
 ) -> list[Result]:
-    """Results of all prompts, in order: those that the journal holds, and the others, which it gets as they come.
+    """Results of all prompts, in order: those that the journal holds, and the others, which it gets
+    as they come.
 
     Args:
       chat: variables of the chat template.
-      live: print every decision (per prefix P(correct), tokens left, the action, and what it has written since), not a progress bar.
+      live: print every decision (per prefix P(correct), tokens left, the action, and what it has
+        written since), not a progress bar.
     """
     results = {x["index"]: Result.from_dict(x["result"]) for x in journal.values} if journal else {}
     if results:
@@ -51,7 +55,8 @@ def decode_prompts(
     if not rest:  # the call before was interrupted after its last prompt
         return [results[i] for i in range(len(prompts))]
     with contextlib.nullcontext() if live else progress("decode", len(prompts), len(results)) as bar:
-        # What a prompt gives does not depend on the others, so nothing shows that some were decoded before.
+        # What a prompt gives does not depend on the others, so nothing shows that some were decoded
+        # before.
         for event in decode_stream(lm, [prompts[i] for i in rest], config, seed=seed, chat_template_kwargs=chat):
             event = dataclasses.replace(event, prompt_index=rest[event.prompt_index])
             if live:

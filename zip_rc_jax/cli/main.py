@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parsed arguments. Overrides may stand anywhere, also after options (argparse alone would refuse that)."""
+    """Parsed arguments. Overrides may stand anywhere, also after options (argparse alone would
+    refuse that).
+    """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     wrong = [item for item in rest if item.startswith("-") or "=" not in item]
@@ -65,7 +67,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """What `zip-rc` does (see `__main__`). Returns the exit status: 0, 2 for bad input, 130 after an interruption.
+    """What `zip-rc` does (see `__main__`). Returns the exit status: 0, 2 for bad input, 130 after
+    an interruption.
 
     `zip-rc compile` returns 1 if a program does not fit or computes too much.
     """
@@ -110,7 +113,9 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _resumes(arguments: argparse.Namespace) -> bool:
-    """Whether the same command goes on where it was interrupted: what has an `--output` does if it is given."""
+    """Whether the same command goes on where it was interrupted: what has an `--output` does if it
+    is given.
+    """
     return arguments.command not in STARTS_ANEW and bool(getattr(arguments, "output", True))
 
 
@@ -124,7 +129,9 @@ def _end(status: int, message: str) -> int:
 
 
 def _count_compiling() -> list[float]:
-    """A list that JAX's compilations (or reading one that was kept) will add their seconds to, for the rest of the process."""
+    """A list that JAX's compilations (or reading one that was kept) will add their seconds to, for
+    the rest of the process.
+    """
     from jax import monitoring
 
     found: list[float] = []
@@ -140,7 +147,8 @@ def _count_compiling() -> list[float]:
 def _quiet() -> None:
     """Compiled programs are kept between calls, and libraries only speak when something is wrong.
 
-    Orbax, TensorStore's user, reports a loss as a warning (through absl), so warnings are let through.
+    Orbax, TensorStore's user, reports a loss as a warning (through absl), so warnings are let
+    through.
     """
     import jax
 

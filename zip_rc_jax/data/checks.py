@@ -58,7 +58,9 @@ def check_records(rollouts: object) -> Sequence[Rollout]:
 
 
 def digest_of(rollouts: Sequence[Rollout]) -> str:
-    """32 hex digits of all that a training sees of the rollouts, in their order. Reads each of them."""
+    """32 hex digits of all that a training sees of the rollouts, in their order. Reads each of
+    them.
+    """
     hasher = hashlib.blake2b(digest_size=16)
     for r in rollouts:
         for ids in (r.prompt_token_ids, r.output_token_ids):

@@ -1,4 +1,5 @@
-"""The decoder-only transformer of all families: Flax NNX modules behind pure functions on plain parameters.
+"""The decoder-only transformer of all families: Flax NNX modules behind pure functions on plain
+parameters.
 
 `init_params` builds the module once; `forward_packed` and `forward_cached` merge plain parameters
 back into it inside a jitted function. Layer parameters are stacked from initialisation (leading
@@ -30,7 +31,9 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, plus_one: bool) -> jax.Array:
-    """`x / rms(x) * scale` over the last axis, computed in float32; times `1 + scale` with `plus_one`."""
+    """`x / rms(x) * scale` over the last axis, computed in float32; times `1 + scale` with
+    `plus_one`.
+    """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
     return (y * (scale.astype(jnp.float32) + plus_one)).astype(x.dtype)
@@ -43,10 +46,11 @@ def _norm_scale(config: ModelConfig, shape: tuple[int, ...]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def product(x: jax.Array, weight: jax.Array, master: jax.Array, dtype: Any) -> jax.Array:
-    """`x [..., m] @ weight [m, n]` as `dtype`, where `weight` stands for the parameter `master` in another dtype or layout.
+    """`x [..., m] @ weight [m, n]` as `dtype`, where `weight` stands for the parameter `master` in
+    another dtype or layout.
 
-    The gradient goes to `master` alone, summed in its own dtype: a float32 parameter that is used in bfloat16 gets a float32
-    gradient, over all positions, all chunks of a loop and all devices.
+    The gradient goes to `master` alone, summed in its own dtype: a float32 parameter that is used
+    in bfloat16 gets a float32 gradient, over all positions, all chunks of a loop and all devices.
     """
     del master
     return jnp.matmul(x, weight, preferred_element_type=dtype)
@@ -59,7 +63,8 @@ def _product_forward(x: jax.Array, weight: jax.Array, master: jax.Array, dtype: 
 def _product_backward(dtype: Any, saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array]:
     x, weight, like_master = saved
     cotangent = cotangent.astype(x.dtype)
-    # XLA's CPU backend has no fast path for weight gradients that contract over two axes: all positions become one axis.
+    # XLA's CPU backend has no fast path for weight gradients that contract over two axes: all
+    # positions become one axis.
     flat = x.reshape(-1, x.shape[-1]).T
     gradient = jnp.matmul(flat, cotangent.reshape(-1, cotangent.shape[-1]), preferred_element_type=like_master.dtype)
     return jnp.matmul(cotangent, weight.T), None, gradient
@@ -69,7 +74,8 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def project(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` in the dtype of `x`, as one two-dimensional matmul.
+    """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` in the dtype of `x`, as one
+    two-dimensional matmul.
 
     XLA's CPU backend has no fast path for weight gradients that contract over two axes (they made
     the backward pass clearly slower here), so batch and sequence are merged first.
@@ -107,9 +113,11 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Block(nnx.Module):
-    """A stack of layers of one type: every parameter has a leading axis "layers". Called on one slice of it inside the scan.
+    """A stack of layers of one type: every parameter has a leading axis "layers". Called on one
+    slice of it inside the scan.
 
-    `unrolled`: a single layer whose kernels are those of `stacks.unstack`, with their input axes last.
+    `unrolled`: a single layer whose kernels are those of `stacks.unstack`, with their input axes
+    last.
     """
 
     def __init__(self, config: ModelConfig, kind: str, count: int, rngs: nnx.Rngs, unrolled: bool = False):
@@ -155,7 +163,9 @@ class Block(nnx.Module):
         return nnx.Param(jnp.zeros((self.count, *shape)), axes=("layers", *axes))
 
     def project(self, x: jax.Array, weight: jax.Array) -> jax.Array:
-        """`[B, T, *out]` from `x [B, T, *in]` and a kernel `[*in, *out]`, or `[*out, *in]` if unrolled."""
+        """`[B, T, *out]` from `x [B, T, *in]` and a kernel `[*in, *out]`, or `[*out, *in]` if
+        unrolled.
+        """
         inputs = x.ndim - 2
         x = x.reshape(*x.shape[:2], -1)
         if self.unrolled:
@@ -184,7 +194,8 @@ class Block(nnx.Module):
     def conv_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What is convolved, and the gate of the result, both `[B, T, d]` (LFM2)."""
         x = self.norm(x, self.mixer_norm)
-        # Three products: in one, the channels would be merged with the part's number and lose their place on the mesh.
+        # Three products: in one, the channels would be merged with the part's number and lose their
+        # place on the mesh.
         kernels = [self.conv_in[...][part] if self.unrolled else self.conv_in[...][:, part] for part in range(3)]
         parts = [self.project(x, kernel) for kernel in kernels]
         if self.config.conv_bias:
@@ -197,7 +208,8 @@ class Block(nnx.Module):
         Args:
           before: `[B, W - 1 + T, d]`, inputs with those of the `W - 1` earlier positions in front.
           gate: `[B, T, d]`.
-          positions: `[B, T]` within the sequence: taps that would reach before its start (into the segment packed before it) are 0.
+          positions: `[B, T]` within the sequence: taps that would reach before its start (into the
+            segment packed before it) are 0.
         """
         taps, steps, kernel = self.config.conv_kernel, gate.shape[1], self.conv[...].astype(gate.dtype)
         y = jnp.zeros_like(gate)
@@ -222,7 +234,9 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Embedding, stacked blocks, final norm and unembedding. Its parameters are used as plain nested dicts."""
+    """Embedding, stacked blocks, final norm and unembedding. Its parameters are used as plain
+    nested dicts.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, unrolled: bool = False):
         c = config
@@ -256,8 +270,8 @@ def param_axes(config: ModelConfig) -> Params:
     return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.axes), state, is_leaf=lambda p: isinstance(p, nnx.Param)))
 
 
-# What stands between the two norms of a layer: (block, hidden states, number of the layer in its stack, the
-# stack's cache or None) -> (the mixer's output, the updated cache or None).
+# What stands between the two norms of a layer: (block, hidden states, number of the layer in its
+# stack, the stack's cache or None) -> (the mixer's output, the updated cache or None).
 Mixer = Callable[[Block, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
@@ -321,10 +335,11 @@ def forward_cached(
     live: jax.Array | None = None,
     unrolled: bool = False,
 ) -> tuple[jax.Array, Cache]:
-    """Final hidden states (after the last norm) of the next tokens of every row, and the updated cache.
+    """Final hidden states (after the last norm) of the next tokens of every row, and the updated
+    cache.
 
-    The keys of `tokens` are written to slots `positions`. Every query attends to all slots up to its
-    own position. So prefill, chunked prefill and decoding are one path.
+    The keys of `tokens` are written to slots `positions`. Every query attends to all slots up to
+    its own position. So prefill, chunked prefill and decoding are one path.
 
     Args:
       tokens: `[B, T]` int32. With a cache of `X` shards, the first `B / X` rows of every shard.
@@ -383,7 +398,9 @@ def _with_params(config: ModelConfig, params: Params, unrolled: bool) -> Transfo
 
 
 def _embed(config: ModelConfig, model: Transformer, tokens: jax.Array, layout: Layout, dtype: Any) -> jax.Array:
-    """What the first layer sees: `[B, T, d_model]` in `dtype`, or in that of the parameters if it is None."""
+    """What the first layer sees: `[B, T, d_model]` in `dtype`, or in that of the parameters if it
+    is None.
+    """
     x = model.embed[...][tokens].astype(dtype or model.embed[...].dtype)
     if config.scale_embedding:
         x = x * jnp.asarray(config.d_model**0.5, x.dtype)
@@ -426,11 +443,13 @@ def _run_layers(
     for segment in segments(config.kinds, unrolled):
         parts = {s.name: nnx.split(model.blocks[s.name]) for s in segment.stacks}
 
-        # The cache is carried, not scanned over, so XLA updates it in place instead of stacking a copy per step.
+        # The cache is carried, not scanned over, so XLA updates it in place instead of stacking a
+        # copy per step.
         def layers(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, Any], parts: Any = parts) -> tuple[tuple[jax.Array, Any], None]:
             (x, caches), (layer, weights) = carry, inputs
             for name, (definition, _) in parts.items():
-                # Layer by layer, also where the scan takes several at once: the backward pass then holds the inside of one.
+                # Layer by layer, also where the scan takes several at once: the backward pass then
+                # holds the inside of one.
                 one = functools.partial(run, definition)
                 x, new = (jax.checkpoint(one) if remat else one)(weights[name], x, layer, caches.get(name))
                 caches = caches if new is None else {**caches, name: new}
@@ -449,7 +468,9 @@ def _scale(config: ModelConfig) -> float:
 
 
 def _cached_attentions(config: ModelConfig, positions: jax.Array, slots: int) -> dict[str, Attention]:
-    """Per attention type, what queries at `positions [B, T]` do with the first `slots` slots of a cache."""
+    """Per attention type, what queries at `positions [B, T]` do with the first `slots` slots of a
+    cache.
+    """
     distance = positions[:, :, None] - jnp.arange(slots)
     masks = {"attention": distance >= 0}
     if config.sliding_window:
@@ -464,7 +485,9 @@ def _packed_attentions(config: ModelConfig, layout: Layout, segment_ids: jax.Arr
 
 
 def _once(function: Callable[[], Any], positions: jax.Array) -> Any:
-    """`function()`, computed before the layers. Without a branch, XLA on CPU fuses it into every unrolled layer and computes it anew."""
+    """`function()`, computed before the layers. Without a branch, XLA on CPU fuses it into every
+    unrolled layer and computes it anew.
+    """
     shapes = jax.eval_shape(function)
     return jax.lax.cond(positions[0, 0] >= 0, function, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
@@ -491,7 +514,8 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
 
 
 def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array, master: jax.Array | None = None) -> jax.Array:
-    """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N, d_model]`, soft-capped if the model is.
+    """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N,
+    d_model]`, soft-capped if the model is.
 
     Args:
       master: the parameter that `table` stands for, see `product`; None if it is `table` itself.

@@ -279,6 +279,9 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     directory = run_directory(config) / "report"
     e = config.evaluate
     start = load_policy(config, lm.layout, config.dtype)
+
+    # Decoding: the samples of the baselines, then every setting of the sweep. What an earlier call
+    # finished is read.
     with Grader() as grader:
         bench = EvaluationRunner(config, grader, directory / ".partial")
         ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
@@ -295,16 +298,21 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     def rollouts(outcome: Decoded) -> list[list[Rollout]]:
         return [as_rollouts(p, r, lm, config.fixed_decode.add_special_tokens) for p, r in zip(bench.problems, outcome.results, strict=True)]
 
+    # Predictions along the samples, by prompt.
     samples = rollouts(decoded)
     found = profiles(lm, list(itertools.chain(*samples)), ForwardSettings(config.label.batch_tokens), "predictions")
     finished: np.ndarray = np.array([[x.finish_reason == "stop" for x in r.prefixes] for r in decoded.results])
     whole: np.ndarray = np.all(finished, axis=1)
     by_prompt = [found[i : i + pool.n_samples] for i in range(0, len(found), pool.n_samples)]
+
+    # Baselines from the samples, among them the model's own opinion if it is asked.
     curves, asked = baseline_curves(pool), dict[str, float]()
     if ask is not None:
         values, extra = ask(samples)
         curves[SELF_EVALUATION] = self_evaluation_curve(pool, values, extra)
         asked = {"self_evaluation/within_prompt_auc": metrics.within_prompt_auc(values, pool.correct)[0]}
+
+    # Comparison.
     evaluation = Evaluation(
         metadata={},
         pool=pool,

@@ -23,14 +23,16 @@ GRADED_ROLLOUTS = 1024  # of a chunk: minutes of work at most, and an interrupti
 
 
 def make_grades(config: PipelineConfig) -> pathlib.Path:
-    """Grades the rollouts with the task's own scorer, those without a task as free-form mathematics; result in `run_dir/graded`.
+    """Grades the rollouts with the task's own scorer, those without a task as free-form
+    mathematics; result in `run_dir/graded`.
 
-    Then it prints the share of right responses, of those without an answer and of those that were cut off, and writes
-    the counts to `run_dir/grades.json`. See `GradeConfig` for what a cut-off response is worth, and
-    `chunks.write_in_chunks` for interruptions and several processes.
+    Then it prints the share of right responses, of those without an answer and of those that were
+    cut off, and writes the counts to `run_dir/grades.json`. See `GradeConfig` for what a cut-off
+    response is worth, and `chunks.write_in_chunks` for interruptions and several processes.
 
     Raises:
-      UsageError: no rollouts there, one without a reference answer, or the result was made from others.
+      UsageError: no rollouts there, one without a reference answer, or the result was made from
+        others.
     """
     directory = run_directory(config) / "graded"
     check_output(config, "graded")

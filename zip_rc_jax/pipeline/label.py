@@ -25,7 +25,8 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
     See `chunks.write_in_chunks` for interruptions and several processes.
 
     Raises:
-      UsageError: no rollouts or critic there, rollouts of another model, or the result was made from others.
+      UsageError: no rollouts or critic there, rollouts of another model, or the result was made
+        from others.
     """
     directory = run_directory(config) / "labelled"
     check_output(config, "labelled")

@@ -13,7 +13,8 @@ from zip_rc_jax.runtime.errors import UsageError
 
 
 def export_parquet(config: PipelineConfig, directory: pathlib.Path) -> pathlib.Path:
-    """Writes the dataset of a stage also as `run_dir/STAGE.parquet`, in the authors' schema; nothing if that is there already.
+    """Writes the dataset of a stage also as `run_dir/STAGE.parquet`, in the authors' schema;
+    nothing if that is there already.
 
     Raises:
       UsageError: another file has that name, or it is unknown how the rollouts were sampled.
@@ -28,7 +29,9 @@ def export_parquet(config: PipelineConfig, directory: pathlib.Path) -> pathlib.P
 
 
 def _generation(config: PipelineConfig, source: RolloutSource) -> GenerationInfo | list[GenerationInfo]:
-    """How the rollouts of a stage's dataset were sampled, from the metadata of the stages before it."""
+    """How the rollouts of a stage's dataset were sampled, from the metadata of the stages before
+    it.
+    """
     origin = source.metadata
     while parent := origin.get("graded") or origin.get("rollouts"):
         origin = parent
@@ -54,5 +57,7 @@ def _generation(config: PipelineConfig, source: RolloutSource) -> GenerationInfo
 
 
 def asks_for_reasoning(prompt: dict[str, Any], template: str) -> bool:
-    """Whether these prompts let the model think first: templates that can (Qwen3's) do unless `enable_thinking` is false."""
+    """Whether these prompts let the model think first: templates that can (Qwen3's) do unless
+    `enable_thinking` is false.
+    """
     return prompt["style"] == "chat" and "enable_thinking" in template and bool(prompt["chat_template_kwargs"].get("enable_thinking", True))

@@ -24,11 +24,12 @@ LARGEST_NUMBER = 120  # a chain sum of 8 digits stays within 72 even if every st
 
 
 def solution_rollouts(config: PipelineConfig, tokenizer: Tokenizer) -> list[Rollout]:
-    """Training texts of a demo policy as rollouts: prompts of the training split with written solutions.
+    """Training texts of a demo policy as rollouts: prompts of the training split with written
+    solutions.
 
     Raises:
-      UsageError: a problem that is no chain sum, a prompt that leaves no room in a row for the shortest of several solutions, or see
-        `prompt_texts`.
+      UsageError: a problem that is no chain sum, a prompt that leaves no room in a row for the
+        shortest of several solutions, or see `prompt_texts`.
     """
     rng = random.Random(config.policy.train.seed)
     found = problems(config.task, "train", config.policy.examples)
@@ -57,7 +58,9 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Tokenizer) -> list[Roll
 
 
 def make_policy(config: PipelineConfig) -> LanguageModel:
-    """Trains a demo policy on worked solutions, from scratch or from `policy.start`; result in `run_dir/policy`."""
+    """Trains a demo policy on worked solutions, from scratch or from `policy.start`; result in
+    `run_dir/policy`.
+    """
     if config.policy.start:
         lm = load(config.policy.start, layout=train_layout(config))
     else:

@@ -1,4 +1,6 @@
-"""What a stage records about its inputs, so that a later call does not go on with the work of other settings."""
+"""What a stage records about its inputs, so that a later call does not go on with the work of other
+settings.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,17 @@ def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any
 
 
 def added_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Ids that prompts begin and end with by the tokenizer's own settings; empty if there are none, as before these were added."""
+    """Ids that prompts begin and end with by the tokenizer's own settings; empty if there are none,
+    as before these were added.
+    """
     added = [list(ids) for ids in tokenizer.added_ids] if config.decode.add_special_tokens else []
     return {"added_ids": added} if any(added) else {}
 
 
 def check_same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raises UsageError if the finished dataset there was made with other settings. What an interruption left beside it is removed."""
+    """Raises UsageError if the finished dataset there was made with other settings. What an
+    interruption left beside it is removed.
+    """
     if distributed.is_primary():
         remove_remains(directory)
     check_same_settings(

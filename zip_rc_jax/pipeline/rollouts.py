@@ -24,13 +24,16 @@ from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, devices_worth_usin
 
 
 def make_rollouts(config: PipelineConfig) -> pathlib.Path:
-    """Samples the policy on the training problems; result in `run_dir/rollouts`. Finished chunks survive an interruption.
+    """Samples the policy on the training problems; result in `run_dir/rollouts`. Finished chunks
+    survive an interruption.
 
-    Several processes share the chunks that are not there yet. A sample depends on the seed, its prompt and how many problems before it
-    have the same one, so the result is the same for any number of them, also if it changes between an interruption and the next start.
+    Several processes share the chunks that are not there yet. A sample depends on the seed, its
+    prompt and how many problems before it have the same one, so the result is the same for any
+    number of them, also if it changes between an interruption and the next start.
 
     Raises:
-      UsageError: `config.data` names other rollouts, the directory holds some of other settings, or the policy or task is impossible.
+      UsageError: `config.data` names other rollouts, the directory holds some of other settings, or
+        the policy or task is impossible.
     """
     if config.data:
         raise UsageError(f"data={config.data!r}", "this stage samples rollouts itself", "leave data out, or go on with `zip-rc grade`")
@@ -43,8 +46,12 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     if directory.is_dir():
         check_same_source(directory, settings)
         return directory
+
+    # Every problem is a request with samples of its own.
     found = problems(config.task, "train", r.prompts)
     requests = with_own_samples(prompt_texts(found, config, policy.tokenizer), r.seed)
+
+    # Plain sampling on the one engine there is.
     decode = DecodeConfig(
         strategy="fixed",
         n=r.samples,
@@ -58,7 +65,8 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         min_p=r.min_p,
         add_special_tokens=config.decode.add_special_tokens,
     )
-    # The joint is not read here; a head is attached so that sampling runs on the one engine there is.
+    # The joint is not read here; a head is attached so that sampling runs on the one engine there
+    # is.
     engine = Engine(policy.with_head(config.grid.grid("correct"), "correct"), decode, r.seed)
 
     def sample(part: Sequence[Problem]) -> list[Rollout]:
@@ -69,14 +77,18 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
 
 
 def sampling_layout(rows: int, samples: int) -> Layout:
-    """Most devices of this process worth using over which `rows` rows divide, with room for all samples of a prompt on each; else one."""
+    """Most devices of this process worth using over which `rows` rows divide, with room for all
+    samples of a prompt on each; else one.
+    """
     devices = devices_worth_using()
     used = max((count for count in range(1, devices + 1) if rows % count == 0 and rows // count >= samples), default=1)
     return side_by_side(used, DECODE_RULES)
 
 
 def refuse_failure(p: Problem, result: Result) -> None:
-    """Raises UsageError if the model failed on the prompt; what broke off there is no sample of the policy."""
+    """Raises UsageError if the model failed on the prompt; what broke off there is no sample of the
+    policy.
+    """
     if result.error:
         raise UsageError(f"problem {p.index} (level {p.level}, seed {p.seed})", result.error, "look at the model's weights and dtype")
 

@@ -1,4 +1,6 @@
-"""The run directory that all stages read and write: its paths, the starting policy, and the rollouts of a stage."""
+"""The run directory that all stages read and write: its paths, the starting policy, and the
+rollouts of a stage.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def run_directory(config: PipelineConfig) -> pathlib.Path:
     """Where all stages read and write; a leading `~` is the home directory.
 
     Raises:
-      UsageError: the config names none, or one below which checkpoints would be lost (see `fit_path`).
+      UsageError: the config names none, or one below which checkpoints would be lost (see
+        `fit_path`).
     """
     if not config.run_dir:
         raise UsageError("run_dir=''", "every stage reads and writes there", "add run_dir=runs/NAME")
@@ -27,7 +30,8 @@ def run_directory(config: PipelineConfig) -> pathlib.Path:
 
 
 def check_output(config: PipelineConfig, name: str, *parts: str) -> None:
-    """Before anything expensive: what the stage writes to `run_dir/NAME` can be written, unless it is there already.
+    """Before anything expensive: what the stage writes to `run_dir/NAME` can be written, unless it
+    is there already.
 
     Args:
       parts: of the name of the directory below `run_dir/NAME` that files go to.
@@ -43,12 +47,15 @@ def check_output(config: PipelineConfig, name: str, *parts: str) -> None:
 
 
 def source_path(config: PipelineConfig, stage: str) -> pathlib.Path:
-    """The rollouts that a stage reads: `config.data`, or those that the stage before left in the run directory."""
+    """The rollouts that a stage reads: `config.data`, or those that the stage before left in the
+    run directory.
+    """
     return pathlib.Path(config.data) if config.data else run_directory(config) / stage
 
 
 def load_policy(config: PipelineConfig, layout: Layout | None = None, dtype: str = "float32") -> LanguageModel:
-    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory. `layout`, `dtype`: see `load`.
+    """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory.
+    `layout`, `dtype`: see `load`.
 
     Raises:
       UsageError: there is none, or see `load`.
@@ -69,7 +76,9 @@ def train_layout(config: PipelineConfig) -> Layout:
 
 
 def random_access(path: pathlib.Path) -> tuple[Sequence[Rollout], dict[str, Any]]:
-    """See `open_rollouts`. Those of a dataset are read as they are used; those of Parquet files, which are read in order, lie in memory."""
+    """See `open_rollouts`. Those of a dataset are read as they are used; those of Parquet files,
+    which are read in order, lie in memory.
+    """
     from zip_rc_jax.data.parquet import open_rollouts  # needs pyarrow, and evaluation does not
 
     source, metadata = open_rollouts(path)

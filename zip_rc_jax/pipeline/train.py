@@ -22,7 +22,8 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
     """Trains "critic", "final" or "lite" from the starting policy; result in `run_dir/STAGE`.
 
     Raises:
-      UsageError: an unknown stage, the stage before it has not run, or rollouts that another model sampled or that lack the label.
+      UsageError: an unknown stage, the stage before it has not run, or rollouts that another model
+        sampled or that lack the label.
     """
     if stage not in TRAIN_STAGES:
         raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them")
@@ -30,6 +31,8 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         check_output(config, stage, "checkpoints")
     if stage == "policy":
         return make_policy(config)
+
+    # What it trains on, and what it starts from.
     settings: TrainConfig = getattr(config, stage)
     path = source_path(config, "graded" if settings.label == "correct" else "labelled")
     if not config.data and not path.is_dir():
@@ -41,6 +44,8 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         lm = _with_rows_of(lm, run_directory(config) / settings.rows_from)
     rollouts, metadata = random_access(path)
     check_tokens(rollouts, policy.tokenizer.used)
+
+    # What is held back, and the record of all inputs.
     training, validation = split_validation(rollouts, settings.eval_rollouts)
     _check_graded(validation, stage, settings)
     source = {"data": metadata, "policy": policy.digest()} | ({"rows": lm.digest()} if settings.rows_from else {})
@@ -73,7 +78,9 @@ def _with_rows_of(lm: LanguageModel, stage: pathlib.Path) -> LanguageModel:
 
 
 def _check_graded(validation: Sequence[Rollout], stage: str, settings: TrainConfig) -> None:
-    """Foreign rollouts may have values but no grades, and then nothing says whether the head can tell good from bad."""
+    """Foreign rollouts may have values but no grades, and then nothing says whether the head can
+    tell good from bad.
+    """
     if any(math.isnan(r.correct) for r in validation):
         raise UsageError(
             f"{stage}.eval_rollouts={settings.eval_rollouts}",

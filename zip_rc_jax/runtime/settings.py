@@ -1,4 +1,6 @@
-"""Whether what lies on disk was made with the settings of today, and the names that a wrong one is near to."""
+"""Whether what lies on disk was made with the settings of today, and the names that a wrong one is
+near to.
+"""
 
 from __future__ import annotations
 

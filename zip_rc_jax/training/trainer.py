@@ -1,4 +1,6 @@
-"""Training: batches in, checkpoints, metrics and a finished model out. An interrupted run resumes exactly."""
+"""Training: batches in, checkpoints, metrics and a finished model out. An interrupted run resumes
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -87,8 +89,8 @@ def train(
       lm: starting point with a head. It is trained on the mesh of its layout. With `kl_weight` its
         body is also the frozen teacher. A caller that keeps `lm` keeps its parameters on the
         devices as long as the training lasts.
-      rollouts: training data with the label that `config.label` names. Each process reads them batch
-        by batch, for its own rows alone.
+      rollouts: training data with the label that `config.label` names. Each process reads them
+        batch by batch, for its own rows alone.
       directory: where the run is kept; None for nowhere.
       source: what the data and the starting point were made from (JSON-able). A later run in the
         same directory with another source is refused.
@@ -174,12 +176,14 @@ class Trainer:
             print(f"zip-rc {reporting.title}: {note}", file=sys.stderr)
         self.batches = iter(dataset)
 
-        # State. Copies: the step donates its state, and the caller's model (also the teacher) must stay alive.
+        # State. Copies: the step donates its state, and the caller's model (also the teacher) must
+        # stay alive.
         axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
         state = init_state(layout.shard(jax.tree.map(jnp.array, lm.params), axes), config)
         runs_teacher = config.kl_weight and not config.cache_teacher
         self.teacher = layout.shard(cast_teacher(lm.params["body"], config), axes["body"]) if runs_teacher else None
-        # The counters too lie on the whole mesh: a restored state is laid out like this one, and one step takes one set of devices.
+        # The counters too lie on the whole mesh: a restored state is laid out like this one, and
+        # one step takes one set of devices.
         self.state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), state)
 
         self.spec = TrainSpec(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
@@ -188,7 +192,9 @@ class Trainer:
         self._skips = _Skips(config.max_skipped, directory)
 
     def run(self) -> LanguageModel:
-        """Trains to the last step. Returns the finished model, which a directory holds as `model`. See `train`."""
+        """Trains to the last step. Returns the finished model, which a directory holds as `model`.
+        See `train`.
+        """
         # Without a directory there is nothing to save first, so a signal interrupts at once.
         nothing: contextlib.AbstractContextManager[list[int]] = contextlib.nullcontext([])
         with stop_signal() if self.checkpoints else nothing as received:
@@ -196,7 +202,8 @@ class Trainer:
                 self._resume()
                 self._loop(received)
             finally:
-                # Before signals count again: a second one, in a hurry, finds the last save still on its way.
+                # Before signals count again: a second one, in a hurry, finds the last save still on
+                # its way.
                 if self.checkpoints:
                     self.checkpoints.close()
         params = jax.tree.map(jnp.asarray, stacked(self.spec, self.state).params)
@@ -210,7 +217,9 @@ class Trainer:
         return finished
 
     def _resume(self) -> None:
-        """Goes on from the newest checkpoint, in the form that the step works on, and says where the run is done."""
+        """Goes on from the newest checkpoint, in the form that the step works on, and says where
+        the run is done.
+        """
         if self.checkpoints and (found := self.checkpoints.restore(self.state)):
             self.state, position = found
             self._skips.count = position.pop(SKIPPED, 0)  # older checkpoints do not say it
@@ -270,7 +279,9 @@ class Trainer:
             self._skips.check()
 
     def _evaluates(self, step: int) -> bool:
-        """Whether the validation comes after this step: `evaluations` times in the run, the last time at its end."""
+        """Whether the validation comes after this step: `evaluations` times in the run, the last
+        time at its end.
+        """
         done, before = (s * self.config.evaluations // self.config.steps for s in (step, step - 1))
         return bool(self.reporting.validation) and done > before
 
@@ -339,7 +350,9 @@ def _cached_teacher(
 
 
 def _read_teacher(path: pathlib.Path, made_from: dict[str, Any]) -> TopK | None:
-    """None if there is none, or one that is damaged (the CRC of an array is checked as it is read) or was made from something else."""
+    """None if there is none, or one that is damaged (the CRC of an array is checked as it is read)
+    or was made from something else.
+    """
     if not os.path.lexists(path):
         return None
     try:
@@ -366,7 +379,8 @@ def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]
 
 @dataclasses.dataclass
 class _Skips:
-    """Ends a run whose steps no longer change anything. It looks one step back, so that no device waits for the host.
+    """Ends a run whose steps no longer change anything. It looks one step back, so that no device
+    waits for the host.
 
     Attributes:
       limit: skipped steps in a row that are too many.
@@ -385,7 +399,9 @@ class _Skips:
         self._last = step, batch, metrics
 
     def check(self) -> None:
-        """Raises UsageError, once the batch is saved, if the last step was one skipped step too many."""
+        """Raises UsageError, once the batch is saved, if the last step was one skipped step too
+        many.
+        """
         if self._last is None:
             return
         step, batch, metrics = self._last
@@ -412,11 +428,13 @@ class _Skips:
 
 
 def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
-    """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses are means over labelled positions).
+    """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses
+    are means over labelled positions).
 
-    Every process has the plan of the whole batch, which is a function of seed and position alone, and hands over the rows of its own
-    devices, the only ones whose tokens it read. So any number of processes trains on the same batches, and a position saved by one
-    number of them is valid for every other.
+    Every process has the plan of the whole batch, which is a function of seed and position alone,
+    and hands over the rows of its own devices, the only ones whose tokens it read. So any number of
+    processes trains on the same batches, and a position saved by one number of them is valid for
+    every other.
     """
 
     def put(x: np.ndarray) -> jax.Array:
@@ -427,9 +445,11 @@ def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
 
 
 def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[Sequence[Rollout], list[Rollout]]:
-    """(training, validation): about `count` rollouts are held back, and read. Of equal prompts, all are on the same side.
+    """(training, validation): about `count` rollouts are held back, and read. Of equal prompts, all
+    are on the same side.
 
-    Which prompts depends on their tokens alone, and not on how often they come, so that validation is like training.
+    Which prompts depends on their tokens alone, and not on how often they come, so that validation
+    is like training.
 
     Raises:
       UsageError: nothing would be left to train on.
