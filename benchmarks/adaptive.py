@@ -32,10 +32,10 @@ from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.grading.grader import Grader, correct
+from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.io.load import load
-from zip_rc_jax.pipeline.stages import run_all
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -31,12 +31,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from machine import bandwidth, description, matmul_rate, timed
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine, transformer_network
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import KERNELS
 from zip_rc_jax.models.transformer import logits, project_output_major
-from zip_rc_jax.pipeline.stages import run_all
 
 MODEL = pathlib.Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOPICS = (

@@ -19,7 +19,7 @@ import numpy as np
 
 from zip_rc_jax.config import KL_KINDS, ModelConfig
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, policy_loss, teacher_top_k
+from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabChunking, policy_loss, teacher_top_k
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 from harness.naive_loss import naive_losses
@@ -29,7 +29,7 @@ TOP_K = 32
 
 def objectives(kind: str, vocab: int, chunk: int):
     """The chunked mean loss and the one at once, of (hidden, table, targets, teacher_hidden, teacher_table)."""
-    vocabulary, sampleable = VocabularySettings(ModelConfig(), Layout(make_mesh(), TRAIN_RULES), chunk), np.ones(vocab, bool)
+    vocabulary, sampleable = VocabChunking(ModelConfig(), Layout(make_mesh(), TRAIN_RULES), chunk), np.ones(vocab, bool)
     settings = PolicyLoss(vocabulary, kind, kl_weight=1, nll_weight=1)
 
     def chunked(hidden, table, targets, teacher_hidden, teacher_table):

@@ -35,7 +35,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import policy_logits
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.sampler import Sampling, row_keys, sample
-from zip_rc_jax.inference.state import Lanes, Rows, StepSettings, advance, empty_rows
+from zip_rc_jax.inference.state import Lanes, Rows, TrainSpec, advance, empty_rows
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.search.meta_actions import choose_meta_action
 
@@ -45,7 +45,7 @@ PROMPT, SLOTS = 30, 96
 
 @functools.partial(jax.jit, static_argnames=("settings", "rows"), donate_argnames=("cache", "logits"))
 def plain(
-    settings: StepSettings, params: Any, cache: Any, logits: jax.Array, key: jax.Array, sampling: Sampling, steps: jax.Array, rows: int
+    settings: TrainSpec, params: Any, cache: Any, logits: jax.Array, key: jax.Array, sampling: Sampling, steps: jax.Array, rows: int
 ) -> Any:
     """Draws and feeds `steps` tokens per row; returns logits, cache and the tokens `[rows, SLOTS]`."""
     numbers, live = jnp.arange(rows), jnp.ones(rows, bool)

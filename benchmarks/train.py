@@ -47,9 +47,9 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
-from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.models.transformer import forward_packed
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, single_device
-from zip_rc_jax.training.step import StepSettings, init_state, learning_rate, losses, prefers_unrolled, train_step
+from zip_rc_jax.training.step import TrainSpec, init_state, learning_rate, losses, prefers_unrolled, train_step
 
 PROMPT_TOKENS = 32
 AWAY = 1.01  # factor from the teacher's weights to the student's
@@ -85,7 +85,7 @@ class Ours:
     def __init__(self, lm: LanguageModel, rows: np.ndarray, config: TrainConfig, batch: TrainBatch):
         assert lm.head is not None
         layout = single_device(TRAIN_RULES)
-        self.settings = StepSettings(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
+        self.settings = TrainSpec(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
         self.teacher, self.batch = lm.params["body"], jax.tree.map(jnp.asarray, batch)
         if self.settings.unrolled:
             self.teacher = unstack(lm.config, self.teacher)
@@ -103,7 +103,7 @@ class Ours:
 
         @jax.jit
         def body(body: Any) -> jax.Array:
-            return hidden_states(c.model, body, b.tokens, b.positions, layout=c.layout, segment_ids=b.segment_ids, unrolled=c.unrolled)[0]
+            return forward_packed(c.model, body, b.tokens, b.positions, b.segment_ids, layout=c.layout, unrolled=c.unrolled)
 
         loss = jax.jit(lambda p, t: losses(c, p, t, b)[0])
         grad = jax.jit(jax.grad(lambda p, t: losses(c, p, t, b)[0]))

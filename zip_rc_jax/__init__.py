@@ -6,7 +6,9 @@ question = "State the final answer to the following arithmetic problem: 4 + 3 - 
 results = zip_rc_jax.decode(lm, [question], n=8, beta=0.05, interval=8, window=4, max_tokens=128)
 """
 
-from zip_rc_jax.config import DecodeConfig
+from typing import TYPE_CHECKING, Any
+
+from zip_rc_jax.config import DecodeConfig, TrainConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.api import decode, decode_stream
 from zip_rc_jax.inference.engine import ResultEvent, StepEvent
@@ -16,6 +18,10 @@ from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.search.meta_actions import MetaAction, choose_meta_action
+
+if TYPE_CHECKING:
+    from zip_rc_jax.data.rollouts import Rollout
+    from zip_rc_jax.training.api import train_head
 
 __version__ = "0.2.0.dev0"
 
@@ -29,11 +35,27 @@ __all__ = [
     "Request",
     "Result",
     "ResultEvent",
+    "Rollout",
     "StepEvent",
+    "TrainConfig",
     "Usage",
     "UsageError",
     "choose_meta_action",
     "decode",
     "decode_stream",
     "load",
+    "train_head",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What only training needs, imported at its first use."""
+    if name == "train_head":
+        from zip_rc_jax.training.api import train_head
+
+        return train_head
+    if name == "Rollout":
+        from zip_rc_jax.data.rollouts import Rollout
+
+        return Rollout
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,12 +18,12 @@ from zip_rc_jax.evaluation.metrics import LengthCalibration, empirical_joint, le
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead, cell_log_probs
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
+from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
 from zip_rc_jax.runtime.distributed import gather
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.sharding import Layout
-from zip_rc_jax.training.loss import FullTeacher, TopK, VocabularySettings, teacher_top_k
-from zip_rc_jax.training.step import frozen
+from zip_rc_jax.training.loss import FullTeacher, TopK, VocabChunking, teacher_top_k
+from zip_rc_jax.training.step import cast_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _hidden(
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     dtype = jnp.dtype(settings.dtype) if settings.dtype else None
     segments = valid.astype(jnp.int32)
-    return hidden_states(model, body, tokens, positions, layout=layout, segment_ids=segments, dtype=dtype, attention=settings.attention)[0]
+    return forward_packed(model, body, tokens, positions, segments, layout=layout, dtype=dtype, attention=settings.attention)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "head"))
@@ -141,7 +141,7 @@ def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], settings: 
 
 @functools.partial(jax.jit, static_argnames=("model", "head", "layout", "train"))
 def _top_k(model: ModelConfig, head: ZipHead, layout: Layout, train: TrainConfig, teacher: FullTeacher, labelled: jax.Array) -> TopK:
-    vocabulary = VocabularySettings(model, layout, train.loss_chunk)
+    vocabulary = VocabChunking(model, layout, train.loss_chunk)
     return teacher_top_k(vocabulary, teacher, labelled, head.sampleable(model.vocab_size), train.kl_top_k)
 
 
@@ -153,7 +153,7 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
     """
     if lm.head is None:
         raise ValueError("the model has no ZIP head")
-    policy = dataclasses.replace(lm, params={**lm.params, "body": frozen(lm.params["body"], train)})
+    policy = dataclasses.replace(lm, params={**lm.params, "body": cast_teacher(lm.params["body"], train)})
     table = unembedding(lm.config, policy.params["body"])
     result: list[TopK | None] = [None] * len(rollouts)
     for hidden, spans in _batches(policy, rollouts, ForwardSettings.of(train), "teacher"):

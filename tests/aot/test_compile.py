@@ -18,11 +18,12 @@ import pytest
 
 from zip_rc_jax.aot import programs
 from zip_rc_jax.aot.analytic import attention_flops, body_weights, decode_flops, kernel_flops, score_flops, train_flops
-from zip_rc_jax.aot.command import _read, add_compile_parser, run_compile, with_model
 from zip_rc_jax.aot.costs import CacheShape, Collective, Costs, Write, _valid_positions, measure
 from zip_rc_jax.aot.hlo import Shape, executions, parse_instruction, parse_module, parse_shapes
+from zip_rc_jax.aot.model_sizes import with_model
 from zip_rc_jax.aot.report import Memory, Part, Program, Report, number, report_table, size
 from zip_rc_jax.aot.topology import CHIPS, GIB, chip_of, parse_mesh, tpu_mesh
+from zip_rc_jax.cli.compile import add_parser, config_of, run
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, PolicyConfig, SamplingConfig, TrainConfig
 from zip_rc_jax.config.files import load_config
@@ -30,7 +31,7 @@ from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.network import TransformerNetwork
 from zip_rc_jax.inference.sampler import Filters
-from zip_rc_jax.inference.state import StepSettings, empty_rows
+from zip_rc_jax.inference.state import TrainSpec, empty_rows
 from zip_rc_jax.models.transformer import init_params, param_axes, param_shapes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
@@ -426,7 +427,7 @@ def test_the_train_step_takes_the_operations_counted_by_hand(model, options):
     train = dataclasses.replace(TRAIN, **options)
     head = programs.head_for(model, GRID, "value")
     state = programs.abstract_state(layout, model, head, train)
-    settings = train_module.StepSettings(model, head, layout, train)
+    settings = train_module.TrainSpec(model, head, layout, train)
     teacher = programs.abstract_teacher(state, train)
     lowered = train_module.train_step.lower(settings, state, teacher, programs.abstract_batch(layout, model, train))
     found = measure(parse_module(lowered.compile().as_text()), per_step=False)
@@ -467,7 +468,7 @@ def test_the_abstract_batch_has_every_field():
 def test_the_abstract_pool_is_the_one_that_the_engine_makes():
     layout = Layout(make_mesh(data=4, tensor=2), DECODE_RULES)
     head = programs.head_for(MODEL, GRID, "value")
-    settings = StepSettings(TransformerNetwork(MODEL, layout, "bfloat16"), head, MODEL.vocab_size, Filters.of([SamplingConfig()]), 4)
+    settings = TrainSpec(TransformerNetwork(MODEL, layout, "bfloat16"), head, MODEL.vocab_size, Filters.of([SamplingConfig()]), 4)
     pool = programs.abstract_pool(settings, 3, 32)
     assert describe(pool) == describe(empty_rows(settings, 3, 32))
     held = 2 * 3 * 3 * 2 * 32 * 16 * 2  # keys and values, layers, rows, heads, slots, channels, bytes: of one shard of four
@@ -557,7 +558,7 @@ def test_stage_dtype_and_context_are_checked_before_anything_is_compiled():
 
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_compile_parser(parser.add_subparsers(dest="command", required=True))
+    add_parser(parser.add_subparsers(dest="command", required=True))
     return parser.parse_args(["compile", *argv])
 
 
@@ -565,14 +566,14 @@ def test_the_command_reads_sizes_from_the_config_or_the_model(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("model: {d_model: 96}\nfinal: {row_tokens: 64}\n")
     arguments = parse("train", str(path), "final.row_tokens=128", "--stage", "final", "--topology", "v5e:2x2", "--mesh", "fsdp=4")
-    assert (_read(arguments).model.d_model, _read(arguments).final.row_tokens) == (96, 128)
+    assert (config_of(arguments).model.d_model, config_of(arguments).final.row_tokens) == (96, 128)
     assert (arguments.what, arguments.stage, arguments.mesh) == ("train", "final", "fsdp=4")
     decode = parse("decode", "embedded:chain_sum_policy", "--topology", "v5e:2x4")
-    assert (_read(decode).model.d_model, decode.context, decode.dtype, decode.rows) == (96, 8192, "bfloat16", None)
+    assert (config_of(decode).model.d_model, decode.context, decode.dtype, decode.rows) == (96, 8192, "bfloat16", None)
     with pytest.raises(UsageError, match=r"config_or_model 'nowhere': there is no such file or directory"):
-        _read(parse("decode", "nowhere", "--topology", "v5e:2x4"))
+        config_of(parse("decode", "nowhere", "--topology", "v5e:2x4"))
     with pytest.raises(UsageError, match=r"overrides \['decode\.n=2'\]: they belong to a config file"):
-        _read(parse("decode", "embedded:chain_sum_policy", "decode.n=2", "--topology", "v5e:2x4"))
+        config_of(parse("decode", "embedded:chain_sum_policy", "decode.n=2", "--topology", "v5e:2x4"))
 
 
 def test_a_policy_that_is_not_here_needs_its_sizes():
@@ -638,9 +639,9 @@ def test_the_table_says_what_fits_and_what_moves():
 def test_a_program_that_spends_too_many_operations_is_not_good(monkeypatch, capsys, most, good):
     """They are 0.875 times those by hand. Parts of which nothing is expected do not count."""
     found = dataclasses.replace(report(), programs=report().programs[:1], most_flops=most)
-    monkeypatch.setattr("zip_rc_jax.aot.command.compile_from", lambda arguments: found)
+    monkeypatch.setattr("zip_rc_jax.cli.compile.compile_from", lambda arguments: found)
     assert found.good == good
-    assert run_compile(argparse.Namespace()) == (0 if good else 1)
+    assert run(argparse.Namespace(), []) == (0 if good else 1)
     assert (f"TOO MANY: at most {most} times those by hand are allowed" in capsys.readouterr().out) != good
 
 
@@ -651,8 +652,8 @@ def test_sizes_and_numbers_for_reading():
 
 def test_the_command_exits_with_1_if_something_does_not_fit(monkeypatch, capsys):
     for found, status in ((report(), 1), (dataclasses.replace(report(), programs=report().programs[:1]), 0)):
-        monkeypatch.setattr("zip_rc_jax.aot.command.compile_from", lambda arguments, found=found: found)
-        assert run_compile(argparse.Namespace()) == status
+        monkeypatch.setattr("zip_rc_jax.cli.compile.compile_from", lambda arguments, found=found: found)
+        assert run(argparse.Namespace(), []) == status
         assert capsys.readouterr().out == report_table(found) + "\n"
 
 

@@ -14,14 +14,12 @@ import sys
 import pytest
 
 import zip_rc_jax
-from zip_rc_jax.cli.commands import decode_prompts, print_answers
-from zip_rc_jax.cli.main import build_parser, main
+from zip_rc_jax.cli.live import decode_prompts, print_answers
+from zip_rc_jax.cli.main import COMMANDS, build_parser, main
 from zip_rc_jax.inference.api import decode_stream
 from zip_rc_jax.inference.engine import ResultEvent
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.runtime.locks import only_process
-
-COMMANDS = ("demo", "rollout", "grade", "train", "label", "decode", "evaluate")
 
 
 @pytest.fixture
@@ -37,6 +35,22 @@ def test_help_teaches_with_an_example(command, capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert f"example: zip-rc {command}" in text
+
+
+LIGHT = """
+import sys, types
+package = types.ModuleType("zip_rc_jax")  # without what the package itself imports
+package.__path__ = ["zip_rc_jax"]
+sys.modules["zip_rc_jax"] = package
+from zip_rc_jax.cli.main import build_parser
+build_parser().format_help()
+print(*sorted({name.split(".")[0] for name in sys.modules} & {"jax", "flax", "optax", "grain", "pyarrow", "transformers", "matplotlib"}))
+"""
+
+
+def test_help_imports_nothing_heavy():
+    run = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, timeout=60)
+    assert (run.stdout.strip(), run.stderr) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +148,7 @@ def test_an_interrupted_decode_goes_on_where_it_was_and_ends_as_an_uninterrupted
                 raise KeyboardInterrupt
             yield event
 
-    monkeypatch.setattr("zip_rc_jax.cli.commands.decode_stream", interrupted)
+    monkeypatch.setattr("zip_rc_jax.cli.live.decode_stream", interrupted)
     assert main(command) == 130
     assert "The same command resumes." in capsys.readouterr().err
     assert not (tmp_path / "out" / "results.jsonl").exists()
@@ -162,7 +176,7 @@ def test_a_decode_that_is_interrupted_after_its_last_prompt_only_writes_its_file
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zip_rc_jax.cli.commands.write_jsonl", interrupted)
+    monkeypatch.setattr("zip_rc_jax.runtime.storage.write_jsonl", interrupted)
     assert main(command) == 130
     journal = (tmp_path / "out" / "results.partial.jsonl").read_text().splitlines()
     monkeypatch.undo()
@@ -232,7 +246,7 @@ def test_text_of_a_model_is_shown_as_it_is(lm, capsys, monkeypatch):
     results = [dataclasses.replace(last.result, text=text) for text in written]
     events = [dataclasses.replace(step, new_text={step.decision.prefix_ids[0]: written[0]})]
     events += [ResultEvent(i, r) for i, r in enumerate(results)]
-    monkeypatch.setattr("zip_rc_jax.cli.commands.decode_stream", lambda *_, **__: iter(events))
+    monkeypatch.setattr("zip_rc_jax.cli.live.decode_stream", lambda *_, **__: iter(events))
     assert decode_prompts(lm, ["x", "y", "z"], zip_rc_jax.DecodeConfig(), 0, live=True) == results
     shown = capsys.readouterr().out
     assert shown.count(written[0]) == 2, "as new text and as the answer"
@@ -374,9 +388,9 @@ def test_a_decode_that_is_resumed_on_another_day_goes_on_with_the_prompts_of_the
             if isinstance(event, ResultEvent):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("zip_rc_jax.cli.commands.decode_stream", interrupted)
+    monkeypatch.setattr("zip_rc_jax.cli.live.decode_stream", interrupted)
     assert main([*command, "--output", str(tmp_path / "out")]) == 130
-    monkeypatch.setattr("zip_rc_jax.cli.commands.decode_stream", decode_stream)
+    monkeypatch.setattr("zip_rc_jax.cli.live.decode_stream", decode_stream)
     monkeypatch.setattr(Clock, "today", datetime.datetime(2024, 7, 29, 12))
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     rows = [[json.loads(line) for line in (tmp_path / d / "results.jsonl").read_text().splitlines()] for d in ("whole", "out")]
@@ -394,7 +408,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, message, shown):
     def interrupted(*_):
         raise KeyboardInterrupt(message) if message else KeyboardInterrupt
 
-    monkeypatch.setattr("zip_rc_jax.cli.main.run_evaluation", interrupted)
+    monkeypatch.setattr("zip_rc_jax.cli.evaluate.run", interrupted)
     assert main(["evaluate", "configs/chain_sum_demo.yaml"]) == 130
     assert capsys.readouterr().err == f"zip-rc evaluate: {shown}. The same command resumes.\n"
 
@@ -403,7 +417,7 @@ def test_what_cannot_be_resumed_does_not_claim_to_be(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zip_rc_jax.cli.main.run_decode", interrupted)
+    monkeypatch.setattr("zip_rc_jax.cli.decode.run", interrupted)
     assert main(["decode", "nowhere", "--prompt", "x"]) == 130
     assert capsys.readouterr().err == "zip-rc decode: interrupted. The same command starts anew.\n"
     assert main(["decode", "nowhere", "--prompt", "x", "--output", "out"]) == 130

@@ -14,7 +14,7 @@ from zip_rc_jax.data.prompts import prompt_texts, worked_examples
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question
 from zip_rc_jax.models.io.tokenizer import Tokenizer
-from zip_rc_jax.pipeline.stages import prompt_record
+from zip_rc_jax.pipeline.provenance import prompt_record
 from zip_rc_jax.runtime.errors import UsageError
 
 LEVELS = tuple({"min_terms": n, "max_terms": n, "min_digits": 2, "max_digits": 2} for n in (2, 4, 6, 8))

@@ -15,7 +15,7 @@ from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
+from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import single_device
 
@@ -73,9 +73,8 @@ def test_the_opinion_is_the_models_next_token_after_the_question(softcap, tied):
                 "<|im_start|>assistant\n<think>\n\n</think>\n\n"
             )
             ids = jnp.array([TOKENIZER.encode(asked)])
-            hidden, _ = hidden_states(
-                lm.config, lm.params["body"], ids, jnp.arange(ids.shape[1])[None], layout=single_device(), segment_ids=jnp.ones_like(ids)
-            )
+            at, ones = jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
+            hidden = forward_packed(lm.config, lm.params["body"], ids, at, ones, layout=single_device())
             found = jax.nn.softmax(logits(lm.config, hidden[0, -1], unembedding(lm.config, lm.params["body"]))[jnp.array([yes, no])])
             assert values[p, k] == pytest.approx(float(found[0]), abs=1e-5)
             # Prompt and response lie in the sample's cache, its end token, which was drawn last, does not; the reply is one token.

@@ -11,6 +11,6 @@ if FLAG not in os.environ.get("XLA_FLAGS", ""):
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):  # they decide what a pipe looks like
     os.environ.pop(name, None)
 
-from zip_rc_jax.runtime.distributed import one_order
+from zip_rc_jax.runtime.distributed import force_ordered_collectives
 
-one_order(os.environ)  # before JAX reads the flags: tests run programs on meshes too
+force_ordered_collectives(os.environ)  # before JAX reads the flags: tests run programs on meshes too

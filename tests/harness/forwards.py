@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zip_rc_jax.models.kv_cache import Cache
-from zip_rc_jax.models.transformer import hidden_states, logits, unembedding
+from zip_rc_jax.models.transformer import forward_cached, forward_packed, logits, unembedding
 from zip_rc_jax.runtime.sharding import single_device
 
 LAYOUT = single_device()
@@ -20,13 +20,13 @@ fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 @functools.partial(fast_jit, static_argnames=("config", "remat"))
 def uncached(config, params, tokens, positions, segments, remat=False):
-    hidden, _ = hidden_states(config, params, tokens, positions, layout=LAYOUT, segment_ids=segments, remat=remat)
+    hidden = forward_packed(config, params, tokens, positions, segments, layout=LAYOUT, remat=remat)
     return logits(config, hidden, unembedding(config, params))
 
 
 @functools.partial(fast_jit, static_argnames=("config",))
 def cached(config, params, tokens, positions, cache, last, live):
-    hidden, cache = hidden_states(config, params, tokens, positions, layout=LAYOUT, cache=cache, last=last, live=live)
+    hidden, cache = forward_cached(config, params, tokens, positions, cache, layout=LAYOUT, last=last, live=live)
     return logits(config, hidden, unembedding(config, params)), cache
 
 

@@ -16,8 +16,8 @@ from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import train_batches
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training import loop
-from zip_rc_jax.training.step import StepSettings, train_step
+from zip_rc_jax.training import trainer
+from zip_rc_jax.training.step import TrainSpec, train_step
 
 CONFIG = TrainConfig(
     label="value", steps=7, batch_rows=4, row_tokens=24, learning_rate=1e-2, warmup=0.3, kl_weight=0.5, kl_top_k=5, lm_weight=0.25,
@@ -46,7 +46,7 @@ def batches(config=CONFIG, count=1):
 
 
 def settings(lm, config=CONFIG, layout=None):
-    return StepSettings(lm.config, lm.head, layout or Layout(make_mesh(), TRAIN_RULES), config)
+    return TrainSpec(lm.config, lm.head, layout or Layout(make_mesh(), TRAIN_RULES), config)
 
 
 def copied(params):
@@ -71,7 +71,7 @@ def interrupt(monkeypatch, at, how):
             how()
         return result
 
-    monkeypatch.setattr(loop, "train_step", hooked)
+    monkeypatch.setattr(trainer, "train_step", hooked)
 
 
 def sigterm():

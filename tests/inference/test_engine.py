@@ -28,7 +28,7 @@ from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
 from zip_rc_jax.inference.outputs import Prefix, Result
 from zip_rc_jax.inference.tree import ROOT, Branch, best_prefix, voted_prefix
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, param_axes
+from zip_rc_jax.models.transformer import forward_packed, param_axes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.search.policies import View, choose
@@ -574,9 +574,7 @@ def window_means(lm, prompt, ids, finished, window):
 
 
 FORWARD = jax.jit(
-    lambda config, body, tokens, positions: hidden_states(
-        config, body, tokens, positions, layout=single_device(), segment_ids=jnp.ones_like(tokens)
-    ),
+    lambda config, body, tokens, positions: forward_packed(config, body, tokens, positions, jnp.ones_like(tokens), layout=single_device()),
     static_argnums=0,
 )
 

@@ -26,7 +26,7 @@ from zip_rc_jax.inference import memory
 from zip_rc_jax.inference.engine import Engine, ResultEvent
 from zip_rc_jax.inference.network import TransformerNetwork
 from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters
-from zip_rc_jax.inference.state import StepSettings, abstract_lanes, advance, empty_rows, prefill
+from zip_rc_jax.inference.state import TrainSpec, abstract_lanes, advance, empty_rows, prefill
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_shapes
 from zip_rc_jax.predict import ForwardSettings, profiles
@@ -39,7 +39,7 @@ MODEL = ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=8, n_kv_hea
 def settings_on(layout):
     grid = Grid.authors("value")
     head = ZipHead(grid, "value", MODEL.vocab_size - grid.n_cells, MODEL.vocab_size - grid.n_cells)
-    return StepSettings(TransformerNetwork(MODEL, layout, "float32"), head, MODEL.vocab_size, ALL_FILTERS, 16)
+    return TrainSpec(TransformerNetwork(MODEL, layout, "float32"), head, MODEL.vocab_size, ALL_FILTERS, 16)
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 2)])
@@ -60,7 +60,7 @@ def test_the_rollouts_of_a_shipped_config_fit_a_host_of_v5e(name, chips):
     grid = config.grid.grid("correct")
     used = model.vocab_size - grid.n_cells
     network = TransformerNetwork(model, layout, config.dtype)
-    settings = StepSettings(network, ZipHead(grid, "correct", used, used), model.vocab_size, Filters.of([r.sampling]), 1)
+    settings = TrainSpec(network, ZipHead(grid, "correct", used, used), model.vocab_size, Filters.of([r.sampling]), 1)
     shapes = {"body": param_shapes(model), "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)}
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=layout.sharding(())), shapes)
     rows, prompt = r.rows // chips, 256

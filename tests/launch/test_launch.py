@@ -24,7 +24,7 @@ from zip_rc_jax.data.rollouts import write_rollouts
 from zip_rc_jax.data.worked_solutions import vocabulary
 from zip_rc_jax.models.io.tokenizer import word_level
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.pipeline.policy import LARGEST_NUMBER, solution_rollouts
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOOLS = (
@@ -1032,8 +1032,8 @@ def prepared(tmp_path_factory):
     text = (ROOT / "configs" / "chain_sum_demo.yaml").read_text().replace("path: embedded:chain_sum_policy", "path: ''")
     path.write_text(text)
     config = load_config(path, ["policy.examples=16", "policy.train.row_tokens=160", "model.n_layers=1"])
-    tokenizer = word_level(vocabulary(pipeline.LARGEST_NUMBER))
-    write_rollouts(directory / "graded", pipeline.solution_rollouts(config, tokenizer), metadata={"made": "by a test"})
+    tokenizer = word_level(vocabulary(LARGEST_NUMBER))
+    write_rollouts(directory / "graded", solution_rollouts(config, tokenizer), metadata={"made": "by a test"})
     LanguageModel.create(config.model, tokenizer, 0).save(directory / "policy")
     return directory
 

@@ -9,7 +9,7 @@ from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models import transformer
 from zip_rc_jax.models.attention.gpu import BLOCK, PART, attend_in_place, block_and_stages, reads_in_place
 from zip_rc_jax.models.kv_cache import KEY_AXES, AttentionCache, Cache
-from zip_rc_jax.models.transformer import hidden_states, init_params
+from zip_rc_jax.models.transformer import forward_cached, init_params
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
 
 LAYOUT = single_device()
@@ -180,10 +180,10 @@ def test_a_model_that_reads_in_place_gives_the_same_hidden_states(kinds, monkeyp
     def decoded():
         cache = Cache.empty(config, 1, rows + 1, slots, jnp.float32)
         positions = jnp.broadcast_to(jnp.arange(8), (rows, 8))
-        hidden, cache = hidden_states(config, params, tokens[:, :8], positions, layout=LAYOUT, cache=cache)
+        hidden, cache = forward_cached(config, params, tokens[:, :8], positions, cache, layout=LAYOUT)
         found = [hidden[:, -1:]]
         for at in range(8, 10):
-            out, cache = hidden_states(config, params, tokens[:, at : at + 1], jnp.full((rows, 1), at), layout=LAYOUT, cache=cache)
+            out, cache = forward_cached(config, params, tokens[:, at : at + 1], jnp.full((rows, 1), at), cache, layout=LAYOUT)
             found.append(out)
         return np.asarray(jnp.concatenate(found, 1))
 

@@ -39,7 +39,7 @@ from zip_rc_jax.models.io.stored import DIGESTS
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.pipeline.stages import as_rollouts
+from zip_rc_jax.pipeline.rollouts import as_rollouts
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
 

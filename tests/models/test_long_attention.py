@@ -18,10 +18,10 @@ from zip_rc_jax.aot import programs
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.models.attention import full as attention
 from zip_rc_jax.models.attention.full import choose_attention, packed_attention, packed_mask, visible_blocks
-from zip_rc_jax.models.transformer import hidden_states, init_params
+from zip_rc_jax.models.transformer import forward_packed, init_params
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training.step import StepSettings, train_step
+from zip_rc_jax.training.step import TrainSpec, train_step
 
 ONE = Layout(make_mesh(), TRAIN_RULES)
 MESH = Layout(make_mesh(data=2, fsdp=2, tensor=2), TRAIN_RULES)
@@ -141,7 +141,7 @@ def test_a_whole_model_with_sliding_layers_and_convolutions_trains_the_same():
     @functools.partial(fast_jit, static_argnames=("name",))
     def gradient(params, name):
         def loss(params):
-            hidden, _ = hidden_states(config, params, tokens, positions, layout=ONE, segment_ids=ids, remat=True, attention=name)
+            hidden = forward_packed(config, params, tokens, positions, ids, layout=ONE, remat=True, attention=name)
             return jnp.square(hidden @ jnp.arange(1.0, config.d_model + 1)).mean()
 
         return jax.grad(loss)(params)
@@ -221,7 +221,7 @@ def largest_array(name, layer_types):
     head = programs.head_for(model, TINY_GRID, "value")
     state = programs.abstract_state(ONE, model, head, train)
     batch = programs.abstract_batch(ONE, model, train)
-    traced = train_step.trace(StepSettings(model, head, ONE, train), state, state.params["body"], batch)
+    traced = train_step.trace(TrainSpec(model, head, ONE, train), state, state.params["body"], batch)
     return max(array_sizes(traced.jaxpr.jaxpr))
 
 

@@ -20,7 +20,7 @@ from zip_rc_jax.config import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.models.attention.full import attend, rope_frequencies, rotate, rotation
 from zip_rc_jax.models.kv_cache import AttentionCache, Cache, ConvCache
 from zip_rc_jax.models.stacks import segments, unstack
-from zip_rc_jax.models.transformer import hidden_states, init_params, logits, param_axes, param_shapes, unembedding
+from zip_rc_jax.models.transformer import forward_cached, forward_packed, init_params, logits, param_axes, param_shapes, unembedding
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=["tiny", "other", "mixed"])
 ROWS, WIDTH = 5, 16
@@ -133,7 +133,7 @@ def test_rows_that_are_not_live_keep_their_state(config):
 
 @functools.partial(fast_jit, static_argnames=("config", "slots"))
 def cached_unrolled(config, params, tokens, positions, cache, slots):
-    hidden, cache = hidden_states(config, params, tokens, positions, layout=LAYOUT, cache=cache, slots=slots, unrolled=True)
+    hidden, cache = forward_cached(config, params, tokens, positions, cache, layout=LAYOUT, slots=slots, unrolled=True)
     return logits(config, hidden, unembedding(config, params)), cache
 
 
@@ -159,7 +159,7 @@ def test_rotations_are_not_computed_anew_in_every_layer():
 
     @jax.jit
     def forward(params, positions):
-        return hidden_states(config, params, TOKENS, positions, layout=LAYOUT, segment_ids=ids, unrolled=True)[0]
+        return forward_packed(config, params, TOKENS, positions, ids, layout=LAYOUT, unrolled=True)
 
     params = unstack(config, init_params(config, 0))
     text = forward.lower(params, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape)).compile().as_text()
@@ -321,7 +321,7 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_gradient():
 
     def loss(params, remat):
         ones = jnp.ones_like(tokens)
-        hidden, _ = hidden_states(EACH_MODEL, params, tokens, positions, layout=LAYOUT, segment_ids=ones, remat=remat)
+        hidden = forward_packed(EACH_MODEL, params, tokens, positions, ones, layout=LAYOUT, remat=remat)
         return jnp.square(hidden @ jnp.arange(1.0, EACH_MODEL.d_model + 1)).mean()
 
     for remat in (False, True):
@@ -347,11 +347,6 @@ def test_a_model_of_short_sight_sees_as_far_as_its_layers_reach():
     assert (seen[2:9] > 1e-5).all()
     assert (seen[:2] == 0).all()
     assert (seen[9:] == 0).all()
-
-
-def test_a_forward_without_cache_needs_segments():
-    with pytest.raises(ValueError, match="segment_ids"):
-        hidden_states(TINY_MODEL, parameters(TINY_MODEL), jnp.asarray(TOKENS), jnp.asarray(TOKENS), layout=LAYOUT)
 
 
 # ---- no unread setting
@@ -452,7 +447,7 @@ def test_parameters_are_a_function_of_the_seed():
 def test_bfloat16_parameters_give_finite_bfloat16_hidden_states_near_float32(config):
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters(config))
     tokens = jnp.asarray(TOKENS)
-    hidden, _ = jax.eval_shape(lambda: hidden_states(config, params, tokens, tokens, layout=LAYOUT, segment_ids=tokens))
+    hidden = jax.eval_shape(lambda: forward_packed(config, params, tokens, tokens, tokens, layout=LAYOUT))
     assert hidden.dtype == jnp.bfloat16
     half = full(config, params, TOKENS)
     assert np.abs(half - expected(config)).mean() < 0.05 * np.abs(expected(config)).mean()

@@ -24,14 +24,13 @@ from zip_rc_jax.data.batches import fill_rate, train_batches
 from zip_rc_jax.data.rollouts import read_rollouts
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.pipeline import stages as pipeline
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.distributed import Processes, cloud_tpu_hosts, plan
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training import loop
-from zip_rc_jax.training.loop import train
-from zip_rc_jax.training.step import StepSettings, losses
+from zip_rc_jax.training import trainer
+from zip_rc_jax.training.step import TrainSpec, losses
+from zip_rc_jax.training.trainer import train
 
 # ---- who takes part
 
@@ -142,16 +141,16 @@ def test_a_command_of_one_process_takes_one_host_of_a_tpu(request):
     with pytest.raises(UsageError, match=r"a TPU of 2 hosts: this command runs on one of them.* Fix: .*TPU_PROCESS_BOUNDS=1,1,1"):
         distributed.start(slice_of_two, together=False)
     distributed.start(slice_of_two | {"TPU_PROCESS_BOUNDS": "1,1,1"}, together=False)
-    assert not distributed.several()
+    assert not distributed.is_multiprocess()
 
 
 def test_one_process_starts_alone_and_agrees_with_itself():
     environment = {}
     distributed.start(environment)
-    assert not distributed.several()
-    assert distributed.is_chief()
+    assert not distributed.is_multiprocess()
+    assert distributed.is_primary()
     assert environment == {}
-    agree = distributed.Agreement()
+    agree = distributed.DelayedAny()
     assert [agree(True, False), agree(False, False)] == [(True, False), (False, False)]
     assert distributed.share([1, 2, 3]) == [1, 2, 3]
 
@@ -189,9 +188,9 @@ def loss_and_gradients(mesh, model=WIDE, step=STEP):
     axes = {"body": param_axes(model), "zip_rows": ("cells", "embed")}
     params = layout.shard(jax.tree.map(jnp.array, lm.params), axes)
     teacher = jax.tree.map(lambda x: 1.2 * x, params["body"])
-    settings = StepSettings(model, lm.head, layout, step)
+    settings = TrainSpec(model, lm.head, layout, step)
     objective = jax.jit(jax.value_and_grad(lambda p, t, b: losses(settings, p, t, b)[0]))
-    value, gradients = objective(params, teacher, loop._on_mesh(batch, layout))
+    value, gradients = objective(params, teacher, trainer._on_mesh(batch, layout))
     return float(value), jax.tree.map(np.asarray, gradients)
 
 
@@ -371,7 +370,7 @@ def assert_same_rollouts(found, expected, count):
 def as_process(monkeypatch, index, count=2):
     """This process takes the part of one of several, alone."""
     monkeypatch.setattr(distributed, "share", lambda items: items[index::count])
-    monkeypatch.setattr(distributed, "is_chief", lambda: index == 0)
+    monkeypatch.setattr(distributed, "is_primary", lambda: index == 0)
 
 
 def test_processes_share_the_chunks_and_the_first_merges_when_none_is_missing(tmp_path, monkeypatch, capsys):
@@ -397,8 +396,8 @@ def test_the_others_wait_while_the_first_exports(tmp_path, monkeypatch, index, e
     """However long that takes: a process that had ended would end the first, a minute later."""
     done = []
     as_process(monkeypatch, index)
-    monkeypatch.setattr(pipeline, "make_grades", lambda _: tmp_path)
-    monkeypatch.setattr(pipeline, "export_parquet", lambda *_: done.append("export"))
+    monkeypatch.setattr("zip_rc_jax.pipeline.grade.make_grades", lambda _: tmp_path)
+    monkeypatch.setattr("zip_rc_jax.pipeline.parquet.export_parquet", lambda *_: done.append("export"))
     monkeypatch.setattr(distributed, "barrier", lambda: done.append("wait"))
     assert main(["grade", ROLLOUT[0], f"run_dir={tmp_path}", "--format", "parquet"]) == 0
     assert done == expected

@@ -15,10 +15,10 @@ import pytest
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, GradeConfig, PipelineConfig, RolloutConfig
 from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.grading.grader import Grader
+from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.pipeline import evaluate
-from zip_rc_jax.pipeline.evaluate import Bench, Decoded, online_run, sample_pool
+from zip_rc_jax.pipeline.evaluate import Decoded, EvaluationRunner, online_run, sample_pool
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
-from zip_rc_jax.pipeline.stages import run_all
 from zip_rc_jax.runtime.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,7 +32,7 @@ CONFIG = PipelineConfig(decode=FIXED, evaluate=EvaluateConfig(prompts=len(PROBLE
 def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "problems", lambda *_: PROBLEMS)
     with Grader() as grader:
-        yield Bench(CONFIG, grader, tmp_path)
+        yield EvaluationRunner(CONFIG, grader, tmp_path)
 
 
 def samples(decoded):
@@ -79,7 +79,7 @@ def test_a_cut_off_sample_is_worth_what_the_switch_says(lm, tmp_path, monkeypatc
     for unfinished in ("graded", "wrong"):
         with Grader() as grader:
             config = dataclasses.replace(CONFIG, grade=GradeConfig(unfinished))
-            found = Bench(config, grader, tmp_path).decode(lm, FIXED, "fixed")
+            found = EvaluationRunner(config, grader, tmp_path).decode(lm, FIXED, "fixed")
         reasons = [x.finish_reason for r in found.results for x in r.prefixes]
         assert set(reasons) == {"stop", "length"}
         assert [g for of_prompt in found.grades for g in of_prompt] == [float(unfinished == "graded" or r == "stop") for r in reasons]
@@ -131,7 +131,7 @@ prefix = Prefix(0, ROOT, 0, (1,), word, "finished", "stop", 0.5, 0.0)
 result = Result(word, word, 0, "stop", 0.5, 0.0, word, word, (prefix,), (), Usage(1, 1, 1, 0.0))
 evaluate.problems = lambda *_: [Problem(0, 0, 0, word, word, "math")]
 evaluate.Engine, evaluate.run_all = lambda *_: None, lambda *_: [result]
-bench = evaluate.Bench(PipelineConfig(), types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
+bench = evaluate.EvaluationRunner(PipelineConfig(), types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
 model = types.SimpleNamespace(digest=lambda: word, tokenizer=types.SimpleNamespace(added_ids=((), ())))
 for _ in range(2):
     assert bench.decode(model, DecodeConfig(), "run").results == [result]

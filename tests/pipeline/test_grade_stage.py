@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from zip_rc_jax.config import GradeConfig, PipelineConfig
-from zip_rc_jax.data.parquet import write_parquet
+from zip_rc_jax.data.parquet import GenerationInfo, write_parquet
 from zip_rc_jax.data.rollouts import Rollout, read_rollouts, write_rollouts
 from zip_rc_jax.grading.summary import GradeSummary, summarize
-from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.pipeline.grade import make_grades
 from zip_rc_jax.runtime.errors import UsageError
 
 RESPONSES = [("So 42.\nAnswer: 42", True), ("Answer: 41", True), ("I do not know", True), ("Answer: 42", False), ("Well, then", False)]
@@ -29,7 +29,7 @@ def rollout(number: int, response: str, finished: bool, level: int = 0) -> Rollo
 def graded(tmp_path, responses, **grade):
     write_rollouts(tmp_path / "rollouts", [rollout(i, *r) for i, r in enumerate(responses)], metadata={})
     config = PipelineConfig(run_dir=str(tmp_path), grade=GradeConfig(**grade))
-    pipeline.make_grades(config)
+    make_grades(config)
     return config
 
 
@@ -41,7 +41,7 @@ def test_the_shares_are_printed_and_kept(tmp_path, capsys):
     kept = json.loads((tmp_path / "grades.json").read_text())
     assert kept["all"] == kept["math level 0"]
     assert kept["all"] == {"responses": 5, "right": 2, "without_answer": 2, "cut_off": 2, "cut_off_without_answer": 1}
-    pipeline.make_grades(config)  # finished already
+    make_grades(config)  # finished already
     assert "40.0% right" in capsys.readouterr().err
 
 
@@ -74,7 +74,7 @@ def test_a_cut_off_response_is_worth_what_the_switch_says(tmp_path, unfinished, 
 def test_grades_of_another_switch_are_not_gone_on_with(tmp_path):
     config = graded(tmp_path, RESPONSES)
     with pytest.raises(UsageError, match="other settings"):
-        pipeline.make_grades(dataclasses.replace(config, grade=GradeConfig(unfinished="wrong")))
+        make_grades(dataclasses.replace(config, grade=GradeConfig(unfinished="wrong")))
 
 
 def test_an_unknown_switch_is_refused():
@@ -84,8 +84,8 @@ def test_an_unknown_switch_is_refused():
 
 def test_parquet_rollouts_are_graded_by_the_same_switch(tmp_path):
     rows = [dataclasses.replace(rollout(i, *r), task="") for i, r in enumerate(RESPONSES)]
-    settings = pipeline.GenerationInfo(model_id="m", temperature=1.0, min_p=0.0, max_model_len=64, reasoning_enabled=False)
+    settings = GenerationInfo(model_id="m", temperature=1.0, min_p=0.0, max_model_len=64, reasoning_enabled=False)
     write_parquet(tmp_path / "theirs.parquet", rows, settings=settings, metadata={})
     config = PipelineConfig(run_dir=str(tmp_path / "run"), data=str(tmp_path / "theirs.parquet"), grade=GradeConfig("wrong"))
-    pipeline.make_grades(config)
+    make_grades(config)
     assert [r.correct for r in read_rollouts(tmp_path / "run" / "graded")] == [1, 0, 0, 0, 0]

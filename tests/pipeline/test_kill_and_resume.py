@@ -24,9 +24,9 @@ from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.training import loop
-from zip_rc_jax.training.loop import Interrupted, train
+from zip_rc_jax.training import trainer
 from zip_rc_jax.training.step import train_step
+from zip_rc_jax.training.trainer import Interrupted, train
 
 CONFIG = TrainConfig(
     label="value", steps=6, batch_rows=4, row_tokens=48, learning_rate=1e-2, kl_weight=0.5, kl_top_k=5, loss_chunk=64, log_every=1
@@ -57,7 +57,7 @@ def stop_at(monkeypatch, *steps):
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(loop, "train_step", hooked)
+    monkeypatch.setattr(trainer, "train_step", hooked)
 
 
 # ---- killed
@@ -118,7 +118,7 @@ def test_a_run_killed_once_ends_bit_for_bit_as_an_unharmed_one(tmp_path):
 
 def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(tmp_path, monkeypatch, whole):
     """It comes after the run has stopped, while the checkpoint is still being written in the background."""
-    close, unheard = loop.Checkpoints.close, []
+    close, unheard = trainer.Checkpoints.close, []
 
     def signalled(checkpoints):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -128,7 +128,7 @@ def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(tmp_
         unheard.append("SIGTERM")
         raise SystemExit(143)
 
-    monkeypatch.setattr(loop.Checkpoints, "close", signalled)
+    monkeypatch.setattr(trainer.Checkpoints, "close", signalled)
     stop_at(monkeypatch, 2)
     before = signal.signal(signal.SIGTERM, ended)  # what would end the process at once, were it not for the run
     try:
@@ -153,8 +153,8 @@ def test_a_run_holds_parameters_and_moments_and_nothing_else_of_their_size(tmp_p
         return result
 
     stop_at(monkeypatch, 2)
-    hooked = loop.train_step
-    monkeypatch.setattr(loop, "train_step", counting)
+    hooked = trainer.train_step
+    monkeypatch.setattr(trainer, "train_step", counting)
     gc.collect()
     before = sum(x.shape == (TINY_MODEL.vocab_size, TINY_MODEL.d_model) for x in jax.live_arrays())
     assert main(arguments) == 130
@@ -222,7 +222,7 @@ def test_when_no_checkpoint_can_be_read_they_are_refused_by_name(tmp_path, stopp
     directory = shutil.copytree(stopped, tmp_path / "run")
     for step in "24":
         cut(directory / "checkpoints" / step)
-    with pytest.raises(UsageError, match=r"checkpoints/4 cannot be read.*checkpoints/2 cannot be read.*Fix: delete .*/checkpoints"):
+    with pytest.raises(UsageError, match=r"checkpoints/4 cannot be read.*checkpoints/2 .*Fix: delete .*/checkpoints"):
         run(directory)
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["2", "4"], "nothing is deleted"
 
@@ -234,10 +234,10 @@ def test_as_many_checkpoints_are_kept_as_the_config_says(tmp_path):
 
 
 def test_memory_that_was_kept_is_given_back_before_a_checkpoint_copies_the_state(tmp_path, monkeypatch):
-    order, saved, stacked = [], [], loop.stacked
-    monkeypatch.setattr(loop, "give_back_freed_memory", lambda: order.append("give back"))
-    monkeypatch.setattr(loop, "stacked", lambda *args: order.append("copy") or stacked(*args))
-    monkeypatch.setattr(loop.Checkpoints, "save", lambda self, state, position: saved.append(int(state.step)))
+    order, saved, stacked = [], [], trainer.stacked
+    monkeypatch.setattr(trainer, "give_back_freed_memory", lambda: order.append("give back"))
+    monkeypatch.setattr(trainer, "stacked", lambda *args: order.append("copy") or stacked(*args))
+    monkeypatch.setattr(trainer.Checkpoints, "save", lambda self, state, position: saved.append(int(state.step)))
     run(tmp_path, dataclasses.replace(CONFIG, save_seconds=1e-9))
     assert saved == [1, 2, 3, 4, 5, 6]
     assert order == ["give back", "copy"] * 6 + ["copy"], "the last one is the model"
@@ -296,14 +296,14 @@ def test_a_full_disk_is_reported_by_every_command_of_the_shell(tmp_path, capsys)
 
 def test_a_run_that_no_longer_learns_ends_and_leaves_the_batch(tmp_path, monkeypatch):
     """Non-finite steps 2, 4, 5 and 6 with a limit of two in a row: step 5 ends the run."""
-    batches, on_mesh = [], loop._on_mesh
-    monkeypatch.setattr(loop, "_on_mesh", lambda batch, layout: batches.append(batch) or on_mesh(batch, layout))
+    batches, on_mesh = [], trainer._on_mesh
+    monkeypatch.setattr(trainer, "_on_mesh", lambda batch, layout: batches.append(batch) or on_mesh(batch, layout))
 
     def poisoned(settings, state, teacher, batch):
         bad = len(batches) in (2, 4, 5, 6)
         return train_step(settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if bad else teacher, batch)
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(trainer, "train_step", poisoned)
     with pytest.raises(UsageError, match=r"step 5: loss nan .*2 steps in a row .*skipped_batch_5\.npz"):
         run(tmp_path, dataclasses.replace(CONFIG, max_skipped=2))
     with np.load(tmp_path / "skipped_batch_5.npz") as found:
@@ -319,7 +319,7 @@ def test_skipped_steps_that_are_not_in_a_row_end_nothing(tmp_path, monkeypatch):
     def poisoned(settings, state, teacher, batch):
         return train_step(settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if next(count) % 2 else teacher, batch)
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(trainer, "train_step", poisoned)
     assert run(tmp_path, dataclasses.replace(CONFIG, max_skipped=2)).info["skipped_steps"] == 3
 
 
@@ -335,7 +335,7 @@ def test_skipped_steps_in_a_row_are_counted_across_a_resume(tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(trainer, "train_step", poisoned)
     config = dataclasses.replace(CONFIG, max_skipped=2)
     with pytest.raises(Interrupted, match="at step 3"):
         run(tmp_path, config)

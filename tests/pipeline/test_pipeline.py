@@ -14,21 +14,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zip_rc_jax.cli.commands import run_evaluation
+from zip_rc_jax.cli.evaluate import run_evaluation
 from zip_rc_jax.config import PromptConfig, TaskConfig, to_dict
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.rollouts import PartialRollouts, read_rollouts
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_solution
+from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.io.tokenizer import word_level
-from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.pipeline.grade import make_grades
+from zip_rc_jax.pipeline.label import make_labels
+from zip_rc_jax.pipeline.parquet import asks_for_reasoning
+from zip_rc_jax.pipeline.policy import LARGEST_NUMBER, make_policy, solution_rollouts
+from zip_rc_jax.pipeline.rollouts import make_rollouts, sampling_layout
+from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import with_own_samples
+from zip_rc_jax.pipeline.train import train_stage
 from zip_rc_jax.predict import ForwardSettings, final_values, profiles
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.training.loop import Interrupted
+from zip_rc_jax.training import train_head
+from zip_rc_jax.training.trainer import Interrupted
 
 SMALL = [
     "mesh.fsdp=1",
@@ -68,15 +76,23 @@ def small_config(directory, *overrides):
 def finished(tmp_path_factory):
     """A run directory after all stages, and its config."""
     config = small_config(tmp_path_factory.mktemp("run"))
-    pipeline.make_policy(config)
-    pipeline.make_rollouts(config)
-    pipeline.make_grades(config)
-    pipeline.train_head(config, "critic")
-    pipeline.make_labels(config)
-    pipeline.train_head(config, "final")
-    pipeline.train_head(config, "lite")
+    make_policy(config)
+    make_rollouts(config)
+    make_grades(config)
+    train_stage(config, "critic")
+    make_labels(config)
+    train_stage(config, "final")
+    train_stage(config, "lite")
     run_evaluation(config, ["evaluate"])
-    return pipeline.run_directory(config), config
+    return run_directory(config), config
+
+
+def test_train_head_gives_the_model_of_the_stage_bit_for_bit(finished):
+    """From the records alone, without a directory."""
+    directory, config = finished
+    lm = load_policy(config).with_head(config.grid.grid("correct"), "correct")
+    trained = train_head(lm, read_rollouts(directory / "graded"), config.critic, validation_last=config.label.last)
+    jax.tree.map(np.testing.assert_array_equal, trained.params, load(directory / "critic").params)
 
 
 def test_rollouts_are_samples_of_the_training_problems(finished):
@@ -108,16 +124,16 @@ def test_a_stage_can_start_from_the_rows_of_another(finished, tmp_path):
     warm = dataclasses.replace(
         config, run_dir=str(tmp_path), final=dataclasses.replace(config.final, rows_from="lite", learning_rate=1e-12)
     )
-    rows = pipeline.train_head(warm, "final").params["zip_rows"]
+    rows = train_stage(warm, "final").params["zip_rows"]
     np.testing.assert_allclose(rows, load(directory / "lite").params["zip_rows"], atol=1e-9)
     other = dataclasses.replace(warm, run_dir=str(tmp_path / "other"), data=str(directory / "labelled"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "policy").symlink_to(directory / "policy")
     with pytest.raises(UsageError, match="run `zip-rc train --stage lite` first"):
-        pipeline.train_head(other, "final")
+        train_stage(other, "final")
     (tmp_path / "other" / "critic").symlink_to(directory / "critic")
     with pytest.raises(UsageError, match="its head is .*correct"):
-        pipeline.train_head(dataclasses.replace(other, final=dataclasses.replace(warm.final, rows_from="critic")), "final")
+        train_stage(dataclasses.replace(other, final=dataclasses.replace(warm.final, rows_from="critic")), "final")
 
 
 def test_lite_moves_only_the_reserved_rows(finished):
@@ -147,11 +163,11 @@ def test_every_stage_can_be_called_again_and_does_nothing(finished, monkeypatch)
     directory, config = finished
     before = {p: p.stat().st_mtime_ns for p in directory.rglob("*.array_record*")}
     monkeypatch.setattr(Engine, "run", lambda *_, **__: pytest.fail("decoded again"))
-    pipeline.make_rollouts(config)
-    pipeline.make_grades(config)
-    pipeline.train_head(config, "critic")
-    pipeline.make_labels(config)
-    pipeline.train_head(config, "final")
+    make_rollouts(config)
+    make_grades(config)
+    train_stage(config, "critic")
+    make_labels(config)
+    train_stage(config, "final")
     run_evaluation(config, ["evaluate"])
     assert before == {p: p.stat().st_mtime_ns for p in directory.rglob("*.array_record*")}
 
@@ -166,7 +182,7 @@ def test_other_settings_in_the_same_run_directory_are_refused(finished):
     _, config = finished
     other = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, seed=1))
     with pytest.raises(UsageError, match="other settings"):
-        pipeline.make_rollouts(other)
+        make_rollouts(other)
 
 
 def test_interrupted_rollouts_resume_to_the_same_dataset(finished, tmp_path, monkeypatch):
@@ -177,21 +193,20 @@ def test_interrupted_rollouts_resume_to_the_same_dataset(finished, tmp_path, mon
     again = dataclasses.replace(again, rollout=dataclasses.replace(again.rollout, prompts=40))
     whole = dataclasses.replace(again, run_dir=str(tmp_path / "whole"))
     calls = []
-    run_all = pipeline.run_all
 
     def interrupted(*arguments):
         calls.append(1)
         os.kill(os.getpid(), signal.SIGINT)
         return run_all(*arguments)
 
-    monkeypatch.setattr(pipeline, "run_all", interrupted)
+    monkeypatch.setattr("zip_rc_jax.pipeline.rollouts.run_all", interrupted)
     with pytest.raises(Interrupted):
-        pipeline.make_rollouts(again)
+        make_rollouts(again)
     assert not (tmp_path / "run" / "rollouts").exists()
-    monkeypatch.setattr(pipeline, "run_all", lambda *a: calls.append(1) or run_all(*a))
-    pipeline.make_rollouts(again)
+    monkeypatch.setattr("zip_rc_jax.pipeline.rollouts.run_all", lambda *a: calls.append(1) or run_all(*a))
+    make_rollouts(again)
     assert len(calls) == 3  # chunks of 16 prompts: one before the signal, two after
-    pipeline.make_rollouts(whole)
+    make_rollouts(whole)
     for a, b in zip(read_rollouts(tmp_path / "run" / "rollouts"), read_rollouts(tmp_path / "whole" / "rollouts"), strict=True):
         np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
 
@@ -216,7 +231,7 @@ def test_equal_problems_are_sampled_anew_however_the_work_is_cut(finished, tmp_p
     made = []
     for rows in (8, 2):  # chunks of 16 problems, and of 4
         settings = dataclasses.replace(config.rollout, prompts=40, rows=rows)
-        made.append(read_rollouts(pipeline.make_rollouts(dataclasses.replace(config, rollout=settings, run_dir=str(tmp_path / f"{rows}")))))
+        made.append(read_rollouts(make_rollouts(dataclasses.replace(config, rollout=settings, run_dir=str(tmp_path / f"{rows}")))))
     outputs = [[tuple(r.output_token_ids) for r in rollouts] for rollouts in made]
     assert outputs[0] == outputs[1]
     found = {}
@@ -237,8 +252,8 @@ def second_run(finished, tmp_path):
 
 
 def test_grading_and_labelling_lose_no_chunk_and_are_shared_by_processes(finished, second_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "GRADED_ROLLOUTS", 10)
-    monkeypatch.setattr(pipeline, "LABELLED_ROLLOUTS", 16)
+    monkeypatch.setattr("zip_rc_jax.pipeline.grade.GRADED_ROLLOUTS", 10)
+    monkeypatch.setattr("zip_rc_jax.pipeline.label.LABELLED_ROLLOUTS", 16)
     added: list[int] = []
     add = PartialRollouts.add
 
@@ -249,13 +264,13 @@ def test_grading_and_labelling_lose_no_chunk_and_are_shared_by_processes(finishe
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(PartialRollouts, "add", one)
-    for make, name, chunks in ((pipeline.make_grades, "graded", 5), (pipeline.make_labels, "labelled", 3)):
+    for make, name, chunks in ((make_grades, "graded", 5), (make_labels, "labelled", 3)):
         added.clear()
         with pytest.raises(Interrupted, match=f"stopped after 1 of {chunks} chunks"):
             make(second_run)
         with monkeypatch.context() as patch:  # the second of two processes, which makes its part and leaves the rest to the first
             patch.setattr(distributed, "share", lambda items: items[1::2])
-            patch.setattr(distributed, "is_chief", lambda: False)
+            patch.setattr(distributed, "is_primary", lambda: False)
             make(second_run)
             assert len(added) == 1 + (chunks - 1) // 2
             assert not (tmp_path / name).exists()
@@ -269,13 +284,14 @@ def test_grading_and_labelling_lose_no_chunk_and_are_shared_by_processes(finishe
 
 def test_sampling_and_labelling_give_the_same_on_all_accelerators_of_a_host(finished, second_run, tmp_path, monkeypatch):
     directory, _ = finished
-    monkeypatch.setattr(pipeline, "devices_worth_using", lambda: 4)
+    for stage in ("rollouts", "label"):
+        monkeypatch.setattr(f"zip_rc_jax.pipeline.{stage}.devices_worth_using", lambda: 4)
     (tmp_path / "rollouts").unlink()
-    pipeline.make_rollouts(second_run)
+    make_rollouts(second_run)
     for a, b in zip(read_rollouts(tmp_path / "rollouts"), read_rollouts(directory / "rollouts"), strict=True):
         np.testing.assert_array_equal(a.output_token_ids, b.output_token_ids)
-    pipeline.make_grades(second_run)
-    pipeline.make_labels(second_run)
+    make_grades(second_run)
+    make_labels(second_run)
     mine, whole = read_rollouts(tmp_path / "labelled"), read_rollouts(directory / "labelled")
     np.testing.assert_allclose([r.value for r in mine], [r.value for r in whole], atol=1e-6)
 
@@ -285,8 +301,8 @@ def test_sampling_and_labelling_give_the_same_on_all_accelerators_of_a_host(fini
     [(256, 2, 8, 8), (64, 2, 6, 4), (8, 8, 4, 1), (8, 4, 4, 2), (7, 1, 4, 1), (7, 1, 8, 7), (8, 16, 4, 1)],
 )
 def test_sampling_takes_the_devices_that_its_rows_divide_over(rows, samples, devices, used, monkeypatch):
-    monkeypatch.setattr(pipeline, "devices_worth_using", lambda: devices)
-    assert pipeline.sampling_layout(rows, samples).mesh.devices.size == used
+    monkeypatch.setattr("zip_rc_jax.pipeline.rollouts.devices_worth_using", lambda: devices)
+    assert sampling_layout(rows, samples).mesh.devices.size == used
 
 
 def test_an_evaluation_gives_the_same_on_all_accelerators_of_a_host(finished, second_run, tmp_path, monkeypatch):
@@ -301,7 +317,7 @@ def test_an_evaluation_gives_the_same_on_all_accelerators_of_a_host(finished, se
         return run(self, prompts, **options)
 
     monkeypatch.setattr(Engine, "run", counted)
-    monkeypatch.setattr(pipeline, "devices_worth_using", lambda: 3)
+    monkeypatch.setattr("zip_rc_jax.pipeline.rollouts.devices_worth_using", lambda: 3)
     run_evaluation(dataclasses.replace(second_run, decode=dataclasses.replace(second_run.decode, rows=33)), ["evaluate"])
     assert set(used) == {3}
     mine, whole = ((where / "report" / "results.jsonl").read_text().splitlines() for where in (tmp_path, directory))
@@ -322,11 +338,11 @@ def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):
     directory, config = finished
     empty = dataclasses.replace(config, run_dir=str(tmp_path), policy=dataclasses.replace(config.policy, path=str(directory / "policy")))
     with pytest.raises(UsageError, match="zip-rc grade"):
-        pipeline.train_head(empty, "critic")
+        train_stage(empty, "critic")
     with pytest.raises(UsageError, match="no such directory"):
         run_evaluation(empty, [])
     with pytest.raises(UsageError, match="zip-rc train --stage policy"):
-        pipeline.make_rollouts(dataclasses.replace(empty, policy=dataclasses.replace(config.policy, path="")))
+        make_rollouts(dataclasses.replace(empty, policy=dataclasses.replace(config.policy, path="")))
 
 
 def test_a_policy_can_start_from_a_model(tmp_path, finished):
@@ -334,10 +350,10 @@ def test_a_policy_can_start_from_a_model(tmp_path, finished):
     start = load(directory / "policy")
     slow = dataclasses.replace(config.policy.train, learning_rate=1e-9)
     config = dataclasses.replace(config, run_dir=str(tmp_path), policy=dataclasses.replace(config.policy, start="", train=slow))
-    scratch = pipeline.train_head(config, "policy")
+    scratch = train_stage(config, "policy")
     shutil.rmtree(tmp_path / "policy")
     begun = dataclasses.replace(config, policy=dataclasses.replace(config.policy, start=str(directory / "policy")))
-    found = pipeline.train_head(begun, "policy")
+    found = train_stage(begun, "policy")
 
     def distance(lm):
         return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(lm.params), jax.tree.leaves(start.params), strict=True))
@@ -349,15 +365,15 @@ def test_a_policy_can_start_from_a_model(tmp_path, finished):
 def test_solutions_that_do_not_fit_behind_their_prompts_are_refused(finished):
     _, config = finished
     short = dataclasses.replace(config.policy, train=dataclasses.replace(config.policy.train, row_tokens=16))
-    tokenizer = word_level(vocabulary(pipeline.LARGEST_NUMBER))
+    tokenizer = word_level(vocabulary(LARGEST_NUMBER))
     with pytest.raises(UsageError, match=r"row_tokens=16: problem 0 has a prompt of 13 tokens.* Fix: make the rows longer"):
-        pipeline.solution_rollouts(dataclasses.replace(config, policy=short), tokenizer)
+        solution_rollouts(dataclasses.replace(config, policy=short), tokenizer)
 
 
 def test_worked_solutions_are_for_chain_sums_alone(finished):
     other = dataclasses.replace(finished[1], task=TaskConfig("products", ({"min_terms": 2, "max_terms": 2},)))
     with pytest.raises(UsageError, match="task 'products': worked solutions .* Fix: set policy.path"):
-        pipeline.solution_rollouts(other, word_level(vocabulary(pipeline.LARGEST_NUMBER)))
+        solution_rollouts(other, word_level(vocabulary(LARGEST_NUMBER)))
 
 
 # Worked solutions: checked by doing the sums again.
@@ -387,7 +403,7 @@ def read_passes(text):
 def test_worked_solutions_follow_the_question_and_slip_as_often_as_asked():
     config = load_config("configs/chain_sum_policy.yaml")
     policy = dataclasses.replace(config.policy, unsure=0.3, slip_unsure=0.6, slip_sure=0.1, redo=0.4)
-    tokenizer, rng = word_level(vocabulary(pipeline.LARGEST_NUMBER)), random.Random(0)
+    tokenizer, rng = word_level(vocabulary(LARGEST_NUMBER)), random.Random(0)
     seen = {"unsure": [], "slip_unsure": [], "slip_sure": [], "redo": []}
     for p in problems(config.task, "train", 400):
         terms, operators = parse_question(p.question)
@@ -449,4 +465,4 @@ def test_another_beta_of_an_evaluation_decodes_only_what_is_new(finished, tmp_pa
     ],
 )
 def test_rollouts_reason_where_the_template_can_and_is_not_told_not_to(prompt, template, reasons):
-    assert pipeline.asks_for_reasoning(to_dict(PromptConfig(**prompt)), template) == reasons
+    assert asks_for_reasoning(to_dict(PromptConfig(**prompt)), template) == reasons

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import zip_rc_jax
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.models.io.load import export, load
-from zip_rc_jax.pipeline import stages as pipeline
-from zip_rc_jax.pipeline.stages import run_all
+from zip_rc_jax.pipeline.policy import solution_rollouts
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -59,7 +59,7 @@ def test_all_its_ids_are_in_use_so_the_head_gets_new_rows(smollm2):
 def test_worked_solutions_stand_behind_its_own_chat_template_and_end_as_it_ends_a_turn(smollm2):
     config = load_config("configs/smollm2_sums.yaml", ["policy.examples=6"])
     theirs = smollm2.tokenizer
-    for rollout in pipeline.solution_rollouts(config, theirs):
+    for rollout in solution_rollouts(config, theirs):
         turns = [{"role": "system", "content": config.prompt.system}, {"role": "user", "content": rollout.question}]
         assert rollout.prompt == theirs.chat(turns)
         assert theirs.backend.decode(list(rollout.prompt_token_ids), skip_special_tokens=False) == rollout.prompt

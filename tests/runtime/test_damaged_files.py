@@ -35,8 +35,8 @@ from zip_rc_jax.grading.grader import Grader, check_entry
 from zip_rc_jax.pipeline.evaluate import _stored
 from zip_rc_jax.runtime.errors import LONGEST, UsageError
 from zip_rc_jax.runtime.storage import Journal, with_digest, write_json
-from zip_rc_jax.training.loop import _read_teacher
 from zip_rc_jax.training.tracking import Tracker
+from zip_rc_jax.training.trainer import _read_teacher
 
 EVERY = (*BYTES, *TEXT, *JSON_FILE, *ABSENT)
 METADATA = {"rollouts": {"seed": 3, "sampling": {"min_p": 0.1, "stop": [1, 2]}}, "policy": "a" * 64}

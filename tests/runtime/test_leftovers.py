@@ -223,7 +223,7 @@ def test_leftovers_beside_a_parquet_file_and_chunks_go_too(tmp_path):
 
 
 def test_of_several_processes_the_first_one_cleans_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "is_chief", lambda: False)
+    monkeypatch.setattr(distributed, "is_primary", lambda: False)
     removed = []
     monkeypatch.setattr("zip_rc_jax.pipeline.chunks.remove_leftovers", lambda *args: removed.append(args))
     chunked(tmp_path / "graded", range(3), lambda part: make_rollouts(len(part)))
@@ -242,8 +242,7 @@ def test_a_command_that_is_asked_to_stop_says_so_and_ends_as_after_ctrl_c(tmp_pa
         os.kill(os.getpid(), number)
         time.sleep(600)
 
-    for name in ("run_evaluation", "run_decode", "run_export", "pipeline.make_grades"):
-        monkeypatch.setattr(f"zip_rc_jax.cli.main.{name}", asked)
+    monkeypatch.setattr(f"zip_rc_jax.cli.{command}.run", asked)
     (tmp_path / "c.yaml").write_text("{}")
     arguments = {"decode": ["model", "--prompt", "x"], "export": ["model", str(tmp_path / "out")]}.get(command, [str(tmp_path / "c.yaml")])
     assert cli.main([command, *arguments]) == 130

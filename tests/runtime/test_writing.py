@@ -12,12 +12,10 @@ import pytest
 
 from harness.processes import prepare
 from harness.tiny import TINY_MODEL, tiny_lm
-from zip_rc_jax.cli import commands as demo
-from zip_rc_jax.cli import main as cli
 from zip_rc_jax.cli.main import main
-from zip_rc_jax.models.io import huggingface
+from zip_rc_jax.models.io import huggingface, load
 from zip_rc_jax.models.io.load import export
-from zip_rc_jax.pipeline import stages as pipeline
+from zip_rc_jax.pipeline import grade, label, policy, rollouts, run_dir, train
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import check_writable, write_json, write_jsonl, write_text, writing
 
@@ -194,10 +192,12 @@ def no_models(monkeypatch):
     def never(*_, **__):
         raise AssertionError("a model was loaded")
 
-    for module in (pipeline, demo):
+    for module in (policy, run_dir, label, train, load):
         monkeypatch.setattr(module, "load", never)
-    monkeypatch.setattr(pipeline, "problems", never)
-    monkeypatch.setattr(pipeline, "_random_access", never)
+    for module in (policy, rollouts):
+        monkeypatch.setattr(module, "problems", never)
+    for module in (grade, label, train):
+        monkeypatch.setattr(module, "random_access", never)
 
 
 STAGES = {
@@ -284,7 +284,7 @@ def test_what_the_shell_is_told_about_any_other_failure_of_writing_has_its_fix(t
     def fail(*_):
         raise os_error(number, str(tmp_path / "somewhere"))
 
-    monkeypatch.setattr(cli, "run_export", fail)
+    monkeypatch.setattr("zip_rc_jax.cli.export.run", fail)
     assert main(["export", "m", str(tmp_path / "e")]) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path}/somewhere" in said

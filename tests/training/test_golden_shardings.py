@@ -17,12 +17,12 @@ import jax
 import pytest
 
 from harness.processes import rollouts
-from zip_rc_jax.aot.command import with_model
+from zip_rc_jax.aot.model_sizes import with_model
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.batches import train_batches
 from zip_rc_jax.models.transformer import param_axes, param_shapes
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
-from zip_rc_jax.training.loop import _on_mesh
+from zip_rc_jax.training.trainer import _on_mesh
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = pathlib.Path(__file__).parent / "golden_shardings"

@@ -20,12 +20,12 @@ from harness.tiny import TINY_GRID, TINY_MODEL, tiny_lm
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation import drawing
-from zip_rc_jax.models.transformer import hidden_states
+from zip_rc_jax.models.transformer import forward_packed
 from zip_rc_jax.predict import ForwardSettings, MeanJoints, mean_joints, profiles, validate
-from zip_rc_jax.training import loop
-from zip_rc_jax.training.loop import Interrupted, train
+from zip_rc_jax.training import trainer
 from zip_rc_jax.training.step import train_step
 from zip_rc_jax.training.tracking import Tracker
+from zip_rc_jax.training.trainer import Interrupted, train
 
 JOINTS = MeanJoints(np.full((3, 3), 1 / 9), np.eye(3) / 3, positions=1234, rollouts=56, left_out=0)
 
@@ -80,16 +80,16 @@ def test_a_number_that_does_not_exist_is_null_in_strict_json_and_nan_where_numbe
 def test_rollouts_reach_the_disk_with_the_checkpoint_that_follows_them(tmp_path, monkeypatch):
     """A bucket that is mounted with gcsfuse has a file's new lines no sooner than at fsync or close."""
     synced, saved = [], []
-    fsync, save = os.fsync, loop.Checkpoints.save
+    fsync, save = os.fsync, trainer.Checkpoints.save
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(pathlib.Path(os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd))
-    monkeypatch.setattr(loop.Checkpoints, "save", lambda *args: synced.clear() or save(*args) or saved.append(len(records(tmp_path))))
+    monkeypatch.setattr(trainer.Checkpoints, "save", lambda *args: synced.clear() or save(*args) or saved.append(len(records(tmp_path))))
     seen = []
 
     def step(*args):
         seen.append({path.parent.name if "tfevents" in path.name else path.name for path in synced})
         return train_step(*args)
 
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(trainer, "train_step", step)
     train(tiny_lm(), rollouts(), dataclasses.replace(CONFIG, save_seconds=1e-9), tmp_path, source={})
     assert saved == [1, 2, 3, 4, 5, 6]
     assert all({"metrics.jsonl", "tensorboard"} <= names for names in seen[1:])
@@ -189,7 +189,7 @@ def test_the_joints_are_means_over_the_positions_of_finished_rollouts(lm, label)
     for row, r in zip(ids, used, strict=True):
         row[: 3 + len(r.output_token_ids)] = np.concatenate([r.prompt_token_ids, r.output_token_ids])
     at = jnp.broadcast_to(jnp.arange(20), ids.shape)
-    hidden = hidden_states(TINY_MODEL, lm.params["body"], ids, at, layout=lm.layout, segment_ids=np.ones_like(ids))[0]
+    hidden = forward_packed(TINY_MODEL, lm.params["body"], ids, at, np.ones_like(ids), layout=lm.layout)
     scores = np.exp(np.asarray(hidden, np.float64) @ np.asarray(lm.params["zip_rows"], np.float64).T)
     predicted, observed, positions = np.zeros((3, 3)), np.zeros((3, 3)), 0
     for r, row in zip(used, scores, strict=True):
@@ -249,7 +249,7 @@ def test_a_run_that_was_interrupted_shows_the_same_as_one_that_was_not(tmp_path,
         return result
 
     whole = run("whole")
-    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr(trainer, "train_step", stopped)
     with pytest.raises(Interrupted):
         run("cut")
     monkeypatch.undo()

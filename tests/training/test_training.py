@@ -30,20 +30,20 @@ from zip_rc_jax.models.transformer import param_axes
 from zip_rc_jax.predict import ForwardSettings, Profile, final_values, labelled_features, padded_width, profiles, teacher_features
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh, single_device
-from zip_rc_jax.training import loop
-from zip_rc_jax.training.loop import Interrupted, split_validation, train
+from zip_rc_jax.training import trainer
 from zip_rc_jax.training.loss import (
     FullTeacher,
     PolicyLoss,
     PolicyLosses,
-    VocabularySettings,
+    VocabChunking,
     joint_loss,
     largest,
     policy_loss,
     split_positions,
     teacher_top_k,
 )
-from zip_rc_jax.training.step import StepSettings, TrainState, frozen, init_state, learning_rate, losses, train_step
+from zip_rc_jax.training.step import TrainSpec, TrainState, cast_teacher, init_state, learning_rate, losses, train_step
+from zip_rc_jax.training.trainer import Interrupted, split_validation, train
 
 # ---- losses against plain numpy
 
@@ -98,7 +98,7 @@ def given_teacher(kind, vocabulary, weights, top_k=4):
 
 @functools.partial(jax.jit, static_argnames=("kind", "chunk", "teacher", "layout"))
 def found_losses(hidden, table, kind, weights=WEIGHTS, chunk=21, teacher=True, layout=ONE):
-    vocabulary = VocabularySettings(TINY_MODEL, layout, chunk)
+    vocabulary = VocabChunking(TINY_MODEL, layout, chunk)
     setting = PolicyLoss(vocabulary, kind, kl_weight=1.0, nll_weight=0.3)
     given = given_teacher(kind, vocabulary, weights) if teacher else None
     return policy_loss(setting, jnp.asarray(hidden), jnp.asarray(table), TARGETS, weights, SAMPLEABLE, given)
@@ -167,7 +167,7 @@ def test_positions_without_weight_are_not_looked_at():
         return carry + 1
 
     wanted = jnp.asarray([False, True, True, False, True, False, False, False])
-    assert int(jax.jit(VocabularySettings(TINY_MODEL, ONE, 2).fold, static_argnums=0)(count, 0, wanted)) == 2
+    assert int(jax.jit(VocabChunking(TINY_MODEL, ONE, 2).fold, static_argnums=0)(count, 0, wanted)) == 2
     assert seen == [[1, 2], [4, 8]], "the last is no position"
 
 
@@ -181,7 +181,7 @@ def test_the_loss_on_a_mesh_is_that_of_one_device(kind):
     weights = jnp.asarray(rng.random(shape) * (np.arange(16) < 2 * np.arange(8)[:, None]), jnp.float32)
 
     def loss(hidden, table, layout):
-        vocabulary, sampleable = VocabularySettings(TINY_MODEL, layout, 32), np.arange(20) < USED
+        vocabulary, sampleable = VocabChunking(TINY_MODEL, layout, 32), np.arange(20) < USED
         teacher = FullTeacher(jnp.asarray(teacher_hidden), jnp.asarray(teacher_table))
         if kind == "forward_topk":
             teacher = teacher_top_k(vocabulary, teacher, weights != 0, sampleable, 4)
@@ -225,7 +225,7 @@ def test_of_a_vocabulary_over_devices_only_the_likeliest_ids_of_every_part_are_g
     sampleable, everywhere = np.arange(size) < size - 3, jnp.ones(rows, bool)
 
     def top(layout):
-        vocabulary = VocabularySettings(TINY_MODEL, layout, chunk=16)
+        vocabulary = VocabChunking(TINY_MODEL, layout, chunk=16)
         return fast_jit(lambda h, t: teacher_top_k(vocabulary, FullTeacher(h, t), everywhere, sampleable, k)).lower(hidden, table).compile()
 
     split = top(Layout(make_mesh(data=2, tensor=parts), TRAIN_RULES))
@@ -250,7 +250,7 @@ def test_chunks_are_even():
 
 def test_no_array_of_all_positions_times_the_vocabulary_exists():
     def f(hidden, table):
-        setting = PolicyLoss(VocabularySettings(TINY_MODEL, ONE, 64), "forward", kl_weight=1, nll_weight=1)
+        setting = PolicyLoss(VocabChunking(TINY_MODEL, ONE, 64), "forward", kl_weight=1, nll_weight=1)
         shape, sampleable = (2, 2048), np.arange(999) < 900
         return policy_loss(setting, hidden, table, jnp.zeros(shape, jnp.int32), jnp.ones(shape), sampleable, FullTeacher(hidden, table))[0]
 
@@ -268,7 +268,7 @@ def test_peak_memory_is_that_of_a_few_chunks(kind):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes + shapes]
 
     def chunked(hidden, table, teacher_hidden, teacher_table):
-        vocabulary, sampleable, ones = VocabularySettings(TINY_MODEL, ONE, 64), np.ones(1500, bool), jnp.ones((1, 2048))
+        vocabulary, sampleable, ones = VocabChunking(TINY_MODEL, ONE, 64), np.ones(1500, bool), jnp.ones((1, 2048))
         teacher = FullTeacher(teacher_hidden, teacher_table)
         if kind == "forward_topk":
             teacher = teacher_top_k(vocabulary, teacher, ones != 0, sampleable, 4)
@@ -319,7 +319,7 @@ def test_bfloat16_computes_close_to_float32_and_leaves_float32_gradients(lm):
     found = []
     for dtype in ("float32", "bfloat16"):
         setting = settings(lm, dataclasses.replace(CONFIG, compute_dtype=dtype))
-        objective = jax.value_and_grad(lambda p, s=setting: losses(s, p, frozen(teacher, s.train), batch)[0])
+        objective = jax.value_and_grad(lambda p, s=setting: losses(s, p, cast_teacher(teacher, s.train), batch)[0])
         assert ("bf16" in str(jax.make_jaxpr(objective)(lm.params))) == (dtype == "bfloat16")
         found.append(fast_jit(objective)(lm.params))
     (loss, grads), (half_loss, half_grads) = found
@@ -336,7 +336,7 @@ def test_gradients_of_many_chunks_are_summed_in_float32():
 
     def gradient(chunk):
         def total(table):
-            setting = PolicyLoss(VocabularySettings(TINY_MODEL, ONE, chunk), "forward", kl_weight=0, nll_weight=1)
+            setting = PolicyLoss(VocabChunking(TINY_MODEL, ONE, chunk), "forward", kl_weight=0, nll_weight=1)
             return policy_loss(setting, hidden, table, jnp.ones((1, 512), jnp.int32), jnp.ones((1, 512)), SAMPLEABLE, None)[0]
 
         return fast_jit(jax.grad(total))(jnp.asarray(TABLE))
@@ -353,7 +353,7 @@ def test_cached_features_give_the_loss_and_the_gradient_of_the_body_itself(lm):
         (batch,) = train_batches(
             rollouts(), label=config.label, batch_rows=40, row_tokens=config.row_tokens, seed=0, epochs=1, features=features
         )
-        setting = StepSettings(lm.config, lm.head, Layout(lm.layout.mesh, TRAIN_RULES), config)
+        setting = TrainSpec(lm.config, lm.head, Layout(lm.layout.mesh, TRAIN_RULES), config)
         objective = lambda rows, batch=batch, setting=setting: losses(setting, {**lm.params, "zip_rows": rows}, None, batch)[0]  # noqa: E731
         found.append(jax.value_and_grad(objective)(lm.params["zip_rows"]))
     (loss, grad), (cached_loss, cached_grad) = found
@@ -558,7 +558,7 @@ def test_training_with_a_cached_teacher_is_training_with_one(tmp_path, uninterru
 def test_a_cached_teacher_is_made_once_in_a_run_and_before_that_its_settings_are_checked(tmp_path, monkeypatch):
     cached = dataclasses.replace(CONFIG, cache_teacher=True)
     made = []
-    monkeypatch.setattr(loop, "teacher_features", lambda *args: made.append(args) or teacher_features(*args))
+    monkeypatch.setattr(trainer, "teacher_features", lambda *args: made.append(args) or teacher_features(*args))
 
     def run(name, config=cached, lm=None):
         return train(lm or tiny_lm(), rollouts(), config, tmp_path / name, source={})
@@ -570,7 +570,7 @@ def test_a_cached_teacher_is_made_once_in_a_run_and_before_that_its_settings_are
     with pytest.raises(Interrupted):
         run("run")
     assert (len(made), kept.exists()) == (2, True)
-    with pytest.raises(UsageError, match=r"other settings \(train.learning_rate"):
+    with pytest.raises(UsageError, match=r"other settings: train.learning_rate"):
         run("run", dataclasses.replace(cached, learning_rate=0.5))
     assert len(made) == 2, "refused at once"
     assert_equal(run("run").params, whole.params)
@@ -617,9 +617,9 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path, monkeypatch,
         (
             dataclasses.replace(CONFIG, learning_rate=0.5),
             {},
-            r"other settings \(train.learning_rate: 0.01 there, 0.5 now\).*use another run_dir",
+            r"other settings: train.learning_rate was 0.01, now 0.5.*use another run_dir",
         ),
-        (CONFIG, {"data": "other"}, r"other settings \(.*source.data: None there, 'other' now"),
+        (CONFIG, {"data": "other"}, r"other settings: .*source.data was None, now 'other'"),
     ]:
         with pytest.raises(UsageError, match=message):
             train(tiny_lm(), rollouts(), config, where, source=source)
@@ -627,13 +627,13 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path, monkeypatch,
     with pytest.raises(Interrupted):
         train(tiny_lm(), rollouts(), CONFIG, tmp_path / "run", source={})
     written = (tmp_path / "run" / "settings.json").read_text()
-    with pytest.raises(UsageError, match=r"other settings \(train.steps: 7 there, 8 now\)"):
+    with pytest.raises(UsageError, match=r"other settings: train.steps was 7, now 8"):
         train(tiny_lm(), rollouts(), dataclasses.replace(CONFIG, steps=8), tmp_path / "run", source={})
     assert (tmp_path / "run" / "settings.json").read_text() == written, "a refused run leaves the directory as it was"
 
 
 def test_a_model_without_a_head_cannot_be_trained(tmp_path):
-    with pytest.raises(ValueError, match="attach a head first"):
+    with pytest.raises(UsageError, match="no ZIP head to train. Fix: attach one first"):
         train(dataclasses.replace(tiny_lm(), head=None), rollouts(), CONFIG, tmp_path, source={})
 
 
@@ -717,8 +717,8 @@ def test_loss_and_gradients_on_eight_devices_equal_one(lm, config):
         # A teacher that is not the student, else the divergence has no gradient.
         teacher = jax.tree.map(lambda x: 1.2 * x, params["body"]) if config.kl_weight else None
         objective = jax.jit(jax.value_and_grad(lambda p, t, b, s=setting: losses(s, p, t, b)[0]))
-        value, grads = objective(params, teacher, loop._on_mesh(batch, layout))
-        state, metrics = train_step(setting, init_state(params, config), teacher, loop._on_mesh(batch, layout))
+        value, grads = objective(params, teacher, trainer._on_mesh(batch, layout))
+        state, metrics = train_step(setting, init_state(params, config), teacher, trainer._on_mesh(batch, layout))
         found.append((float(value), grads, float(metrics["grad_norm"]), state))
     one, eight = found
     assert one[0] == pytest.approx(eight[0], rel=1e-5)

@@ -19,8 +19,8 @@ from harness.tiny import tiny_lm
 from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.runtime.sharding import MESH_AXES, TRAIN_RULES, Layout, single_device
 from zip_rc_jax.training.checkpoint import Checkpoints
-from zip_rc_jax.training.loop import Interrupted, stacked, train
-from zip_rc_jax.training.step import apply, change_bodies, init_state, optimizer, prefers_unrolled, train_step
+from zip_rc_jax.training.step import adamw_update, change_bodies, init_state, prefers_unrolled, train_step
+from zip_rc_jax.training.trainer import Interrupted, stacked, train
 
 KEPT = dataclasses.replace(CONFIG, remat=False)
 
@@ -94,15 +94,22 @@ def test_only_one_cpu_device_that_keeps_activations_in_float32_is_unrolled():
 def test_the_update_is_that_of_the_optax_chain(size):
     lm, rate = tiny_lm(), 0.01
     setting, state = settings(lm), init_state(copied(lm.params), CONFIG)
-    params, theirs = state.params, state.opt_state
+    chain = optax.chain(
+        optax.clip_by_global_norm(CONFIG.clip),
+        optax.scale_by_adam(b1=CONFIG.adam_b1, b2=CONFIG.adam_b2),
+        optax.add_decayed_weights(CONFIG.weight_decay),
+    )
+    params, theirs = state.params, chain.init(state.params)
+    assert jax.tree.structure(theirs) == jax.tree.structure(state.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, theirs, state.opt_state)
     rng = np.random.default_rng(0)
     for _ in range(3):
         grads = jax.tree.map(lambda p: jnp.asarray(size * rng.standard_normal(p.shape), jnp.float32), params)
         norm = optax.tree.norm(grads)
         assert (norm > CONFIG.clip) == (size == 1.0)
-        moved, opt_state = apply(setting, state, grads, norm, jnp.float32(rate), jnp.bool_(True))
+        moved, opt_state = adamw_update(setting, state, grads, norm, jnp.float32(rate), jnp.bool_(True))
         state = dataclasses.replace(state, params=moved, opt_state=opt_state)
-        updates, theirs = optimizer(CONFIG).update(grads, theirs, params)
+        updates, theirs = chain.update(grads, theirs, params)
         scale = {"body": -rate, "zip_rows": -rate * CONFIG.zip_lr_multiplier}
         params = {name: jax.tree.map(lambda p, u, s=scale[name]: p + s * u, params[name], updates[name]) for name in params}
     assert jax.tree.structure(opt_state) == jax.tree.structure(theirs)

@@ -16,7 +16,7 @@ from zip_rc_jax.aot.costs import CacheShape, Costs, measure
 from zip_rc_jax.aot.hlo import parse_module
 from zip_rc_jax.aot.report import Memory, Part, Program, Report
 from zip_rc_jax.aot.topology import chip_of, tpu_mesh
-from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, TrainConfig
+from zip_rc_jax.config import COMPUTE_DTYPES, TRAIN_STAGES, MeshConfig, ModelConfig, PipelineConfig, TrainConfig
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
@@ -30,10 +30,8 @@ from zip_rc_jax.models.transformer import param_axes, param_shapes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
-from zip_rc_jax.training.step import TrainState, frozen, init_state, train_step
+from zip_rc_jax.training.step import TrainState, cast_teacher, init_state, train_step
 
-STAGES = ("policy", "critic", "final", "lite")
-DTYPES = ("bfloat16", "float32")
 MOST_FLOPS = 1.15  # of a training step, times those by hand
 
 
@@ -62,7 +60,7 @@ def head_for(model: ModelConfig, grid: Grid, label: str) -> ZipHead:
 
 
 def abstract_state(layout: Layout, model: ModelConfig, head: ZipHead, train: TrainConfig) -> TrainState:
-    """The train state as `training.loop` lays it out: moments like their parameters, counters on every chip."""
+    """The train state as `training.trainer` lays it out: moments like their parameters, counters on every chip."""
     shapes = {"body": param_shapes(model), "zip_rows": jax.ShapeDtypeStruct((head.grid.n_cells, model.d_model), jnp.float32)}
     params = place(layout, shapes, {"body": param_axes(model), "zip_rows": ("cells", "embed")})
     found = jax.eval_shape(lambda p: init_state(p, train), params)
@@ -83,16 +81,16 @@ def _keys(path: Any) -> tuple[str, ...]:
 
 
 def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | None:
-    """The frozen policy as `training.loop` passes it: laid out like the student's body."""
+    """The frozen policy as `training.trainer` passes it: laid out like the student's body."""
     if not train.kl_weight or train.cache_teacher:
         return None
     body = state.params["body"]
-    found = jax.eval_shape(lambda b: frozen(b, train), body)
+    found = jax.eval_shape(lambda b: cast_teacher(b, train), body)
     return jax.tree.map(lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, body)
 
 
 def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> TrainBatch:
-    """A packed batch, rows laid out as `training.loop` does."""
+    """A packed batch, rows laid out as `training.trainer` does."""
     shape = (train.batch_rows, train.row_tokens)
     types = {
         "tokens": jnp.int32,
@@ -176,7 +174,7 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str =
     """Compiles the training step of a stage.
 
     Args:
-      config: its `model` section must hold the sizes of the model (`command.with_model` takes them from the policy).
+      config: its `model` section must hold the sizes of the model (`model_sizes.with_model` takes them from the policy).
       stage: "policy", "critic", "final" or "lite".
       topology: such as `v5e:4x4`.
       mesh: such as `fsdp=8,tensor=2`; empty: `config.mesh`, by default all chips on `fsdp`.
@@ -184,13 +182,13 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str =
     Raises:
       UsageError: no libtpu, an unknown stage or topology, a mesh of another size, or sizes that do not divide over it.
     """
-    if stage not in STAGES:
-        raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(STAGES)}", "choose one of them")
+    if stage not in TRAIN_STAGES:
+        raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them")
     train: TrainConfig = config.policy.train if stage == "policy" else getattr(config, stage)
     model = config.model
     layout = Layout(tpu_mesh(topology, mesh, config.mesh), TRAIN_RULES)
     head = head_for(model, config.grid.grid(train.label), train.label)
-    settings = train_module.StepSettings(model, head, layout, train)
+    settings = train_module.TrainSpec(model, head, layout, train)
     state = abstract_state(layout, model, head, train)
     teacher = abstract_teacher(state, train)
     batch = abstract_batch(layout, model, train)
@@ -230,15 +228,15 @@ def compile_decode(
       mesh: such as `data=4,tensor=2`; empty: all chips on `data`.
       rows: of the pool, over all chips; all of them are stepped.
       context: slots of every row: prompt and answer, in tokens.
-      dtype: of parameters and cache, one of `DTYPES`.
+      dtype: of parameters and cache, one of `COMPUTE_DTYPES`.
       prompt: tokens of the prompts that one prefill takes; at most `context`.
 
     Raises:
       UsageError: as for `compile_train`, rows that do not divide over the mesh, or a context that the model does not have.
     """
     model, decode = config.model, config.decode
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r}", f"parameters and cache are {' or '.join(DTYPES)}", "choose one of them")
+    if dtype not in COMPUTE_DTYPES:
+        raise UsageError(f"dtype {dtype!r}", f"parameters and cache are {' or '.join(COMPUTE_DTYPES)}", "choose one of them")
     if not 1 <= context <= model.max_positions:
         raise UsageError(f"context {context}", f"the model has {model.max_positions} positions", "choose one within them")
     if rows < 1 or prompt < 1:
@@ -246,7 +244,7 @@ def compile_decode(
     layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
     layout.sharding(("batch",), (rows,))
     head = head_for(model, config.grid.grid("value"), "value")
-    settings = decode_rows.StepSettings(
+    settings = decode_rows.TrainSpec(
         network=TransformerNetwork(model, layout, dtype),
         head=head,
         vocab_size=model.vocab_size,

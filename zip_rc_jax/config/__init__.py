@@ -21,14 +21,16 @@ from zip_rc_jax.config.pipeline import (
     TaskConfig,
     to_dict,
 )
-from zip_rc_jax.config.train import KL_KINDS, LABELS, MeshConfig, TrainConfig
+from zip_rc_jax.config.train import COMPUTE_DTYPES, KL_KINDS, LABELS, TRAIN_STAGES, MeshConfig, TrainConfig
 
 __all__ = [
     "ANSWERS",
+    "COMPUTE_DTYPES",
     "KL_KINDS",
     "LABELS",
     "LAYER_TYPES",
     "MAX_SAMPLES",
+    "TRAIN_STAGES",
     "DecodeConfig",
     "EvaluateConfig",
     "GradeConfig",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import math
 import pathlib
@@ -17,6 +16,7 @@ from omegaconf.errors import ConfigKeyError
 
 from zip_rc_jax.config import PipelineConfig
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.settings import nearest
 from zip_rc_jax.runtime.storage import in_short
 
 MOST_BYTES = 1 << 20  # of a config
@@ -137,5 +137,4 @@ def _is_plain(text: str) -> bool:
 
 def _nearest(error: ConfigKeyError) -> str:
     known = [f.name for f in dataclasses.fields(error.object_type)] if dataclasses.is_dataclass(error.object_type) else []
-    close = difflib.get_close_matches(str(error.key), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys here are {', '.join(known)}"
+    return nearest(str(error.key), known, "known keys here are")

@@ -7,6 +7,7 @@ import math
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 
+TRAIN_STAGES = ("policy", "critic", "final", "lite")
 LABELS = ("correct", "value")
 KL_KINDS = ("forward_topk", "forward", "reverse")
 TRAINABLE = ("all", "zip_rows")

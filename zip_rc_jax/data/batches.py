@@ -79,7 +79,11 @@ class _Fields:
             raise UsageError("rollouts", "there are none to train on", "generate at least one rollout")
         summary = summary_of(source)
         reward: np.ndarray = getattr(summary, label)
-        _refuse(np.isnan(reward), f"have no {label!r} label", "run `zip-rc grade`" if label == "correct" else "run `zip-rc label`")
+        _refuse(
+            np.isnan(reward),
+            f"have no {label!r} label",
+            f"set it, or run `zip-rc {'grade' if label == 'correct' else 'label'}`",
+        )
         _refuse((reward < 0) | (reward > 1), f"have a {label!r} label outside [0, 1]", "rescale the labels")
         empty = (summary.prompt < 1) | (summary.output < 1)
         _refuse(empty, "have an empty prompt or response, so no prefix to train", "leave them out")

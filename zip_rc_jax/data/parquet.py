@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import in_short, parse_json
-from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_path
+from zip_rc_jax.runtime.temporaries import whole_file
 
 METADATA_KEY = b"zip_rc_jax"
 _ARROW = "parquet-cpp-arrow"  # wrote the file; it always leaves its schema among the keys of the footer
@@ -132,20 +132,11 @@ def write_parquet(
 
     rows = (to_row(number, rollout, info) for number, (rollout, info) in enumerate(pairs))
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, path.name)
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-                while group := list(itertools.islice(rows, ROW_GROUP)):
-                    writer.write_table(pa.Table.from_pylist(group, schema))
-                found = digests.record(file.tell(), schema.metadata[METADATA_KEY], schema.names)
-                writer.add_key_value_metadata({DIGESTS_KEY: json.dumps(found, sort_keys=True).encode()})
-            file.flush()
-            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the final name
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
+        while group := list(itertools.islice(rows, ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+        found = digests.record(file.tell(), schema.metadata[METADATA_KEY], schema.names)
+        writer.add_key_value_metadata({DIGESTS_KEY: json.dumps(found, sort_keys=True).encode()})
 
 
 class _Digests:

@@ -21,8 +21,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from zip_rc_jax.data.summary import RolloutSummary, SummaryRows, prompt_hash, read_summary, write_summary
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.runtime.storage import in_short, parse_json, read_json, same_fingerprint, write_json, write_text
-from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_path
+from zip_rc_jax.runtime.settings import check_same_settings
+from zip_rc_jax.runtime.storage import START_AGAIN, in_short, parse_json, plain, read_json, write_json, write_text
+from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_directory
 
 FORMAT_VERSION = "1.0.0"
 METADATA = "metadata.json"
@@ -148,10 +149,7 @@ def write_rollouts(directory: str | pathlib.Path, rollouts: Iterable[Rollout], *
     first = next(iterator, None)
     if first is None:
         raise UsageError(f"rollouts for {directory}", "there are none", "generate at least one rollout")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(directory.parent, directory.name)
-    temporary = temporary_path(directory)
-    try:
+    with temporary_directory(directory) as temporary:
         rows = SummaryRows()
         builder = ZipRollouts(rollouts=map(rows.add, itertools.chain([first], iterator)), data_dir=temporary, file_format="array_record")
         tfds.disable_progress_bar()
@@ -169,8 +167,6 @@ def write_rollouts(directory: str | pathlib.Path, rollouts: Iterable[Rollout], *
         if directory.exists():
             directory.rename(temporary / "replaced")
         written.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _digest(data: bytes) -> str:
@@ -384,7 +380,9 @@ class PartialRollouts:
             raise UsageError(f"partial rollouts {self.directory}", f"it cannot be made ({in_short(error)})", self._again) from error
         remove_leftovers(self.directory)
         if os.path.lexists(settings):
-            same_fingerprint(f"partial rollouts {self.directory}", read_json(settings, fix=self._again), fingerprint)
+            check_same_settings(
+                f"partial rollouts {self.directory}", read_json(settings, fix=self._again), plain(fingerprint), fix=START_AGAIN
+            )
         elif any(self.directory.glob("chunk-*.jsonl")):
             raise UsageError(
                 f"partial rollouts {self.directory}", "it has no fingerprint.json, so nobody knows what its chunks are of", self._again

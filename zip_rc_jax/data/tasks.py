@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import json
 import os
 import pathlib
@@ -13,6 +12,7 @@ from typing import Any
 
 from zip_rc_jax.config import TaskConfig
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.settings import nearest
 
 MATH = "math"
 SPLITS = ("train", "heldout")
@@ -100,7 +100,7 @@ def create(name: str, options: dict[str, Any], seed: int, size: int) -> Any:
     from reasoning_gym.factory import DATASETS, create_dataset  # a second to import, and only this stage needs it
 
     if name not in DATASETS:
-        raise UsageError(f"task.name={name!r}", "reasoning-gym has no such dataset", _nearest(name, sorted(DATASETS)))
+        raise UsageError(f"task.name={name!r}", "reasoning-gym has no such dataset", nearest(name, sorted(DATASETS), "known are", 3))
     if name in HASH_DEPENDENT and not os.environ.get("PYTHONHASHSEED", "random").isdigit():
         raise UsageError(
             f"task.name={name!r}", "its problems depend on Python's hash seed, so no run would repeat another", "set PYTHONHASHSEED=0"
@@ -114,7 +114,9 @@ def create(name: str, options: dict[str, Any], seed: int, size: int) -> Any:
                 "remove it from the level",
             )
         if key not in known:
-            raise UsageError(f"task.levels option {key!r} of {name}", "the dataset has no such option", _nearest(str(key), known))
+            raise UsageError(
+                f"task.levels option {key!r} of {name}", "the dataset has no such option", nearest(str(key), known, "known are", 3)
+            )
     try:
         return create_dataset(name, seed=seed, size=size, **options)
     except Exception as error:  # each dataset validates in its own way: assertions, ValueError, TypeError
@@ -123,11 +125,6 @@ def create(name: str, options: dict[str, Any], seed: int, size: int) -> Any:
 
 def _impossible(name: str, options: dict[str, Any], error: Exception) -> UsageError:
     return UsageError(f"task.levels {options} of {name}", str(error) or type(error).__name__, "correct the value")
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(known)}"
 
 
 NO_LINES = "pass a JSONL file with `question` and `answer` on each line"

@@ -1,1 +1,1 @@
-
+"""Baselines, costs, metrics and reports of the held-out comparison."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import textwrap
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 from zip_rc_jax.evaluation.metrics import total_variation
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_path
+from zip_rc_jax.runtime.temporaries import whole_file
 
 # No label above 100%: the axis may reach higher to make room for the names of the curves.
 percent = FuncFormatter(lambda share, _: f"{round(100 * share, 2):g}%" if share < 1.001 else "")
@@ -36,10 +35,8 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 def save(figure: Figure, path: str | pathlib.Path) -> pathlib.Path:
     """Writes a PNG through a temporary file, so that a reader never sees half an image. Returns the path."""
     path = pathlib.Path(path)
-    remove_leftovers(path.parent, path.name)
-    temporary = temporary_path(path)
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
     return path
 
 

@@ -1,0 +1,1 @@
+"""Answers: how they are found in a text, compared and graded."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.inference.requests import Prompt, Request
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.settings import nearest
 
 ALIASES = {"max_new_tokens": "max_tokens"}
 
@@ -29,8 +29,7 @@ def resolve(config: DecodeConfig | None, options: dict[str, Any]) -> DecodeConfi
         raise UsageError(f"decoding options {', '.join(options)}", "two of them are the same one", f"leave out {', '.join(ALIASES)}")
     for name in renamed:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else f"the options are {', '.join(known)}"
+            fix = nearest(name, known, "the options are")
             raise UsageError(f"decoding option {name!r}", "nothing reads it, and options are never ignored", fix)
     return dataclasses.replace(config or DecodeConfig(), **renamed)
 

@@ -27,7 +27,7 @@ from zip_rc_jax.inference.placement import Move, Place, Shard, live_rows_first, 
 from zip_rc_jax.inference.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash, shared_prefix
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.scheduler import Queue, fresh, largest_prefills, members, next_batch, next_to_step
-from zip_rc_jax.inference.state import Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
+from zip_rc_jax.inference.state import Rows, TrainSpec, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
 from zip_rc_jax.inference.tree import ROOT, Action, Branch, Group, failure
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
@@ -85,7 +85,7 @@ def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
 class _MemoryCheck:
     """Whether the device has room for rows and prompts of some length. It knows the engine's arrays, and not the engine."""
 
-    def __init__(self, settings: StepSettings, held: Any, config: DecodeConfig, rows: int, shards: int, max_positions: int):
+    def __init__(self, settings: TrainSpec, held: Any, config: DecodeConfig, rows: int, shards: int, max_positions: int):
         """Args: `held` are all parameters, those of the caller too: most arrays are the same; `rows` of each of the `shards`."""
         self.settings, self.held, self.config, self.rows, self.shards = settings, held, config, rows, shards
         self.max_positions = max_positions
@@ -136,7 +136,7 @@ class Engine:
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
         network, self.params = transformer_network(lm) if network is None else (network, lm.params)
-        self.settings = StepSettings(
+        self.settings = TrainSpec(
             network=network,
             head=self.head,
             vocab_size=lm.config.vocab_size,

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from zip_rc_jax.inference.state import Rows, StepSettings, empty_rows
+from zip_rc_jax.inference.state import Rows, TrainSpec, empty_rows
 from zip_rc_jax.runtime.errors import UsageError
 
 CGROUP_LIMITS = (pathlib.Path("/sys/fs/cgroup/memory.max"), pathlib.Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -36,7 +36,7 @@ class Estimate:
         return self.parameters + self.rows + self.temporaries
 
 
-def abstract_pool(settings: StepSettings, rows: int, slots: int) -> Rows:
+def abstract_pool(settings: TrainSpec, rows: int, slots: int) -> Rows:
     """The pool of `rows.empty_rows` as shapes, laid out as it is."""
     found = jax.eval_shape(lambda: empty_rows(settings, rows, slots))
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), found, found.sharding(settings))
@@ -48,7 +48,7 @@ def shard_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)  # whole numbers of any size
 
 
-def estimate(settings: StepSettings, params: Any, rows: int, slots: int, prompts: int, prompt_slots: int) -> Estimate:
+def estimate(settings: TrainSpec, params: Any, rows: int, slots: int, prompts: int, prompt_slots: int) -> Estimate:
     """What a pool of `rows` rows of `slots` slots per shard needs, when up to `prompts` prompts per shard are prefilled at once.
 
     Args:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models.kv_cache import Cache
-from zip_rc_jax.models.transformer import hidden_states, logits
+from zip_rc_jax.models.transformer import forward_cached, logits
 from zip_rc_jax.runtime.sharding import Layout
 
 
@@ -72,13 +72,13 @@ class TransformerNetwork:
     def logits(
         self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, live: jax.Array, cache: Cache, slots: int
     ) -> tuple[jax.Array, Any]:
-        hidden, cache_out = hidden_states(
+        hidden, cache_out = forward_cached(
             self.config,
             params["body"],
             tokens,
             positions,
+            cache,
             layout=self.layout,
-            cache=cache,
             slots=slots,
             last=last,
             live=live,

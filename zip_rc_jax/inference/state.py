@@ -22,7 +22,7 @@ from zip_rc_jax.models.kv_cache import copy_row, first_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class StepSettings:
+class TrainSpec:
     """What the jitted programs are compiled for. Hashable.
 
     Attributes:
@@ -98,7 +98,7 @@ class Rows:
     ring: jax.Array
     cache: Any
 
-    def sharding(self, settings: StepSettings) -> Rows:
+    def sharding(self, settings: TrainSpec) -> Rows:
         """Where every leaf lies: shards over the data axis."""
         axes: dict[str, Any] = {name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL}
         axes["logits"] = ("batch", None, "vocab")
@@ -123,13 +123,13 @@ class Rows:
 _SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", "logits", "ring")
 
 
-def empty_rows(settings: StepSettings, rows: int, slots: int) -> Rows:
+def empty_rows(settings: TrainSpec, rows: int, slots: int) -> Rows:
     """A pool of `rows` free rows in each shard (all done), laid out on the mesh."""
     return _maker(settings, rows, slots)()
 
 
 @functools.lru_cache(maxsize=16)
-def _maker(settings: StepSettings, rows: int, slots: int) -> Callable[[], Rows]:
+def _maker(settings: TrainSpec, rows: int, slots: int) -> Callable[[], Rows]:
     """The compiled `empty_rows`, which is kept."""
     shards = settings.network.layout.mesh.shape["data"]
 
@@ -177,7 +177,7 @@ def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"))
 def prefill(
-    settings: StepSettings,
+    settings: TrainSpec,
     params: Any,
     tokens: jax.Array,
     length: jax.Array,
@@ -238,7 +238,7 @@ class Stepped(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps: jax.Array, slots: int) -> tuple[Rows, Stepped]:
+def advance(settings: TrainSpec, params: Any, pool: Rows, lanes: Lanes, steps: jax.Array, slots: int) -> tuple[Rows, Stepped]:
     """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when all active ones are done or rest.
 
     Args:
@@ -310,7 +310,7 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def copy_rows(settings: StepSettings, pool: Rows, source: Rows | None, moves: jax.Array, count: jax.Array, slots: int) -> Rows:
+def copy_rows(settings: TrainSpec, pool: Rows, source: Rows | None, moves: jax.Array, count: jax.Array, slots: int) -> Rows:
     """Copies rows one after the other, in place: start, branch, admit and making room are all this. No copy crosses shards.
 
     Args:

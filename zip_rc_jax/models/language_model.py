@@ -22,7 +22,7 @@ from zip_rc_jax.models.io.digests import json_digest, named_leaves
 from zip_rc_jax.models.io.stored import DIGESTS, groups, read_arrays, read_meta, with_digests
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import init_params, unembedding
-from zip_rc_jax.runtime.distributed import gather, is_chief
+from zip_rc_jax.runtime.distributed import gather, is_primary
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import Layout, single_device
 from zip_rc_jax.runtime.storage import fit_path, writing
@@ -143,7 +143,7 @@ class LanguageModel:
             for group in groups(dict(named_leaves(params))):
                 read_arrays(target, group, meta[DIGESTS]["params"])
         except UsageError as error:
-            if is_chief():
+            if is_primary():
                 shutil.rmtree(target, ignore_errors=True)
             reason = f"what was read back is not what was written ({error.reason}), so it was deleted again"
             raise UsageError(f"model {path}", reason, "look at the disk, or choose a path on another one; then do it again") from error

@@ -87,7 +87,7 @@ def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, .
 
 
 def unstack(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """A copy whose layers have arrays of their own, `[1, *out, *in]` for kernels: for `transformer.hidden_states(..., unrolled=True)`.
+    """A copy whose layers have arrays of their own, `[1, *out, *in]` for kernels: for a forward with `unrolled=True`.
 
     For CPU, where XLA copies the slices that a scan takes from stacked arrays, and when decoding prefers kernels with the outputs in front.
     """

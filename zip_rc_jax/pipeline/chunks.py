@@ -1,4 +1,6 @@
-"""A dataset of rollouts made in chunks: finished ones survive an interruption, and several processes share the others."""
+"""A dataset of rollouts made in chunks: finished ones survive an interruption, and several
+processes share the others.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def write_in_chunks(
     *,
     each: int = 1,
 ) -> pathlib.Path:
-    """The dataset `directory`, made of `items` in chunks of `size`, which survive an interruption and which several processes share.
+    """The dataset `directory`, made of `items` in chunks of `size`, which survive an interruption
+    and which several processes share.
 
     Args:
       title: of the progress bar.
@@ -36,11 +39,12 @@ def write_in_chunks(
       `directory`.
 
     Raises:
-      UsageError: the chunks there were made with other settings, one is damaged, they hold too many or too few rollouts, or other
-        processes left none of theirs here.
-      Interrupted: a signal to stop came: after the chunk in hand, or at once while the chunks are joined. All finished chunks are kept.
+      UsageError: the chunks there were made with other settings, one is damaged, they hold too many
+        or too few rollouts, or other processes left none of theirs here.
+      Interrupted: a signal to stop came: after the chunk in hand, or at once while the chunks are
+        joined. All finished chunks are kept.
     """
-    if distributed.is_chief():
+    if distributed.is_primary():
         remove_leftovers(directory.parent, directory.name)
     partial = PartialRollouts(_partial(directory), fingerprint=settings | {"chunk_size": size})
     count, total = -(-len(items) // size), len(items) * each
@@ -55,7 +59,7 @@ def write_in_chunks(
                 if received:
                     raise Interrupted(f"{title}: stopped after {done} of {len(mine)} chunks")
         distributed.barrier()
-        if distributed.is_chief():
+        if distributed.is_primary():
             absent = sorted(set(range(count)) - partial.done())
             if absent:
                 raise UsageError(

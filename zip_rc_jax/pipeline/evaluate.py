@@ -31,18 +31,21 @@ from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.grading.votes import group_answers
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.models.transformer import hidden_states, unembedding
+from zip_rc_jax.models.transformer import forward_packed, unembedding
+from zip_rc_jax.pipeline.provenance import prompt_record
+from zip_rc_jax.pipeline.rollouts import as_rollouts, refuse_failure
+from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
-from zip_rc_jax.pipeline.stages import as_rollouts, load_policy, prompt_record, refuse_failure, run_all, run_directory
 from zip_rc_jax.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.storage import code_version, read_json, run_metadata, with_digest, without_digest, write_json, write_jsonl
 from zip_rc_jax.runtime.temporaries import remove_leftovers
-from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabularySettings, largest_difference, policy_loss
+from zip_rc_jax.training.loss import FullTeacher, PolicyLoss, VocabChunking, largest_difference, policy_loss
 
 POLICY_RUN = "start policy"
 
@@ -56,7 +59,7 @@ class Decoded:
     seconds: float
 
 
-class Bench:
+class EvaluationRunner:
     """Held-out problems, the grader, and the files that make finished decodes survive an interruption.
 
     They stay when the report has been written: with another beta, or more of them, only what is new is decoded.
@@ -229,7 +232,7 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
     start = start.with_head(trained.head.grid, trained.head.label, trained.head.first_id)
     width = padded_width(max(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts))
     sampleable = trained.head.sampleable(trained.config.vocab_size)
-    vocabulary = VocabularySettings(trained.config, trained.layout, chunk=min(2048, batch_tokens))
+    vocabulary = VocabChunking(trained.config, trained.layout, chunk=min(2048, batch_tokens))
     divergence = PolicyLoss(vocabulary, "forward", kl_weight=1, nll_weight=0)
 
     @jax.jit
@@ -238,7 +241,7 @@ def drift_metrics(start: LanguageModel, trained: LanguageModel, rollouts: Sequen
         ones = jnp.ones_like(tokens)
 
         def forward(body: Any) -> tuple[jax.Array, jax.Array]:
-            hidden, _ = hidden_states(trained.config, body, tokens, positions, layout=trained.layout, segment_ids=ones)
+            hidden = forward_packed(trained.config, body, tokens, positions, ones, layout=trained.layout)
             return hidden, unembedding(trained.config, body)
 
         (ha, ta), (hb, tb) = forward(a), forward(b)
@@ -276,8 +279,11 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
     directory = run_directory(config) / "report"
     e = config.evaluate
     start = load_policy(config, lm.layout, config.dtype)
+
+    # Decoding: the samples of the baselines, then every setting of the sweep. What an earlier call
+    # finished is read.
     with Grader() as grader:
-        bench = Bench(config, grader, directory / ".partial")
+        bench = EvaluationRunner(config, grader, directory / ".partial")
         ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
         plain = bench.decode(start.with_head(grid, lm.head.label, lm.head.first_id), config.fixed_decode, POLICY_RUN)
         decoded = bench.decode(lm, config.fixed_decode, "fixed samples")
@@ -287,21 +293,26 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
             outcome = bench.decode(lm, setting, name)
             runs.append(online_run(name, setting, outcome))
             if traced is None and setting.strategy == "zip_rc" and setting.beta == e.headline_beta[0]:
-                traced = _telling(outcome, bench.problems)
+                traced = _most_eventful(outcome, bench.problems)
 
     def rollouts(outcome: Decoded) -> list[list[Rollout]]:
         return [as_rollouts(p, r, lm, config.fixed_decode.add_special_tokens) for p, r in zip(bench.problems, outcome.results, strict=True)]
 
+    # Predictions along the samples, by prompt.
     samples = rollouts(decoded)
     found = profiles(lm, list(itertools.chain(*samples)), ForwardSettings(config.label.batch_tokens), "predictions")
     finished: np.ndarray = np.array([[x.finish_reason == "stop" for x in r.prefixes] for r in decoded.results])
     whole: np.ndarray = np.all(finished, axis=1)
     by_prompt = [found[i : i + pool.n_samples] for i in range(0, len(found), pool.n_samples)]
+
+    # Baselines from the samples, among them the model's own opinion if it is asked.
     curves, asked = baseline_curves(pool), dict[str, float]()
     if ask is not None:
         values, extra = ask(samples)
         curves[SELF_EVALUATION] = self_evaluation_curve(pool, values, extra)
         asked = {"self_evaluation/within_prompt_auc": metrics.within_prompt_auc(values, pool.correct)[0]}
+
+    # Comparison.
     evaluation = Evaluation(
         metadata={},
         pool=pool,
@@ -360,7 +371,7 @@ def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile
     return drawing.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
 
 
-def _telling(decoded: Decoded, found: Sequence[Problem]) -> Result:
+def _most_eventful(decoded: Decoded, found: Sequence[Problem]) -> Result:
     """The result whose trace shows most: of the hardest level, right, with the most paused prefixes."""
     hardest = max(p.level for p in found)
     ranked = [

@@ -1,4 +1,6 @@
-"""Seeds of the samples: equal prompts get samples of their own, and an evaluation never those of the rollouts."""
+"""Seeds of the samples: equal prompts get samples of their own, and an evaluation never those of
+the rollouts.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from zip_rc_jax.inference.requests import Request
 
 
 def evaluation_seed(config: PipelineConfig) -> int:
-    """Seed of an evaluation's samples: a stream of its own, so that a problem that the rollouts had too gets other samples there."""
+    """Seed of an evaluation's samples: a stream of its own, so that a problem that the rollouts had
+    too gets other samples there.
+    """
     return _derived_seed("evaluate", config.evaluate.seed)
 
 
@@ -21,9 +25,11 @@ def _derived_seed(*parts: str | int) -> int:
 
 
 def with_own_samples(texts: Sequence[str], seed: int) -> list[Request]:
-    """A request per text. The first of equal texts has `seed`, every other one a seed that follows from it and from how many came before.
+    """A request per text. The first of equal texts has `seed`, every other one a seed that follows
+    from it and from how many came before.
 
-    With one seed for all, equal texts would get equal samples. What a text gets does not depend on the texts after it.
+    With one seed for all, equal texts would get equal samples. What a text gets does not depend on
+    the texts after it.
     """
     before: collections.Counter[str] = collections.Counter()
     requests = []

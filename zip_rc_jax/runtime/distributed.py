@@ -23,16 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.processes import COORDINATOR, HEARTBEAT, PROCESS_ID, PROCESSES
 
-COORDINATOR, PROCESSES, PROCESS_ID = "ZIP_RC_COORDINATOR", "ZIP_RC_PROCESSES", "ZIP_RC_PROCESS_ID"
-HEARTBEAT = "ZIP_RC_HEARTBEAT_SECONDS"
-HELP = f"""Several processes: start the same command in each, with the same run_dir on a file system that all of them see. On a Cloud
-TPU with several hosts they find each other. Elsewhere set, in each process,
-  {COORDINATOR}=HOST:PORT  where process 0 listens; or `auto` under Slurm and Open MPI, which know the rest
-  {PROCESSES}=N            how many there are
-  {PROCESS_ID}=I           which one this is, from 0
-On CPUs also set JAX_PLATFORMS=cpu.
-If one ends, the others end too, after at most {HEARTBEAT} (60). Started again, all go on from the last checkpoint."""
 RESUMABLE = 130
 _METADATA = "http://{}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
@@ -120,7 +112,7 @@ def _ask_metadata(server: str) -> str | None:
     )
 
 
-def one_order(environment: MutableMapping[str, str]) -> None:
+def force_ordered_collectives(environment: MutableMapping[str, str]) -> None:
     """Makes XLA run the collectives of a program in the same order on all CPU devices. Only before JAX has touched one.
 
     Otherwise one device may wait in one collective and another one in the next, for ever if these are all threads there are.
@@ -150,7 +142,7 @@ def start(environment: MutableMapping[str, str] = os.environ, *, together: bool 
     if found is not None and not together:
         raise UsageError(f"{COORDINATOR}={environment[COORDINATOR]}", "this command runs in one process", "unset it")
     if found is not None or "xla_force_host_platform_device_count" in environment.get("XLA_FLAGS", ""):
-        one_order(environment)
+        force_ordered_collectives(environment)
     if found is None or jax.distributed.is_initialized():
         return
     if (jax.config.values["jax_platforms"] or "").startswith("cpu"):
@@ -171,23 +163,23 @@ def start(environment: MutableMapping[str, str] = os.environ, *, together: bool 
         )
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"{COORDINATOR}={found.coordinator or 'auto'}", str(error).splitlines()[0], "see zip-rc train --help") from None
-    if is_chief():
+    if is_primary():
         print(f"zip-rc: {jax.process_count()} processes with {jax.device_count()} devices", file=sys.stderr)
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether there are other processes. Touches no device where there are none."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def is_chief() -> bool:
+def is_primary() -> bool:
     """Whether this process writes files for people, and speaks."""
-    return not several() or jax.process_index() == 0
+    return not is_multiprocess() or jax.process_index() == 0
 
 
 def barrier() -> None:
     """Returns once all processes are here, however long that takes; one that dies ends the others."""
-    if several():
+    if is_multiprocess():
         _wait(f"zip_rc_{next(_barriers)}", 7 * 24 * 3600)
 
 
@@ -201,19 +193,19 @@ def _wait(name: str, seconds: int) -> None:
 
 def share(items: Sequence[Any]) -> Sequence[Any]:
     """This process's part of `items`, which all processes have in the same order."""
-    return items[jax.process_index() :: jax.process_count()] if several() else items
+    return items[jax.process_index() :: jax.process_count()] if is_multiprocess() else items
 
 
-def everywhere(condition: bool) -> bool:
+def all_processes(condition: bool) -> bool:
     """Whether `condition` holds in all processes. All of them must call it."""
-    return bool(multihost_utils.process_allgather(np.array(condition)).all()) if several() else condition
+    return bool(multihost_utils.process_allgather(np.array(condition)).all()) if is_multiprocess() else condition
 
 
 def end(status: int) -> None:
     """Ends this process. The others are given a few seconds to end for the same reason; waiting longer would be in vain."""
     with contextlib.suppress(RuntimeError):
         _wait("zip_rc_end", 5)
-        if is_chief():
+        if is_primary():
             time.sleep(1)  # its end is the end of JAX's service, and JAX aborts processes that are still there then
     sys.stdout.flush()
     sys.stderr.flush()
@@ -236,24 +228,23 @@ def _any(flags: jax.Array) -> jax.Array:
     return flags.any(0)
 
 
-class Agreement:
-    """Wishes of single processes, known to all of them at the same step.
+class DelayedAny:
+    """Flags that any process has set, known to all of them at the same step.
 
-    With several processes, a wish is answered one call later: the sum over all of them then has had a step's time, and no device
-    has waited for it.
+    With several processes the answer lags one call, so the all-reduce overlaps with a step.
     """
 
     def __init__(self) -> None:
         self._pending: jax.Array | None = None
         self._sharding = NamedSharding(Mesh(np.asarray(jax.devices()), ("device",)), PartitionSpec("device"))
 
-    def __call__(self, *wishes: bool) -> tuple[bool, ...]:
-        """Which of the wishes any process has. All of them must call it the same number of times."""
-        if not several():
-            return wishes
-        before, shape = self._pending, (jax.device_count(), len(wishes))
-        self._pending = _any(jax.make_array_from_callback(shape, self._sharding, lambda _: np.array([wishes])))
-        granted = (False,) * len(wishes) if before is None else tuple(map(bool, np.asarray(before)))
-        if any(granted):
-            self._pending = None  # it holds the same wishes once more
-        return granted
+    def __call__(self, *flags: bool) -> tuple[bool, ...]:
+        """Which of the flags any process has set. All of them must call it the same number of times."""
+        if not is_multiprocess():
+            return flags
+        before, shape = self._pending, (jax.device_count(), len(flags))
+        self._pending = _any(jax.make_array_from_callback(shape, self._sharding, lambda _: np.array([flags])))
+        found = (False,) * len(flags) if before is None else tuple(map(bool, np.asarray(before)))
+        if any(found):
+            self._pending = None  # it holds the same flags once more
+        return found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from zip_rc_jax.runtime.distributed import is_chief
+from zip_rc_jax.runtime.distributed import is_primary
 
 console = Console(stderr=True)
 _LINE_SECONDS = 15.0
@@ -18,7 +18,7 @@ _LINE_SECONDS = 15.0
 @contextlib.contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str | None], None]]:
     """Yields `update(done, status)`; a status of None keeps the last one. Of several processes only the first shows anything."""
-    if not is_chief():
+    if not is_primary():
         yield lambda now, status: None
         return
     if console.is_terminal:

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_path
+from zip_rc_jax.runtime.settings import check_same_settings
+from zip_rc_jax.runtime.temporaries import remove_leftovers, whole_file
 
 DISTRIBUTION = "zip-rc-jax"
 PACKAGES = (
@@ -235,18 +236,9 @@ def _try_out(directory: pathlib.Path) -> None:
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
-    """Through a temporary file in the same folder, so that an interruption leaves the old file whole. Raises OSError."""
-    remove_leftovers(path.parent, path.name)
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the final name
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # what went wrong before is the reason to name
-            temporary.unlink(missing_ok=True)
+    """Writes a file, complete or not at all (see `whole_file`). Raises OSError."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:
@@ -302,6 +294,7 @@ def _line(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+START_AGAIN = "restore these settings, or delete it to start again"
 DIGEST = "digest"  # the key of a digest among those of the object that it is of
 
 
@@ -359,7 +352,7 @@ class Journal:
         checked = len(whole) > 1 and b'"digest": "' in whole[0]  # journals of earlier versions have no digests
         found = [self._value(number, line, checked) for number, line in enumerate(whole, 1)] if len(whole) > 1 else []
         if found:
-            same_fingerprint(f"results in {self.path}", found[0], fingerprint)
+            check_same_settings(f"file {self.path}", found[0], plain(fingerprint), fix=START_AGAIN)
         self.values = found[1:]
         self._file.truncate(sum(map(len, whole)) if self.values else 0)
         self._lines = len(found) if self.values else 0
@@ -384,23 +377,6 @@ class Journal:
         """Deletes the file: what it held has been written as a whole."""
         self._file.close()
         self.path.unlink()
-
-
-def same_fingerprint(what: str, stored: Any, given: Any) -> None:
-    """Raises UsageError if `what`, which lies on disk with the fingerprint `stored`, is not of `given`; the message names what differs."""
-    differ = sorted(_differences(stored, json.loads(json.dumps(plain(given)))))
-    if differ:
-        raise UsageError(
-            what, f"they were made with other settings: {'; '.join(differ)}", "restore these settings, or delete them to start again"
-        )
-
-
-def _differences(stored: Any, given: Any, name: str = "") -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in stored.keys() | given.keys():
-            yield from _differences(stored.get(key), given.get(key), f"{name}.{key}" if name else key)
-    elif stored != given:
-        yield f"{name} was {stored!r}, now {given!r}"
 
 
 def code_version() -> dict[str, str | None]:

@@ -19,6 +19,8 @@ import platform
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from typing import BinaryIO
 
 SILENT_SECONDS = 24 * 3600  # much longer than any pause of a writer
 LONGEST_NAME = 120  # bytes of the name that are kept; file systems allow 255 in all
@@ -30,6 +32,41 @@ def temporary_path(path: pathlib.Path) -> pathlib.Path:
     """A path in the same folder that nothing has, whose name says which process made it. Nothing is written."""
     pid = os.getpid()
     return path.with_name(f".{_cut(path.name)}.{_machine()}-{pid}-{_start(pid) or 0}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write, which becomes `path` when the block ends; after an error `path` is as it was.
+
+    What dead processes left of earlier writes is removed. Raises OSError.
+    """
+    remove_leftovers(path.parent, path.name)
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the final name
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong before is the reason to name
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An unused path beside `path` for a directory that will be renamed to it, or holds what will be.
+
+    Whatever still lies there when the block ends is removed. So is what dead processes left of
+    earlier writes. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(directory: pathlib.Path, name: str = "") -> list[pathlib.Path]:

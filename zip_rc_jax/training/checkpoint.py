@@ -17,6 +17,7 @@ from zip_rc_jax.models.io.digests import array_digests, differing, json_digest
 from zip_rc_jax.models.io.stored import try_to_read
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError, shortened
+from zip_rc_jax.runtime.settings import check_same_settings
 from zip_rc_jax.runtime.storage import fit_path, writing
 from zip_rc_jax.training.step import TrainState
 
@@ -65,7 +66,7 @@ class Checkpoints:
         """Waits until the last save is over. Raises OSError if it left no index of its arrays: Orbax only warns of that."""
         last, self._last = self._last, None  # a failure is reported once
         self.manager.wait_until_finished()
-        if last is not None and distributed.is_chief() and not (self.directory / str(last) / "state" / INDEX).is_file():
+        if last is not None and distributed.is_primary() and not (self.directory / str(last) / "state" / INDEX).is_file():
             raise OSError(errno.EIO, "no index of the arrays was written", str(self.directory / str(last)))
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -82,7 +83,7 @@ class Checkpoints:
         damaged: list[str] = []
         for step in steps:
             found, reason = self._read(step, abstract)
-            if distributed.everywhere(found is not None) and found:
+            if distributed.all_processes(found is not None) and found:
                 # All devices sum up their parts of the digests, so all processes come to the same conclusion.
                 unlike = _unlike(*found)
                 if not unlike:
@@ -128,7 +129,7 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int], message: str) -> None:
         """Renames checkpoints, for a run that goes on from an earlier one will want their names."""
-        if distributed.is_chief():
+        if distributed.is_primary():
             print(f"zip-rc train: {message}; what cannot be read was renamed to damaged-STEP", file=sys.stderr)
             with writing(f"new name of a damaged checkpoint in {self.directory}", lambda: "the others are as they were"):
                 for step in steps:
@@ -185,19 +186,5 @@ FREE_TO_CHANGE = ("save_seconds", "keep_checkpoints", "log_every", "evaluations"
 
 def check_settings(stored: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     """Raises UsageError naming the first settings that differ, those of `FREE_TO_CHANGE` aside."""
-    there, now = _flat(stored), _flat(wanted)
-    free = {f"train.{name}" for name in FREE_TO_CHANGE}
-    differing = [k for k in sorted({*there, *now} - free) if there.get(k) != now.get(k)]
-    if differing:
-        shown = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in differing[:5])
-        raise UsageError(
-            f"run {where}", f"it was started with other settings ({shown})", "use another run_dir, or delete it to start afresh"
-        )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name. An empty section keeps its name."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return found
+    free = [f"train.{name}" for name in FREE_TO_CHANGE]
+    check_same_settings(f"run {where}", stored, wanted, fix="use another run_dir, or delete it to start afresh", free=free)

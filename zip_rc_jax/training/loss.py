@@ -67,7 +67,7 @@ class TopK(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class VocabularySettings:
+class VocabChunking:
     """How all that takes logits of the whole vocabulary goes through the positions. Hashable.
 
     Attributes:
@@ -173,7 +173,7 @@ def largest(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Arra
     return values, jnp.take_along_axis(ids.reshape(*x.shape[:-1], -1), at, axis=-1)
 
 
-def teacher_top_k(settings: VocabularySettings, teacher: FullTeacher, labelled: jax.Array, sampleable: np.ndarray, k: int) -> TopK:
+def teacher_top_k(settings: VocabChunking, teacher: FullTeacher, labelled: jax.Array, sampleable: np.ndarray, k: int) -> TopK:
     """The teacher's `k` likeliest ids (fewer if fewer are sampleable) at labelled positions `[B, S]`, zeros at others."""
     kept, teacher = min(k, int(np.sum(sampleable))), jax.lax.stop_gradient(teacher)
 
@@ -194,7 +194,7 @@ def teacher_top_k(settings: VocabularySettings, teacher: FullTeacher, labelled: 
 
 
 def largest_difference(
-    settings: VocabularySettings, one: FullTeacher, other: FullTeacher, positions: jax.Array, sampleable: np.ndarray
+    settings: VocabChunking, one: FullTeacher, other: FullTeacher, positions: jax.Array, sampleable: np.ndarray
 ) -> jax.Array:
     """Largest absolute difference of a sampleable logit of two policies at `positions [B, S]` bool, float32 `[]`."""
 
@@ -222,7 +222,7 @@ class PolicyLoss:
       kl_weight, nll_weight: of the parts in the objective.
     """
 
-    vocabulary: VocabularySettings
+    vocabulary: VocabChunking
     kl_kind: str
     kl_weight: float
     nll_weight: float

@@ -33,17 +33,17 @@ class Tracker:
     after `start` is dropped, since those steps come again.
 
     Args:
-      directory: of the training run; exists.
+      directory: of the training run; exists. None keeps everything but the status off the disk.
       start: optimizer steps done before.
-      writes: False keeps everything but the status off the disk: of several processes only one may write.
+      writes: False does so too: of several processes only one may write.
     """
 
-    def __init__(self, directory: pathlib.Path, start: int, *, writes: bool = True):
+    def __init__(self, directory: pathlib.Path | None, start: int, *, writes: bool = True):
         self._latest: dict[str, float] = {}
-        self._heatmaps = directory / "heatmaps"
         self._log, self._events = None, None
-        if not writes:
+        if directory is None or not writes:
             return
+        self._heatmaps = directory / "heatmaps"
         remove_leftovers(directory)
         path = directory / "metrics.jsonl"
         kept = _records(path, start)

@@ -1,1 +1,1 @@
-"""Attention, one file a kernel."""
+"""Attention: all scores at once, blocks of them, and kernels for TPU and GPU."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_path
+from zip_rc_jax.runtime.temporaries import temporary_directory
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 2 * 2**30
@@ -190,11 +189,8 @@ def write_checkpoint(
 
     if directory.exists():
         raise UsageError(f"directory {directory}", "it exists and is not overwritten", "choose another path")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(directory.parent, directory.name)
-    temporary = temporary_path(directory)
-    temporary.mkdir()
-    try:
+    with temporary_directory(directory) as temporary:
+        temporary.mkdir()
         eos = list(tokenizer.eos_ids)
         rest = {key: value for key, value in settings.items() if key != "model_type"}
         AutoConfig.for_model(settings["model_type"], **rest, dtype=dtype, eos_token_id=eos).save_pretrained(temporary)
@@ -205,8 +201,6 @@ def write_checkpoint(
         tokenizer.save_pretrained(temporary)
         _write_shards(temporary, found)
         temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _older_spellings(settings: dict[str, Any]) -> dict[str, Any]:

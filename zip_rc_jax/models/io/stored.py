@@ -192,7 +192,7 @@ def _restored(path: pathlib.Path, wanted: Any) -> Any:
         return found
 
     found, failure = try_to_read(read)
-    if _spans_processes(wanted) and not distributed.everywhere(failure is None) and failure is None:
+    if _spans_processes(wanted) and not distributed.all_processes(failure is None) and failure is None:
         failure = Unread("by another process", "")
     if failure:
         raise UsageError(f"model {path}", f"its parameters are incomplete ({failure.reason})", failure.fix or COPY)

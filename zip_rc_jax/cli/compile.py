@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
-
-from zip_rc_jax.aot.programs import DTYPES, STAGES, compile_decode, compile_train
-from zip_rc_jax.aot.report import Report, report_table
-from zip_rc_jax.config import ModelConfig, PipelineConfig, PolicyConfig
-from zip_rc_jax.config.files import load_config
-from zip_rc_jax.models.io import huggingface
-from zip_rc_jax.models.io.families import read_config
-from zip_rc_jax.models.io.load import load
+from zip_rc_jax.config import COMPUTE_DTYPES, TRAIN_STAGES, PipelineConfig, PolicyConfig
 from zip_rc_jax.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from zip_rc_jax.aot.report import Report
 
 DESCRIPTION = """Compiles the real training step or decoder for a TPU topology, without a TPU (libtpu does it on any CPU machine), and
 prints per chip: memory against what the chip has, operations and HBM bytes against what they should be, and what crosses the
@@ -26,8 +22,7 @@ Needs libtpu, best in an environment of its own: pip install -e '.[tpu]' in a ch
 """
 
 
-def add_compile_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Adds `compile train` and `compile decode` to the subcommands of `zip-rc`."""
+def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "compile",
         help="what training or decoding needs on a TPU, without one",
@@ -44,7 +39,7 @@ def add_compile_parser(commands: argparse._SubParsersAction) -> argparse.Argumen
     )
     train.add_argument("config", help="YAML file; the model is policy.path (or start) if that is on this machine, else the model section")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to override, e.g. final.row_tokens=2048")
-    train.add_argument("--stage", default="final", choices=STAGES, help="which training step (default final)")
+    train.add_argument("--stage", default="final", choices=TRAIN_STAGES, help="which training step (default final)")
     _add_target(train, "v5e:4x4", "fsdp=16; default the config's mesh, which is all chips on fsdp if it says nothing")
 
     decode = kinds.add_parser(
@@ -59,8 +54,7 @@ def add_compile_parser(commands: argparse._SubParsersAction) -> argparse.Argumen
     decode.add_argument("--rows", type=int, help="rows of the pool (default decode.rows)")
     decode.add_argument("--context", type=int, default=8192, help="tokens per row, prompt and answer (default 8192)")
     decode.add_argument("--prompt", type=int, default=512, help="tokens per prompt in prefill (default 512)")
-    decode.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of parameters and cache (default bfloat16)")
-    return parser
+    decode.add_argument("--dtype", choices=COMPUTE_DTYPES, default="bfloat16", help="of parameters and cache (default bfloat16)")
 
 
 def _add_target(parser: argparse.ArgumentParser, topology: str, mesh: str) -> None:
@@ -68,50 +62,17 @@ def _add_target(parser: argparse.ArgumentParser, topology: str, mesh: str) -> No
     parser.add_argument("--mesh", default="", help=f"sizes of the mesh axes data, fsdp and tensor, such as {mesh}")
 
 
-def with_model(config: PipelineConfig, name: str) -> PipelineConfig:
-    """The config with the sizes of its model in `model`: those of `policy.path` or `policy.start` if it is on this machine, else as
-    they stand.
-
-    Args:
-      name: of the file, for messages.
-
-    Raises:
-      UsageError: the policy is not here and the config does not give its sizes.
+def config_of(arguments: argparse.Namespace) -> PipelineConfig:
+    """The config that the arguments name, with the sizes of its model. Raises UsageError if there
+    is none.
     """
-    path = config.policy.path or config.policy.start
-    sizes = _sizes_on_disk(path) if path else None
-    if sizes is None and path and config.model == ModelConfig():
-        raise UsageError(
-            f"policy.{'path' if config.policy.path else 'start'}={path!r} of {name}",
-            "it is not on this machine, and there is no model section",
-            "write its sizes in a model section",
-        )
-    return config if sizes is None else dataclasses.replace(config, model=sizes)
+    from zip_rc_jax.aot.model_sizes import sizes_on_disk, with_model
+    from zip_rc_jax.config.files import load_config
 
-
-def _sizes_on_disk(path: str) -> ModelConfig | None:
-    """Sizes of a model on this machine, without its parameters where the format allows; None if it is not here.
-
-    Raises:
-      UsageError: it is here and damaged.
-    """
-    local = pathlib.Path(path).expanduser()
-    if (local / huggingface.CONFIG).is_file():
-        settings = huggingface.read_json(local / huggingface.CONFIG)
-        settings.pop("zip_rc", None)
-        return read_config(settings, str(local))[1]
-    if local.suffix == ".gguf" and local.is_file():
-        from zip_rc_jax.models.io.gguf import GgufSource
-
-        return read_config(GgufSource(local).settings, path)[1]
-    return load(path).config if path.startswith("embedded:") or local.is_dir() else None
-
-
-def _read(arguments: argparse.Namespace) -> PipelineConfig:
     name = arguments.config
     if pathlib.Path(name).suffix in (".yaml", ".yml"):
         return with_model(load_config(name, arguments.overrides), name)
-    sizes = _sizes_on_disk(name)
+    sizes = sizes_on_disk(name)
     if sizes is None:
         raise UsageError(f"config_or_model {name!r}", "there is no such file or directory", "pass a .yaml file or a model on this machine")
     if arguments.overrides:
@@ -120,9 +81,15 @@ def _read(arguments: argparse.Namespace) -> PipelineConfig:
 
 
 def compile_from(arguments: argparse.Namespace) -> Report:
-    """The report that the parsed arguments ask for. Raises UsageError as `compile_train` and `compile_decode` do."""
+    """The report that the parsed arguments ask for. Raises UsageError as `compile_train` and
+    `compile_decode` do.
+    """
+    import jax
+
+    from zip_rc_jax.aot.programs import compile_decode, compile_train
+
     jax.config.update("jax_platforms", "cpu")  # with libtpu installed, JAX would look for a TPU here and wait
-    config = _read(arguments)
+    config = config_of(arguments)
     if arguments.what == "train":
         return compile_train(config, arguments.stage, arguments.topology, arguments.mesh)
     return compile_decode(
@@ -136,12 +103,15 @@ def compile_from(arguments: argparse.Namespace) -> Report:
     )
 
 
-def run_compile(arguments: argparse.Namespace) -> int:
-    """Prints the report. Returns 0, or 1 if something does not fit with 10% to spare or spends too many operations.
+def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Prints the report. Returns 0, or 1 if something does not fit with 10% to spare or spends too
+    many operations.
 
     Raises:
       UsageError: as `compile_from`.
     """
+    from zip_rc_jax.aot.report import report_table
+
     report = compile_from(arguments)
     print(report_table(report))
     return 0 if report.good else 1
