@@ -394,7 +394,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, message, shown):
     def interrupted(*_):
         raise KeyboardInterrupt(message) if message else KeyboardInterrupt
 
-    monkeypatch.setattr("zip_rc_jax.cli.main.run_evaluation", interrupted)
+    monkeypatch.setattr("zip_rc_jax.cli.commands.run_evaluation", interrupted)
     assert main(["evaluate", "configs/chain_sum_demo.yaml"]) == 130
     assert capsys.readouterr().err == f"zip-rc evaluate: {shown}. The same command resumes.\n"
 
@@ -403,7 +403,7 @@ def test_what_cannot_be_resumed_does_not_claim_to_be(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zip_rc_jax.cli.main.run_decode", interrupted)
+    monkeypatch.setattr("zip_rc_jax.cli.commands.run_decode", interrupted)
     assert main(["decode", "nowhere", "--prompt", "x"]) == 130
     assert capsys.readouterr().err == "zip-rc decode: interrupted. The same command starts anew.\n"
     assert main(["decode", "nowhere", "--prompt", "x", "--output", "out"]) == 130

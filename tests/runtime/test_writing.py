@@ -13,7 +13,6 @@ import pytest
 from harness.processes import prepare
 from harness.tiny import TINY_MODEL, tiny_lm
 from zip_rc_jax.cli import commands as demo
-from zip_rc_jax.cli import main as cli
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.models.io import huggingface
 from zip_rc_jax.models.io.load import export
@@ -284,7 +283,7 @@ def test_what_the_shell_is_told_about_any_other_failure_of_writing_has_its_fix(t
     def fail(*_):
         raise os_error(number, str(tmp_path / "somewhere"))
 
-    monkeypatch.setattr(cli, "run_export", fail)
+    monkeypatch.setattr("zip_rc_jax.cli.commands.run_export", fail)
     assert main(["export", "m", str(tmp_path / "e")]) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path}/somewhere" in said

@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+from typing import TYPE_CHECKING
 
-import jax
-
-from zip_rc_jax.aot.programs import DTYPES, STAGES, compile_decode, compile_train
-from zip_rc_jax.aot.report import Report, report_table
+from zip_rc_jax.aot import DTYPES, STAGES
 from zip_rc_jax.config import ModelConfig, PipelineConfig, PolicyConfig
-from zip_rc_jax.config.files import load_config
-from zip_rc_jax.models.io import huggingface
-from zip_rc_jax.models.io.families import read_config
-from zip_rc_jax.models.io.load import load
 from zip_rc_jax.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from zip_rc_jax.aot.report import Report
 
 DESCRIPTION = """Compiles the real training step or decoder for a TPU topology, without a TPU (libtpu does it on any CPU machine), and
 prints per chip: memory against what the chip has, operations and HBM bytes against what they should be, and what crosses the
@@ -95,6 +92,10 @@ def _sizes_on_disk(path: str) -> ModelConfig | None:
     Raises:
       UsageError: it is here and damaged.
     """
+    from zip_rc_jax.models.io import huggingface
+    from zip_rc_jax.models.io.families import read_config
+    from zip_rc_jax.models.io.load import load
+
     local = pathlib.Path(path).expanduser()
     if (local / huggingface.CONFIG).is_file():
         settings = huggingface.read_json(local / huggingface.CONFIG)
@@ -108,6 +109,8 @@ def _sizes_on_disk(path: str) -> ModelConfig | None:
 
 
 def _read(arguments: argparse.Namespace) -> PipelineConfig:
+    from zip_rc_jax.config.files import load_config
+
     name = arguments.config
     if pathlib.Path(name).suffix in (".yaml", ".yml"):
         return with_model(load_config(name, arguments.overrides), name)
@@ -121,6 +124,10 @@ def _read(arguments: argparse.Namespace) -> PipelineConfig:
 
 def compile_from(arguments: argparse.Namespace) -> Report:
     """The report that the parsed arguments ask for. Raises UsageError as `compile_train` and `compile_decode` do."""
+    import jax
+
+    from zip_rc_jax.aot.programs import compile_decode, compile_train
+
     jax.config.update("jax_platforms", "cpu")  # with libtpu installed, JAX would look for a TPU here and wait
     config = _read(arguments)
     if arguments.what == "train":
@@ -142,6 +149,8 @@ def run_compile(arguments: argparse.Namespace) -> int:
     Raises:
       UsageError: as `compile_from`.
     """
+    from zip_rc_jax.aot.report import report_table
+
     report = compile_from(arguments)
     print(report_table(report))
     return 0 if report.good else 1

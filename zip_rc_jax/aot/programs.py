@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from zip_rc_jax.aot import DTYPES, STAGES
 from zip_rc_jax.aot.analytic import decode_flops, kernel_flops, train_flops
 from zip_rc_jax.aot.costs import CacheShape, Costs, measure
 from zip_rc_jax.aot.hlo import parse_module
@@ -32,8 +33,6 @@ from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
 from zip_rc_jax.training.step import TrainState, frozen, init_state, train_step
 
-STAGES = ("policy", "critic", "final", "lite")
-DTYPES = ("bfloat16", "float32")
 MOST_FLOPS = 1.15  # of a training step, times those by hand
 
 

@@ -35,8 +35,6 @@ from zip_rc_jax.inference.requests import Prompt, check_text, key_data
 from zip_rc_jax.models.io.chat import check_variable, reads_clock, template_time
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.pipeline import stages as pipeline
-from zip_rc_jax.pipeline.evaluate import evaluate
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.locks import only_process
 from zip_rc_jax.runtime.malloc import give_back_freed_memory
@@ -50,6 +48,8 @@ console = Console() if Console().is_terminal else Console(width=170)
 
 def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
     """All stages from the policy to the report, each timed; then one problem is solved live."""
+    from zip_rc_jax.pipeline import stages as pipeline  # the stages need packages that decoding does not
+
     stages = [
         *([] if config.policy.path else [("train the policy", lambda: pipeline.train_head(config, "policy"))]),
         ("sample rollouts", lambda: pipeline.make_rollouts(config)),
@@ -76,6 +76,9 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
 
 def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
     """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level is in the report)."""
+    from zip_rc_jax.pipeline import stages as pipeline
+    from zip_rc_jax.pipeline.evaluate import evaluate
+
     directory = pipeline.run_directory(config)
     pipeline.check_output(config, "report", ".partial")
     layout = pipeline.sampling_layout(config.decode.rows, max(config.evaluate.samples, config.decode.n))

@@ -10,17 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import jax
-from jax import monitoring
-
 from zip_rc_jax.aot.command import add_compile_parser, run_compile
-from zip_rc_jax.cli.commands import run_decode, run_demo, run_evaluation, run_export
 from zip_rc_jax.config import LABELS
-from zip_rc_jax.config.files import load_config
-from zip_rc_jax.models.io.load import embedded
-from zip_rc_jax.pipeline import stages as pipeline
-from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import check_extra
+from zip_rc_jax.runtime.processes import HELP as PROCESSES_HELP
 from zip_rc_jax.runtime.signals import stops_with_a_word
 from zip_rc_jax.runtime.storage import FIXES, fix_for, in_short
 
@@ -30,11 +24,16 @@ DATA_HELP = (
     "such *.parquet files, or a directory of rollouts that zip-rc wrote."
 )
 OVERRIDE_HELP = "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; unknown keys are errors"
+# What must be installed before a command does any work; `decode`, `export` and `compile` need the base alone.
+EXTRAS_OF_COMMANDS = {
+    **dict.fromkeys(("demo", "rollout", "grade", "train", "label"), "train"),
+    "evaluate": "eval",
+}
 TOGETHER = ("rollout", "grade", "train", "label")  # the stages that several processes run together
 
 
 def _pipeline_command(commands: argparse._SubParsersAction, name: str, summary: str, details: str) -> argparse.ArgumentParser:
-    epilog = distributed.HELP if name in TOGETHER else None
+    epilog = PROCESSES_HELP if name in TOGETHER else None
     parser = commands.add_parser(
         name, help=summary, description=details, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -203,16 +202,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run_pipeline(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+    from zip_rc_jax.cli import commands
+    from zip_rc_jax.config.files import load_config
+    from zip_rc_jax.models.io.load import embedded
+    from zip_rc_jax.pipeline import stages as pipeline
+    from zip_rc_jax.runtime import distributed
+
     name = arguments.command
     path = arguments.config if arguments.config is not None else embedded("chain_sum_demo.yaml")
     config = load_config(path, arguments.overrides)
     stages: dict[str, Callable[[], object]] = {
-        "demo": lambda: run_demo(config, argv),
+        "demo": lambda: commands.run_demo(config, argv),
         "rollout": lambda: pipeline.make_rollouts(config),
         "grade": lambda: pipeline.make_grades(config),
         "train": lambda: pipeline.train_head(config, arguments.stage),
         "label": lambda: pipeline.make_labels(config),
-        "evaluate": lambda: run_evaluation(config, argv),
+        "evaluate": lambda: commands.run_evaluation(config, argv),
     }
     made = stages[name]()
     if getattr(arguments, "format", "tfds") == "parquet":
@@ -235,6 +240,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     """Runs a command. Returns the exit status."""
+    if extra := EXTRAS_OF_COMMANDS.get(arguments.command):
+        try:
+            check_extra(extra, f"zip-rc {arguments.command}")
+        except UsageError as error:
+            return _print_and_return(2, f"zip-rc {arguments.command}: {error}")
+    # Only now: `--help`, wrong arguments and missing extras need no JAX, which takes a second to import.
+    import jax
+
+    from zip_rc_jax.cli import commands
+    from zip_rc_jax.runtime import distributed
+
     _quiet()
     started, compiling = time.monotonic(), _count_compiling()
     try:
@@ -242,9 +258,9 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
             return run_compile(arguments)
         distributed.start(together=arguments.command in TOGETHER)
         if arguments.command == "decode":
-            run_decode(arguments, argv)
+            commands.run_decode(arguments, argv)
         elif arguments.command == "export":
-            run_export(arguments)
+            commands.run_export(arguments)
         else:
             _run_pipeline(arguments, argv)
     except UsageError as error:
@@ -268,7 +284,14 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     return 0
 
 
+def _print_and_return(status: int, message: str) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
 def _end(status: int, message: str) -> int:
+    from zip_rc_jax.runtime import distributed
+
     print(message, file=sys.stderr)
     if distributed.several():
         distributed.end(status)
@@ -277,6 +300,8 @@ def _end(status: int, message: str) -> int:
 
 def _count_compiling() -> list[float]:
     """A list that JAX's compilations (or reading one that was kept) will add their seconds to, for the rest of the process."""
+    from jax import monitoring
+
     found: list[float] = []
 
     def note(event: str, duration_secs: float, **_: str | int) -> None:
@@ -292,6 +317,8 @@ def _quiet() -> None:
 
     Orbax, TensorStore's user, reports a loss as a warning (through absl), so warnings are let through.
     """
+    import jax
+
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla"))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
-from zip_rc_jax.grid import Grid
 from zip_rc_jax.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from zip_rc_jax.grid import Grid
 
 MAX_SAMPLES = 10  # of an evaluation; 252 subsets at most
 
@@ -31,6 +33,8 @@ class GridConfig:
 
     def grid(self, label: str) -> Grid:
         """The grid for `label` in {"correct", "value"}. Raises `UsageError` for an impossible grid."""
+        from zip_rc_jax.grid import Grid  # imports JAX, and `zip-rc --help` should not wait for it
+
         one_of("label", label, LABELS)
         authors = Grid.authors(label)
         centres: Any = self.correct_centres if label == "correct" else self.value_centres

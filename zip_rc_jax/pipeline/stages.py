@@ -14,12 +14,11 @@ import math
 import pathlib
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, TrainConfig, to_dict
-from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
 from zip_rc_jax.data.prompts import prompt_texts, prompt_time
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource, read_metadata, summary_of
 from zip_rc_jax.data.tasks import MATH, Problem, problems
@@ -41,6 +40,9 @@ from zip_rc_jax.runtime.progress import console, progress
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, devices_worth_using, make_mesh, side_by_side
 from zip_rc_jax.runtime.storage import check_writable, fit_path, write_json
 from zip_rc_jax.training.loop import split_validation, train
+
+if TYPE_CHECKING:
+    from zip_rc_jax.data.parquet import GenerationInfo
 
 LARGEST_NUMBER = 120  # a chain sum of 8 digits stays within 72 even if every step slips by 3
 # What a chunk of grading and of labelling holds: enough for minutes of work at most, of which an interruption loses no more than one.
@@ -287,6 +289,8 @@ def _same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None:
 
 def _random_access(path: pathlib.Path) -> tuple[Sequence[Rollout], dict[str, Any]]:
     """See `open_rollouts`. Those of a dataset are read as they are used; those of Parquet files, which are read in order, lie in memory."""
+    from zip_rc_jax.data.parquet import open_rollouts  # needs pyarrow, and evaluation does not
+
     source, metadata = open_rollouts(path)
     return source if isinstance(source, RolloutSource) else list(source), metadata
 
@@ -393,6 +397,8 @@ def export_parquet(config: PipelineConfig, directory: pathlib.Path) -> pathlib.P
     Raises:
       UsageError: another file has that name, or it is unknown how the rollouts were sampled.
     """
+    from zip_rc_jax.data.parquet import read_parquet_metadata, write_parquet
+
     path = directory.with_name(f"{directory.name}.parquet")
     source = RolloutSource(directory)
     if not path.exists():
@@ -404,6 +410,8 @@ def export_parquet(config: PipelineConfig, directory: pathlib.Path) -> pathlib.P
 
 def _generation(config: PipelineConfig, source: RolloutSource) -> GenerationInfo | list[GenerationInfo]:
     """How the rollouts of a stage's dataset were sampled, from the metadata of the stages before it."""
+    from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation
+
     origin = source.metadata
     while parent := origin.get("graded") or origin.get("rollouts"):
         origin = parent
