@@ -1,9 +1,12 @@
 """The GPU kernel of decoding, against a loop over rows and heads in numpy. Without a GPU it is interpreted."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models import transformer
@@ -155,8 +158,14 @@ def test_for_a_gpu_it_is_one_kernel_that_is_given_the_whole_cache(dtype):
     shape = (28, 1, 65, 8, 8192, 128)
     keys, scalar = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), jnp.int32)
     q, length = jax.ShapeDtypeStruct((64, 1, 16, 128), dtype), jax.ShapeDtypeStruct((64,), jnp.int32)
-    call = jax.jit(lambda *inputs: attend_in_place(LAYOUT, *inputs, slots=8192, scale=0.1, window=0))
-    text = call.trace(q, AttentionCache(keys, keys), scalar, length).lower(lowering_platforms=("cuda",)).as_text()
+    # JAX 0.11 and later ask the mesh which GPU it is compiled for.
+    mesh, gpu = LAYOUT.mesh, AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    abstract = AbstractMesh(mesh.axis_sizes, mesh.axis_names, mesh.axis_types, abstract_device=gpu)
+    layout = dataclasses.replace(LAYOUT, mesh=abstract)
+    call = jax.jit(lambda *inputs: attend_in_place(layout, *inputs, slots=8192, scale=0.1, window=0))
+    with use_abstract_mesh(abstract):
+        lowered = call.trace(q, AttentionCache(keys, keys), scalar, length).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
     (kernel,) = [line for line in text.splitlines() if "stablehlo.custom_call" in line and "triton" in line]
     assert kernel.count("tensor<" + "x".join(map(str, shape))) == 2
     # Nothing else touches keys or values: no slice of a layer, of rows or of slots.

@@ -14,6 +14,7 @@ from typing import cast
 
 from zip_rc_jax.cli.common import Command
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import check_extra
 from zip_rc_jax.runtime.signals import stops_with_a_word
 from zip_rc_jax.runtime.storage import FIXES, fix_for, in_short
 
@@ -29,6 +30,12 @@ COMMANDS = (
     "evaluate",
     "compile",
 )
+# What must be installed before a command does any work; `decode`, `export` and `compile` need the
+# base alone.
+EXTRAS_OF_COMMANDS = {
+    **dict.fromkeys(("demo", "rollout", "grade", "train", "label"), "train"),
+    "evaluate": "eval",
+}
 STARTS_ANEW = ("export", "compile")  # the others resume, if they write anything
 
 
@@ -80,7 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     """Runs a command. Returns the exit status."""
-    import jax  # only now, so that --help and a mistyped option are answered at once
+    if extra := EXTRAS_OF_COMMANDS.get(arguments.command):
+        try:
+            check_extra(extra, f"zip-rc {arguments.command}")
+        except UsageError as error:
+            print(f"zip-rc {arguments.command}: {error}", file=sys.stderr)
+            return 2
+    import jax  # only now: `--help`, wrong arguments and missing extras are answered at once
 
     from zip_rc_jax.runtime import distributed
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
 import numpy as np
 
 from zip_rc_jax.config import LABELS
-from zip_rc_jax.data.packing import PackedBatches, packing_advice
 from zip_rc_jax.data.rollouts import Rollout, read_items, summary_of
 from zip_rc_jax.data.summary import RolloutSummary
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import optional_import
+
+if TYPE_CHECKING:
+    import grain
 
 
 @jax.tree_util.register_dataclass
@@ -180,6 +182,8 @@ def train_batches(
     Raises:
       UsageError: a rollout lacks the label, is empty or is longer than `row_tokens`; there are none; or the seed is out of range.
     """
+    with optional_import():
+        from zip_rc_jax.data.packing import PackedBatches
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed={seed}", "Grain shuffles with 32-bit seeds", "use a number from 0 to 4294967295")
     fields = _Fields.of(source, label, labelled_only=features is not None)
@@ -208,6 +212,8 @@ def advice(
     source: Sequence[Rollout], *, steps: int, labelled_only: bool, batch_rows: int, row_tokens: int, pack_batches: int, seed: int
 ) -> list[str]:
     """What to know before `steps` steps on `train_batches` with these arguments: passes over the data, and see `packing_advice`."""
+    with optional_import():
+        from zip_rc_jax.data.packing import packing_advice
     summary = summary_of(source)
     lengths = summary.output + (0 if labelled_only else summary.prompt - 1)
     passes = steps * batch_rows * row_tokens / lengths.sum()

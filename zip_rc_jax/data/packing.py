@@ -5,10 +5,13 @@ from __future__ import annotations
 import bisect
 from typing import Any
 
-import grain
 import numpy as np
 
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import optional_import
+
+with optional_import():
+    import grain
 
 ENOUGH = 0.95  # share of the positions that should hold a token
 _LOOK = 4  # windows that are packed to see how full rows will be,

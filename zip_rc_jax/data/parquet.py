@@ -26,13 +26,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.storage import in_short, parse_json
 from zip_rc_jax.runtime.temporaries import whole_file
+
+with optional_import():
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 METADATA_KEY = b"zip_rc_jax"
 _ARROW = "parquet-cpp-arrow"  # wrote the file; it always leaves its schema among the keys of the footer

@@ -15,17 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from etils import epath
-from tensorflow_datasets.proto import tf_example_pb2
 
 from zip_rc_jax.data.summary import RolloutSummary, SummaryRows, prompt_hash, read_summary, write_summary
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.settings import check_same_settings
 from zip_rc_jax.runtime.storage import START_AGAIN, in_short, parse_json, plain, read_json, write_json, write_text
 from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_directory
 
-FORMAT_VERSION = "1.0.0"
 METADATA = "metadata.json"
 SUMMARY = "summary.npz"
 DIGESTS = "digests.json"  # of the files beside the shards; the shards have hashes of their own, which ArrayRecord checks as it reads
@@ -70,64 +67,10 @@ class Rollout:
             object.__setattr__(self, field, np.asarray(getattr(self, field), np.int32))
 
 
-_INTEGERS = ("prompt_index", "sample_index", "level", "seed")
-_TEXTS = ("task", "prompt", "question", "answer", "entry_json", "response")
-_TOKENS = ("prompt_token_ids", "output_token_ids")
-_FLOATS = ("correct", "value")
-
-
-class _SameBytes(tfds.core.ExampleWriter):
-    """Equal rollouts become equal bytes: protocol buffers write the fields of an example in another order in every process."""
-
-    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
-        return super().write(path, ((key, _canonical(example)) for key, example in examples))
-
-
-def _canonical(example: bytes) -> bytes:
-    return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
-
-
-class ZipRollouts(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of rollout records; `write_rollouts` drives it. One split, "train", in the order given."""
-
-    VERSION = tfds.core.Version(FORMAT_VERSION)
-    # Where TFDS looks for checksum files. Its own property needs importlib_resources, which it no longer installs.
-    code_path = epath.Path(__file__)
-
-    def __init__(self, *, rollouts: Iterable[Rollout] = (), **kwargs: Any):
-        self._rollouts = rollouts
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="On-policy rollouts with labels for ZIP-RC training.",
-            features=tfds.features.FeaturesDict(
-                dict.fromkeys(_INTEGERS, np.int64)
-                | {name: tfds.features.Text() for name in _TEXTS}
-                | {name: tfds.features.Tensor(shape=(None,), dtype=np.int32) for name in _TOKENS}
-                | dict.fromkeys(_FLOATS, np.float32)
-                | {"finished": np.bool_}
-            ),
-            disable_shuffling=True,
-        )
-
-    def _log_download_bytes(self) -> None:
-        """Silences TFDS's banner: nothing is downloaded."""
-
-    _log_download_done = _log_download_bytes
-
-    def _example_writer(self) -> tfds.core.ExampleWriter:
-        return _SameBytes(file_format=self.info.file_format)
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for key, rollout in enumerate(self._rollouts):
-            # "surrogatepass": JSON input may hold half a surrogate pair, which plain UTF-8 refuses.
-            texts = {name: getattr(rollout, name).encode("utf-8", "surrogatepass") for name in _TEXTS}
-            yield key, vars(rollout) | texts
+INTEGERS = ("prompt_index", "sample_index", "level", "seed")
+TEXTS = ("task", "prompt", "question", "answer", "entry_json", "response")
+TOKENS = ("prompt_token_ids", "output_token_ids")
+FLOATS = ("correct", "value")
 
 
 def write_rollouts(directory: str | pathlib.Path, rollouts: Iterable[Rollout], *, metadata: dict[str, Any]) -> None:
@@ -140,6 +83,10 @@ def write_rollouts(directory: str | pathlib.Path, rollouts: Iterable[Rollout], *
     Raises:
       UsageError: no rollouts, or `directory` holds something else.
     """
+    with optional_import():
+        import tensorflow_datasets as tfds
+
+        from zip_rc_jax.data.tfds_builder import ZipRollouts
     directory = pathlib.Path(directory)
     if directory.exists() and not (directory / METADATA).is_file() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(
@@ -199,6 +146,8 @@ class RolloutSource(Sequence[Rollout]):
 
     def __init__(self, directory: str | pathlib.Path):
         self._directory = pathlib.Path(directory)
+        with optional_import():
+            import tensorflow_datasets as tfds
         builder = _check(directory)
         try:
             # Raw records: TFDS's own decoder gives the same values (tested), several times slower.
@@ -297,12 +246,19 @@ def read_rollouts(directory: str | pathlib.Path) -> list[Rollout]:
     return list(RolloutSource(directory))
 
 
+@functools.cache
+def _example_type() -> Any:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example
+
+
 def _decode(record: bytes) -> Rollout:
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    fields: dict[str, Any] = {name: features[name].int64_list.value[0] for name in _INTEGERS}
-    fields |= {name: features[name].bytes_list.value[0].decode("utf-8", "surrogatepass") for name in _TEXTS}
-    fields |= {name: np.array(features[name].int64_list.value, np.int32) for name in _TOKENS}
-    fields |= {name: features[name].float_list.value[0] for name in _FLOATS}
+    features = _example_type().FromString(record).features.feature
+    fields: dict[str, Any] = {name: features[name].int64_list.value[0] for name in INTEGERS}
+    fields |= {name: features[name].bytes_list.value[0].decode("utf-8", "surrogatepass") for name in TEXTS}
+    fields |= {name: np.array(features[name].int64_list.value, np.int32) for name in TOKENS}
+    fields |= {name: features[name].float_list.value[0] for name in FLOATS}
     return Rollout(**fields, finished=bool(features["finished"].int64_list.value[0]))
 
 
@@ -316,6 +272,8 @@ def _check(directory: str | pathlib.Path) -> Any:
         raise UsageError(
             f"rollouts {directory}", f"it has no {', '.join(missing)}, so it is no (complete) rollout dataset", "write the rollouts again"
         )
+    with optional_import():
+        import tensorflow_datasets as tfds
     _check_digests(directory)
     try:
         builder = tfds.builder_from_directory(str(directory))

@@ -12,6 +12,7 @@ from typing import Any
 
 from zip_rc_jax.config import TaskConfig
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.settings import nearest
 
 MATH = "math"
@@ -97,7 +98,8 @@ def problems(task: TaskConfig, split: str, count: int) -> list[Problem]:
 
 def create(name: str, options: dict[str, Any], seed: int, size: int) -> Any:
     """`reasoning_gym.create_dataset` with errors that help. Raises `UsageError` for an unknown name, option or value."""
-    from reasoning_gym.factory import DATASETS, create_dataset  # a second to import, and only this stage needs it
+    with optional_import():
+        from reasoning_gym.factory import DATASETS, create_dataset  # a second to import, and only this stage needs it
 
     if name not in DATASETS:
         raise UsageError(f"task.name={name!r}", "reasoning-gym has no such dataset", nearest(name, sorted(DATASETS), "known are", 3))

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from zip_rc_jax.evaluation.metrics import total_variation
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.temporaries import whole_file
+
+with optional_import():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
 # No label above 100%: the axis may reach higher to make room for the names of the curves.
 percent = FuncFormatter(lambda share, _: f"{round(100 * share, 2):g}%" if share < 1.001 else "")

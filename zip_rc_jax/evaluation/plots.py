@@ -9,10 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import MaxNLocator
 
 from zip_rc_jax.evaluation.baselines import SELF_EVALUATION, BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.compare import restrict
@@ -20,6 +16,13 @@ from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.drawing import new_figure, percent
 from zip_rc_jax.evaluation.metrics import LengthCalibration, reliability
 from zip_rc_jax.inference.outputs import Decision, Prefix, Result
+from zip_rc_jax.runtime.extras import optional_import
+
+with optional_import():
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import Normal, Stroke
+    from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#666666"
 _BASELINES = {

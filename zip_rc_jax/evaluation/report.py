@@ -12,14 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from zip_rc_jax.evaluation import drawing, plots
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.compare import HeadlineRow
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.tables import Table, full_table, headline_table, level_table, metric_table
+from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.storage import plain, write_text
+
+with optional_import():
+    from matplotlib.figure import Figure
 
 _CSS = """
 :root{color-scheme:light dark;--fg:#1c1c1c;--bg:#fff;--line:#ccc;--soft:#f3f3f3}

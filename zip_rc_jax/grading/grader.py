@@ -28,6 +28,7 @@ from zip_rc_jax.grading import plain
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.overrated import overrated
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import optional_import
 
 # Scorers that only compare bounded strings and decimals run here; every other one runs in the worker process.
 DECIMAL_TASKS = ("chain_sum", "products")
@@ -201,8 +202,9 @@ def _shared_grader() -> Grader:
 @functools.cache
 def _simple_scorer(task: str) -> Callable[[str, dict[str, Any]], float] | None:
     """`score_answer` of a task whose scorer needs only the reference answer and cannot hang, else None."""
-    from reasoning_gym.dataset import ProceduralDataset
-    from reasoning_gym.factory import DATASETS
+    with optional_import():
+        from reasoning_gym.dataset import ProceduralDataset
+        from reasoning_gym.factory import DATASETS
 
     if task not in DATASETS:
         create(task, {}, seed=0, size=1)  # raises, with the nearest names

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from zip_rc_jax.config import ModelConfig, to_dict
 from zip_rc_jax.grid import Grid
@@ -120,6 +119,8 @@ class LanguageModel:
           UsageError: something else is there, the path is one where Orbax loses arrays, it could not be written (for want of room
             perhaps), or what was read back is something else.
         """
+        import orbax.checkpoint as ocp  # a third of the time that JAX takes to import
+
         target = fit_path(path, "model path").absolute()
         _check_replaceable(target)
         params = self.params if dtype is None else jax.tree.map(lambda x: x.astype(dtype), self.params)

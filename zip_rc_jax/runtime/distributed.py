@@ -184,11 +184,13 @@ def barrier() -> None:
 
 
 def _wait(name: str, seconds: int) -> None:
-    """Raises RuntimeError if not all processes come in time. JAX's public barrier is a computation, which may not take hours."""
-    from jax._src import distributed
+    """Raises RuntimeError if not all processes come in time.
 
-    client: Any = distributed.global_state.client
-    client.wait_at_barrier(name, timeout_in_ms=seconds * 1000)
+    JAX's public barrier is a computation, which may not take hours. Orbax's asks JAX's service.
+    """
+    from orbax.checkpoint import multihost  # a third of the time that JAX takes to import
+
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=seconds * 1000)
 
 
 def share(items: Sequence[Any]) -> Sequence[Any]:

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from zip_rc_jax.config import RopeScaling
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import Layout
+
+if TYPE_CHECKING:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
 # Tokens of a block of "chunked"; for rows of one block, "auto" builds the scores. Off the CPU, a step of a loop costs more.
 CHUNK_BLOCK, CPU_CHUNK_BLOCK = 512, 256
@@ -182,6 +183,10 @@ def packed_attention(name: str, layout: Layout, segment_ids: jax.Array, scale: f
 @functools.cache
 def _splash_kernel(steps: int, heads: int, block: int, window: int, interpret: bool) -> splash.SplashAttentionKernel:
     """The kernel with its lists of blocks as numpy arrays. Looking at all blocks of a long row takes seconds, so it is done once."""
+    # Only here: to import the kernel takes a tenth of the time that JAX takes.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
     shape = (steps, steps)
     mask = splash_mask.LocalMask(shape, (window - 1, 0), 0) if window else splash_mask.CausalMask(shape)
     with jax.ensure_compile_time_eval():
@@ -201,6 +206,8 @@ def _splash(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, *, block: int, scale: float, window: int, interpret: bool
 ) -> jax.Array:
     """JAX's TPU kernel, on one device's rows and heads."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
     kernel: Any = _splash_kernel(q.shape[1], q.shape[2], block, window, interpret)
     queries = (q * jnp.asarray(scale, q.dtype)).swapaxes(1, 2)
     return jax.vmap(kernel)(queries, k, v, splash.SegmentIds(segment_ids, segment_ids)).swapaxes(1, 2)

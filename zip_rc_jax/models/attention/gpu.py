@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from zip_rc_jax.models.kv_cache import KEY_AXES, AttentionCache
 from zip_rc_jax.runtime.sharding import Layout
@@ -93,12 +91,15 @@ def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array, length: jax.Array, *, slots: int, scale: float, window: int, interpret: bool
 ) -> jax.Array:
     """`attend_in_place` on one device's rows and heads."""
+    from jax.experimental import pallas as pl  # a tenth of the time that JAX takes to import, and only GPUs need it
+    from jax.experimental.pallas import triton as plgpu
+
     rows, _, heads, dim = q.shape
     kv_heads = k.shape[3]
     groups, parts = heads // kv_heads, pl.cdiv(slots, PART)
     block, stages = block_and_stages(dim, k.dtype.itemsize)
 
-    def whole(*shape: int | None) -> pl.BlockSpec:
+    def whole(*shape: int | None) -> Any:
         """All of an array, of which the kernel loads what it wants; None leaves out an axis of size 1."""
         return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
 
@@ -139,12 +140,18 @@ def _kernel(
     `q_ref [W, K, G, D]`, `k_ref`, `v_ref [L, R, K, S, D]`, `layer_ref [1]`, `length_ref [W]`, `out_ref [P, W, K, G, D]`,
     `log_sum_ref [P, W, K, G]`.
     """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton as plgpu
+
     row, head, part = (pl.program_id(axis) for axis in range(3))
     layer, length = layer_ref[0], length_ref[row]
     dim = q_ref.shape[-1]
     padded = max(LEAST_QUERIES, pl.next_power_of_2(groups))
     real = jnp.arange(padded) < groups
-    q = plgpu.load(q_ref.at[row, head, pl.ds(0, padded), :], mask=real[:, None], other=0)
+    # The mask leaves the padding out, but JAX 0.11 and later refuse a constant slice past the end.
+    # So the start is a 0 that JAX does not know.
+    heads = pl.ds(jnp.minimum(row, 0), padded)
+    q = plgpu.load(q_ref.at[row, head, heads, :], mask=real[:, None], other=0)
     stop = jnp.minimum(length, (part + 1) * PART)
     first = jnp.maximum(part * PART, length - window if window else 0)
     # float32 is multiplied as such: the tensor cores' TF32 would round it.
@@ -167,5 +174,5 @@ def _kernel(
     blocks = (first // block, pl.cdiv(stop, block))
     acc, top, total = jax.lax.fori_loop(*blocks, step, (jnp.zeros((padded, dim), jnp.float32), *none))
     total = jnp.maximum(total, 1e-30)
-    plgpu.store(out_ref.at[part, row, head, pl.ds(0, padded), :], acc / total[:, None], mask=real[:, None])
-    plgpu.store(log_sum_ref.at[part, row, head, pl.ds(0, padded)], top + jnp.log(total), mask=real)
+    plgpu.store(out_ref.at[part, row, head, heads, :], acc / total[:, None], mask=real[:, None])
+    plgpu.store(log_sum_ref.at[part, row, head, heads], top + jnp.log(total), mask=real)

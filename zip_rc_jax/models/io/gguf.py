@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import gguf
 import numpy as np
 
 from zip_rc_jax.config import RopeScaling
@@ -16,6 +15,10 @@ from zip_rc_jax.models.attention.full import rope_frequencies
 from zip_rc_jax.models.io.families import FAMILIES, MOST_LAYERS, Family
 from zip_rc_jax.models.io.huggingface import short
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import optional_import
+
+with optional_import():
+    import gguf
 
 ARCHITECTURES = {  # GGUF's name -> ours
     "llama": "llama",

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from zip_rc_jax.models.io.digests import array_digest, array_digests, json_digest, named_leaves, stored_dtype
 from zip_rc_jax.runtime import distributed
@@ -96,6 +95,8 @@ def read_meta(path: pathlib.Path) -> Any:
     Raises:
       UsageError: there is none, or it is damaged.
     """
+
+    import orbax.checkpoint as ocp  # a third of the time that JAX takes to import
 
     def read() -> Any:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -182,6 +183,8 @@ def _dtype(path: pathlib.Path, name: str, digests: Mapping[str, str]) -> Any:
 
 def _restored(path: pathlib.Path, wanted: Any) -> Any:
     """The arrays of a part of the tree of parameters. Raises UsageError in all processes if one cannot read its shards."""
+    import orbax.checkpoint as ocp
+
     args = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
 
     def read() -> Any:
