@@ -24,6 +24,7 @@ from zip_rc_jax.data.prompts import prompt_texts, prompt_time
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource, read_metadata, summary_of
 from zip_rc_jax.data.tasks import MATH, Problem, problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
+from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.grading.grader import Grader, check_entry, correct
 from zip_rc_jax.grading.summary import summarize, to_json
 from zip_rc_jax.inference.engine import Engine, ResultEvent
@@ -34,7 +35,7 @@ from zip_rc_jax.models.io.tokenizer import Tokenizer, word_level
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.chunks import remove_remains, write_in_chunks
 from zip_rc_jax.pipeline.seeds import with_own_samples
-from zip_rc_jax.predict import ForwardSettings, final_values, profiles
+from zip_rc_jax.predict import ForwardSettings
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import console, progress
@@ -366,7 +367,7 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
     _check_tokens(rollouts, critic)
 
     def label(part: Sequence[Rollout]) -> list[Rollout]:
-        values = final_values(profiles(critic, part, ForwardSettings(config.label.batch_tokens)), config.label.last)
+        values = final_values(predict_rollouts(critic, part, ForwardSettings(config.label.batch_tokens)), config.label.last)
         return [dataclasses.replace(r, value=v) for r, v in zip(part, values.tolist(), strict=True)]
 
     return write_in_chunks("label", directory, settings, rollouts, LABELLED_ROLLOUTS, label)
