@@ -14,7 +14,7 @@ from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
 from zip_rc_jax.inference.requests import Request
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.predict import TokenPredictions, predict
+from zip_rc_jax.predictions import TokenPredictions, predict
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.search.meta_actions import MetaAction, choose_meta_action
 

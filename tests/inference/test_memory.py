@@ -30,7 +30,7 @@ from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters
 from zip_rc_jax.inference.state import StepSettings, abstract_lanes, advance, empty_rows, prefill
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_shapes
-from zip_rc_jax.predict import ForwardSettings
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
 

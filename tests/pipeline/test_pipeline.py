@@ -26,7 +26,7 @@ from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.io.tokenizer import word_level
 from zip_rc_jax.pipeline import stages as pipeline
 from zip_rc_jax.pipeline.seeds import with_own_samples
-from zip_rc_jax.predict import ForwardSettings
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.training.loop import Interrupted

@@ -27,7 +27,7 @@ from zip_rc_jax.evaluation.rollout_predictions import (
     validate,
 )
 from zip_rc_jax.models.transformer import hidden_states
-from zip_rc_jax.predict import ForwardSettings
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.training import loop
 from zip_rc_jax.training.loop import Interrupted, train
 from zip_rc_jax.training.step import train_step

@@ -32,7 +32,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import policy_logits
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.predict import ForwardSettings, padded_width
+from zip_rc_jax.predictions import ForwardSettings, padded_width
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.training import loop

@@ -22,7 +22,7 @@ from zip_rc_jax.evaluation.metrics import (
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import logits, unembedding
-from zip_rc_jax.predict import ForwardSettings, hidden_batches, joints_of
+from zip_rc_jax.predictions import ForwardSettings, hidden_batches, joints_of
 from zip_rc_jax.runtime.distributed import gather
 
 

@@ -42,7 +42,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import hidden_states, unembedding
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
 from zip_rc_jax.pipeline.stages import as_rollouts, load_policy, prompt_record, refuse_failure, run_all, run_directory
-from zip_rc_jax.predict import ForwardSettings, padded_width
+from zip_rc_jax.predictions import ForwardSettings, padded_width
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.storage import code_version, read_json, run_metadata, with_digest, without_digest, write_json, write_jsonl

@@ -35,7 +35,7 @@ from zip_rc_jax.models.io.tokenizer import Tokenizer, word_level
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.chunks import remove_remains, write_in_chunks
 from zip_rc_jax.pipeline.seeds import with_own_samples
-from zip_rc_jax.predict import ForwardSettings
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import console, progress

@@ -16,7 +16,7 @@ from zip_rc_jax.evaluation.rollout_predictions import rollout_batches
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import unembedding
-from zip_rc_jax.predict import ForwardSettings
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime.distributed import gather
 from zip_rc_jax.runtime.sharding import Layout
 from zip_rc_jax.training.loss import FullTeacher, TopK, VocabularySettings, teacher_top_k

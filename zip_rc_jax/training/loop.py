@@ -25,7 +25,7 @@ from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.predict import ForwardSettings
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.malloc import give_back_freed_memory

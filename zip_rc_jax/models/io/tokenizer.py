@@ -235,7 +235,7 @@ class Tokenizer:
         """What each of `ids` adds to the text, special tokens included.
 
         Joined, the pieces are the text of all ids. A character of several tokens belongs to the
-        last of them; the others add "".
+        last of them; the others add "". Bytes that form no character read as U+FFFD.
         """
         pieces, anchor, done = [""] * len(ids), 0, 0
         for i in range(len(ids)):

@@ -317,7 +317,13 @@ class _Reader:
         return self._ids(name, response)
 
     def _ids(self, name: str, ids: Any) -> np.ndarray:
-        array = _as_ids(ids)
+        try:
+            array = _as_ids(ids)
+        except OverflowError:
+            large = next(i for i in ids if not -(2**63) <= i < 2**63)
+            reason = f"the vocabulary has the ids 0 to {len(self.unreadable) - 1}"
+            fix = "use ids of the model's own tokenizer"
+            raise UsageError(f"{name} with id {shown(int(large))}", reason, fix) from None
         if array is None:
             value = f"{name}: {shown(ids)} of type {type(ids).__name__}"
             fix = "pass a str, [{'role': ..., 'content': ...}], [1, 2, 3] or (prompt, response)"
@@ -359,15 +365,16 @@ def _prompt_of(item: Any) -> Any:
 
 
 def _as_ids(value: Any) -> np.ndarray | None:
-    """int64 `[T]`, or None for what is no list of whole numbers."""
+    """int64 `[T]`, or None for what is no list of whole numbers. Raises OverflowError."""
     if isinstance(value, (np.ndarray, jax.Array)):
         array = np.asarray(value)
         fits = array.ndim == 1 and (array.dtype.kind in "iu" or not array.size)
+        if fits and array.dtype == np.uint64 and (array >= 2**63).any():
+            raise OverflowError
         return array.astype(np.int64) if fits else None
     if not _is_listed(value) or not all(map(_is_id, value)):
         return None
-    # No vocabulary is so large. What does not fit into 64 bits stays out of range.
-    return np.array([min(max(int(i), -1), 2**62) for i in value], np.int64)
+    return np.array([int(i) for i in value], np.int64)
 
 
 # ---- predictions in batches
