@@ -12,7 +12,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Union, overload
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ READ_AHEAD = 4  # batches of items that are read from an iterator and sorted by 
 LOGITS = 2**26  # logits that a device holds at once (256 MiB)
 
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | np.ndarray
-Item = Prompt | tuple[Prompt, str | Sequence[int] | np.ndarray]
+Item = Union[Prompt, tuple[Prompt, str | Sequence[int] | np.ndarray], "TokenizedItem"]
 
 
 # ---- the public function
@@ -209,8 +209,30 @@ def predict(
     listed = _check_items(items)
     if listed is None:
         return _lazily(lm, reader, items, settings, progress)
-    reader.check_used(listed)
-    return _predictions(lm, [reader(i, item) for i, item in enumerate(listed)], settings, progress)
+    return _predictions(lm, reader.read_list(listed), settings, progress)
+
+
+def tokenize_items(
+    lm: LanguageModel,
+    items: Sequence[Item],
+    *,
+    add_special_tokens: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[TokenizedItem]:
+    """The items of a list as token ids, all of them checked.
+
+    `predict` takes the result for items. `predict(lm, iter(tokenize_items(lm, items)))` checks all
+    items before the model runs, and holds the predictions for a few at a time.
+
+    Args:
+      items, add_special_tokens, chat_template_kwargs: as in `predict`.
+
+    Raises:
+      UsageError: as `predict` for a list.
+    """
+    reader = _Reader(lm, add_special_tokens, chat_template_kwargs)
+    listed = _check_items(items)
+    return reader.read_list(list(items) if listed is None else listed)
 
 
 def _check_items(items: Any) -> Sequence[Item] | None:
@@ -241,9 +263,14 @@ def _check_items(items: Any) -> Sequence[Item] | None:
 # ---- from items to token ids
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tokenized:
-    """An item as int32 ids `[T]`, of which the first `prompt_tokens` are a pair's prompt."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenizedItem:
+    """An item that the model can read.
+
+    Attributes:
+      ids: int32 `[T]`.
+      prompt_tokens: how many of them are the prompt of a pair; 0 for any other item.
+    """
 
     ids: np.ndarray
     prompt_tokens: int
@@ -265,16 +292,17 @@ class _Reader:
         self.lm, self.unreadable = lm, unreadable_ids(lm)
         self.add_special_tokens, self.template_kwargs = add_special_tokens, dict(variables)
 
-    def check_used(self, items: Sequence[Item]) -> None:
-        """Raises UsageError for template variables in a list without any chat."""
+    def read_list(self, items: Sequence[Item]) -> list[TokenizedItem]:
+        """Raises UsageError for an item that cannot be read, and for variables without a chat."""
         if self.template_kwargs and not any(_is_chat(_prompt_of(item)) for item in items):
             raise UsageError(
                 f"chat_template_kwargs={shown(self.template_kwargs)}",
                 "no item is a chat, so no template reads them",
                 'pass chats: [{"role": "user", "content": text}]',
             )
+        return [self(i, item) for i, item in enumerate(items)]
 
-    def __call__(self, number: int, item: Any) -> _Tokenized:
+    def __call__(self, number: int, item: Any) -> TokenizedItem:
         """Raises UsageError for an item that cannot be read, by its number."""
         name = f"item {number}"
         try:
@@ -290,8 +318,10 @@ class _Reader:
             reason = f"reading it fails ({in_short(error)})"
             raise UsageError(name, reason, "repair or leave it out") from error
 
-    def _read(self, name: str, item: Any) -> _Tokenized:
-        if not _is_pair(item):
+    def _read(self, name: str, item: Any) -> TokenizedItem:
+        if isinstance(item, TokenizedItem):
+            ids, prompt_tokens = self._checked(name, item.ids), item.prompt_tokens
+        elif not _is_pair(item):
             ids, prompt_tokens = self._prompt(name, item), 0
         else:
             prompt = self._prompt(f"{name}, its prompt", item[0])
@@ -301,7 +331,7 @@ class _Reader:
         if len(ids) > most:
             value = f"{name} of {len(ids)} tokens"
             raise UsageError(value, f"the model has {most} positions", f"cut it to {most} tokens")
-        return _Tokenized(ids, prompt_tokens)
+        return TokenizedItem(ids, prompt_tokens)
 
     def _prompt(self, name: str, prompt: Any) -> np.ndarray:
         if isinstance(prompt, str) or _is_chat(prompt):
@@ -390,7 +420,7 @@ def _lazily(
     """Predictions for the items of an iterator. What fails is raised when the rest is done."""
     source, failure, given = enumerate(items), list[BaseException](), 0
 
-    def read() -> Iterator[_Tokenized]:
+    def read() -> Iterator[TokenizedItem]:
         try:
             for number, item in source:
                 yield reader(number, item)
@@ -413,9 +443,9 @@ def _lazily(
             raise failure.pop()
 
 
-def _window(items: Iterator[_Tokenized], most: int) -> list[_Tokenized]:
+def _window(items: Iterator[TokenizedItem], most: int) -> list[TokenizedItem]:
     """The next items, until they have `most` tokens with their padding; at least one."""
-    window, tokens = list[_Tokenized](), 0
+    window, tokens = list[TokenizedItem](), 0
     for item in items:
         window.append(item)
         tokens += padded_width(len(item.ids))
@@ -426,7 +456,7 @@ def _window(items: Iterator[_Tokenized], most: int) -> list[_Tokenized]:
 
 def _predictions(
     lm: LanguageModel,
-    items: Sequence[_Tokenized],
+    items: Sequence[TokenizedItem],
     settings: ForwardSettings,
     progress: bool | None,
 ) -> list[TokenPredictions]:

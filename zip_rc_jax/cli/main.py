@@ -15,6 +15,7 @@ from jax import monitoring
 
 from zip_rc_jax.aot.command import add_compile_parser, run_compile
 from zip_rc_jax.cli.commands import run_decode, run_demo, run_evaluation, run_export
+from zip_rc_jax.cli.predict import add_predict_parser, run_predict
 from zip_rc_jax.config import LABELS
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.models.io.load import embedded
@@ -163,6 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     decode.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     decode.add_argument("--stream", action="store_true", help="show every decision as it is made")
 
+    add_predict_parser(commands, _add_model)
     export = commands.add_parser(
         "export",
         help="write a Hugging Face directory that other engines load",
@@ -243,6 +245,8 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         distributed.start(together=arguments.command in TOGETHER)
         if arguments.command == "decode":
             run_decode(arguments, argv)
+        elif arguments.command == "predict":
+            run_predict(arguments)
         elif arguments.command == "export":
             run_export(arguments)
         else:
@@ -250,7 +254,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     except UsageError as error:
         return _end(2, f"zip-rc {arguments.command}: {error}")
     except KeyboardInterrupt as stop:
-        kept = arguments.output if arguments.command == "decode" else arguments.command not in ("export", "compile")
+        kept = arguments.output if arguments.command == "decode" else arguments.command not in ("export", "compile", "predict")
         again = "resumes" if kept else "starts anew"
         return _end(130, f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command {again}.")
     except OSError as error:

@@ -264,6 +264,49 @@ def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:
     return path
 
 
+@contextlib.contextmanager
+def text_file(path: str | pathlib.Path) -> Iterator[Callable[[str], None]]:
+    """Yields a function that appends UTF-8 to a file that is complete or absent.
+
+    The text goes to a temporary file, which gets the name `path` when the block ends. If the block
+    raises, what was there before is unchanged.
+
+    Raises:
+      UsageError: it could not be written; the fix suits the reason.
+    """
+    path = pathlib.Path(path)
+
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            kept = "what was there before is unchanged"
+            raise _not_written(f"file {path}", error, kept) from error
+
+    temporary = temporary_path(path)
+    with told():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, path.name)
+        file = temporary.open("wb")
+
+    def write(text: str) -> None:
+        with told():
+            file.write(text.encode("utf-8"))
+
+    try:
+        with file:
+            yield write
+            with told():
+                file.flush()
+                os.fsync(file.fileno())
+        with told():
+            temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong before is the reason to name
+            temporary.unlink(missing_ok=True)
+
+
 def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
     """Writes indented strict JSON (see `plain`). Returns the path."""
     return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -295,10 +338,11 @@ def parse_json(data: bytes) -> Any:
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
     """Writes one strict JSON value per line (see `plain`). Returns the path."""
-    return write_text(path, "".join(map(_line, rows)))
+    return write_text(path, "".join(map(json_line, rows)))
 
 
-def _line(value: Any) -> str:
+def json_line(value: Any) -> str:
+    """A line of strict JSON (see `plain`)."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -377,7 +421,7 @@ class Journal:
     def add(self, value: Mapping[str, Any]) -> None:
         """Appends a value; it is in the file when this returns."""
         self._lines += 1
-        self._file.write(_line(with_digest(value, self._lines)).encode())
+        self._file.write(json_line(with_digest(value, self._lines)).encode())
         self._file.flush()
 
     def finish(self) -> None:
