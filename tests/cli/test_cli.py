@@ -21,7 +21,7 @@ from zip_rc_jax.inference.engine import ResultEvent
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.runtime.locks import only_process
 
-COMMANDS = ("demo", "rollout", "grade", "train", "label", "decode", "evaluate")
+COMMANDS = ("demo", "rollout", "grade", "train", "label", "decode", "predict", "evaluate")
 
 
 @pytest.fixture

@@ -281,15 +281,16 @@ def _print(console: Console, one: TokenPredictions, heading: str) -> None:
         console.print(heading, style="bold", highlight=False)
     colored = console.is_terminal and not console.no_color and console.color_system is not None
     if colored:
-        console.print(heat_map(one, console.width))
+        console.print(heat_map(one, console.width), end="")
+        console.print(legend())
     else:
         console.print(number_table(one))
 
 
 def heat_map(one: TokenPredictions, columns: int) -> Text:
-    """The text over its colors, numbers of the tokens still to come underneath, and a legend."""
-    map_ = Text(no_wrap=True, end="")
-    for line in lines_of(cells_of(one), columns):
+    """The text over its colors, and numbers of the tokens still to come underneath."""
+    map_ = Text(end="", overflow="fold")
+    for line in lines_of(cells_of(one), max(20, columns - 6)):  # room for the last number
         for cell in line:
             style = Style(dim=True)
             if cell.p_correct is not None:
@@ -302,12 +303,16 @@ def heat_map(one: TokenPredictions, columns: int) -> Text:
             numbers = numbers.ljust(column) + number_of(cell.remaining or 0.0)
         if numbers:
             map_.append(numbers + "\n", Style(dim=True))
-    map_.append("P(correct) 0 ")
+    return map_
+
+
+def legend() -> Text:
+    """What the colors and the numbers of a heat map are."""
+    text = Text("P(correct) 0 ")
     for i in range(11):
         r, g, b = color_of(i / 10)
-        map_.append(" ", Style(bgcolor=f"rgb({r},{g},{b})"))
-    map_.append(" 1; underneath: expected tokens still to come\n")
-    return map_
+        text.append(" ", Style(bgcolor=f"rgb({r},{g},{b})"))
+    return text.append(" 1; underneath: expected tokens still to come")
 
 
 def number_table(one: TokenPredictions) -> Table:
@@ -315,9 +320,9 @@ def number_table(one: TokenPredictions) -> Table:
     title = f"from the last token of the prompt on ({one.prompt_tokens} tokens)"
     shown = {"title": title, "title_justify": "left", "title_style": ""} if one.start else {}
     table = Table(box=None, **shown)  # type: ignore[arg-type]
-    for name in ("position", "id", "P(correct)", "tokens to come", "log-probability"):
-        table.add_column(name, justify="right")
-    table.add_column("token")
+    for name in ("position", "id", "P(correct)", "to come", "logprob"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("token", overflow="fold")
     for t in range(one.start, len(one)):
         table.add_row(
             str(t),

@@ -78,9 +78,11 @@ def printable(piece: str) -> str:
 
 
 def _sign(character: str) -> str:
+    if character in "\n\u2028\u2029":
+        return "⏎"
     if unicodedata.category(character) not in ("Cc", "Cs", "Co", "Cn"):
         return character
-    return {"\n": "⏎", "\r": "", "\t": "→"}.get(character, "\ufffd")
+    return {"\r": "", "\t": "→"}.get(character, "\ufffd")
 
 
 def lines_of(cells: Sequence[Cell], columns: int = COLUMNS) -> list[list[Cell]]:
@@ -150,10 +152,10 @@ def svg_picture(predictions: TokenPredictions, title: str = TITLE) -> str:
                 lead = len(cell.text) - len(cell.text.lstrip(" "))
                 kept = cell_len(body) * unit
                 ink = "#111" if cell.p_correct is not None else "#777"
-                parts.append(
-                    f'<text x="{x + lead * unit:.1f}" y="{y + 16:.1f}" textLength="{kept:.1f}" '
-                    f'lengthAdjust="spacingAndGlyphs" fill="{ink}">{_xml(body)}</text>'
-                )
+                # With a length, the text fits its box in whatever font the reader has.
+                fit = f'textLength="{kept:.1f}" lengthAdjust="spacingAndGlyphs"' if kept else ""
+                at = f'x="{x + lead * unit:.1f}" y="{y + 16:.1f}"'
+                parts.append(f'<text {at} {fit} fill="{ink}">{_xml(body)}</text>')
             x, column = x + length, column + cell.width
         for place, cell in numbers_under(line):
             at = f'x="{margin + place * unit:.1f}" y="{y + 34 + bars:.1f}"'
@@ -236,7 +238,7 @@ def html_section(predictions: TokenPredictions, heading: str) -> str:
     most = _most([predictions])
     parts = []
     for cell in cells_of(predictions):
-        if not cell.width and not cell.ends_line:
+        if not cell.text:
             continue
         text, note = html.escape(cell.text), html.escape(cell.note)
         if cell.p_correct is None:
