@@ -9,8 +9,6 @@ The import is light: each name below, and each submodule, is imported when it is
 """
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from zip_rc_jax.inference.requests import Request
     from zip_rc_jax.models.io.load import load
     from zip_rc_jax.models.language_model import LanguageModel
+    from zip_rc_jax.predictions import TokenPredictions, predict
     from zip_rc_jax.runtime.errors import UsageError
     from zip_rc_jax.search.meta_actions import MetaAction, choose_meta_action
     from zip_rc_jax.training.api import train_head
@@ -41,6 +40,7 @@ __all__ = [
     "ResultEvent",
     "Rollout",
     "StepEvent",
+    "TokenPredictions",
     "TrainConfig",
     "Usage",
     "UsageError",
@@ -48,6 +48,7 @@ __all__ = [
     "decode",
     "decode_stream",
     "load",
+    "predict",
     "train_head",
 ]
 
@@ -61,7 +62,9 @@ _DEFINED_IN = {
     "Prefix": "inference.outputs",
     "Request": "inference.requests",
     "Rollout": "data.rollouts",
+    "TokenPredictions": "predictions",
     "TrainConfig": "config",
+    "predict": "predictions",
     "train_head": "training.api",
     "Result": "inference.outputs",
     "ResultEvent": "inference.engine",
@@ -92,14 +95,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_SUBMODULES})
-
-
-class _Package(types.ModuleType):
-    """Keeps a public function from being replaced by the submodule of the same name when that is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _DEFINED_IN and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -7,6 +7,7 @@ from harness import devices  # noqa: F401  (before JAX is imported)
 # isort: split
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -40,3 +41,12 @@ def tiny_lm(config: ModelConfig = TINY_MODEL, grid: Grid = TINY_GRID, label: str
     table = "embed" if config.tied else "unembed"
     params["body"][table] = params["body"][table] * 3
     return dataclasses.replace(lm, params=params)
+
+
+@functools.cache
+def tiny_chat_lm(tokenizer) -> LanguageModel:
+    """A random model with a random head for any tokenizer. Transformers can read its export."""
+    sizes = {"vocab_size": tokenizer.size, "max_positions": 160, "n_heads": 4}
+    config = dataclasses.replace(TINY_MODEL, **sizes)
+    lm = LanguageModel.create(config, tokenizer, 5).with_head(TINY_GRID, "value")
+    return dataclasses.replace(lm, params=randomised(lm.params, 5))

@@ -19,6 +19,7 @@ from harness.scripted import ScriptedNetwork
 from zip_rc_jax import Request, decode, decode_stream
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.config.files import load_config
+from zip_rc_jax.evaluation.rollout_predictions import predict_rollouts
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import engine as engine_module
@@ -29,7 +30,7 @@ from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters
 from zip_rc_jax.inference.state import TrainSpec, abstract_lanes, advance, empty_rows, prefill
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_shapes
-from zip_rc_jax.predict import ForwardSettings, profiles
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
 
@@ -360,7 +361,7 @@ def impossible_options(lm):
 
 
 def label(lm):
-    list(profiles(lm, rollouts(8), ForwardSettings(256)))
+    list(predict_rollouts(lm, rollouts(8), ForwardSettings(256)))
 
 
 ENDS = [

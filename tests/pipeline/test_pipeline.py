@@ -20,6 +20,7 @@ from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.rollouts import PartialRollouts, read_rollouts
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_solution
+from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.models.io.load import load
@@ -32,7 +33,7 @@ from zip_rc_jax.pipeline.rollouts import make_rollouts, sampling_layout
 from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import with_own_samples
 from zip_rc_jax.pipeline.train import train_stage
-from zip_rc_jax.predict import ForwardSettings, final_values, profiles
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.training import train_head
@@ -112,7 +113,7 @@ def test_rollouts_are_samples_of_the_training_problems(finished):
 def test_value_labels_are_the_critics_mean_over_the_last_positions(finished):
     directory, config = finished
     rollouts = read_rollouts(directory / "labelled")
-    found = profiles(load(directory / "critic"), rollouts, ForwardSettings(256))
+    found = predict_rollouts(load(directory / "critic"), rollouts, ForwardSettings(256))
     np.testing.assert_allclose([r.value for r in rollouts], final_values(found, config.label.last), atol=1e-6)
     np.testing.assert_allclose(rollouts[0].value, found[0].reward[-config.label.last :].mean(), atol=1e-6)
 

@@ -20,8 +20,14 @@ from harness.tiny import TINY_GRID, TINY_MODEL, tiny_lm
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation import drawing
+from zip_rc_jax.evaluation.rollout_predictions import (
+    MeanJoints,
+    mean_joints,
+    predict_rollouts,
+    validate,
+)
 from zip_rc_jax.models.transformer import forward_packed
-from zip_rc_jax.predict import ForwardSettings, MeanJoints, mean_joints, profiles, validate
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.training import trainer
 from zip_rc_jax.training.step import train_step
 from zip_rc_jax.training.tracking import Tracker
@@ -199,7 +205,7 @@ def test_the_joints_are_means_over_the_positions_of_finished_rollouts(lm, label)
             b = 0 if reward < 0.15 else 1 if reward < 0.65 else 2
             observed[b, 0 if left < 3 else 1 if left < 7 else 2] += 1
             positions += 1
-    found = mean_joints(profiles(lm, data, ForwardSettings(7 * 32)), data, label, TINY_GRID)
+    found = mean_joints(predict_rollouts(lm, data, ForwardSettings(7 * 32)), data, label, TINY_GRID)
     np.testing.assert_allclose(found.predicted, predicted / positions, atol=1e-5)
     np.testing.assert_allclose(found.observed, observed / positions, atol=1e-12)
     assert (found.positions, found.rollouts, found.left_out) == (positions, len(used), len(data) - len(used))

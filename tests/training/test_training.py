@@ -23,14 +23,20 @@ from zip_rc_jax.aot.costs import measure
 from zip_rc_jax.aot.hlo import parse_module
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.data.batches import train_batches
+from zip_rc_jax.evaluation.rollout_predictions import (
+    RolloutPredictions,
+    final_values,
+    predict_rollouts,
+)
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import policy_logits
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.predict import ForwardSettings, Profile, final_values, labelled_features, padded_width, profiles, teacher_features
+from zip_rc_jax.predictions import ForwardSettings, padded_width
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.training import trainer
+from zip_rc_jax.training.features import labelled_features, teacher_features
 from zip_rc_jax.training.loss import (
     FullTeacher,
     PolicyLoss,
@@ -363,12 +369,15 @@ def test_cached_features_give_the_loss_and_the_gradient_of_the_body_itself(lm):
 
 def test_predictions_do_not_depend_on_how_many_tokens_go_together(lm):
     data, settings = rollouts(), ForwardSettings(32)
-    alone, together = (profiles(lm, data, dataclasses.replace(settings, batch_tokens=tokens)) for tokens in (1, 4096))
+    alone, together = (
+        predict_rollouts(lm, data, dataclasses.replace(settings, batch_tokens=tokens))
+        for tokens in (1, 4096)
+    )  # fmt: skip
     for mine, other, rollout in zip(alone, together, data, strict=True):
         assert len(mine.reward) == len(rollout.output_token_ids)
         np.testing.assert_allclose(mine.reward, other.reward, atol=1e-5)
         np.testing.assert_allclose(mine.first_joint, other.first_joint, atol=1e-5)
-    half = profiles(lm, data, dataclasses.replace(settings, dtype="bfloat16"))
+    half = predict_rollouts(lm, data, dataclasses.replace(settings, dtype="bfloat16"))
     assert max(float(np.abs(a.reward - b.reward).max()) for a, b in zip(alone, half, strict=True)) > 1e-4, "the dtype is not ignored"
 
 
@@ -385,7 +394,9 @@ def test_a_sure_critic_gives_no_value_above_one():
     reward = np.asarray(Grid((0.0, 1.0), tuple(range(9))).expected_reward(jax.nn.softmax(logits.reshape(-1, 16)).reshape(-1, 2, 8)))
     assert 0.999 < reward.min() <= reward.max() <= 1
     none = np.empty(0, np.float32)
-    assert final_values([Profile(reward[i : i + 7], none, none, none) for i in range(0, 1000, 7)], 7).max() <= 1
+    parts = [reward[i : i + 7] for i in range(0, 1000, 7)]
+    found = [RolloutPredictions(part, none, none, none) for part in parts]
+    assert final_values(found, 7).max() <= 1
 
 
 def test_a_cached_teacher_gives_the_loss_and_gradient_of_the_one_on_the_device(lm):

@@ -26,6 +26,7 @@ COMMANDS = (
     "train",
     "label",
     "decode",
+    "predict",
     "export",
     "evaluate",
     "compile",
@@ -36,7 +37,7 @@ EXTRAS_OF_COMMANDS = {
     **dict.fromkeys(("demo", "rollout", "grade", "train", "label"), "train"),
     "evaluate": "eval",
 }
-STARTS_ANEW = ("export", "compile")  # the others resume, if they write anything
+STARTS_ANEW = ("predict", "export", "compile")  # the others resume, if they write anything
 
 
 def _command(name: str) -> Command:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from zip_rc_jax.config import TaskConfig
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.settings import nearest
 
+T = TypeVar("T")
 MATH = "math"
 SPLITS = ("train", "heldout")
 # reasoning-gym 0.1.25 iterates over sets of strings here, so the same seed gives other problems in every process.
@@ -151,22 +154,53 @@ def problems_from_jsonl(path: str | pathlib.Path, answers: bool = True) -> list[
       UsageError: no such file, one that is not UTF-8 text with an object a line, or a line without what is needed; the
         message has its line number.
     """
+    indices = itertools.count()
+    return read_jsonl(
+        path,
+        lambda line, number: _parse_line(line, number, next(indices), answers),
+        kind="problems",
+        wanted=NO_LINES,
+        example=EXAMPLE,
+    )
+
+
+def read_jsonl(
+    path: str | pathlib.Path,
+    parse: Callable[[str, int], T],
+    *,
+    kind: str,
+    wanted: str,
+    example: str,
+) -> list[T]:
+    """What `parse(line, line number)` makes of every line of a file that is not blank.
+
+    Args:
+      parse: raises ValueError for what is wrong with a line.
+      kind: what the file holds, for messages, e.g. "problems".
+      wanted: the fix where the file is none of these.
+      example: the fix where a line is wrong.
+
+    Raises:
+      UsageError: no such file, no lines, or a line that is not UTF-8 or that `parse` refuses; the
+        message has its line number.
+    """
     path = pathlib.Path(path)
-    result: list[Problem] = []
+    result: list[T] = []
     try:
         if not path.is_file():
             reason = "it is a directory" if path.is_dir() else "it is no regular file" if path.exists() else "there is no such file"
-            raise UsageError(f"problems {in_brief(path)}", reason, NO_LINES)
+            raise UsageError(f"{kind} {in_brief(path)}", reason, wanted)
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                problem = _problem_of_line(path, number, line, len(result), answers)
-                if problem is not None:
-                    result.append(problem)
+                text = _text_of_line(path, number, line)
+                if text.strip():
+                    result.append(_parsed(path, number, text, parse, example))
     except OSError as error:
         reason = f"it cannot be read ({error.strerror or type(error).__name__})"
-        raise UsageError(f"problems {in_brief(path)}", reason, "check the file, its name and its permissions") from None
+        fix = "check the file, its name and its permissions"
+        raise UsageError(f"{kind} {in_brief(path)}", reason, fix) from None
     if not result:
-        raise UsageError(f"problems {in_brief(path)}", "the file has no problems", NO_LINES)
+        raise UsageError(f"{kind} {in_brief(path)}", f"the file has no {kind}", wanted)
     return result
 
 
@@ -186,8 +220,8 @@ _BINARY = (
 )
 
 
-def _problem_of_line(path: pathlib.Path, number: int, line: bytes, index: int, answers: bool) -> Problem | None:
-    """The problem of a line, None for a blank one. Raises `UsageError` with file and line number."""
+def _text_of_line(path: pathlib.Path, number: int, line: bytes) -> str:
+    """Raises `UsageError` with file and line number."""
     where, name = f"{in_brief(path)}, line {number}", in_brief(path.name)
     for begin, kind, command in _BINARY:
         if line.startswith(begin):
@@ -201,26 +235,38 @@ def _problem_of_line(path: pathlib.Path, number: int, line: bytes, index: int, a
         raise UsageError(where, f"it is not UTF-8 text, but {shown} or no text at all", fix)
     try:
         # A mark in the middle comes from files that were joined.
-        text = line.decode("utf-8").removeprefix("\ufeff")
+        return line.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         reason = f"it is not UTF-8 text ({error.reason} at byte {error.start})"
         raise UsageError(where, reason, f"if it is Latin-1, convert it: iconv -f LATIN1 -t UTF-8 {name} > utf8.jsonl") from None
+
+
+def _parsed(
+    path: pathlib.Path,
+    number: int,
+    text: str,
+    parse: Callable[[str, int], T],
+    example: str,
+) -> T:
+    """Raises `UsageError` with file and line number."""
+    where, name = f"{in_brief(path)}, line {number}", in_brief(path.name)
     try:
-        return _parse_line(text, number, index, answers) if text.strip() else None
+        return parse(text, number)
     except RecursionError:
-        raise UsageError(where, "its JSON is nested too deeply", EXAMPLE) from None
+        raise UsageError(where, "its JSON is nested too deeply", example) from None
     except ValueError as error:
         if text.lstrip().startswith("["):
             fix = f"write one object a line: jq -c '.[]' {name} > lines.jsonl"
             raise UsageError(where, "it begins a JSON array, and the file should have one object a line", fix) from None
         if isinstance(error, json.JSONDecodeError) and not text[error.pos :].strip():
-            raise UsageError(where, "its JSON goes on in the next line, or is cut off", EXAMPLE) from None
+            reason = "its JSON goes on in the next line, or is cut off"
+            raise UsageError(where, reason, example) from None
         reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UsageError(where, reason[:300], EXAMPLE) from None
+        raise UsageError(where, reason[:300], example) from None
 
 
 def _parse_line(line: str, number: int, index: int, answers: bool) -> Problem:
-    data = json.loads(line, parse_float=_Number, parse_int=_Number, parse_constant=_no_number, object_pairs_hook=_without_repeats)
+    data = json.loads(line, parse_float=_Number, parse_int=_Number, parse_constant=_no_number, object_pairs_hook=without_repeats)
     if not isinstance(data, dict):
         raise ValueError(f"it holds {_kind(data)}, not an object")
     question = next((data[key] for key in ("question", "problem") if data.get(key) is not None), None)
@@ -255,7 +301,7 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"it holds {name}, which is no JSON value and no answer")
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         repeated = next(key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1)

@@ -14,6 +14,12 @@ import numpy as np
 
 from zip_rc_jax.config import DecodeConfig, check_types
 from zip_rc_jax.config.checks import in_short, shown
+from zip_rc_jax.inference.prompts import (
+    check_encodable,
+    check_readable,
+    encode_prompt,
+    unreadable_ids,
+)
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -126,10 +132,7 @@ def _key_data(seed: int) -> tuple[int, ...]:
 
 def check_text(number: int, text: str) -> None:
     """Raises UsageError for a prompt that no tokenizer reads: half of a surrogate pair, as the shell gives for what is not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"prompt {number}", f"it is not text that can be encoded ({in_short(error)})", "repair or leave it out") from None
+    check_encodable(f"prompt {number}", text)
 
 
 def prompt_hash(ids: Sequence[int]) -> int:
@@ -188,8 +191,7 @@ class Intake:
         self.template_kwargs, self.check_memory = dict(template_kwargs), check_memory
         self.head = lm.head
         self.sampleable = lm.head.sampleable(lm.config.vocab_size)
-        self.unreadable = lm.tokenizer.unused_ids(lm.config.vocab_size)  # [V] ids that no prompt may hold
-        self.unreadable[lm.head.first_id : lm.head.last_id] = True
+        self.unreadable = unreadable_ids(lm)
         self._check_stop_ids(config)
 
     def jobs(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterable[Job | Refusal]:
@@ -255,9 +257,13 @@ class Intake:
             raise UsageError(
                 f"prompt {number} of type {type(prompt).__name__}", "a prompt is a text or a chat, which is a list of dicts", "convert it"
             )
-        text = str(prompt) if isinstance(prompt, str) else tokenizer.chat(prompt, **self.template_kwargs)
-        check_text(number, text)
-        ids = tokenizer.encode_prompt(text, chat=chat, add_special_tokens=config.add_special_tokens)
+        text, ids = encode_prompt(
+            tokenizer,
+            f"prompt {number}",
+            prompt,
+            self.template_kwargs,
+            config.add_special_tokens,
+        )
         self._check_ids(number, ids, config)
         seed = self.seed if request.seed is None else request.seed
         return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
@@ -272,14 +278,7 @@ class Intake:
     def _check_ids(self, number: int, ids: list[int], config: DecodeConfig) -> None:
         if not ids:
             raise UsageError(f"prompt {number}", "it is empty", "leave it out")
-        strange = sorted({i for i in ids if i >= len(self.unreadable) or self.unreadable[i]})
-        if strange:
-            tokens = ", ".join(f"{i} ({self.lm.tokenizer.backend.id_to_token(i)})" for i in strange[:5])
-            raise UsageError(
-                f"prompt {number} with ids {tokens}",
-                "they are reserved or unused: the model cannot read them",
-                "take them out of the text",
-            )
+        check_readable(f"prompt {number}", ids, self.unreadable, self.lm.tokenizer)
         positions = self.lm.config.max_positions
         room = positions - config.max_tokens
         if len(ids) > room:

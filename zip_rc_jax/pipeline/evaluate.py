@@ -26,6 +26,11 @@ from zip_rc_jax.evaluation.baselines import SELF_EVALUATION, SamplePool, baselin
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.report import Evaluation, pool_rows, result_rows, write_report
+from zip_rc_jax.evaluation.rollout_predictions import (
+    RolloutPredictions,
+    length_errors,
+    predict_rollouts,
+)
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader, correct
@@ -40,7 +45,7 @@ from zip_rc_jax.pipeline.provenance import prompt_record
 from zip_rc_jax.pipeline.rollouts import as_rollouts, refuse_failure
 from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
-from zip_rc_jax.predict import ForwardSettings, Profile, length_errors, padded_width, profiles
+from zip_rc_jax.predictions import ForwardSettings, padded_width
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.storage import code_version, read_json, run_metadata, with_digest, without_digest, write_json, write_jsonl
@@ -189,8 +194,8 @@ def policy_metrics(pool: SamplePool) -> dict[str, float]:
     return found
 
 
-def prediction_metrics(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]], whole: np.ndarray) -> dict[str, float]:
-    """Prediction quality of the head on the pool, whose profiles are `found[p][k]`.
+def prediction_metrics(grid: Grid, pool: SamplePool, found: Sequence[Sequence[RolloutPredictions]], whole: np.ndarray) -> dict[str, float]:
+    """Prediction quality of the head on the pool, whose predictions are `found[p][k]`.
 
     The empirical joint that TV is measured against has the final values of the prompt's own samples on its reward axis, as the
     head's labels have; with few samples per prompt it is noisy, which raises TV.
@@ -217,7 +222,7 @@ def prediction_metrics(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Pr
     }
 
 
-def _first_joints(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]]) -> tuple[np.ndarray, np.ndarray]:
+def _first_joints(grid: Grid, pool: SamplePool, found: Sequence[Sequence[RolloutPredictions]]) -> tuple[np.ndarray, np.ndarray]:
     """`[P, B_V, B_T]` predicted and empirical joint at the root of each prompt."""
     return np.stack([row[0].first_joint for row in found]), metrics.empirical_joint(pool.value, pool.self_length, grid)
 
@@ -300,7 +305,7 @@ def evaluate(config: PipelineConfig, lm: LanguageModel, *, argv: Sequence[str], 
 
     # Predictions along the samples, by prompt.
     samples = rollouts(decoded)
-    found = profiles(lm, list(itertools.chain(*samples)), ForwardSettings(config.label.batch_tokens), "predictions")
+    found = predict_rollouts(lm, list(itertools.chain(*samples)), ForwardSettings(config.label.batch_tokens), "predictions")
     finished: np.ndarray = np.array([[x.finish_reason == "stop" for x in r.prefixes] for r in decoded.results])
     whole: np.ndarray = np.all(finished, axis=1)
     by_prompt = [found[i : i + pool.n_samples] for i in range(0, len(found), pool.n_samples)]
@@ -360,7 +365,7 @@ def _drift(
     return drift | ({} if lite is None else {f"lite/{k}": v for k, v in drift_metrics(start, lite, rollouts, tokens).items()})
 
 
-def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[Profile]], whole: np.ndarray) -> Figure | None:
+def _joint_figure(grid: Grid, pool: SamplePool, found: Sequence[Sequence[RolloutPredictions]], whole: np.ndarray) -> Figure | None:
     """Predicted against empirical joint at the root, mean over the prompts of each level; `whole` as in `prediction_metrics`."""
     levels = np.unique(pool.level[whole])
     if not len(levels):

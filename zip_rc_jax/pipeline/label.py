@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from zip_rc_jax.config import PipelineConfig
 from zip_rc_jax.data.checks import check_tokens
 from zip_rc_jax.data.rollouts import Rollout
+from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.provenance import check_same_source
 from zip_rc_jax.pipeline.run_dir import check_output, random_access, run_directory, source_path
-from zip_rc_jax.predict import ForwardSettings, final_values, profiles
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, devices_worth_using, side_by_side
 
 LABELLED_ROLLOUTS = 1024  # of a chunk: minutes of work at most, and an interruption loses one chunk
@@ -39,7 +40,7 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
     check_tokens(rollouts, critic.tokenizer.used)
 
     def label(part: Sequence[Rollout]) -> list[Rollout]:
-        values = final_values(profiles(critic, part, ForwardSettings(config.label.batch_tokens)), config.label.last)
+        values = final_values(predict_rollouts(critic, part, ForwardSettings(config.label.batch_tokens)), config.label.last)
         return [dataclasses.replace(r, value=v) for r, v in zip(part, values.tolist(), strict=True)]
 
     return write_in_chunks("label", directory, settings, rollouts, LABELLED_ROLLOUTS, label)

@@ -16,8 +16,18 @@ _LINE_SECONDS = 15.0
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, str | None], None]]:
-    """Yields `update(done, status)`; a status of None keeps the last one. Of several processes only the first shows anything."""
+def progress(
+    title: str,
+    total: int | None,
+    done: int = 0,
+) -> Iterator[Callable[[int, str | None], None]]:
+    """Yields `update(done, status)`; a status of None keeps the last one.
+
+    Of several processes only the first shows anything.
+
+    Args:
+      total: None where it is not known; then there is no ETA.
+    """
     if not is_primary():
         yield lambda now, status: None
         return
@@ -50,8 +60,11 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int, s
         last = status if status is not None else last
         clock = time.monotonic()
         if clock - printed > _LINE_SECONDS or now == total:
-            eta = (clock - since) / max(now - counted, 1) * (total - now)
-            console.print(f"{title} {now}/{total}  ETA {eta:.0f}s  {last}", highlight=False, soft_wrap=True)
+            place = f"{now}"
+            if total is not None:
+                eta = (clock - since) / max(now - counted, 1) * (total - now)
+                place = f"{now}/{total}  ETA {eta:.0f}s"
+            console.print(f"{title} {place}  {last}", highlight=False, soft_wrap=True)
             printed = clock
         if first:  # what comes first also waits for compilation, and tells little about the rest
             since, counted, first = clock, now, False

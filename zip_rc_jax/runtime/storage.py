@@ -256,6 +256,40 @@ def write_text(path: str | pathlib.Path, text: str) -> pathlib.Path:
     return path
 
 
+@contextlib.contextmanager
+def text_file(path: str | pathlib.Path) -> Iterator[Callable[[str], None]]:
+    """Yields a function that appends UTF-8 to a file that is complete or absent.
+
+    The text goes to a temporary file, which gets the name `path` when the block ends. If the block
+    raises, what was there before is unchanged.
+
+    Raises:
+      UsageError: it could not be written; the fix suits the reason.
+    """
+    path, kept = pathlib.Path(path), "what was there before is unchanged"
+    raised_by_caller: BaseException | None = None
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+
+            def write(text: str) -> None:
+                try:
+                    file.write(text.encode("utf-8"))
+                except OSError as error:
+                    raise _not_written(f"file {path}", error, kept) from error
+
+            try:
+                yield write
+            except BaseException as error:
+                raised_by_caller = error
+                raise
+    except OSError as error:
+        if error is raised_by_caller:
+            raise
+        raise _not_written(f"file {path}", error, kept) from error
+
+
 def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
     """Writes indented strict JSON (see `plain`). Returns the path."""
     return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -287,10 +321,11 @@ def parse_json(data: bytes) -> Any:
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[Any]) -> pathlib.Path:
     """Writes one strict JSON value per line (see `plain`). Returns the path."""
-    return write_text(path, "".join(map(_line, rows)))
+    return write_text(path, "".join(map(json_line, rows)))
 
 
-def _line(value: Any) -> str:
+def json_line(value: Any) -> str:
+    """A line of strict JSON (see `plain`)."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -370,7 +405,7 @@ class Journal:
     def add(self, value: Mapping[str, Any]) -> None:
         """Appends a value; it is in the file when this returns."""
         self._lines += 1
-        self._file.write(_line(with_digest(value, self._lines)).encode())
+        self._file.write(json_line(with_digest(value, self._lines)).encode())
         self._file.flush()
 
     def finish(self) -> None:

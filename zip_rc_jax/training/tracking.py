@@ -9,8 +9,8 @@ import pathlib
 from typing import Any
 
 from zip_rc_jax.evaluation import drawing
+from zip_rc_jax.evaluation.rollout_predictions import MeanJoints
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.predict import MeanJoints
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import in_short, parse_json, plain, write_jsonl
 from zip_rc_jax.runtime.temporaries import remove_leftovers

@@ -23,11 +23,12 @@ import numpy as np
 from zip_rc_jax.config import TrainConfig, to_dict
 from zip_rc_jax.data.batches import TrainBatch, advice, fill_rate, train_batches
 from zip_rc_jax.data.rollouts import Rollout, Selection, summary_of
+from zip_rc_jax.evaluation.rollout_predictions import validate
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.predict import ForwardSettings, labelled_features, teacher_features, validate
+from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.malloc import give_back_freed_memory
@@ -37,6 +38,7 @@ from zip_rc_jax.runtime.signals import Interrupted, stop_signal
 from zip_rc_jax.runtime.storage import check_writable, fit_path, in_short, run_metadata, write_json, write_text, writing
 from zip_rc_jax.runtime.temporaries import whole_file
 from zip_rc_jax.training.checkpoint import Checkpoints, check_earlier, check_settings
+from zip_rc_jax.training.features import labelled_features, teacher_features
 from zip_rc_jax.training.loss import TopK
 from zip_rc_jax.training.step import TrainSpec, TrainState, cast_teacher, change_bodies, init_state, prefers_unrolled, train_step
 from zip_rc_jax.training.tracking import Tracker

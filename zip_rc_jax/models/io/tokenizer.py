@@ -231,6 +231,24 @@ class Tokenizer:
         """Text of `ids` without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
+    def pieces(self, ids: list[int]) -> tuple[str, ...]:
+        """What each of `ids` adds to the text, special tokens included.
+
+        Joined, the pieces are the text of all ids. A character of several tokens belongs to the
+        last of them; the others add "". Bytes that form no character read as U+FFFD.
+        """
+        pieces, anchor, done = [""] * len(ids), 0, 0
+        for i in range(len(ids)):
+            # How a token reads may depend on the one before it, so both are decoded together.
+            before = self.backend.decode(ids[anchor:done], skip_special_tokens=False)
+            text = self.backend.decode(ids[anchor : i + 1], skip_special_tokens=False)
+            # No character has more than four bytes, so none waits for more than three tokens.
+            waits = text.endswith("\ufffd") and i - done < 3 and i + 1 < len(ids)
+            if not waits:
+                pieces[i] = text[len(before) :]
+                anchor, done = done, i + 1
+        return tuple(pieces)
+
     # Chat.
 
     @property
