@@ -20,7 +20,7 @@ import numpy as np
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import memory
-from zip_rc_jax.inference.arrays import lanes_of, view_of
+from zip_rc_jax.inference.arrays import lanes_of, search_inputs_of
 from zip_rc_jax.inference.network import Network, TransformerNetwork
 from zip_rc_jax.inference.outputs import Decision, Result
 from zip_rc_jax.inference.placement import Move, Place, Shard, live_rows_first, safe
@@ -33,7 +33,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
 from zip_rc_jax.models.transformer import unembedding
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.search.policies import choose
+from zip_rc_jax.search.policies import decide, starts_from_root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,9 @@ class Engine:
         """
         if lm.head is None:
             raise UsageError("model without a ZIP head", "the search reads the joint from reserved logits", "train one with `zip-rc train`")
-        lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
+        shards = lm.layout.mesh.shape["data"]
+        rows = max(config.rows, config.n * shards)  # all prefixes of a prompt lie in one shard
+        lm.layout.sharding(("batch",), (rows,))  # rows that do not divide over the mesh are refused here
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
         network, self.params = transformer_network(lm) if network is None else (network, lm.params)
@@ -146,15 +148,9 @@ class Engine:
         self.eos_ids = lm.tokenizer.eos_ids
         # A short convolution keeps its last inputs only, not what they were in the middle of a prompt.
         self.shares_prefixes = "conv" not in lm.config.kinds
-        self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
+        self.branching = starts_from_root(config)
         self.shards = self.settings.network.layout.mesh.shape["data"]
-        self.rows = config.rows // self.shards  # of each shard
-        if config.n > self.rows:
-            raise UsageError(
-                f"rows={config.rows} on {self.shards} shards with n={config.n}",
-                f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
-                f"set rows to at least {config.n * self.shards}",
-            )
+        self.rows = rows // self.shards  # of each shard
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
         self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
         self.intake = Intake(lm, config, seed, {} if chat_template_kwargs is None else chat_template_kwargs, self._memory_check)
@@ -413,10 +409,10 @@ class Engine:
         """What the strategy decides for each group."""
         if not groups:
             return []
-        view = view_of(groups, self.head.grid, self.config.n, self.branching, bucket(len(groups)))
-        choice = choose(view, self.head.grid, self.config)
-        reward = view.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
-        remaining = view.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
+        inputs = search_inputs_of(groups, self.head.grid, self.config.n, self.branching, bucket(len(groups)))
+        choice = decide(inputs, grid=self.head.grid, config=self.config)
+        reward = inputs.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
+        remaining = inputs.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
         columns = (choice.multiplicity, choice.future_bin, choice.utility, reward, remaining)
         return [
             Action(copies[: len(g.branches)], copies[-1] if self.branching else None, future_bin, utility, *expected)
