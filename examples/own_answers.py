@@ -34,7 +34,7 @@ def shortest(prefixes):
 
 def main() -> None:
     lm = zip_rc_jax.load("embedded:chain_sum_zip")
-    options = {"strategy": "fixed", "n": 4, "rows": 24, "interval": 8, "window": 4, "max_tokens": 96}
+    options = {"strategy": "fixed", "n": 4, "interval": 8, "window": 4, "max_tokens": 96}
     voted = zip_rc_jax.decode(lm, [PROMPT], answer="vote", answer_extractor=last_number, **options)[0]
     texts = [p.text for p in voted.prefixes]
     print("answers        ", [last_number(text) for text in texts])

@@ -37,7 +37,7 @@ def main() -> None:
     lm = zip_rc_jax.load("embedded:chain_sum_zip")
     prompts = [QUESTION.format(s) for s in SUMS]
     for policy in ("zip_rc", best_two):
-        results = zip_rc_jax.decode(lm, prompts, strategy=policy, n=4, rows=24, interval=8, window=4, max_tokens=96)
+        results = zip_rc_jax.decode(lm, prompts, strategy=policy, n=4, interval=8, window=4, max_tokens=96)
         solved = sum(grade("math", a, r.text) for a, r in zip(SUMS.values(), results, strict=True))
         tokens = sum(r.usage.tokens for r in results)
         name = policy if isinstance(policy, str) else policy.__name__

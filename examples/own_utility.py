@@ -47,7 +47,7 @@ def in_a_decode() -> None:
     question = "State the final answer to the following arithmetic problem: {} ="
     prompts = [question.format("4 + 3 - 2"), question.format("7 + 2 - 4 + 6 - 6 - 8")]
     for utility in ("sampling", price_per_token):
-        results = zip_rc_jax.decode(lm, prompts, utility=utility, n=4, rows=24, interval=8, window=4, max_tokens=96)
+        results = zip_rc_jax.decode(lm, prompts, utility=utility, n=4, interval=8, window=4, max_tokens=96)
         name = utility if isinstance(utility, str) else utility.__name__
         print(f"{name:16} spends {[r.usage.tokens for r in results]} tokens")
 

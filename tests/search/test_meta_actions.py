@@ -16,7 +16,7 @@ from harness import reference_search as reference
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.search import meta_actions
+from zip_rc_jax.search import meta_actions, search_inputs
 from zip_rc_jax.search.meta_actions import choose_meta_action
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "meta_actions_published.npz"
@@ -433,6 +433,49 @@ def test_wrong_shapes_are_usage_errors_that_name_the_shapes(change, named):
     with pytest.raises(UsageError, match=named) as error:
         choose_meta_action(**arguments, grid=GRID, config=CONFIG)
     assert str(np.shape(change[named])) in str(error.value)
+
+
+def test_prices_may_be_one_number_for_all_prompts_or_one_for_each():
+    joint, unfinished, tokens = random_group(np.random.default_rng(17), 6, 4)
+    for alpha, beta in [(0.2, 0.3), (np.float32(0.2), jnp.asarray(0.3)), (np.full(6, 0.2), 0.3)]:
+        got = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=alpha, beta=beta)
+        assert_same(got, choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, alpha=0.2, beta=0.3)))
+    inside = jax.jit(lambda beta: choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=0.2, beta=beta))(0.3)
+    assert_same(inside, got)
+    with pytest.raises(UsageError, match=r"alpha of shape \(2,\).*pass alpha of shape \(6,\) or alpha as one number"):
+        choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=[0.1, 0.2])
+    for name, value in (("alpha", 1.5), ("beta", -1), ("beta", [0.1] * 5 + [np.nan])):
+        with pytest.raises(UsageError, match=rf"{name}=(1\.5|-1|nan): "):
+            choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, **{name: value})
+
+
+def test_the_old_names_of_arguments_work_with_a_warning():
+    joint, unfinished, tokens = random_group(np.random.default_rng(18), 6, 4)
+    options = {"grid": GRID, "config": CONFIG}
+    with pytest.warns(DeprecationWarning, match="normaliser is now called normalizer"):
+        old = choose_meta_action(joint, unfinished, tokens, **options, normaliser=np.full(6, 30.0))
+    assert_same(old, choose_meta_action(joint, unfinished, tokens, **options, normalizer=np.full(6, 30.0)))
+    with pytest.raises(UsageError, match=r"argument 'normalisr' of choose_meta_action: nothing reads it"):
+        choose_meta_action(joint, unfinished, tokens, **options, normalisr=1)
+    with pytest.raises(UsageError, match=r"arguments free_rows and max_new_prefixes: they are the same one"):
+        choose_meta_action(joint, unfinished, tokens, **options, free_rows=np.ones(6), max_new_prefixes=np.ones(6))
+
+
+def test_more_prefixes_than_a_pool_has_rows_are_decided_for():
+    joint, unfinished, tokens = random_group(np.random.default_rng(19), 2, 6)
+    config = dataclasses.replace(CONFIG, n=100)
+    assert_same(
+        choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config),
+        choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG),
+    )
+
+
+def test_a_root_where_none_is_expected_is_refused():
+    given_ = search_inputs(*random_group(np.random.default_rng(20), 2, 4), grid=GRID, config=CONFIG)
+    with pytest.raises(UsageError, match=r"has_root=True with candidates='published'.*set has_root=False"):
+        meta_actions.search(dataclasses.replace(given_, has_root=True), grid=GRID, config=CONFIG)
+    with pytest.raises(UsageError, match=r"joint of shape \(2, 4, 3, 2\)"):
+        meta_actions.search(dataclasses.replace(given_, joint=given_.joint[..., :2]), grid=GRID, config=CONFIG)
 
 
 def test_exhaustive_refuses_more_than_ten_prefixes():

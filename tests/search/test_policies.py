@@ -310,3 +310,32 @@ def wrong_utility(change):
 def test_a_wrong_utility_is_refused_by_name(utility, message):
     with pytest.raises(UsageError, match=r"^utility <function .*" + message):
         choose_meta_action(*groups(), grid=GRID, config=dataclasses.replace(SMALL, utility=utility))
+
+
+# ---- an answer of one's own
+
+
+def shortest(prefixes):
+    return min((p for p in prefixes if p.state == "finished"), key=lambda p: len(p.token_ids), default=None)
+
+
+def test_a_rule_of_ones_own_chooses_the_answer():
+    (result,) = decode("fixed", answer=shortest)
+    lengths = {p.id: len(p.token_ids) for p in result.prefixes}
+    assert len(set(lengths.values())) > 1
+    assert lengths[result.prefix_id] == min(lengths.values())
+    (none,) = decode("fixed", answer=lambda prefixes: None)
+    assert (none.text, none.prefix_id, none.finish_reason) == ("", -1, "abstain")
+
+
+def test_an_answer_that_is_none_of_the_prefixes_is_refused_by_name():
+    with pytest.raises(UsageError, match=r"answer <function .*it returned 'text', which is none of the prefixes"):
+        decode("fixed", answer=lambda prefixes: "text")
+
+
+def test_a_vote_uses_the_extractor_and_the_equivalence_of_the_configuration():
+    """Every text is an answer, and all are the same one: then the vote is won by the most valuable of all."""
+    (all_same,) = decode("fixed", answer="vote", answer_extractor=str, answer_equivalence=lambda a, b: True)
+    assert all_same.vote_text == all_same.value_text == all_same.text
+    (apart,) = decode("fixed", answer="vote", answer_extractor=lambda text: None)
+    assert apart.vote_text == apart.value_text

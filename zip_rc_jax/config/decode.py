@@ -114,7 +114,7 @@ class DecodeConfig:
         It is never exceeded: where it runs short, the live prefixes share what is left.
       time_budget: seconds from a prompt's admission after which its next decision is the last; 0 sets no limit. A running interval is
         not interrupted, and what the first call of a shape spends on compiling counts too.
-      rows: rows of the pool, shared by all prompts in flight. A prompt's n prefixes always have room: a smaller pool grows to them.
+      rows: rows of the pool, shared by all prompts in flight.
       add_special_tokens: prompts begin with what the tokenizer's own settings put before a text, such as a beginning-of-sequence
         token, once. False leaves prompts as they are.
     """

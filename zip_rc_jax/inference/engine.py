@@ -132,9 +132,7 @@ class Engine:
         """
         if lm.head is None:
             raise UsageError("model without a ZIP head", "the search reads the joint from reserved logits", "train one with `zip-rc train`")
-        shards = lm.layout.mesh.shape["data"]
-        rows = max(config.rows, config.n * shards)  # all prefixes of a prompt lie in one shard
-        lm.layout.sharding(("batch",), (rows,))  # rows that do not divide over the mesh are refused here
+        lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
         network, self.params = transformer_network(lm) if network is None else (network, lm.params)
@@ -150,7 +148,13 @@ class Engine:
         self.shares_prefixes = "conv" not in lm.config.kinds
         self.branching = starts_from_root(config)
         self.shards = self.settings.network.layout.mesh.shape["data"]
-        self.rows = rows // self.shards  # of each shard
+        self.rows = config.rows // self.shards  # of each shard
+        if config.n > self.rows:
+            raise UsageError(
+                f"rows={config.rows} on {self.shards} shards with n={config.n}",
+                f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
+                f"set rows to at least {config.n * self.shards}",
+            )
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
         self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
         self.intake = Intake(lm, config, seed, {} if chat_template_kwargs is None else chat_template_kwargs, self._memory_check)
