@@ -97,11 +97,15 @@ def within_prompt_auc(value: Any, correct: Any, mask: Any = None) -> float:
 
 def normalized_cost(tokens: Any, serial_steps: Any, mean_length: Any, alpha: float) -> Cost:
     """Compute, latency and their mix in units of one mean sample of each prompt; all arrays [P], see `normalised_cost`."""
-    arrays = [_vector(name, x) for name, x in (("tokens", tokens), ("serial_steps", serial_steps), ("mean_length", mean_length))]
-    for name, array in zip(("serial_steps", "mean_length"), arrays[1:], strict=True):
-        if array.shape != arrays[0].shape:
-            raise UsageError(f"{name} of shape {array.shape}", f"tokens has shape {arrays[0].shape}", "give one number per prompt")
-    return normalised_cost(*arrays, alpha)
+    tokens, serial_steps, mean_length = (
+        _vector("tokens", tokens),
+        _vector("serial_steps", serial_steps),
+        _vector("mean_length", mean_length),
+    )
+    for name, array in (("serial_steps", serial_steps), ("mean_length", mean_length)):
+        if array.shape != tokens.shape:
+            raise UsageError(f"{name} of shape {array.shape}", f"tokens has shape {tokens.shape}", "give one number per prompt")
+    return normalised_cost(tokens, serial_steps, mean_length, alpha)
 
 
 def curves(correct: Any, value: Any, tokens: Any, answers: Any, methods: tuple[str, ...] = METHODS) -> dict[str, tuple[BaselinePoint, ...]]:
