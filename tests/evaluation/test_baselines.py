@@ -118,7 +118,7 @@ def test_rounding_does_not_break_a_tie():
 def test_chunks_of_prompts_do_not_matter(monkeypatch):
     pool = random_pool(5, prompts=7)
     whole = baseline_point(pool, "majority", 3)
-    monkeypatch.setattr(baselines, "_CHUNK", 2)
+    monkeypatch.setattr(baselines, "CHUNK", 2)
     np.testing.assert_array_equal(whole.accuracy, baseline_point(pool, "majority", 3).accuracy)
     np.testing.assert_array_equal(whole.latency, baseline_point(pool, "majority", 3).latency)
 

@@ -70,7 +70,7 @@ def test_no_answer_is_no_group():
     assert answer_ids(["I do not know", "Answer: 3"]) == [NO_ANSWER, 0]
 
 
-def partition(answers: Sequence[str], same: votes.Same | None = None) -> list[list[str]]:
+def partition(answers: Sequence[str], same: votes.AnswerEquivalence | None = None) -> list[list[str]]:
     found: dict[int, set[str]] = {}
     for answer, number in zip(answers, group_answers(answers, same) if same else group_answers(answers), strict=True):
         found.setdefault(number, set()).add(answer)

@@ -31,7 +31,8 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import forward_packed, param_axes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
-from zip_rc_jax.search.policies import View, choose
+from zip_rc_jax.search.inputs import SearchInputs
+from zip_rc_jax.search.policies import decide
 
 
 def events(script, prompts, config=CONFIG, seed=0):
@@ -313,19 +314,21 @@ def test_fixed_runs_every_sample_to_its_end():
         assert all(d.future_bin == -1 and np.isnan(d.utility) for d in result.trace)
 
 
-def random_view(rng, prompts=60, n=5):
+def random_inputs(rng, prompts=60, n=5):
     joint = rng.dirichlet(np.full(GRID.n_cells, 0.3), (prompts, n)).reshape(prompts, n, 3, 4).astype(np.float32)
     exists = rng.random((prompts, n)) < 0.85
     exists[:, 0] = True
-    return View(joint, rng.random((prompts, n)) < rng.random((prompts, 1)), rng.integers(0, 20, (prompts, n)), exists,
-                np.zeros(prompts, np.int32), np.ones(prompts, bool), *np.full((2, prompts), 0.1, np.float32))  # fmt: skip
+    unfinished = rng.random((prompts, n)) < rng.random((prompts, 1))
+    prices = np.full((2, prompts), 0.1, np.float32)
+    tokens, none = rng.integers(0, 20, (prompts, n)), np.zeros(prompts, np.int32)
+    return SearchInputs(joint, unfinished, tokens, exists, none, *prices, must_extend=~(exists & ~unfinished).any(1))
 
 
-def expected_choice(strategy, view, p, config):
+def expected_choice(strategy, inputs, p, config):
     """One prompt by the definition: finished prefixes always stay, and while nothing has finished something goes on."""
-    slots = [i for i in range(view.exists.shape[1]) if view.exists[p, i]]
-    live, finished = [i for i in slots if view.unfinished[p, i]], [i for i in slots if not view.unfinished[p, i]]
-    reward = {i: sum(view.joint[p, i, b].sum() * GRID.reward_centres[b] for b in range(3)) for i in slots}
+    slots = [i for i in range(inputs.exists.shape[1]) if inputs.exists[p, i]]
+    live, finished = [i for i in slots if inputs.unfinished[p, i]], [i for i in slots if not inputs.unfinished[p, i]]
+    reward = {i: sum(inputs.joint[p, i, b].sum() * GRID.reward_centres[b] for b in range(3)) for i in slots}
     if strategy == "fixed":
         kept = live
     elif strategy == "reward_threshold":
@@ -333,26 +336,26 @@ def expected_choice(strategy, view, p, config):
         if not kept and not finished:
             kept = [max(live, key=reward.get)]
     elif strategy == "length_budget":
-        kept = [i for i in live if view.tokens[p, i] < config.length_budget]
+        kept = [i for i in live if inputs.tokens_so_far[p, i] < config.length_budget]
         if not kept and not finished:
             kept = live
     else:
         kept = [] if 2 * len(finished) >= len(slots) else live
-    return [int(i in kept or i in finished) for i in range(view.exists.shape[1])]
+    return [int(i in kept or i in finished) for i in range(inputs.exists.shape[1])]
 
 
 @pytest.mark.parametrize("strategy", ["fixed", "reward_threshold", "length_budget", "half_finished"])
 def test_pruning_strategies_follow_their_definitions(strategy):
     budget = 9 if strategy == "length_budget" else 0
     config = dataclasses.replace(CONFIG, strategy=strategy, reward_threshold=0.45, length_budget=budget)
-    view = random_view(np.random.default_rng(1))
-    choice = choose(view, GRID, config)
-    wanted = [expected_choice(strategy, view, p, config) for p in range(60)]
+    inputs = random_inputs(np.random.default_rng(1))
+    choice = decide(inputs, grid=GRID, config=config)
+    wanted = [expected_choice(strategy, inputs, p, config) for p in range(60)]
     assert choice.multiplicity.tolist() == wanted
     assert (choice.future_bin == -1).all()
     assert np.isnan(choice.utility).all()
     if strategy != "fixed":
-        assert wanted != [expected_choice("fixed", view, p, config) for p in range(60)]
+        assert wanted != [expected_choice("fixed", inputs, p, config) for p in range(60)]
 
 
 def test_reward_threshold_drops_what_falls_below_it():

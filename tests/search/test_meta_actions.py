@@ -16,7 +16,7 @@ from harness import reference_search as reference
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.search import meta_actions
+from zip_rc_jax.search import meta_actions, search_inputs
 from zip_rc_jax.search.meta_actions import choose_meta_action
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "meta_actions_published.npz"
@@ -80,7 +80,7 @@ def test_the_published_decisions_are_reproduced_in_float64(given_normaliser):
     """With the normaliser of the file, and with our own: it is the mean of tokens so far plus expected remaining tokens."""
     with jax.enable_x64(True):
         for grid, case in golden_cases():
-            options = {"normaliser": case["normaliser"][None]} if given_normaliser else {}
+            options = {"normalizer": case["normaliser"][None]} if given_normaliser else {}
             chosen, after = golden_decision(grid, case, np.float64, **options)
             np.testing.assert_array_equal(chosen.keep[0], case["keep"])
             assert chosen.future_bin[0] == case["future_bin"]
@@ -171,7 +171,7 @@ def branching_groups(seed, prompts, n, config):
         options = prices(GRID, config, joint[p, samples], tokens[p, samples])
         extra = min(int(free[p]), n - int(exists[p, :n].sum()))
         optimum.append(reference.branching(joint[p, here], unfinished[p, here], extra, **options))
-    return (joint, unfinished, tokens), {"exists": exists, "free_rows": free}, np.array(optimum)
+    return (joint, unfinished, tokens), {"exists": exists, "max_new_prefixes": free}, np.array(optimum)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.05), (0.1, 0.3), (1.0, 0.05), (0.1, 0.01)])
@@ -224,12 +224,12 @@ def test_the_first_decision_chooses_how_many_samples_to_start():
     assert started == sorted(started, reverse=True)
 
 
-def test_new_prefixes_stay_within_free_rows_and_within_n():
+def test_new_prefixes_stay_within_their_budget_and_within_n():
     arrays, _ = root_only(6, prompts=8)
     exists = np.ones((8, 7), bool)
     exists[:, 2:6] = False
     config = DecodeConfig(alpha=0.0, beta=0.0001, n=5, candidates="branching")
-    got = choose_meta_action(*arrays, grid=GRID, config=config, exists=exists, free_rows=np.arange(8))
+    got = choose_meta_action(*arrays, grid=GRID, config=config, exists=exists, max_new_prefixes=np.arange(8))
     multiplicity = np.asarray(got.multiplicity)
     added = np.maximum(multiplicity[:, :6] - 1, 0).sum(1) + multiplicity[:, 6]
     np.testing.assert_array_equal(added, np.minimum(np.arange(8), 3))  # cheap enough to take all: 5 allowed, 2 there
@@ -407,10 +407,10 @@ def test_sharpening_is_applied_to_the_joint_before_everything_else():
 def test_new_prices_do_not_recompile_and_the_call_works_inside_jit():
     joint, unfinished, tokens = random_group(np.random.default_rng(11), 6, 4)
     outside = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG)
-    compiled = meta_actions._choose._cache_size()
+    compiled = meta_actions._search._cache_size()
     for alpha, beta in [(0.0, 0.01), (1.0, 0.5), (0.25, 0.0)]:
         choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, alpha=alpha, beta=beta))
-    assert meta_actions._choose._cache_size() == compiled
+    assert meta_actions._search._cache_size() == compiled
     inside = jax.jit(lambda *a: choose_meta_action(*a, grid=GRID, config=CONFIG))(joint.astype(np.float32), unfinished, tokens)
     assert_same(inside, outside)
 
@@ -423,8 +423,8 @@ def test_new_prices_do_not_recompile_and_the_call_works_inside_jit():
         ({"unfinished": np.ones((2, 4), bool)}, "unfinished"),
         ({"tokens_so_far": np.ones(3)}, "tokens_so_far"),
         ({"exists": np.ones((3, 3), bool)}, "exists"),
-        ({"free_rows": np.ones(3)}, "free_rows"),
-        ({"normaliser": 5.0}, "normaliser"),
+        ({"max_new_prefixes": np.ones(3)}, "max_new_prefixes"),
+        ({"normalizer": 5.0}, "normalizer"),
         ({"must_extend": True}, "must_extend"),
     ],
 )
@@ -433,6 +433,49 @@ def test_wrong_shapes_are_usage_errors_that_name_the_shapes(change, named):
     with pytest.raises(UsageError, match=named) as error:
         choose_meta_action(**arguments, grid=GRID, config=CONFIG)
     assert str(np.shape(change[named])) in str(error.value)
+
+
+def test_prices_may_be_one_number_for_all_prompts_or_one_for_each():
+    joint, unfinished, tokens = random_group(np.random.default_rng(17), 6, 4)
+    for alpha, beta in [(0.2, 0.3), (np.float32(0.2), jnp.asarray(0.3)), (np.full(6, 0.2), 0.3)]:
+        got = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=alpha, beta=beta)
+        assert_same(got, choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, alpha=0.2, beta=0.3)))
+    inside = jax.jit(lambda beta: choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=0.2, beta=beta))(0.3)
+    assert_same(inside, got)
+    with pytest.raises(UsageError, match=r"alpha of shape \(2,\).*pass alpha of shape \(6,\) or alpha as one number"):
+        choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=[0.1, 0.2])
+    for name, value in (("alpha", 1.5), ("beta", -1), ("beta", [0.1] * 5 + [np.nan])):
+        with pytest.raises(UsageError, match=rf"{name}=(1\.5|-1|nan): "):
+            choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, **{name: value})
+
+
+def test_the_old_names_of_arguments_work_with_a_warning():
+    joint, unfinished, tokens = random_group(np.random.default_rng(18), 6, 4)
+    options = {"grid": GRID, "config": CONFIG}
+    with pytest.warns(DeprecationWarning, match="normaliser is now called normalizer"):
+        old = choose_meta_action(joint, unfinished, tokens, **options, normaliser=np.full(6, 30.0))
+    assert_same(old, choose_meta_action(joint, unfinished, tokens, **options, normalizer=np.full(6, 30.0)))
+    with pytest.raises(UsageError, match=r"argument 'normalisr' of choose_meta_action: nothing reads it"):
+        choose_meta_action(joint, unfinished, tokens, **options, normalisr=1)
+    with pytest.raises(UsageError, match=r"arguments free_rows and max_new_prefixes: they are the same one"):
+        choose_meta_action(joint, unfinished, tokens, **options, free_rows=np.ones(6), max_new_prefixes=np.ones(6))
+
+
+def test_more_prefixes_than_a_pool_has_rows_are_decided_for():
+    joint, unfinished, tokens = random_group(np.random.default_rng(19), 2, 6)
+    config = dataclasses.replace(CONFIG, n=100)
+    assert_same(
+        choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config),
+        choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG),
+    )
+
+
+def test_a_root_where_none_is_expected_is_refused():
+    given_ = search_inputs(*random_group(np.random.default_rng(20), 2, 4), grid=GRID, config=CONFIG)
+    with pytest.raises(UsageError, match=r"has_root=True with candidates='published'.*set has_root=False"):
+        meta_actions.search(dataclasses.replace(given_, has_root=True), grid=GRID, config=CONFIG)
+    with pytest.raises(UsageError, match=r"joint of shape \(2, 4, 3, 2\)"):
+        meta_actions.search(dataclasses.replace(given_, joint=given_.joint[..., :2]), grid=GRID, config=CONFIG)
 
 
 def test_exhaustive_refuses_more_than_ten_prefixes():
@@ -447,12 +490,12 @@ def test_the_memory_of_a_call_is_what_the_docstring_says(candidates, n, label):
     grid, prompts, slots = Grid.authors(label), 2, n + (candidates == "branching")
     config = dataclasses.replace(CONFIG, candidates=candidates, n=n)
 
-    def call(joint, unfinished, tokens, exists, free_rows, must_extend):
+    def call(joint, unfinished, tokens, exists, max_new_prefixes, must_extend):
         return choose_meta_action(
-            joint, unfinished, tokens, grid=grid, config=config, exists=exists, free_rows=free_rows, must_extend=must_extend
+            joint, unfinished, tokens, grid=grid, config=config, exists=exists, max_new_prefixes=max_new_prefixes, must_extend=must_extend
         )
 
-    shapes = {"joint": ((prompts, slots, grid.n_reward, grid.n_length), jnp.float32), "free_rows": ((prompts,), jnp.int32)}
+    shapes = {"joint": ((prompts, slots, grid.n_reward, grid.n_length), jnp.float32), "max_new_prefixes": ((prompts,), jnp.int32)}
     shapes |= {"must_extend": ((prompts,), bool), "tokens": ((prompts, slots), jnp.int32)}
     shapes |= dict.fromkeys(("unfinished", "exists"), ((prompts, slots), bool))
     compiled = jax.jit(call).lower(**{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}).compile()
@@ -548,8 +591,8 @@ def test_a_joint_with_a_negative_cell_loses_its_slot_like_any_broken_one(candida
         ({"unfinished": np.full((3, 4), np.nan)}, r"unfinished of type float64: it holds other values"),
         ({"tokens_so_far": [["a"] * 4] * 3}, r"tokens_so_far of type <U1"),
         ({"exists": object()}, r"exists of type object"),
-        ({"free_rows": [1.5, 1, 1]}, r"free_rows of type float64: it holds no whole numbers"),
-        ({"free_rows": [np.nan, 1, 1]}, r"free_rows of type float64"),
+        ({"max_new_prefixes": [1.5, 1, 1]}, r"max_new_prefixes of type float64: it holds no whole numbers"),
+        ({"max_new_prefixes": [np.nan, 1, 1]}, r"max_new_prefixes of type float64"),
         ({"alpha": ["a"] * 3}, r"alpha of type"),
         ({"grid": (0, 1)}, r"grid=\(0, 1\): it is no Grid"),
         ({"grid": None}, r"grid=None"),

@@ -150,9 +150,9 @@ def test_normaliser_is_the_mean_total_length_of_the_counted_prefixes():
     joint = random_joints(np.random.default_rng(6), (1, 3))
     tokens = np.array([[5.0, 7.0, 9.0]])
     expected = reference.normaliser(joint[0, :2], tokens[0, :2], GRID.length_edges)
-    got = utility.normaliser(jnp.asarray(joint), jnp.asarray(tokens), jnp.asarray([[True, True, False]]), GRID)
+    got = utility.normalizer(jnp.asarray(joint), jnp.asarray(tokens), jnp.asarray([[True, True, False]]), GRID)
     assert got[0] == pytest.approx(expected)
-    assert utility.normaliser(jnp.asarray(joint), jnp.asarray(tokens), jnp.zeros((1, 3), bool), GRID)[0] == 1
+    assert utility.normalizer(jnp.asarray(joint), jnp.asarray(tokens), jnp.zeros((1, 3), bool), GRID)[0] == 1
 
 
 def test_sharpening_is_off_by_default_and_keeps_a_distribution_otherwise():

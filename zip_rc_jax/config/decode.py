@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config.checks import check_types, one_of, require, shown, to_plain_numbers
+from zip_rc_jax.config.plugins import OF_DECODING, POLICIES
 from zip_rc_jax.runtime.errors import UsageError
 
 CANDIDATES = ("published", "exhaustive", "branching")
-STRATEGIES = ("zip_rc", "fixed", "reward_threshold", "length_budget", "half_finished")
 ANSWERS = ("value", "vote")
 MOST_STOP_IDS = 1024
 
@@ -93,8 +93,16 @@ class DecodeConfig:
       strategy: "zip_rc", or a baseline on the same engine: "fixed" (n full samples), "reward_threshold" (drop prefixes whose
         expected reward is below `reward_threshold`), "length_budget" (drop prefixes of `length_budget` tokens or more),
         "half_finished" (drop the rest once half have finished). They drop at decisions, so a prefix may be longer by up to an interval;
-        and while none has finished, not all: the most promising goes on, or with "length_budget" all do.
-      answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the largest sum of values).
+        and while none has finished, not all: the most promising goes on, or with "length_budget" all do. Or a policy of your own:
+        a registered name, "package.module:function" or a callable, see `search.Policy`. With candidates="branching" it
+        starts from the root alone, else with n samples.
+      utility: what "zip_rc" maximizes: "sampling" (the paper's) or your own, given as a strategy is, see `search.Utility`.
+      answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the largest sum of values); or a
+        function `(prefixes) -> prefix or None`, given as a strategy is.
+      answer_extractor: how a vote reads the answer in a text: "stated" (`grading.extract_answer`), or a function
+        `(text) -> answer or None`, given as a strategy is.
+      answer_equivalence: which answers vote together: "grader" (`grading.equivalent`), "text" (equal texts), or a symmetric
+        function `(a, b) -> bool`, given as a strategy is.
       abstain: allow a prompt to end before any prefix has finished.
       abstain_below: answers whose expected reward is below it are withheld; 0 withholds none.
       skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head to select within a prompt.
@@ -118,10 +126,13 @@ class DecodeConfig:
     window: int = 512
     candidates: str = "published"
     no_harm: bool = True
-    strategy: str = "zip_rc"
+    strategy: Any = "zip_rc"
+    utility: Any = "sampling"
     reward_threshold: float = 0.4
     length_budget: int = 0
-    answer: str = "value"
+    answer: Any = "value"
+    answer_extractor: Any = "stated"
+    answer_equivalence: Any = "grader"
     abstain: bool = False
     abstain_below: float = 0.0
     skill: float = 1.0
@@ -151,19 +162,13 @@ class DecodeConfig:
             value = getattr(self, field)
             require(value < 2**31, f"{field}={shown(value)}", "counts are held in 32 bits", "use a number below 2147483648")
         one_of("candidates", self.candidates, CANDIDATES)
-        one_of("strategy", self.strategy, STRATEGIES)
-        one_of("answer", self.answer, ANSWERS)
+        for plugins in OF_DECODING:
+            plugins.check(getattr(self, plugins.setting))
         require(
             self.candidates != "exhaustive" or self.n <= 10,
             f"n={self.n} with candidates='exhaustive'",
             f"all 2^{self.n} subsets would be scored at every decision",
             "use n <= 10 or candidates='published'",
-        )
-        require(
-            self.n <= self.rows,
-            f"n={self.n} with rows={self.rows}",
-            "the samples of one prompt must fit in the row pool",
-            "raise rows or lower n",
         )
         require(
             self.temperature > 0 or self.n == 1,
@@ -172,7 +177,7 @@ class DecodeConfig:
             "use n=1, or a temperature above 0",
         )
         require(
-            (self.strategy == "length_budget") == (self.length_budget >= 1),
+            (self.strategy == "length_budget") == (self.length_budget >= 1) or not POLICIES.is_builtin(self.strategy),
             f"length_budget={self.length_budget} with strategy={self.strategy!r}",
             "strategy='length_budget' needs a budget in tokens, and the others do not read it",
             "set both, or leave length_budget at 0",

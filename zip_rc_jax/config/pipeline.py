@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
+from zip_rc_jax.config.plugins import OF_DECODING
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -401,11 +402,18 @@ class PipelineConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested dicts and lists (for JSON next to outputs and inside checkpoints)."""
+    """A config as plain nested dicts and lists (for JSON next to outputs and inside checkpoints).
+
+    A function is recorded by its name, see `Plugins.name_of`.
+
+    Raises:
+      UsageError: a function that no name leads back to.
+    """
+    plugins = {p.setting: p for p in OF_DECODING}
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
+            return {k: plugins[k].name_of(v) if callable(v) and k in plugins else plain(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(v) for v in value]
         return value

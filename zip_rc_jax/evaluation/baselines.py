@@ -19,7 +19,7 @@ from zip_rc_jax.runtime.errors import UsageError
 METHODS = ("majority", "best_of_n", "weighted_best_of_n", "pass")
 SELF_EVALUATION = "self_evaluation"
 _TIE = 1e-9  # sums of values in another order differ by rounding
-_CHUNK = 256  # prompts enumerated together
+CHUNK = 256  # prompts enumerated together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _winners(score: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     return allowed & (score >= score.max(-1, keepdims=True) - _TIE)
 
 
-def _accuracy(method: str, member: np.ndarray, correct: np.ndarray, answer_id: np.ndarray, value: np.ndarray) -> np.ndarray:
+def expected_reward(method: str, member: np.ndarray, correct: np.ndarray, answer_id: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Expected reward `[P]` over subsets `member` `[S, N]` bool of samples `[P, N]`."""
     if method == "pass":
         return np.where(member, correct[:, None], 0.0).max(-1).mean(1)
@@ -128,7 +128,7 @@ def _accuracy(method: str, member: np.ndarray, correct: np.ndarray, answer_id: n
     return ((share * correct[:, None]).sum(-1) / share.sum(-1)).mean(1)
 
 
-def _subsets(total: int, size: int) -> np.ndarray:
+def subsets(total: int, size: int) -> np.ndarray:
     """Membership `[C(total, size), total]` bool of all subsets."""
     chosen = np.array(list(itertools.combinations(range(total), size)))
     member = np.zeros((len(chosen), total), bool)
@@ -153,11 +153,11 @@ def baseline_point(pool: SamplePool, method: str, n: int) -> BaselinePoint:
         raise UsageError(f"method={method!r}", f"known baselines are {', '.join(METHODS)}", "use one of them")
     if not 1 <= n <= pool.n_samples:
         raise UsageError(f"n={n}", f"the pool has {pool.n_samples} samples per prompt", "use n from 1 to that number")
-    member = _subsets(pool.n_samples, n)
+    member = subsets(pool.n_samples, n)
     accuracy, latency = np.empty(pool.n_prompts), np.empty(pool.n_prompts)
-    for start in range(0, pool.n_prompts, _CHUNK):
-        part: Any = slice(start, start + _CHUNK)
-        accuracy[part] = _accuracy(method, member, pool.correct[part], pool.answer_id[part], pool.value[part])
+    for start in range(0, pool.n_prompts, CHUNK):
+        part: Any = slice(start, start + CHUNK)
+        accuracy[part] = expected_reward(method, member, pool.correct[part], pool.answer_id[part], pool.value[part])
         latency[part] = np.where(member, pool.self_length[part][:, None], 0.0).max(-1).mean(1)
     return BaselinePoint(method, n, accuracy, np.full(pool.n_prompts, float(n)), latency / pool.mean_length)
 
@@ -170,7 +170,7 @@ def majority_reward(correct: np.ndarray, answer_id: np.ndarray) -> float:
     if not len(correct):
         return 0.0
     everyone, rewards = np.ones((1, len(correct)), bool), np.asarray(correct, np.float64)[None]
-    return float(_accuracy("majority", everyone, rewards, np.asarray(answer_id)[None], rewards)[0])
+    return float(expected_reward("majority", everyone, rewards, np.asarray(answer_id)[None], rewards)[0])
 
 
 def self_evaluation_curve(pool: SamplePool, values: np.ndarray, extra: np.ndarray) -> tuple[BaselinePoint, ...]:

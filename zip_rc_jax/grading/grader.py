@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from zip_rc_jax.config.checks import shown
 from zip_rc_jax.data.tasks import MATH, Problem, create
 from zip_rc_jax.grading import plain
 from zip_rc_jax.grading.answers import extract_answer
@@ -65,6 +66,7 @@ class Grader:
         self.timeout = timeout
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
+        self._scores_tasks = False  # else the worker is spared the import of reasoning-gym
         _GRADERS.add(self)
 
     def __reduce__(self) -> tuple[type[Grader], tuple[float]]:
@@ -141,9 +143,12 @@ class Grader:
 
     def _ask(self, request: dict[str, Any]) -> float:
         with self._lock:
+            if "task" in request and not self._scores_tasks:
+                self._stop()
+                self._scores_tasks = True
             for _ in range(2):  # a worker that died may have been killed from outside: the answer gets a second one
                 if self._worker is None:
-                    self._worker = _Worker(self.timeout)
+                    self._worker = _Worker(self.timeout, self._scores_tasks)
                 try:
                     return float(self._worker.ask(request, self.timeout)["score"])
                 except queue.Empty:  # too slow
@@ -183,13 +188,43 @@ def check_entry(problem: Gradable) -> dict[str, Any]:
 
 
 def grade(task: str, answer: str, response: str, *, question: str = "", entry_json: str = "") -> float:
-    """`Grader.score` for one response, with a grader that lives as long as the process."""
+    """The score of the answer that `response` states, in [0, 1]: `grade("math", "1/2", "So it is \\boxed{0.5}.")` is 1.0.
+
+    Numbers, words and lists are compared in this process. Formulas and the tasks that could hang or evaluate text wait for a worker
+    process: one for all calls of this function and of `equivalent`. It starts when first needed (seconds), takes one answer at a
+    time, and ends with this process. Safe in threads and after a fork. For a worker of your own use `with Grader() as grader`.
+
+    Args:
+      task: "math" (no reasoning-gym is needed), or the name of a reasoning-gym task, whose own scorer gives the score.
+      answer: the reference answer, as text.
+      response: what the model wrote, reasoning included; 0.0 where it states no answer.
+      question, entry_json: of a `Problem`, for tasks whose scorer needs the whole entry.
+
+    Raises:
+      UsageError: a value that is no text, no such task, or a task whose scorer needs the entry.
+    """
+    texts = {"task": task, "answer": answer, "response": response, "question": question, "entry_json": entry_json}
+    for name, text in texts.items():
+        _check_text(name, text)
     return _shared_grader().score(Problem(0, 0, 0, question, answer, task, entry_json), response)
 
 
 def equivalent(a: str, b: str) -> bool:
-    """`Grader.equivalent`, with a grader that lives as long as the process."""
+    """Whether two answers to a maths problem are the same one: `equivalent("1/2", "0.5")`. Symmetric; nan equals nothing.
+
+    Formulas are compared in the worker of `grade`, within its time limit; formulas that take longer count as different.
+
+    Raises:
+      UsageError: a value that is no text.
+    """
+    _check_text("a", a)
+    _check_text("b", b)
     return _shared_grader().equivalent(a, b)
+
+
+def _check_text(name: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise UsageError(f"{name}={shown(value)}", f"it is a {type(value).__name__}, and answers are texts", f"pass str({name})")
 
 
 @functools.cache
@@ -262,11 +297,13 @@ class _Worker:
     Its pipes are unbuffered: a buffer that a fork copies would be written twice, and its lock could be held for ever.
     """
 
-    def __init__(self, timeout: float):
+    def __init__(self, timeout: float, tasks: bool):
+        """Args: `tasks` says whether it scores the tasks of reasoning-gym, and not mathematics alone."""
         script = pathlib.Path(__file__).with_name("worker.py")
         with _STARTING:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(script), str(max(1, math.ceil(timeout)))],  # -P: our modules must not shadow the library's
+                # -P: our modules must not shadow the library's
+                [sys.executable, "-P", str(script), str(max(1, math.ceil(timeout))), *["tasks"] * tasks],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

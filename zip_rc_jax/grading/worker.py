@@ -91,8 +91,8 @@ def main() -> None:
     seconds = int(sys.argv[1])
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
-    # The slow imports happen before the clock of the first request starts.
-    with contextlib.suppress(ModuleNotFoundError):  # formulas alone do not need it, and the grader asks for no task without it
+    # The slow imports happen before the clock of the first request starts. Mathematics needs no reasoning-gym.
+    if sys.argv[2:] == ["tasks"]:
         import reasoning_gym  # noqa: F401
 
     load_once("plain")

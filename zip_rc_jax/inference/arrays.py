@@ -13,7 +13,7 @@ from zip_rc_jax.inference.requests import Job
 from zip_rc_jax.inference.sampler import Sampling
 from zip_rc_jax.inference.state import Lanes
 from zip_rc_jax.inference.tree import Group
-from zip_rc_jax.search.policies import View
+from zip_rc_jax.search.inputs import SearchInputs
 
 
 def lanes_of(rows: list[tuple[int, Job, int]], stop_ids: Callable[[Job], tuple[int, ...]], most_ids: int, shape: tuple[int, int]) -> Lanes:
@@ -45,13 +45,13 @@ def lanes_of(rows: list[tuple[int, Job, int]], stop_ids: Callable[[Job], tuple[i
     )
 
 
-def view_of(groups: list[Group], grid: Grid, n: int, branching: bool, size: int) -> View:
+def search_inputs_of(groups: list[Group], grid: Grid, n: int, branching: bool, size: int) -> SearchInputs:
     """The prefixes of all groups in `n` slots each, and when branching the root in one more, padded to `size` prompts."""
     shape = (size, n + branching)
     joint = np.full((*shape, grid.n_cells), 1 / grid.n_cells, np.float32)
     unfinished, exists = np.zeros(shape, bool), np.zeros(shape, bool)
     tokens = np.zeros(shape, np.int32)
-    free_rows, must_extend = np.zeros(size, np.int32), np.zeros(size, bool)
+    new_prefixes, must_extend = np.zeros(size, np.int32), np.zeros(size, bool)
     alpha, beta = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for p, group in enumerate(groups):
         for slot, branch in enumerate(group.branches):
@@ -60,8 +60,8 @@ def view_of(groups: list[Group], grid: Grid, n: int, branching: bool, size: int)
         if branching:
             joint[p, n] = group.root_joint
             unfinished[p, n] = exists[p, n] = True
-        free_rows[p] = group.unborn
+        new_prefixes[p] = group.unborn if branching else 0  # else all samples are there from the start
         must_extend[p] = not group.job.config.abstain and not any(b.finished for b in group.branches)
         alpha[p], beta[p] = group.job.config.alpha, group.job.config.beta
     tables = joint.reshape(*shape, grid.n_reward, grid.n_length)
-    return View(tables, unfinished, tokens, exists, free_rows, must_extend, alpha, beta)
+    return SearchInputs(tables, unfinished, tokens, exists, new_prefixes, alpha, beta, must_extend, has_root=branching)

@@ -20,7 +20,7 @@ import numpy as np
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import memory
-from zip_rc_jax.inference.arrays import lanes_of, view_of
+from zip_rc_jax.inference.arrays import lanes_of, search_inputs_of
 from zip_rc_jax.inference.network import Network, TransformerNetwork
 from zip_rc_jax.inference.outputs import Decision, Result
 from zip_rc_jax.inference.placement import Move, Place, Shard, live_rows_first, safe
@@ -33,7 +33,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
 from zip_rc_jax.models.transformer import unembedding
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.search.policies import choose
+from zip_rc_jax.search.policies import decide, starts_from_root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Engine:
         self.eos_ids = lm.tokenizer.eos_ids
         # A short convolution keeps its last inputs only, not what they were in the middle of a prompt.
         self.shares_prefixes = "conv" not in lm.config.kinds
-        self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
+        self.branching = starts_from_root(config)
         self.shards = self.settings.network.layout.mesh.shape["data"]
         self.rows = config.rows // self.shards  # of each shard
         if config.n > self.rows:
@@ -413,10 +413,10 @@ class Engine:
         """What the strategy decides for each group."""
         if not groups:
             return []
-        view = view_of(groups, self.head.grid, self.config.n, self.branching, bucket(len(groups)))
-        choice = choose(view, self.head.grid, self.config)
-        reward = view.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
-        remaining = view.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
+        inputs = search_inputs_of(groups, self.head.grid, self.config.n, self.branching, bucket(len(groups)))
+        choice = decide(inputs, grid=self.head.grid, config=self.config)
+        reward = inputs.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
+        remaining = inputs.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
         columns = (choice.multiplicity, choice.future_bin, choice.utility, reward, remaining)
         return [
             Action(copies[: len(g.branches)], copies[-1] if self.branching else None, future_bin, utility, *expected)

@@ -90,7 +90,8 @@ class Result:
       expected_reward, expected_remaining: of the answer prefix, also of one withheld by `abstain_below`; of the root where there is no
         such prefix (NaN if the model never saw the prompt).
       value_text: text of the finished prefix with the highest value.
-      vote_text: text of the most valuable prefix of the answer group with the largest sum of values. `text` is one of these two.
+      vote_text: text of the most valuable prefix of the answer group with the largest sum of values. `text` is one of these two,
+        unless `answer` is a function.
       prefixes, trace, usage: see the classes.
       template_hash: `Tokenizer.template_hash` of the template that rendered the prompt; None for a raw prompt.
       error: what went wrong, "" if nothing did.

@@ -50,7 +50,7 @@ class Request:
     max_tokens: int | None = None
     alpha: float | None = None
     beta: float | None = None
-    answer: str | None = None
+    answer: Any = None
     abstain: bool | None = None
     abstain_below: float | None = None
     temperature: float | None = None

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from zip_rc_jax.grading.answers import extract_answer
-from zip_rc_jax.grading.votes import NO_ANSWER, group_answers
+from zip_rc_jax.config.checks import shown
+from zip_rc_jax.config.plugins import ANSWER_CHOICES
+from zip_rc_jax.grading.votes import NO_ANSWER, answer_groups
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
 from zip_rc_jax.inference.placement import Move
 from zip_rc_jax.inference.requests import Job, Refusal
 from zip_rc_jax.models.io.tokenizer import Tokenizer
+from zip_rc_jax.runtime.errors import UsageError
 
 ROOT = -1
 UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
@@ -227,11 +229,14 @@ class Group:
             remaining = 0.0 if b.finished else remaining
             prefixes.append(Prefix(b.id, b.parent, b.fork_position, b.tokens, text, state, reason, reward, remaining))
         usage = Usage(len(self.job.ids), self.used, self.steps, seconds)
-        best, voted = best_prefix(prefixes), voted_prefix(prefixes)
+        config = self.job.config
+        best, voted = best_prefix(prefixes), voted_prefix(prefixes, config.answer_extractor, config.answer_equivalence)
         if best is None and self.reason.endswith("budget"):
             best = voted = cut_prefix(prefixes)
-        chosen = voted if self.job.config.answer == "vote" else best
-        withheld = chosen is not None and chosen.expected_reward < self.job.config.abstain_below
+        chosen = (
+            {"value": best, "vote": voted}[config.answer] if ANSWER_CHOICES.is_builtin(config.answer) else _chosen(prefixes, config.answer)
+        )
+        withheld = chosen is not None and chosen.expected_reward < config.abstain_below
         common: dict[str, Any] = {
             "prompt": self.job.prompt,
             "prefixes": tuple(prefixes),
@@ -240,7 +245,7 @@ class Group:
             "template_hash": self.job.template_hash,
             "error": self.error,
         }
-        if chosen is None or best is None or voted is None or withheld or self.error:
+        if chosen is None or withheld or self.error:
             reward, remaining = expectations(self.root_joint, grid)
             if withheld and chosen is not None:
                 reward, remaining = chosen.expected_reward, chosen.expected_remaining
@@ -261,8 +266,8 @@ class Group:
             finish_reason=self.reason or chosen.finish_reason,
             expected_reward=chosen.expected_reward,
             expected_remaining=chosen.expected_remaining,
-            value_text=best.text,
-            vote_text=voted.text,
+            value_text=best.text if best else "",
+            vote_text=voted.text if voted else "",
             **common,
         )
 
@@ -281,6 +286,16 @@ def expectations(joint: np.ndarray, grid: Grid) -> tuple[float, float]:
     return float(reward), float(table.sum(0) @ grid.length_midpoints)
 
 
+def _chosen(prefixes: Sequence[Prefix], answer: Any) -> Prefix | None:
+    """What a function of the caller's chooses. Raises UsageError for anything but one of the prefixes or None."""
+    chosen = ANSWER_CHOICES.resolve(answer)(tuple(prefixes))
+    if chosen is None or any(chosen is p for p in prefixes):
+        return chosen
+    raise UsageError(
+        f"answer {shown(answer)}", f"it returned {shown(chosen)}, which is none of the prefixes", "return one of them, or None"
+    )
+
+
 def best_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
     """The finished prefix with the highest value; one cut off at max_tokens only if no other has finished. Ties go to the first."""
     finished = [p for p in prefixes if p.state == "finished"]
@@ -293,14 +308,15 @@ def cut_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
     return max((p for p in prefixes if p.token_ids), key=lambda p: p.expected_reward, default=None)
 
 
-def voted_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
+def voted_prefix(prefixes: Sequence[Prefix], extractor: Any = "stated", equivalence: Any = "grader") -> Prefix | None:
     """The most valuable finished prefix of the answer with the largest sum of values; without any answer, `best_prefix`.
 
-    Equal answers vote together, however they are written: see `votes.group_answers`.
+    Equal answers vote together, however they are written: see `votes.answer_groups`, also for the arguments.
     """
     finished = [p for p in prefixes if p.state == "finished"]
     groups: dict[int, list[Prefix]] = {}
-    for p, number in zip(finished, group_answers([extract_answer(p.text) for p in finished]), strict=True):
+    numbers = answer_groups([p.text for p in finished], extractor, equivalence)
+    for p, number in zip(finished, numbers, strict=True):
         if number != NO_ANSWER:
             groups.setdefault(number, []).append(p)
     if not groups:

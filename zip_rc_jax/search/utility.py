@@ -15,6 +15,7 @@ Axes: `P` prompts, `n` prefix slots, `C` candidates, `F` future bins (`F = B_T`:
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,38 @@ class PrefixTerms:
             pick(self.longest, 1),
             pick(self.length_steps, 1),
         )
+
+
+class Utility(Protocol):
+    """What the search maximizes. `candidate_utility` is the paper's; a function of your own takes its place by `config.utility`.
+
+    It is traced by JAX once per program, so it uses `jax.numpy` and no Python control flow on values.
+
+    Args:
+      terms: what the joints contribute, per prefix and future bin.
+      multiplicity: [P, C, n] bool or int32, copies of each prefix in each candidate; 0 outside of it, and for empty slots.
+      unfinished: [P, n] bool; the others are finished.
+      alpha, beta: [P, 1, 1] prices of each prompt.
+      normalizer: [P], tokens that one unit of cost stands for.
+      skill: `config.skill`.
+      grid: of the joints.
+
+    Returns:
+      [P, C, F] floating: utility of every candidate under every planned pause, `F` as in `terms`. No NaN.
+    """
+
+    def __call__(
+        self,
+        terms: PrefixTerms,
+        multiplicity: jax.Array,
+        unfinished: jax.Array,
+        *,
+        alpha: jax.Array,
+        beta: jax.Array,
+        normalizer: jax.Array,
+        skill: float,
+        grid: Grid,
+    ) -> jax.Array: ...
 
 
 def future_bins(grid: Grid) -> np.ndarray:
@@ -153,7 +186,7 @@ def expected_latency(terms: PrefixTerms, extended: jax.Array) -> jax.Array:
     return jnp.where((extended > 0).any(-1)[..., None], latency, 0)
 
 
-def normaliser(joint: jax.Array, tokens_so_far: jax.Array, counted: jax.Array, grid: Grid) -> jax.Array:
+def normalizer(joint: jax.Array, tokens_so_far: jax.Array, counted: jax.Array, grid: Grid) -> jax.Array:
     """`N` [P] in tokens: mean of tokens so far [P, n] plus expected remaining tokens over `counted` [P, n]; 1 where none is counted."""
     total = tokens_so_far.astype(joint.dtype) + grid.expected_length(joint)
     count = counted.sum(-1)
@@ -166,18 +199,18 @@ def candidate_utility(
     unfinished: jax.Array,
     alpha: jax.Array | float,
     beta: jax.Array | float,
-    scale: jax.Array,
+    normalizer: jax.Array,
     skill: float,
     grid: Grid,
 ) -> jax.Array:
-    """`U` [P, C, F] of candidates under every future bin.
+    """`U` [P, C, F] of candidates under every future bin. The utility "sampling".
 
     Args:
       terms: of the group's joints.
       multiplicity: [P, C, n] integers, 0 for a prefix outside the candidate (and for slots that hold no prefix).
       unfinished: [P, n] bool; finished prefixes count for reward and cost nothing.
-      alpha, beta: prices.
-      scale: [P], the normaliser `N`.
+      alpha, beta: prices, numbers or [P, 1, 1].
+      normalizer: [P], `N` in tokens.
       skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; both expectations are those under the planned pause.
       grid: of the joints.
 
@@ -192,7 +225,7 @@ def candidate_utility(
         ratio = jnp.where(value > 0, mean / jnp.where(value > 0, value, 1), 0)
         value = value * jnp.where(ratio > 0, jnp.where(ratio > 0, ratio, 1) ** (1 - skill), 0)
     cost = alpha * expected_compute(terms.length, extended) + (1 - alpha) * expected_latency(terms, extended)
-    return value - beta * cost / scale[:, None, None]
+    return value - beta * cost / normalizer[:, None, None]
 
 
 def _reached(grid: Grid) -> np.ndarray:
