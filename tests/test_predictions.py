@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -263,6 +264,20 @@ def test_many_items_show_a_progress_bar_and_one_batch_shows_none(lm, capsys):
     assert capsys.readouterr().err == ""
     predict(lm, TEXTS, progress=True)
     assert f"predict {len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
+
+
+def test_a_progress_bar_counts_the_items_of_an_iterator(lm, monkeypatch):
+    counted = []
+
+    @contextlib.contextmanager
+    def bar(title, total, done=0):
+        yield lambda now, status: counted.append((title, total, now))
+
+    monkeypatch.setattr(predictions, "progress_bar", bar)
+    list(predict(lm, iter(TEXTS), batch_tokens=32))  # two windows: four items, then one
+    assert counted == [("predict", None, 4), ("predict", None, 5)]
+    list(predict(lm, iter(TEXTS), batch_tokens=32, progress=False))
+    assert len(counted) == 2
 
 
 # ---- bad input

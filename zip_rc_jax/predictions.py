@@ -22,7 +22,12 @@ from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.config.checks import counts, in_short, shown
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead, cell_log_probs, policy_logits
-from zip_rc_jax.inference.prompts import check_encodable, check_readable, encode_prompt, unreadable_ids
+from zip_rc_jax.inference.prompts import (
+    check_encodable,
+    check_readable,
+    encode_prompt,
+    unreadable_ids,
+)
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
 from zip_rc_jax.runtime.distributed import gather
@@ -165,17 +170,17 @@ def predict(
       token ids (a list of whole numbers, or a one-dimensional array), taken as they are;
       a pair `(prompt, response)`: the prompt is any of these, the response a text or token ids.
     A response that is a text is tokenized on its own, and gets no special tokens. The ids that a
-    model sampled are exact: `(result.prompt, result.prefixes[0].token_ids)`.
+    model sampled are exact: `(prompt, result.prefixes[0].token_ids)`.
 
     Predictions begin at the first token, and there is one after every token, the last one included.
     The head was trained from the last prompt token on. In a pair these are the positions from
     `TokenPredictions.start` on; what it says inside a prompt is an extrapolation.
 
     Items of like length run together, one in a row, on all devices of `lm.layout`. What is
-    predicted for one does not depend on the others (up to rounding). Memory: a device holds the final hidden
-    states and the joints of `batch_tokens` tokens (or of one item, if that is longer) and at most
-    256 MiB of logits at once. The host holds `4 * (B_V * B_T + 5)` bytes and a text for each token
-    of its results. A list keeps all of them. From an iterator, items of at most
+    predicted for one does not depend on the others (up to rounding). Memory: a device holds the
+    final hidden states and the joints of `batch_tokens` tokens (or of one item, if that is longer)
+    and at most 256 MiB of logits at once. The host holds `4 * (B_V * B_T + 5)` bytes and a text for
+    each token of its results. A list keeps all of them. From an iterator, items of about
     `4 * batch_tokens` tokens (or one item) are read ahead, and only their results are held.
 
     Args:

@@ -19,3 +19,13 @@ def test_the_time_left_is_that_of_the_work_after_the_first_part_which_also_compi
         "work 6/10  ETA 40s  4 parts",  # 10 s a part; too soon for a line after the fourth
         "work 10/10  ETA 0s  10 parts",
     ]
+
+
+def test_work_of_unknown_size_is_counted_without_an_estimate(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with progress("work", None) as bar:
+        for now in (1, 2, 3):
+            clock[0] += 10.0
+            bar(now, f"{now} parts")
+    assert capsys.readouterr().err.splitlines() == ["work 2  2 parts"]  # a line every 15 s

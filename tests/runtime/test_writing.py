@@ -17,7 +17,14 @@ from zip_rc_jax.models.io import huggingface, load
 from zip_rc_jax.models.io.load import export
 from zip_rc_jax.pipeline import grade, label, policy, rollouts, run_dir, train
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.runtime.storage import check_writable, write_json, write_jsonl, write_text, writing
+from zip_rc_jax.runtime.storage import (
+    check_writable,
+    text_file,
+    write_json,
+    write_jsonl,
+    write_text,
+    writing,
+)
 
 HELPS = {
     errno.ENOSPC: "make room on the disk",
@@ -312,3 +319,24 @@ def test_a_finished_stage_is_not_refused_where_nothing_can_be_written_any_more(t
     with pytest.raises(UsageError, match="not on a read-only file system"):
         check_writable(tmp_path, "run_dir")
     assert main(arguments) == 0
+
+
+def test_a_text_that_is_written_in_parts_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with text_file(path) as write:
+        write("é\n")
+        assert not path.exists()
+        write("b\n")
+    assert path.read_text() == "é\nb\n"
+
+    def broken():
+        with text_file(path) as write:
+            write("c\n")
+            raise KeyError("the text could not be made")
+
+    with pytest.raises(KeyError):
+        broken()
+    assert path.read_text() == "é\nb\n"
+    assert os.listdir(path.parent) == ["file.txt"], "nothing temporary is left"
+    with pytest.raises(UsageError, match="could not be written"), text_file(path / "below"):
+        pass
