@@ -22,10 +22,9 @@ test-slow: $(VENV)/.dev smollm2
 	$(BIN)/python -m pytest -m slow
 
 # What touches JAX: numerics, kernels, decoding, training, and programs for a TPU.
-JAX_TESTS := tests/test_grid.py tests/test_head.py tests/search tests/models/test_model.py tests/models/test_gpu_attention.py \
+JAX_TESTS := tests/test_head.py tests/search tests/models/test_model.py tests/models/test_gpu_attention.py \
 	tests/models/test_long_attention.py tests/inference/test_engine.py tests/inference/test_sampling.py \
-	tests/inference/test_schedule.py tests/inference/test_placement.py tests/training/test_training.py \
-	tests/training/test_golden_shardings.py tests/project/test_embedded.py tests/aot/test_compile.py
+	tests/training/test_training.py tests/training/test_golden_shardings.py tests/aot/test_compile.py
 
 # The part of the suite that touches JAX, on the newest Python with the newest JAX and Flax that the bounds allow.
 test-newest:

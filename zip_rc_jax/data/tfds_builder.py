@@ -29,6 +29,7 @@ def _canonical(example: bytes) -> bytes:
 class ZipRollouts(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of rollout records; `write_rollouts` drives it. One split, "train", in the order given."""
 
+    __module__ = Rollout.__module__  # TFDS writes it into the dataset, whose bytes do not follow this file's name
     VERSION = tfds.core.Version(FORMAT_VERSION)
     # Where TFDS looks for checksum files. Its own property needs importlib_resources, which it no longer installs.
     code_path = epath.Path(__file__)
