@@ -34,12 +34,15 @@ SMALL, LARGE, LARGEST = 3072, 5120, 24576  # rows whose temporaries have 36 MiB,
 
 # Runs the command line and prints how many arenas `malloc` then has.
 ARENAS = """
-import contextlib, ctypes, io, re, sys
+import contextlib, ctypes, io, re, sys, threading
 from zip_rc_jax.__main__ import main
 
 sys.argv = ["zip-rc", sys.argv[1], "--help"]
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
     main()
+thread = threading.Thread(target=lambda: bytearray(10_000))  # a thread's first block gives it an arena
+thread.start()
+thread.join()
 libc, text, size = ctypes.CDLL(None), ctypes.c_char_p(), ctypes.c_size_t()
 libc.open_memstream.restype = ctypes.c_void_p
 file = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
