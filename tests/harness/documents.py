@@ -1,4 +1,4 @@
-"""README, docs and notebooks as tests read them: their blocks, what a block prints, what they link to.
+"""README, docs and notebooks as tests read them: blocks, what a block prints, and links.
 
 The rules of the documents:
 - Every block of Python runs, all blocks of a page in one namespace and in order.
@@ -71,9 +71,7 @@ def python_blocks(path: pathlib.Path) -> list[Block]:
     return [b for b in blocks(path) if b.language == "python" and not b.not_run]
 
 
-def run_blocks(
-    path: pathlib.Path, to_run: Sequence[Block], names: dict[str, object]
-) -> dict[str, object]:
+def run_blocks(path: pathlib.Path, to_run: Sequence[Block], names: dict[str, object]) -> dict[str, object]:
     """Executes blocks one after the other in the namespace `names`, and returns it.
 
     Raises:
@@ -81,7 +79,8 @@ def run_blocks(
     """
     for block in to_run:
         printed = io.StringIO()
-        code = "\n" * (block.line - 1) + block.code  # so that tracebacks name the line of the document
+        # Tracebacks name the line of the document.
+        code = "\n" * (block.line - 1) + block.code
         with contextlib.redirect_stdout(printed):
             exec(compile(code, name_of(path), "exec"), names)
         if block.prints is not None:
@@ -90,12 +89,13 @@ def run_blocks(
 
 
 def assert_prints(printed: str, wanted: str, where: str) -> None:
-    """Raises AssertionError unless both texts are equal. Numbers may differ in their last digit by 1.
+    """Raises AssertionError unless both texts are equal.
 
-    That much comes from rounding on another processor. Spaces at the end of a line do not count.
+    The last digit of a decimal number may differ by 1, for processors round differently. Spaces at the end of a line do not count.
     """
     printed, wanted = (re.sub(r"[ \t]+$", "", t, flags=re.MULTILINE).strip() for t in (printed, wanted))
-    assert _NUMBER.sub("0", printed) == _NUMBER.sub("0", wanted), f"{where} prints\n{printed}\nand not\n{wanted}"
+    differs = f"{where} prints\n{printed}\nand not\n{wanted}"
+    assert _NUMBER.sub("0", printed) == _NUMBER.sub("0", wanted), differs
     for is_, said in zip(_NUMBER.findall(printed), _NUMBER.findall(wanted), strict=True):
         if is_ == said:
             continue

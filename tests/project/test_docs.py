@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -122,3 +126,49 @@ def _load_instead(load):
     # Published models are absent here; the smallest one stands in (`make smollm2`).
     smollm2 = str(ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     return lambda source, **options: load(INSTEAD.get(source, smollm2 if "Qwen" in source else source), **options)
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_concepts_are_what_their_script_draws(tmp_path):
+    """Texts alone are compared: another version of matplotlib draws other curves."""
+    subprocess.run([sys.executable, DOCS / "draw_concepts.py", tmp_path], check=True, cwd=ROOT)
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert len(drawn) == 3
+    for path in drawn:
+        was, is_ = (" ".join(re.findall(r"<text[^>]*>([^<]*)<", p.read_text())) for p in (DOCS / "images" / path.name, path))
+        assert was
+        assert_prints(is_, was, path.name)
+
+
+# ---- notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebook_opens_in_colab_and_installs_the_package_only_there(path):
+    cells = json.loads(path.read_text())["cells"]
+    assert "https://colab.research.google.com/" in "".join(cells[0]["source"])
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    source = "".join(first["source"])
+    assert 'if "google.colab" in sys.modules:' in source
+    assert "pip install" in source.partition("google.colab")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebook_runs_from_top_to_bottom_and_prints_what_it_shows(path, tmp_path, monkeypatch):
+    import nbclient
+    import nbformat
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    shown = nbformat.read(path, as_version=4)
+    ran = copy.deepcopy(shown)
+    nbclient.NotebookClient(ran, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for number, (was, is_) in enumerate(zip(shown.cells, ran.cells, strict=True)):
+        if was.cell_type == "code":
+            assert_prints(_printed(is_), _printed(was), f"{path.name}, cell {number}")
+    assert any(_printed(cell) for cell in shown.cells if cell.cell_type == "code")
+
+
+def _printed(cell):
+    """What a cell writes to stdout. Progress bars go to stderr."""
+    return "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")

@@ -10,7 +10,17 @@ import pytest
 import yaml
 
 import zip_rc_jax
-from harness.documents import DOCUMENTS, README, ROOT, blocks, commands, name_of, python_blocks, run_blocks
+from harness.documents import (
+    DOCUMENTS,
+    README,
+    ROOT,
+    assert_prints,
+    blocks,
+    commands,
+    name_of,
+    python_blocks,
+    run_blocks,
+)
 from zip_rc_jax.cli import main as cli
 from zip_rc_jax.config.files import load_config
 
@@ -30,6 +40,20 @@ def test_the_python_of_the_readme_is_eight_lines_and_prints_what_stands_there():
     names = run_blocks(README, [block], {})
     assert names["result"].text.endswith("Answer: 14")
     assert names["result"].finish_reason == "stop"
+
+
+def test_the_picture_of_the_readme_is_what_its_command_draws(tmp_path):
+    (command,) = [c for c in commands(README.read_text()) if "--svg" in c]
+    words = shlex.split(command)
+    at = words.index("--svg") + 1
+    shown, drawn = ROOT / words[at], tmp_path / "drawn.svg"
+    assert f"]({words[at]})" in README.read_text()
+    assert cli.main([*words[:at], str(drawn), *words[at + 1 :]]) == 0
+
+    def without_colors(path):  # a color says P(correct) once more, without a decimal point
+        return re.sub(r"#[0-9a-f]{3,6}", "#", path.read_text())
+
+    assert_prints(without_colors(drawn), without_colors(shown), words[at])
 
 
 def told_commands():
