@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import pathlib
 import re
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def name_of(path: pathlib.Path) -> str:
-    """A document's path within the repository, for test ids."""
-    return path.relative_to(ROOT).as_posix()
+    """A document's path within the repository, for test ids; elsewhere its name alone."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def blocks(path: pathlib.Path) -> list[Block]:
     text = path.read_text()
     matches = list(_FENCE.finditer(text))
     result = []
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
+    for match, following in itertools.zip_longest(matches, matches[1:]):
         printed = None
         if match["language"] == "python" and following is not None and following["language"] == "text":
             adjacent = not text[match.end() : following.start()].strip()
@@ -108,7 +109,9 @@ def commands(text: str) -> list[str]:
     """Every complete `zip-rc` command of a text, without the word `zip-rc` itself."""
     text = text.replace("\\\n", " ")
     pattern = r"(?:`|^(?:example: |\$ |\S*/)?)zip-rc ([^`#\n]+)"
-    return [c.strip() for c in re.findall(pattern, text, re.MULTILINE) if "|" not in c]
+    lines = [c for c in re.findall(pattern, text, re.MULTILINE) if "|" not in c]
+    each = [c.strip().removeprefix("zip-rc ") for line in lines for c in line.split("&&")]
+    return [c for c in each if c]
 
 
 def links(text: str) -> list[str]:
