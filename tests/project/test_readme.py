@@ -3,85 +3,70 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import re
 import shlex
 
-import jax
-import numpy as np
 import pytest
 import yaml
 
 import zip_rc_jax
+from harness.documents import (
+    DOCUMENTS,
+    README,
+    ROOT,
+    assert_prints,
+    blocks,
+    commands,
+    name_of,
+    python_blocks,
+    run_blocks,
+)
 from zip_rc_jax.cli import main as cli
 from zip_rc_jax.config.files import load_config
 
-ROOT = pathlib.Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Models that a reader has and these machines do not, and what stands in for them.
-INSTEAD = {"runs/mine/final": "embedded:chain_sum_zip", "Qwen/Qwen3-1.7B": str(ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")}
+MOST_LINES = 120
 
 
-def python_blocks():
-    return re.findall(r"```python\n(.*?)```", DOCUMENTS[0].read_text(), re.DOTALL)
+def test_the_readme_has_at_most_120_lines_and_fewer_than_900_words():
+    text = README.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    assert len(text.split()) < 900
 
 
-def run(blocks, monkeypatch, **names):
-    """Executes the blocks one after the other, in one namespace."""
-    load = zip_rc_jax.load
-    monkeypatch.setattr(zip_rc_jax, "load", lambda source, **options: load(INSTEAD.get(source, source), **options))
-    names |= {"zip_rc_jax": zip_rc_jax}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    return names
-
-
-def test_the_python_of_the_readme_runs(monkeypatch, tmp_path):
-    blocks = [block for block in python_blocks() if "Qwen" not in block]
-    grid, rng = zip_rc_jax.Grid.authors("value"), np.random.default_rng(0)
-    joint = rng.dirichlet(np.ones(grid.n_reward * grid.n_length), (2, 8))
-    cache = jax.config.jax_compilation_cache_dir
-    try:
-        names = run(
-            [block.replace("/path/to/cache", str(tmp_path)) for block in blocks],
-            monkeypatch,
-            joint=joint.reshape(2, 8, grid.n_reward, grid.n_length).astype(np.float32),
-            unfinished=np.ones((2, 8), bool),
-            tokens_so_far=np.full((2, 8), 20),
-            grid=grid,
-        )
-    finally:
-        jax.config.update("jax_compilation_cache_dir", cache)
+def test_the_python_of_the_readme_is_eight_lines_and_prints_what_stands_there():
+    (block,) = python_blocks(README)
+    assert len([line for line in block.code.splitlines() if line.strip()]) == 8
+    assert block.prints
+    names = run_blocks(README, [block], {})
     assert names["result"].text.endswith("Answer: 14")
     assert names["result"].finish_reason == "stop"
-    assert names["action"].multiplicity.shape == (2, 8)
-    assert dict(names["lm"].layout.mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
 
 
-@pytest.mark.slow
-def test_the_python_of_the_readme_for_a_published_model_runs(monkeypatch, smollm2_gguf):
-    thinking = ', chat_template_kwargs={"enable_thinking": False}'  # which the template of Qwen3 takes, and not that of the stand-in
-    names = run(
-        [block.replace(thinking, "").replace("max_tokens=2048", "max_tokens=32") for block in python_blocks() if "Qwen" in block],
-        monkeypatch,
-    )
-    assert names["lm"].head.label == "value"
-    assert names["result"].text
+def test_the_picture_of_the_readme_is_what_its_command_draws(tmp_path):
+    (command,) = [c for c in commands(README.read_text()) if "--svg" in c]
+    words = shlex.split(command)
+    at = words.index("--svg") + 1
+    shown, drawn = ROOT / words[at], tmp_path / "drawn.svg"
+    assert f"]({words[at]})" in README.read_text()
+    assert cli.main([*words[:at], str(drawn), *words[at + 1 :]]) == 0
+
+    def without_colors(path):  # a color says P(correct) once more, without a decimal point
+        return re.sub(r"#[0-9a-f]{3,6}", "#", path.read_text())
+
+    assert_prints(without_colors(drawn), without_colors(shown), words[at])
 
 
-def commands():
-    """Returns every complete `zip-rc` command of the documents and of the help of each command."""
-    texts = {path.name: path.read_text() for path in DOCUMENTS}
+def told_commands():
+    """Every complete `zip-rc` command of the documents and of the help of each command."""
+    texts = {name_of(path): path.read_text() for path in DOCUMENTS}
     subparsers = next(a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     texts |= {f"{name} --help": parser.description.replace("\n         ", " ") for name, parser in subparsers.choices.items()}
-    found = [
-        (where, x) for where, text in texts.items() for x in re.findall(r"(?:`|^(?:example: |\S*/)?)zip-rc ([^`#\n]+)", text, re.MULTILINE)
-    ]
-    assert len(found) > 25, "the pattern still finds them"
-    return [pytest.param(command, id=f"{where}: {command.strip()[:60]}") for where, command in found if "|" not in command]
+    told = [(where, command) for where, text in texts.items() for command in commands(text)]
+    assert len(told) > 25, "the pattern still finds them"
+    return [pytest.param(command, id=f"{where}: {command[:60]}") for where, command in told]
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", told_commands())
 def test_commands_are_understood(command):
     words = shlex.split(command.removesuffix(" ..."))
     if words == [words[0]] or words[-1] == "--help":
@@ -94,12 +79,18 @@ def test_commands_are_understood(command):
         zip_rc_jax.DecodeConfig(**yaml.safe_load("{" + ", ".join(arguments.overrides).replace("=", ": ") + "}"))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_what_documents_point_to_is_there(path):
     text = path.read_text()
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        assert (path.parent / link).exists(), link
-    for name in re.findall(r"(?:benchmarks|configs|launch|tests|zip_rc_jax|docs)/[\w/.]*\w", text):
+    for name in re.findall(r"(?<![\w/.])(?:benchmarks|configs|launch|tests|zip_rc_jax|docs|examples)/[\w/.]*\w", text):
         assert (ROOT / name).exists(), name
-    for target in re.findall(r"`make ([\w.-]+)", text):
+    for target in re.findall(r"`make ([\w./-]+)", text) + re.findall(r"^make ([\w./-]+)", text, re.MULTILINE):
         assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_a_block_that_does_not_run_says_why(path):
+    """Documents name a language for every block, so that no Python is overlooked."""
+    for block in blocks(path):
+        assert block.language, f"line {block.line}: name a language, such as text or bash"
+        assert not block.not_run or block.language == "python", f"line {block.line}: only Python runs"
