@@ -81,7 +81,7 @@ class Result:
     """The outcome of one prompt.
 
     Attributes:
-      prompt: as given, or as the chat template rendered it.
+      prompt: as given, as the chat template rendered it, or as the given token ids decode.
       text: the answer prefix's text ("" where there is no answer).
       prefix_id: id of the answer prefix, -1 where there is none.
       finish_reason: of the answer prefix; "abstain" where none finished or its expected reward is below `abstain_below`; "token_budget"
@@ -94,6 +94,7 @@ class Result:
       prefixes, trace, usage: see the classes.
       template_hash: `Tokenizer.template_hash` of the template that rendered the prompt; None for a raw prompt.
       error: what went wrong, "" if nothing did.
+      prompt_token_ids: what the model read, special tokens included. Empty if the prompt could not be read.
     """
 
     prompt: str
@@ -109,6 +110,7 @@ class Result:
     usage: Usage
     template_hash: str | None = None
     error: str = ""
+    prompt_token_ids: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, ready for JSON."""
@@ -124,4 +126,6 @@ class Result:
         expected = {name: tuples(data[name]) for name in ("expected_reward", "expected_remaining")}
         prefixes = tuple(Prefix(**{k: tuples(v) for k, v in x.items()}) for x in data["prefixes"])
         trace = tuple(Decision(**{k: tuples(v) for k, v in x.items()}) for x in data["trace"])
-        return cls(**{**data, **expected, "prefixes": prefixes, "trace": trace, "usage": Usage(**data["usage"])})
+        made = {"prefixes": prefixes, "trace": trace, "usage": Usage(**data["usage"])}
+        ids = {"prompt_token_ids": tuple(data.get("prompt_token_ids", ()))}
+        return cls(**{**data, **expected, **made, **ids})

@@ -17,7 +17,9 @@ from zip_rc_jax.config.checks import in_short, shown
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
 
-Prompt = str | Sequence[Mapping[str, Any]]
+TextOrChat = str | Sequence[Mapping[str, Any]]
+# A text, a chat, or token ids (a sequence of whole numbers, or a 1-D array of them).
+Prompt = TextOrChat | Sequence[int] | np.ndarray
 WORTH_SHARING = 32  # tokens
 ON_ERROR = ("raise", "result")
 
@@ -30,7 +32,8 @@ class Request:
     the strategy decides, interval, window and rows.
 
     Attributes:
-      prompt: a text that is already templated, or a chat for the model's own template.
+      prompt: a text that is already templated, a chat for the model's own template, or token ids.
+        Token ids are read as they are: nothing is put before or behind them.
       seed: of the randomness. The same prompt and seed give the same tokens, also twice in one batch; give them different seeds to get
         different samples.
       n, max_tokens: at most the engine's.
@@ -79,11 +82,12 @@ class Job:
 
     Attributes:
       number: place among the prompts, from 0.
-      prompt: text, as given or as the chat template rendered it.
+      prompt: text, as given, as the chat template rendered it, or as the token ids decode.
       ids: its tokens.
       config: the engine's with the request's options.
       key: data of the request's random key, two uint32.
       template_hash: of the chat template that rendered the prompt; None for a text.
+      streamed: its decisions are told as they are made; else its result alone.
     """
 
     number: int
@@ -92,6 +96,7 @@ class Job:
     config: DecodeConfig
     key: tuple[int, ...]
     template_hash: str | None
+    streamed: bool = True
 
     @property
     def slots(self) -> int:
@@ -132,6 +137,51 @@ def check_text(number: int, text: str) -> None:
         raise UsageError(f"prompt {number}", f"it is not text that can be encoded ({in_short(error)})", "repair or leave it out") from None
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array of NumPy, JAX or another library that NumPy can read."""
+    return hasattr(value, "__array__") and hasattr(value, "dtype") and hasattr(value, "shape")
+
+
+def is_token_ids(prompt: Any) -> bool:
+    """Whether a prompt is meant as token ids: an array, or a sequence that begins with a number."""
+    if is_array(prompt):
+        return True
+    if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes, bytearray)):
+        return False
+    return len(prompt) > 0 and isinstance(prompt[0], (numbers.Number, np.generic))
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether a prompt goes through the chat template (or fails there)."""
+    return not isinstance(prompt, str) and not is_token_ids(prompt)
+
+
+def token_ids(number: int, prompt: Any) -> list[int]:
+    """The ids of a prompt for which `is_token_ids` holds.
+
+    Raises:
+      UsageError: an array that is not 1-D or not of integers, or an item that is no whole number.
+    """
+    fix = "pass one flat list of ids, such as [5, 17, 3]"
+    if is_array(prompt):
+        try:
+            array = np.asarray(prompt)
+        except Exception as error:  # an array on a device that cannot be read, say
+            raise UsageError(f"prompt {number}", f"its array cannot be read ({in_short(error)})", fix) from None
+        kind = f"prompt {number}, an array of {array.dtype} of shape {array.shape}"
+        if array.ndim != 1:
+            raise UsageError(kind, "token ids are 1-D, one array for each prompt", "pass list(rows), without padding")
+        if not np.issubdtype(array.dtype, np.integer):
+            raise UsageError(kind, "token ids are whole numbers", "convert it with .astype(int)")
+        return array.tolist()
+    whole = (int, np.integer)
+    for place, item in enumerate(prompt):
+        if not isinstance(item, whole) or isinstance(item, (bool, np.bool_)):
+            reason = f"item {place} is {shown(item)}, and token ids are whole numbers"
+            raise UsageError(f"prompt {number} as token ids", reason, fix)
+    return [int(item) for item in prompt]
+
+
 def prompt_hash(ids: Sequence[int]) -> int:
     """32-bit hash of a prompt's ids: its identity in the randomness, the same in every batch."""
     return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
@@ -161,6 +211,15 @@ def _refusal(number: int, error: BaseException) -> UsageError:
         return UsageError(f"prompt {number}", f"reading it fails ({in_short(error)})", "repair or leave it out")
     named = error.value if f"prompt {number}" in error.value else f"prompt {number}: {error.value}"
     return UsageError(named, error.reason, error.fix)
+
+
+def _ids_as_list(ids: Any) -> UsageError:
+    """The refusal of token ids in the place of a list of prompts."""
+    if is_array(ids) and len(ids.shape) != 1:
+        value = f"prompts given as one array of shape {tuple(ids.shape)}"
+        return UsageError(value, "a list of prompts is expected", "pass list(rows), without padding")
+    reason = "a list of prompts is expected, and a flat list of ids could be one prompt or many"
+    return UsageError("prompts given as one list of token ids", reason, "pass [ids] for one prompt")
 
 
 class Intake:
@@ -201,12 +260,15 @@ class Intake:
             other requests would be lost.
 
         Raises:
-          UsageError: no prompts, one text or chat instead of a list of them, template variables without any chat, an unknown `on_error`,
-            or (with "raise") an unencodable, empty or too long prompt, an id that is reserved or never used, impossible options, or more
+          UsageError: no prompts, one text, chat or list of ids instead of a list of them, template
+            variables without any chat, an unknown `on_error`, or (with "raise") an unencodable, empty
+            or too long prompt, an id that is reserved or never used, impossible options, or more
             rows and tokens than the device can hold.
         """
         if isinstance(prompts, (str, bytes, bytearray)):
             raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
+        if is_token_ids(prompts):
+            raise _ids_as_list(prompts)
         if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
             raise UsageError(f"prompts of type {type(prompts).__name__}", "a list of prompts is expected", "pass [prompt, ...]")
         if on_error is not None and not (isinstance(on_error, str) and on_error in ON_ERROR):
@@ -217,11 +279,11 @@ class Intake:
             raise UsageError("prompts=[]", "there is nothing to decode", "pass at least one prompt")
         if all(isinstance(prompt, Mapping) for prompt in prompts):
             raise UsageError("prompts given as one chat", "a list of prompts is expected", "pass [messages]")
-        texts = [isinstance(p.prompt if isinstance(p, Request) else p, str) for p in prompts]
-        if self.template_kwargs and all(texts):
+        chats = [is_chat(p.prompt if isinstance(p, Request) else p) for p in prompts]
+        if self.template_kwargs and not any(chats):
             raise UsageError(
                 f"chat_template_kwargs={shown(self.template_kwargs)}",
-                "every prompt is a string, which no template renders",
+                "every prompt is a string or token ids, which no template renders",
                 'pass chats: [{"role": "user", "content": prompt}]',
             )
         return list(self._read(prompts, on_error != "result", listed=True))
@@ -250,17 +312,30 @@ class Intake:
         config = request.over(self.config)
         self._check_stop_ids(config)
         tokenizer, prompt = self.lm.tokenizer, request.prompt
-        chat = not isinstance(prompt, str)
+        chat = is_chat(prompt)
         if chat and (isinstance(prompt, (bytes, bytearray, Mapping)) or not isinstance(prompt, Sequence)):
             raise UsageError(
-                f"prompt {number} of type {type(prompt).__name__}", "a prompt is a text or a chat, which is a list of dicts", "convert it"
+                f"prompt {number} of type {type(prompt).__name__}",
+                "a prompt is a text, a chat (a list of dicts) or a list of token ids",
+                "convert it",
             )
-        text = str(prompt) if isinstance(prompt, str) else tokenizer.chat(prompt, **self.template_kwargs)
-        check_text(number, text)
-        ids = tokenizer.encode_prompt(text, chat=chat, add_special_tokens=config.add_special_tokens)
-        self._check_ids(number, ids, config)
+        if chat and not prompt:
+            raise UsageError(f"prompt {number}", "it is empty", "leave it out")
+        if is_token_ids(prompt):
+            ids = token_ids(number, prompt)
+            self._check_ids(number, ids, config)
+            text = tokenizer.backend.decode(ids, skip_special_tokens=False)
+        else:
+            text = str(prompt) if isinstance(prompt, str) else self._rendered(prompt)
+            check_text(number, text)
+            ids = tokenizer.encode_prompt(text, chat=chat, add_special_tokens=config.add_special_tokens)
+            self._check_ids(number, ids, config)
         seed = self.seed if request.seed is None else request.seed
         return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
+
+    def _rendered(self, chat: Any) -> str:
+        """The text that the model's own template makes of a chat."""
+        return self.lm.tokenizer.chat(chat, **self.template_kwargs)
 
     def _check_stop_ids(self, config: DecodeConfig) -> None:
         bad = [i for i in config.stop_token_ids if not (0 <= i < len(self.sampleable) and self.sampleable[i])]
@@ -269,16 +344,20 @@ class Intake:
             reason = f"the policy can only emit ids 0..{head.used_ids - 1}, without the reserved {head.first_id}..{head.last_id - 1}"
             raise UsageError(f"stop_token_ids {shown(bad)}", reason, "remove them")
 
+    def _name(self, i: int) -> str | None:
+        """The token of an id, which may be any number; None if there is none."""
+        return self.lm.tokenizer.backend.id_to_token(i) if 0 <= i < 2**32 else None
+
     def _check_ids(self, number: int, ids: list[int], config: DecodeConfig) -> None:
         if not ids:
             raise UsageError(f"prompt {number}", "it is empty", "leave it out")
-        strange = sorted({i for i in ids if i >= len(self.unreadable) or self.unreadable[i]})
+        strange = sorted({i for i in ids if not 0 <= i < len(self.unreadable) or self.unreadable[i]})
         if strange:
-            tokens = ", ".join(f"{i} ({self.lm.tokenizer.backend.id_to_token(i)})" for i in strange[:5])
+            tokens = ", ".join(f"{shown(i)} ({self._name(i)})" for i in strange[:5])
             raise UsageError(
                 f"prompt {number} with ids {tokens}",
                 "they are reserved or unused: the model cannot read them",
-                "take them out of the text",
+                "take them out of the prompt",
             )
         positions = self.lm.config.max_positions
         room = positions - config.max_tokens

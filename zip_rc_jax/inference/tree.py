@@ -239,6 +239,7 @@ class Group:
             "usage": usage,
             "template_hash": self.job.template_hash,
             "error": self.error,
+            "prompt_token_ids": tuple(self.job.ids),
         }
         if chosen is None or best is None or voted is None or withheld or self.error:
             reward, remaining = expectations(self.root_joint, grid)
@@ -269,9 +270,10 @@ class Group:
 
 def failure(job: Job | Refusal, error: str, seconds: float = 0.0) -> Result:
     """The result of a prompt of which nothing was generated because of `error`."""
-    tokens, template_hash = (len(job.ids), job.template_hash) if isinstance(job, Job) else (0, None)
-    usage = Usage(tokens, 0, 0, seconds)
-    return Result(job.prompt, "", ROOT, "error", math.nan, math.nan, "", "", (), (), usage, template_hash, error)
+    ids, template_hash = (tuple(job.ids), job.template_hash) if isinstance(job, Job) else ((), None)
+    usage = Usage(len(ids), 0, 0, seconds)
+    none = math.nan
+    return Result(job.prompt, "", ROOT, "error", none, none, "", "", (), (), usage, template_hash, error, ids)
 
 
 def expectations(joint: np.ndarray, grid: Grid) -> tuple[float, float]:
