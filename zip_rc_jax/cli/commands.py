@@ -31,7 +31,7 @@ from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.inference.api import decode_stream, resolve
 from zip_rc_jax.inference.engine import ResultEvent, StepEvent
 from zip_rc_jax.inference.outputs import Result
-from zip_rc_jax.inference.requests import Prompt, check_text, key_data
+from zip_rc_jax.inference.requests import TextOrChat, check_text, key_data
 from zip_rc_jax.models.io.chat import check_variable, reads_clock, template_time
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
@@ -101,7 +101,8 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         no prompts, both kinds of prompts, a bad option, mesh or file; before the model is loaded where possible.
     """
     started = time.time()
-    config = resolve(None, from_dotlist(arguments.overrides, "option", "n=8"))
+    options = from_dotlist(arguments.overrides, "option", "n=8")
+    resolve(None, options)  # what is wrong with them shows before the model is loaded
     chat = from_dotlist(arguments.template_arg, "--template-arg", "enable_thinking=false")
     if bool(arguments.prompt) == bool(arguments.input):
         raise UsageError("prompts", "give either --prompt (once or more) or --input FILE", "add one of them")
@@ -115,7 +116,7 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         check_variable(name)
     key_data(arguments.seed)
     found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
-    prompts: list[Prompt] = [p.question for p in found] or arguments.prompt
+    prompts: list[TextOrChat] = [p.question for p in found] or arguments.prompt
     with _lines_named(arguments.input, found):
         for number, text in enumerate(prompts):
             assert isinstance(text, str)
@@ -126,6 +127,7 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     alone = only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext()
     with _lines_named(arguments.input, found), alone:
         lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
+        config = resolve(None, options, lm.head)
         if not arguments.output:
             results = decode_prompts(lm, prompts, config, arguments.seed, chat, live=arguments.stream)
             _graded(found, results)
@@ -184,7 +186,9 @@ class DecodeOutput:
       finished: whether the results are there, of the same fingerprint.
     """
 
-    def __init__(self, directory: pathlib.Path, lm: LanguageModel, prompts: Sequence[Prompt], chat: dict[str, Any], asked: dict[str, Any]):
+    def __init__(
+        self, directory: pathlib.Path, lm: LanguageModel, prompts: Sequence[TextOrChat], chat: dict[str, Any], asked: dict[str, Any]
+    ):
         """Args: `asked` are the further parts of the fingerprint.
 
         Raises:
@@ -244,7 +248,7 @@ def print_answers(results: Sequence[Result]) -> None:
 
 def decode_prompts(
     lm: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TextOrChat],
     config: DecodeConfig,
     seed: int,
     chat: dict[str, Any] | None = None,

@@ -26,6 +26,7 @@ from zip_rc_jax.data.tasks import MATH, Problem, problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
 from zip_rc_jax.grading.grader import Grader, check_entry, correct
 from zip_rc_jax.grading.summary import summarize, to_json
+from zip_rc_jax.head import HeadDefaults
 from zip_rc_jax.inference.engine import Engine, ResultEvent
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.inference.requests import Request
@@ -454,7 +455,8 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
         before = {"graded": "zip-rc grade", "labelled": "zip-rc label"}[path.name]
         raise UsageError(f"dataset {path}", f"stage {stage!r} trains on the label {settings.label!r}", f"run `{before}` first")
     policy = load_policy(config, train_layout(config))
-    lm = policy.with_head(config.grid.grid(settings.label), settings.label)
+    grid = config.grid.grid(settings.label)
+    lm = policy.with_head(grid, settings.label, defaults=head_defaults(config))
     if settings.rows_from:
         lm = _with_rows_of(lm, run_directory(config) / settings.rows_from)
     rollouts, metadata = _random_access(path)
@@ -476,6 +478,12 @@ def train_head(config: PipelineConfig, stage: str) -> LanguageModel:
         validation_last=config.label.last,
         title=stage,
     )
+
+
+def head_defaults(config: PipelineConfig) -> HeadDefaults:
+    """What a trained head says about decoding: the config's own `decode` section."""
+    d = config.decode
+    return HeadDefaults(d.interval, d.window, d.max_tokens)
 
 
 def _with_rows_of(lm: LanguageModel, stage: pathlib.Path) -> LanguageModel:

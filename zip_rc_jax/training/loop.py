@@ -76,7 +76,10 @@ def train(
     if lm.head is None:
         raise ValueError("attach a head first: lm.with_head(grid, label)")
     directory = pathlib.Path(directory)
-    settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config), "head": lm.head.to_dict(), "source": source}
+    # Without the head's decoding defaults: no training depends on them.
+    head = lm.head.identity()
+    settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config)}
+    settings |= {"head": head, "source": source}
     settings = json.loads(json.dumps(settings))
     if (directory / "model").is_dir():
         done = load(directory / "model", layout=lm.layout)
