@@ -8,7 +8,7 @@ results = zip_rc_jax.decode(lm, [question], n=8, beta=0.05, interval=8, window=4
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.inference.api import decode, decode_stream
+from zip_rc_jax.inference.api import Decoder, decode, decode_stream
 from zip_rc_jax.inference.engine import ResultEvent, StepEvent
 from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
 from zip_rc_jax.inference.requests import Request
@@ -22,6 +22,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Decision",
     "DecodeConfig",
+    "Decoder",
     "Grid",
     "LanguageModel",
     "MetaAction",

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -62,6 +64,30 @@ class ResultEvent:
     result: Result
 
 
+# What the engine decides and compiles with. All other options belong to a request.
+ENGINE_OPTIONS = (
+    "n",
+    "interval",
+    "window",
+    "candidates",
+    "no_harm",
+    "strategy",
+    "reward_threshold",
+    "length_budget",
+    "skill",
+    "joint_temperature",
+    "joint_top_p",
+    "rows",
+)
+
+
+def check_head(lm: LanguageModel) -> None:
+    """Raises UsageError for a model without a head."""
+    if lm.head is None:
+        reason = "the search reads the joint from reserved logits"
+        raise UsageError("model without a ZIP head", reason, "train one with `zip-rc train`")
+
+
 def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
     """The network that decodes with `lm`, and its parameters. On CPU layers are unrolled, see `models.stacks.unstack`.
 
@@ -75,6 +101,36 @@ def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str
     body = unstack(lm.config, lm.params["body"]) if unrolled else lm.params["body"]
     network = TransformerNetwork(lm.config, lm.layout, str(body["embed"].dtype), unrolled)
     return network, {"body": body, "table": lm.folded_table()}
+
+
+@dataclasses.dataclass(eq=False)
+class Prepared:
+    """What decoding needs of a model: the network and its parameters, most of them copies on CPU."""
+
+    network: TransformerNetwork
+    params: dict[str, Any]
+
+
+_PREPARED: weakref.WeakKeyDictionary[LanguageModel, weakref.ref[Prepared]]
+_PREPARED = weakref.WeakKeyDictionary()
+_PREPARING = threading.Lock()
+
+
+def prepared(lm: LanguageModel) -> Prepared:
+    """`transformer_network(lm)`, made once and shared by all that hold it at the same time.
+
+    It is not kept: the copies would nearly double the memory of a model as long as it lives.
+
+    Raises:
+      UsageError: see `transformer_network`.
+    """
+    with _PREPARING:
+        held = _PREPARED.get(lm)
+        found = held() if held is not None else None
+        if found is None:
+            found = Prepared(*transformer_network(lm))
+            _PREPARED[lm] = weakref.ref(found)
+        return found
 
 
 def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
@@ -130,12 +186,17 @@ class Engine:
         Raises:
           UsageError: the model has no head, or a stop id is not one that the policy can emit.
         """
-        if lm.head is None:
-            raise UsageError("model without a ZIP head", "the search reads the joint from reserved logits", "train one with `zip-rc train`")
+        check_head(lm)
+        assert lm.head is not None
         lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
-        network, self.params = transformer_network(lm) if network is None else (network, lm.params)
+        self._prepared = prepared(lm) if network is None else None
+        if self._prepared is not None:
+            network, self.params = self._prepared.network, self._prepared.params
+        else:
+            self.params = lm.params
+        assert network is not None
         self.settings = StepSettings(
             network=network,
             head=self.head,
@@ -157,7 +218,24 @@ class Engine:
             )
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
         self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
-        self.intake = Intake(lm, config, seed, {} if chat_template_kwargs is None else chat_template_kwargs, self._memory_check)
+        self.intake = self.intake_for(config, seed, chat_template_kwargs)
+
+    def intake_for(
+        self,
+        config: DecodeConfig,
+        seed: int,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Intake:
+        """Reads the requests of one call.
+
+        Args:
+          config: differs from the engine's in options that are not in `ENGINE_OPTIONS`.
+
+        Raises:
+          UsageError: see `Intake`.
+        """
+        variables = {} if chat_template_kwargs is None else chat_template_kwargs
+        return Intake(self.lm, config, seed, variables, self._memory_check)
 
     def run(
         self, prompts: Iterable[Prompt | Request], on_error: str | None = None, stream: bool = True
@@ -178,19 +256,22 @@ class Engine:
         """
         yield from self.decode(self.intake.jobs(prompts, on_error), stream)
 
-    def decode(self, jobs: Iterable[Job | Refusal], stream: bool = True) -> Iterator[StepEvent | ResultEvent]:
-        """`run` for what `Intake.jobs` returned."""
-        queue, groups = Queue(jobs), list[Group]()
+    def decode(self, jobs: Iterable[Job | Refusal] | Queue, stream: bool = True) -> Iterator[StepEvent | ResultEvent]:
+        """`run` for what `Intake.jobs` returned, or for a queue."""
+        queue = jobs if isinstance(jobs, Queue) else Queue(jobs)
+        groups = list[Group]()
         pool, shards = None, [Shard(list(range(self.rows))) for _ in range(self.shards)]
-        # A list tells how long the rows must be; otherwise they grow with what is read.
-        longest = max((job.slots for job in jobs if isinstance(job, Job)), default=0) if isinstance(jobs, list) else 0
         try:
             while groups or queue.peek() is not None:
+                if abandoned := queue.abandoned():
+                    self._drop(abandoned, shards, groups)
+                    continue
                 if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
                     pool = None  # is freed before its successor is made
-                    pool = empty_rows(
-                        self.settings, self.rows + 1, pool_slots(longest or job.slots, longest > 0, self.lm.config.max_positions)
-                    )  # with a scratch row
+                    longest = queue.longest()
+                    most = self.lm.config.max_positions
+                    slots = pool_slots(longest or job.slots, longest > 0, most)
+                    pool = empty_rows(self.settings, self.rows + 1, slots)  # with a scratch row
                 slots = 0 if pool is None else pool.tokens.shape[2]
                 while True:  # as many batches as there is room for: what a prompt really takes shows when it is decided for
                     batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
@@ -216,6 +297,13 @@ class Engine:
         finally:
             # The traceback of the failure holds the queue's frames and this one: left there, it would hold itself and the model.
             queue.failure = None
+
+    def _drop(self, numbers: set[int], shards: list[Shard], groups: list[Group]) -> None:
+        """Ends prompts that nobody waits for any more, and gives their rows back."""
+        for group in [g for g in groups if g.job.number in numbers]:
+            groups.remove(group)
+            for row in group.rows():
+                shards[group.shard].give(row)
 
     # Admission.
 
@@ -426,4 +514,6 @@ class Engine:
     def _record(self, group: Group, action: Action, stream: bool, last: bool) -> list[StepEvent]:
         """Puts the decision into the trace; the event that tells of it, if it is streamed."""
         decision = group.record(action)
-        return [StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))] if stream else []
+        if not (stream and group.job.streamed):
+            return []
+        return [StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))]
