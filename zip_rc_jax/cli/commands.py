@@ -127,7 +127,7 @@ def run_decode(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     alone = only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext()
     with _lines_named(arguments.input, found), alone:
         lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
-        config = resolve(None, options, lm.head)
+        config = resolve(None, options, lm.head, lm.generation_config)
         if not arguments.output:
             results = decode_prompts(lm, prompts, config, arguments.seed, chat, live=arguments.stream)
             _graded(found, results)

@@ -7,10 +7,11 @@ import dataclasses
 import difflib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.config.checks import shown
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference.engine import (
     ENGINE_OPTIONS,
@@ -23,6 +24,7 @@ from zip_rc_jax.inference.engine import (
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.inference.requests import Job, Prompt, Refusal, Request
 from zip_rc_jax.inference.sharing import Event, OwnSession, Session, SharedEngine
+from zip_rc_jax.models.io.generation import FILE, sampling_values
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -40,14 +42,22 @@ def defaults_of(head: ZipHead | None) -> DecodeConfig:
     return DecodeConfig(interval=said.interval, window=said.window, max_tokens=said.max_tokens)
 
 
-def resolve(config: DecodeConfig | None, options: dict[str, Any], head: ZipHead | None = None) -> DecodeConfig:
+def resolve(
+    config: DecodeConfig | None,
+    options: dict[str, Any],
+    head: ZipHead | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> DecodeConfig:
     """`config` with `options` on top (`max_new_tokens` is an alias of `max_tokens`).
 
-    A `config` is whole: it leaves nothing open. Without one, `defaults_of(head)` stands below the
-    options.
+    A `config` is whole: it leaves nothing open. Without one, `defaults_of(head)` stands below the options. With `generation_config`,
+    sampling options that are not among `options` and are at their defaults in `config` take the checkpoint's values.
+
+    Args:
+      generation: the checkpoint's generation_config.json; None if it is not known yet, then the switch stays.
 
     Raises:
-      UsageError: an option that no one reads, one given under both its names, or an impossible value.
+      UsageError: an option that no one reads, one given under both its names, an impossible value, or what `sampling_values` raises.
     """
     known = [f.name for f in dataclasses.fields(DecodeConfig)]
     renamed = {ALIASES.get(name, name): value for name, value in options.items()}
@@ -58,7 +68,31 @@ def resolve(config: DecodeConfig | None, options: dict[str, Any], head: ZipHead 
             close = difflib.get_close_matches(name, known, n=1)
             fix = f"did you mean {close[0]!r}?" if close else f"the options are {', '.join(known)}"
             raise UsageError(f"decoding option {name!r}", "nothing reads it, and options are never ignored", fix)
-    return dataclasses.replace(defaults_of(head) if config is None else config, **renamed)
+    base = defaults_of(head) if config is None else config
+    asked = renamed.get("generation_config", base.generation_config)
+    if generation is None or asked is not True:
+        return dataclasses.replace(base, **renamed)
+    default = DecodeConfig()
+    values = sampling_values(generation).items()
+    taken = {k: v for k, v in values if getattr(base, k) == getattr(default, k)}
+    try:
+        return dataclasses.replace(base, **taken | renamed | {"generation_config": False})
+    except UsageError as error:
+        value = f"{error.value} (with {shown(taken)} of the checkpoint's {FILE})"
+        raise UsageError(value, error.reason, error.fix) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What a call wants to be told of its requests: decisions as they are made, and the joints of all decisions."""
+
+    streamed: bool
+    joints: bool
+
+    def mark(self, job: Job | Refusal) -> Job | Refusal:
+        if isinstance(job, Refusal):
+            return job
+        return dataclasses.replace(job, streamed=self.streamed, joints=self.joints)
 
 
 class Decoder:
@@ -108,7 +142,8 @@ class Decoder:
           UsageError: the model has no head, its copies do not fit the device, or bad options.
         """
         check_head(lm)
-        self.lm, self.config = lm, resolve(config, options, lm.head)
+        self.lm = lm
+        self.config = resolve(config, options, lm.head, lm.generation_config)
         self._seed, self._variables = seed, chat_template_kwargs
         self._prepared = prepared(lm)
         self._engines: weakref.WeakValueDictionary[DecodeConfig, SharedEngine]
@@ -123,11 +158,12 @@ class Decoder:
         seed: int | None = None,
         on_error: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        return_joints: bool = False,
         **options: Any,
     ) -> list[Result]:
         """One `Result` per prompt, in order; see the function `decode`. Arguments left out are the decoder's."""
-        start = self._start(prompts, False, seed, on_error, chat_template_kwargs, options)
-        return _results(_events(start))
+        told = _Told(False, return_joints)
+        return _results(_events(self._start(prompts, told, seed, on_error, chat_template_kwargs, options)))
 
     __call__ = decode
 
@@ -138,10 +174,12 @@ class Decoder:
         seed: int | None = None,
         on_error: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        return_joints: bool = False,
         **options: Any,
     ) -> Iterator[StepEvent | ResultEvent]:
         """Every decision as it is made; see the function `decode_stream`. Arguments left out are the decoder's."""
-        return _events(self._start(prompts, True, seed, on_error, chat_template_kwargs, options))
+        told = _Told(True, return_joints)
+        return _events(self._start(prompts, told, seed, on_error, chat_template_kwargs, options))
 
     async def adecode(
         self,
@@ -150,10 +188,12 @@ class Decoder:
         seed: int | None = None,
         on_error: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        return_joints: bool = False,
         **options: Any,
     ) -> list[Result]:
         """As `decode`, in a thread of asyncio's, so that the loop goes on meanwhile. Cancelling the task gives its slots back."""
-        arguments = (prompts, False, seed, on_error, chat_template_kwargs, options)
+        told = _Told(False, return_joints)
+        arguments = (prompts, told, seed, on_error, chat_template_kwargs, options)
         async with _AsyncSession(lambda: self._start(*arguments)()) as session:
             return await asyncio.to_thread(lambda: _results(iter(session.next, None)))
 
@@ -164,10 +204,12 @@ class Decoder:
         seed: int | None = None,
         on_error: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        return_joints: bool = False,
         **options: Any,
     ) -> AsyncIterator[StepEvent | ResultEvent]:
         """As `stream`, for `async for`. Close it (`contextlib.aclosing`) to stop early."""
-        arguments = (prompts, True, seed, on_error, chat_template_kwargs, options)
+        told = _Told(True, return_joints)
+        arguments = (prompts, told, seed, on_error, chat_template_kwargs, options)
         async with _AsyncSession(lambda: self._start(*arguments)()) as session:
             while (event := await asyncio.to_thread(session.next)) is not None:
                 yield event
@@ -184,19 +226,19 @@ class Decoder:
     def _start(
         self,
         prompts: Iterable[Prompt | Request],
-        streamed: bool,
+        told: _Told,
         seed: int | None,
         on_error: str | None,
         variables: dict[str, Any] | None,
         options: dict[str, Any],
     ) -> Callable[[], Session]:
         """Checks the arguments of a call, and reads its prompts if they are a sequence. Returns what begins it."""
-        config = resolve(self.config, options)
+        config = resolve(self.config, options, None, self.lm.generation_config)
         shared = self._shared(config)
         seed = self._seed if seed is None else seed
         intake = shared.engine.intake_for(config, seed, self._variables if variables is None else variables)
         jobs = intake.jobs(prompts, on_error)
-        mine = (dataclasses.replace(job, streamed=streamed) if isinstance(job, Job) else job for job in jobs)
+        mine = (told.mark(job) for job in jobs)
         if isinstance(jobs, Sequence):
             listed = list[Job | Refusal](mine)
             return lambda: shared.enter(listed)
@@ -256,6 +298,7 @@ def decode(
     seed: int = 0,
     on_error: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    return_joints: bool = False,
     **options: Any,
 ) -> list[Result]:
     """Answers every prompt with the adaptive search (paper, section 4).
@@ -279,6 +322,7 @@ def decode(
         if `prompts` is a sequence; or "result", a `Result` with the finish reason "error". Default: raise for a sequence, a result for
         any other iterable. A model that fails on a prompt gives such a result in any case.
       chat_template_kwargs: variables of the chat template, such as `{"enable_thinking": False}`.
+      return_joints: every `Decision` carries the joints that it was made on.
       options: fields of `DecodeConfig` to override, e.g. `n=4, beta=0.02, max_new_tokens=512`.
 
     Returns:
@@ -288,7 +332,7 @@ def decode(
       UsageError: bad prompts (see `on_error`) or options, before any compilation.
     """
     decoder = Decoder(lm, config, seed=seed, chat_template_kwargs=chat_template_kwargs, **options)
-    return decoder.decode(prompts, on_error=on_error)
+    return decoder.decode(prompts, on_error=on_error, return_joints=return_joints)
 
 
 def decode_stream(
@@ -299,6 +343,7 @@ def decode_stream(
     seed: int = 0,
     on_error: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    return_joints: bool = False,
     **options: Any,
 ) -> Iterator[StepEvent | ResultEvent]:
     """As `decode`, but yields a `StepEvent` at every decision of every prompt and a `ResultEvent` at each prompt's end.
@@ -307,4 +352,4 @@ def decode_stream(
     prompt ready, nothing is decoded. A consumer that stops early (`close`, or leaving the loop) frees everything.
     """
     decoder = Decoder(lm, config, seed=seed, chat_template_kwargs=chat_template_kwargs, **options)
-    return decoder.stream(prompts, on_error=on_error)
+    return decoder.stream(prompts, on_error=on_error, return_joints=return_joints)

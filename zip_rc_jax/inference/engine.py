@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
@@ -29,8 +30,19 @@ from zip_rc_jax.inference.placement import Move, Place, Shard, live_rows_first, 
 from zip_rc_jax.inference.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash, shared_prefix
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.scheduler import Queue, fresh, largest_prefills, members, next_batch, next_to_step
-from zip_rc_jax.inference.state import Rows, StepSettings, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
-from zip_rc_jax.inference.tree import ROOT, Action, Branch, Group, failure
+from zip_rc_jax.inference.state import (
+    Rows,
+    Stepped,
+    StepSettings,
+    advance,
+    bucket,
+    copy_rows,
+    empty_rows,
+    fine_bucket,
+    prefill,
+)
+from zip_rc_jax.inference.stopping import find_stop
+from zip_rc_jax.inference.tree import Action, Branch, Group, failure
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
 from zip_rc_jax.models.transformer import unembedding
@@ -188,6 +200,9 @@ class Engine:
         """
         check_head(lm)
         assert lm.head is not None
+        if config.generation_config:
+            reason = "the engine does not read the checkpoint's sampling values"
+            raise UsageError("generation_config=True", reason, "pass them, or use a Decoder")
         lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
@@ -361,7 +376,7 @@ class Engine:
                 row = shard.take()
                 group = Group(job, now, joints[s, lane], s, row)
                 if not self.branching:
-                    group.branches = [Branch(i, ROOT, 0, None, joint=group.root_joint) for i in range(job.config.n)]
+                    group.branches = [group.sample(i) for i in range(job.config.n)]
                 copies[s].append((lane, row, 0))
                 admitted.append(group)
         return self._copy(pool, source, copies, longest), admitted, failed
@@ -393,34 +408,70 @@ class Engine:
         ]
         longest = max(len(g.job.ids) + len(b.tokens) for g, b, _, _ in live) + self.config.interval
         most_ids = bucket(max(len(self._stop_ids(g.job)) for g in stepped), least=4)
+        strings = any(g.job.config.stop for g in stepped)
+        settings = dataclasses.replace(
+            self.settings,
+            filters=Filters.of(g.job.config.sampling for g in stepped),
+            history=self.config.interval if strings else 0,
+        )
         pool, after = advance(
-            dataclasses.replace(self.settings, filters=Filters.of(g.job.config.sampling for g in stepped)),
+            settings,
             self.params,
             pool,
             lanes_of([(lane, g.job, quota) for g, _, lane, quota in live], self._stop_ids, most_ids, (len(shards), width)),
             np.int32(self.config.interval),
             fine_bucket(longest, pool.tokens.shape[2]),
         )
-        tokens, length, done, fault, joint = (np.asarray(x) for x in after)
+        read = jax.tree.map(np.asarray, after)
         used = dict.fromkeys((g.job.number for g in stepped), 0)
         dirty: list[list[int]] = [[] for _ in shards]
         for group, branch, lane, _ in live:
-            generated = branch.tokens + tuple(tokens[lane, len(group.job.ids) + len(branch.tokens) : length[lane]].tolist())
-            used[group.job.number] = max(used[group.job.number], len(generated) - len(branch.tokens))
-            branch.tokens, branch.joint = generated, joint[lane].copy()
-            if done[lane]:
+            if read.fault[lane]:
+                assert branch.row is not None
+                dirty[group.shard].append(branch.row)
+            before = len(branch.tokens)
+            ended = self._grow(group, branch, read, lane)
+            new = int(read.length[lane]) - len(group.job.ids) - before
+            used[group.job.number] = max(used[group.job.number], new)
+            if ended:
                 assert branch.row is not None
                 shards[group.shard].give(branch.row)
-                branch.live, branch.finished, branch.failed = False, not fault[lane], bool(fault[lane])
-                branch.stopped = branch.finished and generated[-1] in self._stop_ids(group.job)
-                if fault[lane]:
-                    dirty[group.shard].append(branch.row)
-                    group.error = f"the model's logits after the {len(generated)} tokens of prefix {branch.id} are not finite"
-                branch.row = None
+                branch.live, branch.row = False, None
         for group in stepped:
             group.steps += used[group.job.number]
             group.action, group.ready = None, False
         return self._clear(pool, dirty)
+
+    def _grow(self, group: Group, branch: Branch, read: Stepped, lane: int) -> bool:
+        """Takes over what an interval made of a prefix. Returns whether the prefix has ended."""
+        job, before = group.job, len(branch.tokens)
+        new = slice(len(job.ids) + before, int(read.length[lane]))
+        branch.tokens += tuple(read.tokens[lane, new].tolist())
+        branch.logprobs += tuple(read.logprobs[lane, new].tolist())
+        branch.joint = read.joint[lane].copy()
+        window = self.config.window
+        if job.config.stop:
+            assert branch.history is not None
+            assert read.history is not None
+            history = branch.history.extended(read.history[lane, : len(branch.tokens) - before])
+            branch.history = history.last(window)
+            branch.stop = find_stop(self.lm.tokenizer.decode, branch.tokens, before, job.config.stop)
+            if branch.stop is not None:
+                length = branch.stop.length
+                group.dropped += len(branch.tokens) - length
+                branch.tokens, branch.logprobs = branch.tokens[:length], branch.logprobs[:length]
+                branch.joint = history.mean_of_finished(length, window)
+                branch.finished = branch.stopped = True
+                return True
+        if not read.done[lane]:
+            return False
+        branch.failed = bool(read.fault[lane])
+        branch.finished = not branch.failed
+        branch.stopped = branch.finished and branch.tokens[-1] in self._stop_ids(job)
+        if branch.failed:
+            after = f"after the {len(branch.tokens)} tokens of prefix {branch.id}"
+            group.error = f"the model's logits {after} are not finite"
+        return True
 
     def _clear(self, pool: Rows, dirty: list[list[int]]) -> Rows:
         """Empties rows: what is not finite in their cache would reach the next prefix there, since a masked slot still counts 0 times."""
@@ -513,7 +564,8 @@ class Engine:
 
     def _record(self, group: Group, action: Action, stream: bool, last: bool) -> list[StepEvent]:
         """Puts the decision into the trace; the event that tells of it, if it is streamed."""
-        decision = group.record(action)
+        grid = self.head.grid
+        decision = group.record(action, (grid.n_reward, grid.n_length))
         if not (stream and group.job.streamed):
             return []
         return [StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))]

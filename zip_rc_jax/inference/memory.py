@@ -59,7 +59,9 @@ def estimate(settings: StepSettings, params: Any, rows: int, slots: int, prompts
     pool, source = (abstract_pool(settings, r, s) for r, s in ((rows + 1, slots), (prompts, prompt_slots)))
     # Sampling holds a few arrays as large as the logits; the small leaves are carried from step to step besides the pool.
     small = shard_bytes(dataclasses.replace(pool, cache=None))
-    step = 2 * small + 4 * rows * vocab + network.temporary_bytes(rows, 1, slots)
+    kept = 2 * 4 * rows * slots  # log-probabilities
+    kept += 5 * rows * vocab // 4 if settings.filters.repetition else 0  # seen ids, and other logits
+    step = 2 * small + kept + 4 * rows * vocab + network.temporary_bytes(rows, 1, slots)
     prefill = shard_bytes(source) + 4 * prompts * vocab + network.temporary_bytes(prompts, prompt_slots, prompt_slots)
     return Estimate(shard_bytes(params), shard_bytes(pool), max(step, prefill))
 

@@ -22,6 +22,7 @@ TextOrChat = str | Sequence[Mapping[str, Any]]
 Prompt = TextOrChat | Sequence[int] | np.ndarray
 WORTH_SHARING = 32  # tokens
 ON_ERROR = ("raise", "result")
+SYSTEM_ROLES = ("system", "developer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,9 @@ class Request:
       seed: of the randomness. The same prompt and seed give the same tokens, also twice in one batch; give them different seeds to get
         different samples.
       n, max_tokens: at most the engine's.
-      alpha, beta, answer, abstain, abstain_below, temperature, top_k, top_p, min_p, stop_token_ids, token_budget, time_budget: as in
-        `DecodeConfig`.
+      alpha, beta, answer, abstain, abstain_below, temperature, top_k, top_p, min_p,
+        repetition_penalty, stop, stop_token_ids, token_budget, time_budget, system,
+        continue_final_message: as in `DecodeConfig`.
     """
 
     prompt: Prompt
@@ -57,6 +59,10 @@ class Request:
     stop_token_ids: tuple[int, ...] | None = None
     token_budget: int | None = None
     time_budget: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] | None = None
+    system: str | None = None
+    continue_final_message: bool | None = None
 
     def over(self, config: DecodeConfig) -> DecodeConfig:
         """`config` with this request's options.
@@ -88,6 +94,7 @@ class Job:
       key: data of the request's random key, two uint32.
       template_hash: of the chat template that rendered the prompt; None for a text.
       streamed: its decisions are told as they are made; else its result alone.
+      joints: its decisions carry the joints.
     """
 
     number: int
@@ -97,6 +104,7 @@ class Job:
     key: tuple[int, ...]
     template_hash: str | None
     streamed: bool = True
+    joints: bool = False
 
     @property
     def slots(self) -> int:
@@ -244,6 +252,10 @@ class Intake:
         self.lm, self.config, self.seed = lm, config, seed
         if not isinstance(template_kwargs, Mapping) or not all(isinstance(name, str) for name in template_kwargs):
             raise UsageError(f"chat_template_kwargs={shown(template_kwargs)}", "they are variables by name", 'pass {"name": value}')
+        if "continue_final_message" in template_kwargs:
+            reason = "it is no variable of the template"
+            fix = "pass continue_final_message=True beside it"
+            raise UsageError("chat_template_kwargs with continue_final_message", reason, fix)
         self.template_kwargs, self.check_memory = dict(template_kwargs), check_memory
         self.head = lm.head
         self.sampleable = lm.head.sampleable(lm.config.vocab_size)
@@ -321,21 +333,41 @@ class Intake:
             )
         if chat and not prompt:
             raise UsageError(f"prompt {number}", "it is empty", "leave it out")
+        self._check_chat_options(number, prompt, chat, config)
         if is_token_ids(prompt):
             ids = token_ids(number, prompt)
             self._check_ids(number, ids, config)
             text = tokenizer.backend.decode(ids, skip_special_tokens=False)
         else:
-            text = str(prompt) if isinstance(prompt, str) else self._rendered(prompt)
+            text = str(prompt) if isinstance(prompt, str) else self._rendered(prompt, config)
             check_text(number, text)
             ids = tokenizer.encode_prompt(text, chat=chat, add_special_tokens=config.add_special_tokens)
             self._check_ids(number, ids, config)
         seed = self.seed if request.seed is None else request.seed
         return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
 
-    def _rendered(self, chat: Any) -> str:
+    def _check_chat_options(self, number: int, prompt: Any, chat: bool, config: DecodeConfig) -> None:
+        """Raises UsageError for options of chats where no template reads them, or the chat contradicts them."""
+        given = [name for name in ("system", "continue_final_message") if getattr(config, name)]
+        if given and not chat:
+            value = f"{given[0]}={shown(getattr(config, given[0]))} for prompt {number}"
+            reason = "it is a text or token ids, which no template renders"
+            raise UsageError(value, reason, 'pass a chat: [{"role": "user", "content": prompt}]')
+        turns = [turn for turn in prompt if isinstance(turn, Mapping)] if chat else []
+        if config.system and turns and turns[0].get("role") in SYSTEM_ROLES:
+            value = f"system={shown(config.system)} for prompt {number}"
+            reason = f"its first turn has the role {turns[0].get('role')} already"
+            raise UsageError(value, reason, "leave one of them out")
+        if config.continue_final_message and turns and turns[-1].get("role") != "assistant":
+            value = f"continue_final_message=True for prompt {number}"
+            reason = f"its last turn has the role {shown(turns[-1].get('role'))}"
+            raise UsageError(value, reason, "end it with the assistant's turn to continue, or leave the option out")
+
+    def _rendered(self, chat: Any, config: DecodeConfig) -> str:
         """The text that the model's own template makes of a chat."""
-        return self.lm.tokenizer.chat(chat, **self.template_kwargs)
+        turns = [{"role": "system", "content": config.system}, *chat] if config.system else chat
+        going_on = config.continue_final_message
+        return self.lm.tokenizer.chat(turns, continue_final_message=going_on, **self.template_kwargs)
 
     def _check_stop_ids(self, config: DecodeConfig) -> None:
         bad = [i for i in config.stop_token_ids if not (0 <= i < len(self.sampleable) and self.sampleable[i])]

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from zip_rc_jax.head import ZipHead, joint_log_probs, policy_logits
 from zip_rc_jax.inference.network import Network
-from zip_rc_jax.inference.sampler import Filters, Sampling, row_keys, sample
+from zip_rc_jax.inference.sampler import Filters, Sampling, penalized, row_keys, sample, seen_tokens
 from zip_rc_jax.models.kv_cache import copy_row, first_rows
 
 
@@ -31,6 +31,7 @@ class StepSettings:
       vocab_size: `V`.
       filters: parts of sampling that are compiled.
       window: joints averaged per prefix.
+      history: joints of single steps that `advance` also returns, at least its `steps`; 0 for none.
     """
 
     network: Network
@@ -38,6 +39,7 @@ class StepSettings:
     vocab_size: int
     filters: Filters
     window: int
+    history: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +70,8 @@ def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> Lanes:
     def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((shards, width, *shape), dtype)
 
-    sampling = Sampling(lane(jnp.float32), lane(jnp.int32), lane(jnp.float32), lane(jnp.float32))
+    number = lane(jnp.float32)
+    sampling = Sampling(number, lane(jnp.int32), number, number, number)
     return Lanes(lane(jnp.bool_), lane(jnp.uint32, 2), lane(jnp.int32), lane(jnp.int32), lane(jnp.int32, stop_ids), sampling)
 
 
@@ -167,6 +170,16 @@ def _top(logits: jax.Array, head: ZipHead) -> jax.Array:
     return jnp.max(policy_logits(logits, head), axis=-1)
 
 
+def _log_prob(policy: jax.Array, top: jax.Array, token: jax.Array) -> jax.Array:
+    """`[R]` log-probability of `token [R]` under masked logits `policy [R, V]` with the maximum `top [R]`.
+
+    The token's logit is picked by a sum, so that a vocabulary that lies on several devices stays there.
+    """
+    mine = jnp.arange(policy.shape[-1]) == token[:, None]
+    picked = jnp.sum(jnp.where(mine, policy, 0), axis=-1)
+    return picked - top - jnp.log(jnp.sum(jnp.exp(policy - top[:, None]), axis=-1))
+
+
 def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -> jax.Array:
     """`[...]` bool: NaN or infinity among the logits `[..., V]`, or no joint `[..., C]` in them.
 
@@ -228,6 +241,8 @@ class Stepped(NamedTuple):
 
     `tokens [N, S]`, `length [N]`, `done [N]`, `fault [N]`: done because the logits after its last token are not finite, and
     `joint [N, C]`: the mean over the last `window` tokens (fewer while it is shorter), without those logits.
+    `logprobs [N, S]` float32: of the tokens of this interval, under the policy before any sampling option.
+    `history [N, H, C]`: the joint after each token of this interval; None if `settings.history` is 0.
     """
 
     tokens: jax.Array
@@ -235,6 +250,8 @@ class Stepped(NamedTuple):
     done: jax.Array
     fault: jax.Array
     joint: jax.Array
+    logprobs: jax.Array
+    history: jax.Array | None
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
@@ -262,11 +279,18 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
         step, rows, cache = carry
         tokens, length, done = rows["tokens"], rows["length"], rows["done"]
         keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
-        drawn = sample(keys, policy_logits(rows["logits"], settings.head), lanes.sampling, settings.filters, rows["top"])
+        policy = policy_logits(rows["logits"], settings.head)
+        weighed, top = policy, rows["top"]
+        if settings.filters.repetition:
+            weighed = penalized(policy, rows["seen"], lanes.sampling.repetition_penalty)
+            top = jnp.max(weighed, axis=-1)
+        drawn = sample(keys, weighed, lanes.sampling, settings.filters, top)
         live = live_rows(rows)
         # A row that is not live is fed its last token again, which gives its logits again if it only rests.
         slot = jnp.where(live, length, length - 1)
         token = jnp.where(live, drawn, _pick(tokens, slot))
+        log_prob = _log_prob(policy, rows["top"], token)
+        log_prob = jnp.where(live, log_prob, _pick(rows["logprobs"], slot))
         length = length + live
         generated = length - rows["prompt_length"]
         ended = jnp.any(token[:, None] == lanes.stop_ids, axis=1) | (generated >= lanes.max_tokens)
@@ -288,12 +312,23 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
             "logits": logits,
             "top": top,  # of which the next token's weights are made too: no pass over the vocabulary looks for faults alone
             "ring": _place(rows["ring"], place, joint),
+            "logprobs": _place(rows["logprobs"], slot, log_prob),
         }
+        if settings.filters.repetition:
+            changed["seen"] = _place(rows["seen"], token, jnp.ones_like(live))
+        if settings.history:
+            changed["history"] = rows["history"].at[:, step].set(joint)
         return step + 1, rows | changed, cache
 
     before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
     before["tokens"] = before["tokens"][:, :slots]
     before |= {"fault": jnp.zeros_like(lanes.active), "top": _top(before["logits"], settings.head)}
+    before["logprobs"] = jnp.zeros(before["tokens"].shape, jnp.float32)
+    if settings.filters.repetition:
+        before["seen"] = seen_tokens(before["tokens"], before["length"], settings.vocab_size)
+    if settings.history:
+        cells = settings.head.grid.n_cells
+        before["history"] = jnp.zeros((shards * width, settings.history, cells), jnp.float32)
     _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
     after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])
 
@@ -305,7 +340,15 @@ def advance(settings: StepSettings, params: Any, pool: Rows, lanes: Lanes, steps
     valid = jnp.arange(window) < seen[:, None]
     total = jnp.einsum("rwc,rw->rc", after["ring"], valid.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     joint = total / jnp.maximum(seen, 1)[:, None]
-    stepped = Stepped(after["tokens"], after["length"], after["done"], after["fault"], joint)
+    stepped = Stepped(
+        tokens=after["tokens"],
+        length=after["length"],
+        done=after["done"],
+        fault=after["fault"],
+        joint=joint,
+        logprobs=after["logprobs"],
+        history=after.get("history"),
+    )
     return Rows(**{name: put(name) for name in _SMALL}, cache=cache), stepped
 
 

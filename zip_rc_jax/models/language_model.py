@@ -41,6 +41,7 @@ class LanguageModel:
       head: grid, label kind and reserved range; None for a plain policy.
       layout: mesh and sharding rules that decoding uses.
       info: how it was made (JSON-able).
+      generation_config: what the checkpoint's generation_config.json says; {} if there was none. Nothing reads it unless asked to.
     """
 
     config: ModelConfig
@@ -49,6 +50,7 @@ class LanguageModel:
     head: ZipHead | None = None
     layout: Layout = dataclasses.field(default_factory=single_device)
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
+    generation_config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def create(cls, config: ModelConfig, tokenizer: Tokenizer, seed: int) -> LanguageModel:
@@ -139,6 +141,7 @@ class LanguageModel:
                 "dtype": str(jax.tree.leaves(params)[0].dtype),
                 "tokenizer": self.tokenizer.to_dict(),
                 "info": self.info,
+                **({"generation_config": self.generation_config} if self.generation_config else {}),
             },
             params,
         )

@@ -184,7 +184,7 @@ def stacked(settings: StepSettings, state: TrainState) -> TrainState:
 
 
 def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]) -> LanguageModel:
-    return LanguageModel(lm.config, lm.tokenizer, params, lm.head, lm.layout, info)
+    return dataclasses.replace(lm, params=params, info=info)
 
 
 def _restored(state: TrainState, batches: Any, checkpoints: Checkpoints) -> tuple[TrainState, int]:
