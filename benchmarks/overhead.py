@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     arguments = parser.parse_args()
     rows, steps = arguments.rows, arguments.interval
-    engine = Engine(load(MODEL).with_head(Grid.authors("value"), "value"), DecodeConfig(n=8, rows=rows, interval=steps, window=8), 0)
+    config = DecodeConfig(n=8, max_num_seqs=rows, interval=steps, window=8)
+    engine = Engine(load(MODEL).with_head(Grid.authors("value"), "value"), config, 0)
     settings, params, grid = engine.settings, engine.params, engine.head.grid
     sampling = jax.tree.map(jnp.asarray, Sampling.stack([engine.config.sampling] * rows))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))

@@ -96,7 +96,7 @@ def test_a_call_that_nobody_reads_from_keeps_its_events_and_holds_up_no_other():
 
 def test_an_abandoned_call_gives_its_slots_to_the_next():
     """There are slots for one prompt; the second call waits for them."""
-    engine = shared(dataclasses.replace(PRICED, rows=PRICED.n))
+    engine = shared(dataclasses.replace(PRICED, max_num_seqs=PRICED.n))
     first, second = enter(engine, [PROMPTS[3]]), enter(engine, [PROMPTS[0]])
     assert isinstance(first.next(), StepEvent)
     first.close()
@@ -108,7 +108,7 @@ def test_what_waits_for_an_abandoned_call_is_never_decoded(monkeypatch):
     admitted = []
     real = Engine._admit
     monkeypatch.setattr(Engine, "_admit", lambda self, *a: (admitted.extend(j.ids for part in a[-1] for j in part), real(self, *a))[1])
-    engine = shared(dataclasses.replace(PRICED, rows=PRICED.n))
+    engine = shared(dataclasses.replace(PRICED, max_num_seqs=PRICED.n))
     first, second = enter(engine, [PROMPTS[3]]), enter(engine, PROMPTS[:3])
     first.next()
     second.close()
@@ -162,7 +162,7 @@ def test_threads_get_what_they_get_alone():
 
 # ---- the decoder (a tiny transformer)
 
-SMALL = dataclasses.replace(REAL, n=2, rows=8, max_tokens=9)
+SMALL = dataclasses.replace(REAL, n=2, max_num_seqs=8, max_tokens=9)
 
 
 @pytest.fixture(scope="module")

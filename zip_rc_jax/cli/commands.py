@@ -78,7 +78,7 @@ def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
     """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level is in the report)."""
     directory = pipeline.run_directory(config)
     pipeline.check_output(config, "report", ".partial")
-    layout = pipeline.sampling_layout(config.decode.rows, max(config.evaluate.samples, config.decode.n))
+    layout = pipeline.sampling_layout(config.decode.max_num_seqs, max(config.evaluate.samples, config.decode.n))
     lite = load(directory / "lite", layout=layout, dtype=config.dtype) if (directory / "lite" / "model").is_dir() else None
     found = evaluate(config, load(directory / "final", layout=layout, dtype=config.dtype), argv=argv, lite=lite)
     for table in (

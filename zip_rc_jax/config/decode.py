@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config.checks import check_types, one_of, require, shown, to_plain_numbers
+from zip_rc_jax.config.renamed import takes_old_names
 from zip_rc_jax.runtime.errors import UsageError
 
 CANDIDATES = ("published", "exhaustive", "branching")
@@ -114,6 +115,7 @@ class SamplingConfig:
         )
 
 
+@takes_old_names
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
     """The adaptive search and its limits (method: sampling utility, `U = E[max] - beta (alpha E[compute] + (1-alpha) E[latency]) / N`).
@@ -151,7 +153,9 @@ class DecodeConfig:
         It is never exceeded: where it runs short, the live prefixes share what is left.
       time_budget: seconds from a prompt's admission after which its next decision is the last; 0 sets no limit. A running interval is
         not interrupted, and what the first call of a shape spends on compiling counts too.
-      rows: rows of the pool, shared by all prompts in flight.
+      max_num_seqs: how many prefixes may be in memory at the same time, of all prompts in flight together (called `rows` before 0.2).
+        It decides how much memory decoding takes, and no result. At least `n` on each shard of the mesh are made, whatever is given:
+        see `seqs_per_shard`.
       add_special_tokens: prompts begin with what the tokenizer's own settings put before a text, such as a beginning-of-sequence
         token, once. False leaves prompts as they are.
     """
@@ -185,7 +189,7 @@ class DecodeConfig:
     generation_config: bool = False
     token_budget: int = 0
     time_budget: float = 0.0
-    rows: int = 64
+    max_num_seqs: int = 64
     add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
@@ -200,9 +204,9 @@ class DecodeConfig:
         require(plain, f"system={shown(system)}", "it is not a text", "write it as text")
         require(0 <= self.alpha <= 1, f"alpha={self.alpha}", "it weighs compute against latency", "use a number in [0, 1]")
         require(0 <= self.beta <= 1e30, f"beta={self.beta}", "it is a price", "use a number from 0 to 1e30")
-        for field in ("n", "interval", "window", "max_tokens", "rows"):
+        for field in ("n", "interval", "window", "max_tokens", "max_num_seqs"):
             require(getattr(self, field) >= 1, f"{field}={shown(getattr(self, field))}", "it counts at least one", "use a positive number")
-        for field in ("n", "interval", "window", "max_tokens", "rows", "top_k", "length_budget", "token_budget"):
+        for field in ("n", "interval", "window", "max_tokens", "max_num_seqs", "top_k", "length_budget", "token_budget"):
             value = getattr(self, field)
             require(value < 2**31, f"{field}={shown(value)}", "counts are held in 32 bits", "use a number below 2147483648")
         one_of("candidates", self.candidates, CANDIDATES)
@@ -213,12 +217,6 @@ class DecodeConfig:
             f"n={self.n} with candidates='exhaustive'",
             f"all 2^{self.n} subsets would be scored at every decision",
             "use n <= 10 or candidates='published'",
-        )
-        require(
-            self.n <= self.rows,
-            f"n={self.n} with rows={self.rows}",
-            "the samples of one prompt must fit in the row pool",
-            "raise rows or lower n",
         )
         require(
             self.temperature > 0 or self.n == 1,
@@ -254,6 +252,13 @@ class DecodeConfig:
             "use 1 to leave it",
         )
         require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")
+
+    def seqs_per_shard(self, shards: int) -> int:
+        """Prefixes that each of `shards` shards holds: an equal part of `max_num_seqs`, rounded up, and at least those of one prompt.
+
+        All prefixes of a prompt lie in one shard.
+        """
+        return max(self.n, -(-self.max_num_seqs // shards))
 
     @property
     def sampling(self) -> SamplingConfig:

@@ -12,6 +12,7 @@ from typing import Any
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.config.checks import shown
+from zip_rc_jax.config.renamed import new_names
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference.engine import (
     ENGINE_OPTIONS,
@@ -60,6 +61,7 @@ def resolve(
       UsageError: an option that no one reads, one given under both its names, an impossible value, or what `sampling_values` raises.
     """
     known = [f.name for f in dataclasses.fields(DecodeConfig)]
+    options = new_names(DecodeConfig, options)
     renamed = {ALIASES.get(name, name): value for name, value in options.items()}
     if len(renamed) < len(options):
         raise UsageError(f"decoding options {', '.join(options)}", "two of them are the same one", f"leave out {', '.join(ALIASES)}")
@@ -112,7 +114,7 @@ class Decoder:
       - Each gets the results that it would get alone, for randomness is fold(seed, prompt hash, branch, position). Tokens and
         decisions are equal, predictions up to rounding (tested on CPU); a `time_budget` follows the clock, which all share.
       - Calls with lists of prompts and the same `ENGINE_OPTIONS` share one set of slots: their prompts run in one batch.
-        Any other call has slots of its own while it runs: `rows` of them, as the memory check assumes for one call.
+        Any other call has slots of its own while it runs: `max_num_seqs` of them, as the memory check assumes for one call.
       - What is wrong with one call is raised to that call alone. If the device fails, the call that drove it is told; the prompts of
         the others are decoded anew.
       - A stream that is closed or dropped, and an asyncio task that is cancelled, give their slots back at the next decision.

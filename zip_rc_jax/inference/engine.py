@@ -89,7 +89,7 @@ ENGINE_OPTIONS = (
     "skill",
     "joint_temperature",
     "joint_top_p",
-    "rows",
+    "max_num_seqs",
 )
 
 
@@ -203,7 +203,6 @@ class Engine:
         if config.generation_config:
             reason = "the engine does not read the checkpoint's sampling values"
             raise UsageError("generation_config=True", reason, "pass them, or use a Decoder")
-        lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
         self._prepared = prepared(lm) if network is None else None
@@ -224,13 +223,7 @@ class Engine:
         self.shares_prefixes = "conv" not in lm.config.kinds
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
         self.shards = self.settings.network.layout.mesh.shape["data"]
-        self.rows = config.rows // self.shards  # of each shard
-        if config.n > self.rows:
-            raise UsageError(
-                f"rows={config.rows} on {self.shards} shards with n={config.n}",
-                f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
-                f"set rows to at least {config.n * self.shards}",
-            )
+        self.rows = config.seqs_per_shard(self.shards)
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
         self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
         self.intake = self.intake_for(config, seed, chat_template_kwargs)

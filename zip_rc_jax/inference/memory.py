@@ -123,7 +123,7 @@ def check_fits(
     joints = found.rows - needed(rows, slots, 1).rows
     if 2 * joints > found.rows and (most := largest(lambda w: needed(rows, slots, w).total <= limit, window)):
         raise UsageError(
-            f"window={window} with rows={rows * shards} of {slots} tokens",
+            f"window={window} with max_num_seqs={rows * shards} of {slots} tokens",
             f"every row holds the joints of its last {window} tokens, {_size(joints)} per device of the {_size(found.total)} that "
             f"decoding needs, and a device has {_size(limit)}",
             f"use window={most} or less (max_tokens is the most that has any effect)",
@@ -136,17 +136,18 @@ def check_fits(
     fit, length, alone = largest(lambda r: needed(r, slots).total <= limit, rows), longest(rows), longest(1)
     fixes = []
     if fit >= n:
-        fixes.append(f"use rows={fit * shards} or fewer (n={n} fits)")
+        fixes.append(f"use max_num_seqs={fit * shards} or fewer (n={n} fits)")
     elif fit >= 1:
-        fixes.append(f"use n={fit} or less with rows={fit * shards}")
+        fixes.append(f"use n={fit} or less with max_num_seqs={fit * shards}")
     if length > prompt_tokens:
         fixes.append(f"keep prompt and max_tokens within {length} tokens (the longest prompt has {prompt_tokens})")
     if not fixes and alone > prompt_tokens:
         fixes.append(
-            f"use n=1 with rows={shards} and keep prompt and max_tokens within {alone} tokens (the longest prompt has {prompt_tokens})"
+            f"use n=1 with max_num_seqs={shards} and keep prompt and max_tokens within {alone} tokens "
+            f"(the longest prompt has {prompt_tokens})"
         )
     raise UsageError(
-        f"rows={rows * shards} of {slots} tokens{blame}",
+        f"max_num_seqs={rows * shards} of {slots} tokens{blame}",
         f"decoding needs {_size(found.total)} per device ({_size(found.parameters)} parameters, {_size(found.rows)} rows, up to "
         f"{_size(found.temporaries)} temporaries), and a device has {_size(limit)}",
         ", or ".join(fixes) or "not even one sample fits: use a smaller model, a lower precision, shorter prompts or more devices",
