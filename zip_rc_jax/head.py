@@ -20,7 +20,7 @@ PAD_MULTIPLE = 128
 
 @dataclasses.dataclass(frozen=True)
 class HeadDefaults:
-    """How to decode with a head where the caller does not say: the scale of the task it was made for.
+    """How to decode with a head where the caller does not say: on the scale of its task.
 
     Attributes:
       interval: decode steps between decisions, in tokens.
@@ -44,17 +44,20 @@ class HeadDefaults:
 
 @dataclasses.dataclass(frozen=True)
 class ZipHead:
-    """Where the joint lives in the vocabulary, and what it means. Hashable; stored with every checkpoint.
+    """Where the joint lives in the vocabulary, and what it means. Hashable; stored with every
+    checkpoint.
 
     Attributes:
       grid: reward x length grid.
       label: "correct" or "value": what the reward axis was trained on.
-      first_id: first reserved vocabulary id; cell `(b, l)` is id `first_id + b * B_T + l`. The range may lie below `used_ids` where
-        the tokenizer has placeholders that it never emits.
-      used_ids: ids below this belong to the tokenizer; the rest is padding and is never sampled either.
+      first_id: first reserved vocabulary id; cell `(b, l)` is id `first_id + b * B_T + l`. The
+        range may lie below `used_ids` where the tokenizer has placeholders that it never emits.
+      used_ids: ids below this belong to the tokenizer; the rest is padding and is never sampled
+        either.
       defaults: how to decode where the caller does not say. None in checkpoints from before 0.2,
         and in those of other tools: then the defaults of `DecodeConfig` hold. They are no part of
-        the head's identity: heads that differ here alone are equal, and their models have one digest.
+        the head's identity. Heads that differ here alone are equal, and their models have one
+        digest.
     """
 
     grid: Grid

@@ -1,4 +1,4 @@
-"""Old names of settings are accepted for one release, with a warning, wherever settings are given."""
+"""Old names of settings are accepted for one release, with a warning."""
 
 from __future__ import annotations
 

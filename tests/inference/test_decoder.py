@@ -22,7 +22,8 @@ from zip_rc_jax.inference import engine as engine_module
 from zip_rc_jax.inference import state
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.memory import shard_bytes
-from zip_rc_jax.inference.sharing import SharedEngine
+from zip_rc_jax.inference.sharing import OwnSession, SharedEngine
+from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 
 PROMPTS = ["x", "y y", "z", "x y z", "y", "z z"]
 
@@ -223,7 +224,9 @@ def test_a_call_inside_a_stream_of_the_same_thread_is_answered(decoder, expected
 
 
 def test_real_threads_and_tasks_get_what_a_call_alone_gets(lm, decoder):
-    """Lists, iterators, streams and other seeds, at the same time; one of them is wrong, and one is abandoned."""
+    """Lists, iterators, streams and other seeds, at the same time; one of them is wrong, and one is
+    abandoned.
+    """
     plans = [(REAL_PROMPTS[i : i + 2], i % 3) for i in range(4)]
     expected = [decode(lm, prompts, SMALL, seed=seed) for prompts, seed in plans]
     start = threading.Barrier(6)
@@ -387,3 +390,22 @@ def test_requests_of_one_call_keep_their_own_options(lm, decoder):
     found = decoder([Request("3", seed=1), Request("3", seed=2, max_tokens=4)])
     (one,), (two,) = decode(lm, ["3"], SMALL, seed=1), decode(lm, ["3"], SMALL, seed=2, max_tokens=4)
     assert [exact(r) for r in found] == [exact(one), exact(two)]
+
+
+def test_two_threads_may_launch_programs_of_the_same_devices():
+    """Two loops on a mesh of two devices: each program must reach both devices in one order."""
+    layout = Layout(make_mesh(data=2), DECODE_RULES)
+    lm = dataclasses.replace(MIXED.lm(), layout=layout)
+    network = ScriptedNetwork(layout=layout)
+    config = dataclasses.replace(PRICED, max_num_seqs=8)
+    engines = [Engine(lm, config, 0, network) for _ in range(4)]
+
+    def call(engine):
+        session = OwnSession(engine.run(iter(PROMPTS)))
+        return results(drained(session))
+
+    expected = results(alone(PROMPTS))
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(call, engines):
+            for a, b in zip(found, expected, strict=True):
+                same(a, b)

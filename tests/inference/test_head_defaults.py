@@ -1,4 +1,6 @@
-"""The head carries the interval, window and max_tokens it was made for, and decoding without options uses them."""
+"""The head carries the interval, window and max_tokens it was made for, and decoding without
+options uses them.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,7 @@ def test_the_shipped_model_carries_what_its_config_decodes_with():
 
 
 def test_the_shipped_model_adapts_without_any_option(capsys):
-    """`zip-rc decode embedded:chain_sum_zip --prompt ...` answers, and its search pauses samples."""
+    """`zip-rc decode embedded:chain_sum_zip --prompt ...` answers, and pauses samples."""
     (result,) = decode(load("embedded:chain_sum_zip"), [QUESTION])
     assert result.finish_reason == "stop"
     paused = [p for p in result.prefixes if p.state == "paused"]

@@ -1,4 +1,4 @@
-"""What results say beside the tokens: their log-probabilities, and the joints that were decided on."""
+"""What results say beside the tokens: log-probabilities, and the joints of all decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Everyday options: top_k=-1, a repetition penalty, the checkpoint's own sampling values, system prompts, and going on with a turn."""
+"""Everyday options: top_k=-1, a repetition penalty, the checkpoint's own sampling values, system
+prompts, and going on with a turn.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +141,7 @@ def test_what_the_caller_names_wins_over_the_checkpoint():
     config = DecodeConfig(temperature=0.9, generation_config=True)
     assert resolve(config, {}, None, QWEN3) == DecodeConfig(temperature=0.9, top_k=20, top_p=0.95)
     assert resolve(DecodeConfig(), {}, None, QWEN3) == DecodeConfig(), "only on request"
-    with pytest.raises(UsageError, match=r"temperature=0\.0 with n=8 .*'temperature': 0\.0.* of the checkpoint's generation_config"):
+    with pytest.raises(UsageError, match=r"temperature=0\.0 with n=8 .*'temperature': 0\.0.* of the checkpoint"):
         resolve(None, {"generation_config": True}, None, {"do_sample": False})
     with pytest.raises(UsageError, match=r"temperature=-3.* of the checkpoint"):
         resolve(None, {"generation_config": True}, None, {"temperature": -3, "do_sample": True})

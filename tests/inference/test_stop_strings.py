@@ -1,4 +1,4 @@
-"""Stop strings: found across token borders and characters of several tokens, whatever the interval."""
+"""Stop strings: found across token borders and characters of several tokens."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def test_a_prefix_ends_at_its_first_stop_string_and_says_which(whole, stopped):
 
 @pytest.mark.parametrize("interval", [1, 24])
 def test_no_prefix_depends_on_the_interval(stopped, interval):
-    """Text, tokens, predictions: with an interval of 24 all of a prefix is computed before anybody looks."""
+    """Text, tokens, predictions: with an interval of 24 all of a prefix is computed before anybody
+    looks.
+    """
     for a, b in zip(results(stopped[4]), results(stopped[interval]), strict=True):
         for p, q in zip(a.prefixes, b.prefixes, strict=True):
             assert (p.token_ids, p.text, p.stop_reason, p.finish_reason) == (q.token_ids, q.text, q.stop_reason, q.finish_reason)

@@ -54,9 +54,9 @@ def test_nothing_is_put_before_or_behind_given_ids(lm):
     [
         (IDS, r"prompts given as one list of token ids: .*one prompt or many\. Fix: pass \[ids\]"),
         (np.asarray(IDS), r"prompts given as one list of token ids"),
-        (np.ones((2, 3), int), r"prompts given as one array of shape \(2, 3\): .*Fix: pass list\(rows\)"),
-        ([np.ones((2, 3), int)], r"prompt 0, an array of int64 of shape \(2, 3\): token ids are 1-D"),
-        ([np.ones(3)], r"prompt 0, an array of float64 of shape \(3,\): token ids are whole numbers"),
+        (np.ones((2, 3), int), r"one array of shape \(2, 3\): .*Fix: pass list\(rows\)"),
+        ([np.ones((2, 3), int)], r"an array of int64 of shape \(2, 3\): token ids are 1-D"),
+        ([np.ones(3)], r"an array of float64 of shape \(3,\): token ids are whole"),
         ([np.ones(3, bool)], r"prompt 0, an array of bool of shape"),
         (["3", [5, 6.5]], r"prompt 1 as token ids: item 1 is 6\.5"),
         ([[True, 5]], r"prompt 0 as token ids: item 0 is True"),

@@ -47,7 +47,8 @@ def _strings(value: Any) -> tuple[str, ...]:
     """Stop strings as a tuple, each once. One string will do.
 
     Raises:
-      UsageError: no texts, an empty or too long one, one that no text can hold, or more than `MOST_STOPS`.
+      UsageError: no texts, an empty or too long one, one that no text can hold, or more than
+        `MOST_STOPS`.
     """
     name = f"stop={shown(value)}"
     given = [value] if isinstance(value, str) else value
@@ -71,15 +72,18 @@ def top_k_off(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is drawn. Filters apply in the order temperature, top_k, top_p, min_p (as in Hugging Face).
+    """How the next token is drawn. Filters apply in the order temperature, top_k, top_p, min_p (as
+    in Hugging Face).
 
     Attributes:
       temperature: 0 is greedy; logits are divided by it.
       top_k: keep the k likeliest tokens; 0 or -1 keeps all.
       top_p: keep the smallest set of likeliest tokens with at least this probability; 1 keeps all.
-      min_p: keep tokens with at least this fraction of the likeliest token's probability; 0 keeps all.
-      repetition_penalty: before all that, positive logits of ids that occur in the prompt or in what was generated are divided by
-        it, and negative ones multiplied (as in Hugging Face); 1 leaves them.
+      min_p: keep tokens with at least this fraction of the likeliest token's probability; 0 keeps
+        all.
+      repetition_penalty: before all that, positive logits of ids that occur in the prompt or in
+        what was generated are divided by it, and negative ones multiplied (as in Hugging Face); 1
+        leaves them.
     """
 
     temperature: float = 1.0
@@ -118,46 +122,61 @@ class SamplingConfig:
 @takes_old_names
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """The adaptive search and its limits (method: sampling utility, `U = E[max] - beta (alpha E[compute] + (1-alpha) E[latency]) / N`).
+    """The adaptive search and its limits (method: sampling utility, `U = E[max] - beta (alpha
+    E[compute] + (1-alpha) E[latency]) / N`).
 
     Attributes:
       alpha: in [0, 1]; 1 prices compute (all tokens), 0 prices latency (serial steps).
-      beta: price of one mean sample's worth of cost, in reward; small buys accuracy (0.1 cheap .. 0.01 dear).
+      beta: price of one mean sample's worth of cost, in reward; small buys accuracy (0.1 cheap ..
+        0.01 dear).
       n: most prefixes (finished ones included) that one prompt may have.
       interval: decode steps between decisions, in tokens.
       window: the joint of a prefix is the mean over its last `window` tokens.
-      candidates: "published" (the authors' keep-sets), "exhaustive" (all subsets, n <= 10), or "branching" (adds
-        multiplicities and new samples from the root).
-      no_harm: after the best keep-set is found, keep every dropped prefix whose return does not lower the utility.
-      strategy: "zip_rc", or a baseline on the same engine: "fixed" (n full samples), "reward_threshold" (drop prefixes whose
-        expected reward is below `reward_threshold`), "length_budget" (drop prefixes of `length_budget` tokens or more),
-        "half_finished" (drop the rest once half have finished). They drop at decisions, so a prefix may be longer by up to an interval;
-        and while none has finished, not all: the most promising goes on, or with "length_budget" all do.
-      answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the largest sum of values).
+      candidates: "published" (the authors' keep-sets), "exhaustive" (all subsets, n <= 10), or
+        "branching" (adds multiplicities and new samples from the root).
+      no_harm: after the best keep-set is found, keep every dropped prefix whose return does not
+        lower the utility.
+      strategy: "zip_rc", or a baseline on the same engine: "fixed" (n full samples),
+        "reward_threshold" (drop prefixes whose expected reward is below `reward_threshold`),
+        "length_budget" (drop prefixes of `length_budget` tokens or more), "half_finished" (drop the
+        rest once half have finished). They drop at decisions, so a prefix may be longer by up to an
+        interval; and while none has finished, not all: the most promising goes on, or with
+        "length_budget" all do.
+      answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the
+        largest sum of values).
       abstain: allow a prompt to end before any prefix has finished.
       abstain_below: answers whose expected reward is below it are withheld; 0 withholds none.
-      skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head to select within a prompt.
+      skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head to select
+        within a prompt.
       joint_temperature, joint_top_p: sharpening of the joint before the search; 1 leaves it.
       max_tokens: most tokens generated per prefix.
-      temperature, top_k, top_p, min_p: see `SamplingConfig`. With temperature 0 all samples of a prompt are the same, so `n` must be 1.
+      temperature, top_k, top_p, min_p: see `SamplingConfig`. With temperature 0 all samples of a
+        prompt are the same, so `n` must be 1.
       repetition_penalty: see `SamplingConfig`.
       stop_token_ids: ids that end a prefix besides the tokenizer's end-of-sequence ids.
-      stop: texts that end a prefix as soon as its own text holds one. The text is cut before it, and `Prefix.stop_reason` names it.
-        It is looked for after every interval, but what is found does not depend on the interval: tokens past it are dropped.
-      system: text of a system turn, which is put before every chat. Chats that have one, and prompts that are no chats, are refused.
-      continue_final_message: chats end with a turn of the assistant, and decoding goes on in the middle of it (as in Hugging Face's
-        `apply_chat_template`), instead of beginning another turn. The result's text is what comes behind.
-      generation_config: sampling options that are left at their defaults take the values of the checkpoint's own
-        generation_config.json. Only `Decoder`, `decode` and `decode_stream`, which know the checkpoint, read it.
-      token_budget: most tokens generated for one prompt by all its prefixes together (a shared prefix counts once); 0 sets no limit.
-        It is never exceeded: where it runs short, the live prefixes share what is left.
-      time_budget: seconds from a prompt's admission after which its next decision is the last; 0 sets no limit. A running interval is
-        not interrupted, and what the first call of a shape spends on compiling counts too.
-      max_num_seqs: how many prefixes may be in memory at the same time, of all prompts in flight together (called `rows` before 0.2).
-        It decides how much memory decoding takes, and no result. At least `n` on each shard of the mesh are made, whatever is given:
-        see `seqs_per_shard`.
-      add_special_tokens: prompts begin with what the tokenizer's own settings put before a text, such as a beginning-of-sequence
-        token, once. False leaves prompts as they are.
+      stop: texts that end a prefix as soon as its own text holds one. The text is cut before it,
+        and `Prefix.stop_reason` names it. It is looked for after every interval, but what is found
+        does not depend on the interval: tokens past it are dropped.
+      system: text of a system turn, which is put before every chat. Chats that have one, and
+        prompts that are no chats, are refused.
+      continue_final_message: chats end with a turn of the assistant, and decoding goes on in the
+        middle of it (as in Hugging Face's `apply_chat_template`), instead of beginning another
+        turn. The result's text is what comes behind.
+      generation_config: sampling options that are left at their defaults take the values of the
+        checkpoint's own generation_config.json. Only `Decoder`, `decode` and `decode_stream`, which
+        know the checkpoint, read it.
+      token_budget: most tokens generated for one prompt by all its prefixes together (a shared
+        prefix counts once); 0 sets no limit. It is never exceeded: where it runs short, the live
+        prefixes share what is left.
+      time_budget: seconds from a prompt's admission after which its next decision is the last; 0
+        sets no limit. A running interval is not interrupted, and what the first call of a shape
+        spends on compiling counts too.
+      max_num_seqs: how many prefixes may be in memory at the same time, of all prompts in flight
+        together (called `rows` before 0.2). It decides how much memory decoding takes, and no
+        result. At least `n` on each shard of the mesh are made, whatever is given: see
+        `seqs_per_shard`.
+      add_special_tokens: prompts begin with what the tokenizer's own settings put before a text,
+        such as a beginning-of-sequence token, once. False leaves prompts as they are.
     """
 
     alpha: float = 0.1
@@ -254,7 +273,8 @@ class DecodeConfig:
         require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")
 
     def seqs_per_shard(self, shards: int) -> int:
-        """Prefixes that each of `shards` shards holds: an equal part of `max_num_seqs`, rounded up, and at least those of one prompt.
+        """Prefixes that each of `shards` shards holds: an equal part of `max_num_seqs`, rounded up,
+        and at least those of one prompt.
 
         All prefixes of a prompt lie in one shard.
         """

@@ -79,7 +79,9 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _merged(known: Any, given: Any) -> Any:
-    """Raises ValueError for a value that is left open, UsageError for one under two names, and what OmegaConf raises."""
+    """Raises ValueError for a value that is left open, UsageError for one under two names, and what
+    OmegaConf raises.
+    """
     if isinstance(given, (DictConfig, ListConfig)) and (missing := OmegaConf.missing_keys(given)):
         raise ValueError(f"{sorted(missing)[0]} is ???, which OmegaConf takes for a value that is still to come")
     if isinstance(given, DictConfig):

@@ -1,4 +1,7 @@
-"""Old names of settings. They are accepted for one release, with a warning, in Python, in YAML and on the command line."""
+"""Old names of settings, accepted for one release with a warning.
+
+That holds in Python, in YAML and on the command line.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ def warn(old: str, new: str, stacklevel: int = 3) -> None:
 def takes_old_names(cls: C) -> C:
     """Lets a dataclass be made, and read, by the old names of its fields.
 
-    Where both names are given the old one counts: `dataclasses.replace(config, rows=8)` gives the new one too, with its old value.
+    Where both names are given the old one counts, because `dataclasses.replace(config, rows=8)`
+    gives the new one too, with its old value.
     """
     old_names = OLD_NAMES[cls.__name__]
     made: Any = cls

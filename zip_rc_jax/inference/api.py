@@ -1,4 +1,7 @@
-"""Decoding for callers: a `Decoder` is prepared once and called many times; `decode` and `decode_stream` are one call of one."""
+"""Decoding for callers.
+
+A `Decoder` is prepared once and called many times. `decode` and `decode_stream` call one once.
+"""
 
 from __future__ import annotations
 
@@ -51,14 +54,17 @@ def resolve(
 ) -> DecodeConfig:
     """`config` with `options` on top (`max_new_tokens` is an alias of `max_tokens`).
 
-    A `config` is whole: it leaves nothing open. Without one, `defaults_of(head)` stands below the options. With `generation_config`,
-    sampling options that are not among `options` and are at their defaults in `config` take the checkpoint's values.
+    A `config` is whole and leaves nothing open. Without one, `defaults_of(head)` stands below the
+    options. With `generation_config`, sampling options that are not among `options` and are at
+    their defaults in `config` take the checkpoint's values.
 
     Args:
-      generation: the checkpoint's generation_config.json; None if it is not known yet, then the switch stays.
+      generation: the checkpoint's generation_config.json; None if it is not known yet, then the
+        switch stays.
 
     Raises:
-      UsageError: an option that no one reads, one given under both its names, an impossible value, or what `sampling_values` raises.
+      UsageError: an option that no one reads, one given under both its names, an impossible value,
+        or what `sampling_values` raises.
     """
     known = [f.name for f in dataclasses.fields(DecodeConfig)]
     options = new_names(DecodeConfig, options)
@@ -86,7 +92,7 @@ def resolve(
 
 @dataclasses.dataclass(frozen=True)
 class _Told:
-    """What a call wants to be told of its requests: decisions as they are made, and the joints of all decisions."""
+    """What a call wants to be told: decisions as they are made, and the joints of all decisions."""
 
     streamed: bool
     joints: bool
@@ -98,7 +104,9 @@ class _Told:
 
 
 class Decoder:
-    """A model that is ready to decode: prepare it once, call it many times, from any number of threads or asyncio tasks.
+    """A model that is ready to decode. Prepare it once, and call it many times.
+
+    It may be called from any number of threads and asyncio tasks.
 
     ```
     decoder = Decoder(lm, n=8, beta=0.02)
@@ -107,20 +115,25 @@ class Decoder:
     results = await decoder.adecode(["4 + 3 ="], beta=0.1)
     ```
 
-    It holds what decoding needs of the parameters (on CPU a copy of nearly all of them, elsewhere one of the unembedding) until
-    it is dropped; two decoders of one model share it. Nothing else is kept between calls.
+    It holds what decoding needs of the parameters (on CPU a copy of nearly all of them, elsewhere
+    one of the unembedding) until it is dropped; two decoders of one model share it. Nothing else is
+    kept between calls.
 
     Several calls at a time:
-      - Each gets the results that it would get alone, for randomness is fold(seed, prompt hash, branch, position). Tokens and
-        decisions are equal, predictions up to rounding (tested on CPU); a `time_budget` follows the clock, which all share.
-      - Calls with lists of prompts and the same `ENGINE_OPTIONS` share one set of slots: their prompts run in one batch.
-        Any other call has slots of its own while it runs: `max_num_seqs` of them, as the memory check assumes for one call.
-      - What is wrong with one call is raised to that call alone. If the device fails, the call that drove it is told; the prompts of
-        the others are decoded anew.
-      - A stream that is closed or dropped, and an asyncio task that is cancelled, give their slots back at the next decision.
+      - Each gets the results that it would get alone, for randomness is fold(seed, prompt hash,
+        branch, position). Tokens and decisions are equal, predictions up to rounding (tested on
+        CPU); a `time_budget` follows the clock, which all share.
+      - Calls with lists of prompts and the same `ENGINE_OPTIONS` share one set of slots: their
+        prompts run in one batch. Any other call has slots of its own while it runs: `max_num_seqs`
+        of them, as the memory check assumes for one call.
+      - What is wrong with one call is raised to that call alone. If the device fails, the call that
+        drove it is told; the prompts of the others are decoded anew.
+      - A stream that is closed or dropped, and an asyncio task that is cancelled, give their slots
+        back at the next decision.
 
-    Every option may be another one for each call. New values of `ENGINE_OPTIONS` and of `n` may compile programs of their own, and
-    so do the first uses of temperature 0, top_k and top_p; all others never do.
+    Every option may be another one for each call. New values of `ENGINE_OPTIONS` may compile
+    programs of their own, and so do the first uses of temperature 0, top_k, top_p,
+    repetition_penalty and stop; all others never do.
 
     Attributes:
       lm: the model.
@@ -138,7 +151,8 @@ class Decoder:
     ):
         """Args:
           lm: a model with a ZIP head, from `load`.
-          config, seed, chat_template_kwargs, options: of calls that do not say otherwise; see `decode`.
+          config, seed, chat_template_kwargs, options: of calls that do not say otherwise; see
+            `decode`.
 
         Raises:
           UsageError: the model has no head, its copies do not fit the device, or bad options.
@@ -163,7 +177,10 @@ class Decoder:
         return_joints: bool = False,
         **options: Any,
     ) -> list[Result]:
-        """One `Result` per prompt, in order; see the function `decode`. Arguments left out are the decoder's."""
+        """One `Result` per prompt, in order; see the function `decode`.
+
+        Arguments left out are the decoder's.
+        """
         told = _Told(False, return_joints)
         return _results(_events(self._start(prompts, told, seed, on_error, chat_template_kwargs, options)))
 
@@ -179,7 +196,10 @@ class Decoder:
         return_joints: bool = False,
         **options: Any,
     ) -> Iterator[StepEvent | ResultEvent]:
-        """Every decision as it is made; see the function `decode_stream`. Arguments left out are the decoder's."""
+        """Every decision as it is made; see the function `decode_stream`.
+
+        Arguments left out are the decoder's.
+        """
         told = _Told(True, return_joints)
         return _events(self._start(prompts, told, seed, on_error, chat_template_kwargs, options))
 
@@ -193,7 +213,10 @@ class Decoder:
         return_joints: bool = False,
         **options: Any,
     ) -> list[Result]:
-        """As `decode`, in a thread of asyncio's, so that the loop goes on meanwhile. Cancelling the task gives its slots back."""
+        """As `decode`, in a thread of asyncio's, so that the event loop goes on meanwhile.
+
+        Cancelling the task gives its slots back.
+        """
         told = _Told(False, return_joints)
         arguments = (prompts, told, seed, on_error, chat_template_kwargs, options)
         async with _AsyncSession(lambda: self._start(*arguments)()) as session:
@@ -234,7 +257,10 @@ class Decoder:
         variables: dict[str, Any] | None,
         options: dict[str, Any],
     ) -> Callable[[], Session]:
-        """Checks the arguments of a call, and reads its prompts if they are a sequence. Returns what begins it."""
+        """Checks the arguments of a call, and reads its prompts if they are a sequence.
+
+        Returns what begins the call.
+        """
         config = resolve(self.config, options, None, self.lm.generation_config)
         shared = self._shared(config)
         seed = self._seed if seed is None else seed
@@ -249,7 +275,10 @@ class Decoder:
 
 
 def _events(start: Callable[[], Session]) -> Iterator[Event]:
-    """The events of a call. It begins with the first of them, and ends with the last, or when the iterator is closed or dropped."""
+    """The events of a call, which begins with the first of them.
+
+    It ends with the last one, or when the iterator is closed or dropped.
+    """
     session = start()
     try:
         while (event := session.next()) is not None:
@@ -305,10 +334,12 @@ def decode(
 ) -> list[Result]:
     """Answers every prompt with the adaptive search (paper, section 4).
 
-    The same seed and prompt give the same tokens whatever else is in the batch (tested on CPU; a `time_budget` follows the clock). That
-    holds for a prompt that occurs twice, too: give two `Request`s different seeds to get different samples.
+    The same seed and prompt give the same tokens whatever else is in the batch (tested on CPU; a
+    `time_budget` follows the clock). That holds for a prompt that occurs twice, too. Give two
+    `Request`s different seeds to get different samples.
 
-    It prepares the model for this one call, and keeps nothing. A `Decoder` prepares it once for many calls.
+    It prepares the model for this one call, and keeps nothing. A `Decoder` prepares it once for
+    many calls.
 
     Args:
       lm: a model with a ZIP head, from `load`.
@@ -319,10 +350,12 @@ def decode(
         a `Request`, which holds one of these and options of its own.
         A flat list of ids is refused, for it could be one prompt or many: pass `[ids]`.
       config: the search and its limits, all of them. Without it interval, window and max_tokens are
-        those that the head was made for (a checkpoint carries them), and all else is `DecodeConfig()`.
-      on_error: what happens to a prompt that cannot be decoded (empty, too long, reserved ids, ...): "raise", before anything is decoded
-        if `prompts` is a sequence; or "result", a `Result` with the finish reason "error". Default: raise for a sequence, a result for
-        any other iterable. A model that fails on a prompt gives such a result in any case.
+        those that the head was made for (a checkpoint carries them), and all else is
+        `DecodeConfig()`.
+      on_error: what happens to a prompt that cannot be decoded (empty, too long, reserved ids,
+        ...): "raise", before anything is decoded if `prompts` is a sequence; or "result", a
+        `Result` with the finish reason "error". Default: raise for a sequence, a result for any
+        other iterable. A model that fails on a prompt gives such a result in any case.
       chat_template_kwargs: variables of the chat template, such as `{"enable_thinking": False}`.
       return_joints: every `Decision` carries the joints that it was made on.
       options: fields of `DecodeConfig` to override, e.g. `n=4, beta=0.02, max_new_tokens=512`.
@@ -348,10 +381,11 @@ def decode_stream(
     return_joints: bool = False,
     **options: Any,
 ) -> Iterator[StepEvent | ResultEvent]:
-    """As `decode`, but yields a `StepEvent` at every decision of every prompt and a `ResultEvent` at each prompt's end.
+    """As `decode`, but yields a `StepEvent` at every decision and a `ResultEvent` at each end.
 
-    Results equal those of `decode`. An iterator of prompts is read only as rows become free, so it may be endless; while it has no next
-    prompt ready, nothing is decoded. A consumer that stops early (`close`, or leaving the loop) frees everything.
+    Results equal those of `decode`. An iterator of prompts is read only as slots become free, so
+    it may be endless. While it has no next prompt ready, nothing is decoded. A consumer that stops
+    early (`close`, or leaving the loop) frees everything.
     """
     decoder = Decoder(lm, config, seed=seed, chat_template_kwargs=chat_template_kwargs, **options)
     return decoder.stream(prompts, on_error=on_error, return_joints=return_joints)

@@ -9,6 +9,7 @@ and `meta_actions` (deciding).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import threading
@@ -117,7 +118,7 @@ def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str
 
 @dataclasses.dataclass(eq=False)
 class Prepared:
-    """What decoding needs of a model: the network and its parameters, most of them copies on CPU."""
+    """What decoding needs of a model: the network and its parameters. On CPU most are copies."""
 
     network: TransformerNetwork
     params: dict[str, Any]
@@ -126,6 +127,9 @@ class Prepared:
 _PREPARED: weakref.WeakKeyDictionary[LanguageModel, weakref.ref[Prepared]]
 _PREPARED = weakref.WeakKeyDictionary()
 _PREPARING = threading.Lock()
+# Held while programs of several devices are launched: all devices must get those of two threads in
+# one order.
+_LAUNCHING = threading.RLock()
 
 
 def prepared(lm: LanguageModel) -> Prepared:
@@ -224,6 +228,8 @@ class Engine:
         self.branching = config.strategy == "zip_rc" and config.candidates == "branching"
         self.shards = self.settings.network.layout.mesh.shape["data"]
         self.rows = config.seqs_per_shard(self.shards)
+        several = self.settings.network.layout.mesh.size > 1
+        self._launching = _LAUNCHING if several else contextlib.nullcontext()
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
         self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
         self.intake = self.intake_for(config, seed, chat_template_kwargs)
@@ -279,7 +285,8 @@ class Engine:
                     longest = queue.longest()
                     most = self.lm.config.max_positions
                     slots = pool_slots(longest or job.slots, longest > 0, most)
-                    pool = empty_rows(self.settings, self.rows + 1, slots)  # with a scratch row
+                    with self._launching:
+                        pool = empty_rows(self.settings, self.rows + 1, slots)  # with a scratch row
                 slots = 0 if pool is None else pool.tokens.shape[2]
                 while True:  # as many batches as there is room for: what a prompt really takes shows when it is decided for
                     batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
@@ -287,16 +294,19 @@ class Engine:
                         yield ResultEvent(request.number, failure(request, request.reason))
                     if pool is None or not any(batch):
                         break
-                    pool, admitted, failed = self._admit(pool, shards, groups, batch)
+                    with self._launching:
+                        pool, admitted, failed = self._admit(pool, shards, groups, batch)
                     yield from failed
                     groups += admitted
-                    pool, events, ended = self._decide(pool, shards, groups, stream)
+                    with self._launching:
+                        pool, events, ended = self._decide(pool, shards, groups, stream)
                     yield from events
                     yield from self._results(ended)
                 if pool is None:
                     continue
-                pool = self._advance(pool, shards, groups)
-                pool, events, ended = self._decide(pool, shards, groups, stream)
+                with self._launching:
+                    pool = self._advance(pool, shards, groups)
+                    pool, events, ended = self._decide(pool, shards, groups, stream)
                 yield from events
                 yield from self._results(ended)
             pool = None  # whoever keeps the error keeps this frame

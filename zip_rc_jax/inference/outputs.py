@@ -20,12 +20,15 @@ class Prefix:
       token_ids: all generated tokens, shared ones included, end-of-sequence token included.
       text: decoded without special tokens, and cut before the stop string that ended it.
       state: "finished", "paused", or "failed" (the model's logits after it are not finite).
-      finish_reason: "stop" (end token, stop id or stop string), "length" (max_tokens), "paused", "error".
+      finish_reason: "stop" (end token, stop id or stop string), "length" (max_tokens), "paused",
+        "error".
       expected_reward: mean over the last `window` tokens of the joint's expected reward.
       expected_remaining: same for remaining tokens.
-      stop_reason: the stop string or the id of `stop_token_ids` that ended it; None for an end token, and where nothing did.
-      logprobs: log-probability of each token under the model's policy: softmax over all ids that it may emit, at temperature 1,
-        before temperature, filters and repetition penalty (as vLLM's logprobs). Float32 values.
+      stop_reason: the stop string or the id of `stop_token_ids` that ended it; None for an end
+        token, and where nothing did.
+      logprobs: log-probability of each token under the model's policy: softmax over all ids that it
+        may emit, at temperature 1, before temperature, filters and repetition penalty (as vLLM's
+        logprobs). Float32 values.
     """
 
     id: int
@@ -48,13 +51,15 @@ class Decision:
     Attributes:
       step: serial decode steps of this prompt so far.
       prefix_ids: all prefixes at this moment; -1 is the root.
-      multiplicity: 0 = pause (or, for a finished prefix, drop), 1 = continue (or keep), 2+ = branch.
+      multiplicity: 0 = pause (or, for a finished prefix, drop), 1 = continue (or keep), 2+ =
+        branch.
       future_bin: planned pause bin, -1 for none.
       utility: of the chosen action (NaN for strategies that have none).
       expected_reward, expected_remaining, tokens: of each prefix, before the action.
       finished: whether each prefix has ended.
-      joints: `[prefixes, B_V, B_T]` float32, what was decided on: the mean joint over the last `window` tokens of each prefix.
-        None unless `return_joints` asked for it. Two decisions are compared without it.
+      joints: `[prefixes, B_V, B_T]` float32, what was decided on: the mean joint over the last
+        `window` tokens of each prefix. None unless `return_joints` asked for it. Two decisions are
+        compared without it.
     """
 
     step: int
@@ -75,10 +80,12 @@ class Usage:
 
     Attributes:
       prompt_tokens: tokens of the prompt.
-      tokens: generated tokens of all prefixes; a shared prefix counts once. Those that were computed
-        past a stop string, up to the end of its interval, count too, though no prefix holds them.
+      tokens: generated tokens of all prefixes; a shared prefix counts once. Those that were
+        computed past a stop string, up to the end of its interval, count too, though no prefix
+        holds them.
       serial_steps: decode steps in which at least one prefix of the prompt was live.
-      seconds: wall-clock from admission to the end of the prompt (other prompts share the machine meanwhile).
+      seconds: wall-clock from admission to the end of the prompt (other prompts share the machine
+        meanwhile).
     """
 
     prompt_tokens: int
@@ -95,17 +102,23 @@ class Result:
       prompt: as given, as the chat template rendered it, or as the given token ids decode.
       text: the answer prefix's text ("" where there is no answer).
       prefix_id: id of the answer prefix, -1 where there is none.
-      finish_reason: of the answer prefix; "abstain" where none finished or its expected reward is below `abstain_below`; "token_budget"
-        or "time_budget" if that ended the search: the answer is what had finished until then, else the most promising unfinished prefix;
-        "error" if the prompt could not be decoded or the model failed on it: no answer, though some prefixes may have finished.
-      expected_reward, expected_remaining: of the answer prefix, also of one withheld by `abstain_below`; of the root where there is no
-        such prefix (NaN if the model never saw the prompt).
+      finish_reason: of the answer prefix; "abstain" where none finished or its expected reward is
+        below `abstain_below`; "token_budget" or "time_budget" if that ended the search: the answer
+        is what had finished until then, else the most promising unfinished prefix; "error" if the
+        prompt could not be decoded or the model failed on it: no answer, though some prefixes may
+        have finished.
+      expected_reward, expected_remaining: of the answer prefix, also of one withheld by
+        `abstain_below`; of the root where there is no such prefix (NaN if the model never saw the
+        prompt).
       value_text: text of the finished prefix with the highest value.
-      vote_text: text of the most valuable prefix of the answer group with the largest sum of values. `text` is one of these two.
+      vote_text: text of the most valuable prefix of the answer group with the largest sum of
+        values. `text` is one of these two.
       prefixes, trace, usage: see the classes.
-      template_hash: `Tokenizer.template_hash` of the template that rendered the prompt; None for a raw prompt.
+      template_hash: `Tokenizer.template_hash` of the template that rendered the prompt; None for a
+        raw prompt.
       error: what went wrong, "" if nothing did.
-      prompt_token_ids: what the model read, special tokens included. Empty if the prompt could not be read.
+      prompt_token_ids: what the model read, special tokens included. Empty if the prompt could not
+        be read.
     """
 
     prompt: str

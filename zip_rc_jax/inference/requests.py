@@ -264,18 +264,20 @@ class Intake:
         self._check_stop_ids(config)
 
     def jobs(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterable[Job | Refusal]:
-        """A list for a sequence, checked as a whole; a lazy iterator for any other iterable, checked as it is read.
+        """A list for a sequence, checked as a whole; a lazy iterator for any other iterable,
+        checked as it is read.
 
         Args:
-          on_error: "raise" raises for a request that cannot be decoded, "result" makes it a `Refusal`. Whatever goes wrong with one request
-            is told of that one, by its number. Default: raise for a sequence, where nothing is lost yet; a refusal for an iterator, whose
-            other requests would be lost.
+          on_error: "raise" raises for a request that cannot be decoded, "result" makes it a
+            `Refusal`. Whatever goes wrong with one request is told of that one, by its number.
+            Default: raise for a sequence, where nothing is lost yet; a refusal for an iterator,
+            whose other requests would be lost.
 
         Raises:
           UsageError: no prompts, one text, chat or list of ids instead of a list of them, template
-            variables without any chat, an unknown `on_error`, or (with "raise") an unencodable, empty
-            or too long prompt, an id that is reserved or never used, impossible options, or more
-            rows and tokens than the device can hold.
+            variables without any chat, an unknown `on_error`, or (with "raise") an unencodable,
+            empty or too long prompt, an id that is reserved or never used, impossible options, or
+            more rows and tokens than the device can hold.
         """
         if isinstance(prompts, (str, bytes, bytearray)):
             raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
@@ -347,7 +349,7 @@ class Intake:
         return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
 
     def _check_chat_options(self, number: int, prompt: Any, chat: bool, config: DecodeConfig) -> None:
-        """Raises UsageError for options of chats where no template reads them, or the chat contradicts them."""
+        """Raises UsageError for options of chats that no template reads or the chat contradicts."""
         given = [name for name in ("system", "continue_final_message") if getattr(config, name)]
         if given and not chat:
             value = f"{given[0]}={shown(getattr(config, given[0]))} for prompt {number}"

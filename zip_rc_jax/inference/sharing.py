@@ -1,7 +1,8 @@
-"""Calls from several threads on one engine: their prompts share its slots, and each call gets its own events.
+"""Calls from several threads on one engine: they share its slots, and each gets its own events.
 
-No thread of its own does the work. Whoever waits for an event drives the engine for all calls, one event at a time, and hands
-the others theirs. So a call that nobody reads from costs nothing but its slots, and when the last call ends everything is freed.
+No thread of its own does the work. Whoever waits for an event drives the engine for all calls, one
+event at a time, and hands the others theirs. So a call that nobody reads from costs nothing but its
+slots, and when the last call ends everything is freed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ class Session(Protocol):
         """The next event of the call; None after the last one, and after `close`."""
 
     def close(self) -> None:
-        """Gives back what the call holds. May be called twice, and while another thread waits in `next`."""
+        """Gives back what the call holds. May be called twice, and while another thread waits in
+        `next`.
+        """
 
 
 class OwnSession:
-    """A call that has the engine's loop for itself: its prompts are read as they come, and reading may block."""
+    """A call that has a loop of its own, because reading its prompts may block."""
 
     def __init__(self, events: Iterator[Event]):
         self._events: Iterator[Event] | None = events
@@ -57,7 +60,10 @@ class OwnSession:
 
 
 class SharedQueue(Queue):
-    """Requests of several calls in the order in which they came. Only the thread that drives the engine reads it."""
+    """Requests of several calls in the order in which they came.
+
+    Only the thread that drives the engine reads it.
+    """
 
     def __init__(self) -> None:
         super().__init__([])
@@ -98,7 +104,8 @@ class Ticket:
       job: as the engine knows it, with a number of its own.
       number: place among the prompts of its call.
       told: decisions that the call was told of.
-      repeated: decisions that come again, since the engine had to begin anew, and that are not told twice.
+      repeated: decisions that come again, since the engine had to begin anew, and that are not told
+        twice.
     """
 
     call: SharedSession
@@ -188,8 +195,8 @@ class SharedEngine:
     def _drive(self, call: SharedSession) -> None:
         """Runs the loop up to its next event, and hands that to its call.
 
-        Raises: what the loop raises, to the thread that drives it. The requests of the other calls are then decoded anew, which gives
-          them the same results.
+        What the loop raises is raised to the thread that drives it. The requests of the other
+        calls are then decoded anew, which gives them the same results.
         """
         if self._loop is None:
             self._loop = self.engine.decode(self._queue)
@@ -218,7 +225,7 @@ class SharedEngine:
         ticket.call.inbox.append(mine)
 
     def _restart(self, failed: SharedSession) -> None:
-        """After a failure of the loop: all requests but those of the call that was told of it wait again."""
+        """After a failure of the loop: all requests wait again, except those of `failed`."""
         self._loop, self._queue = None, SharedQueue()
         for ticket in self._tickets.values():
             if ticket.call is not failed:

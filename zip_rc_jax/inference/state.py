@@ -171,9 +171,11 @@ def _top(logits: jax.Array, head: ZipHead) -> jax.Array:
 
 
 def _log_prob(policy: jax.Array, top: jax.Array, token: jax.Array) -> jax.Array:
-    """`[R]` log-probability of `token [R]` under masked logits `policy [R, V]` with the maximum `top [R]`.
+    """`[R]` log-probability of `token [R]` under masked logits `policy [R, V]` with the maximum
+    `top [R]`.
 
-    The token's logit is picked by a sum, so that a vocabulary that lies on several devices stays there.
+    The token's logit is picked by a sum, so that a vocabulary that lies on several devices stays
+    there.
     """
     mine = jnp.arange(policy.shape[-1]) == token[:, None]
     picked = jnp.sum(jnp.where(mine, policy, 0), axis=-1)
@@ -239,10 +241,11 @@ def prefill(
 class Stepped(NamedTuple):
     """What the host reads after an interval, for the `N = X * W` lanes that were stepped.
 
-    `tokens [N, S]`, `length [N]`, `done [N]`, `fault [N]`: done because the logits after its last token are not finite, and
-    `joint [N, C]`: the mean over the last `window` tokens (fewer while it is shorter), without those logits.
-    `logprobs [N, S]` float32: of the tokens of this interval, under the policy before any sampling option.
-    `history [N, H, C]`: the joint after each token of this interval; None if `settings.history` is 0.
+    `tokens [N, S]`, `length [N]`, `done [N]`, `fault [N]`: done because the logits after its last
+    token are not finite, and `joint [N, C]`: the mean over the last `window` tokens (fewer while it
+    is shorter), without those logits.
+    `logprobs [N, S]` float32: of the tokens of this interval, before any sampling option.
+    `history [N, H, C]`: the joint after each of these tokens; None if `settings.history` is 0.
     """
 
     tokens: jax.Array

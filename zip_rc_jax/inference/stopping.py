@@ -1,4 +1,7 @@
-"""Stop strings: where in a prefix one of them first appears. Host code; what it finds does not depend on the interval."""
+"""Stop strings: where in a prefix one of them first appears.
+
+Host code. What it finds does not depend on the interval.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ class Stop:
 def find_stop(decode: Decode, tokens: tuple[int, ...], known: int, strings: Sequence[str]) -> Stop | None:
     """The first stop string that is complete after more than `known` tokens; None if there is none.
 
-    Of several that the same token completes, it is the one that begins first, then the first of `strings`.
+    Of several that the same token completes, it is the one that begins first, then the first of
+    `strings`.
 
     Args:
       decode: ids to text.
@@ -54,7 +58,10 @@ def find_stop(decode: Decode, tokens: tuple[int, ...], known: int, strings: Sequ
 
 
 def _tail_start(decode: Decode, tokens: tuple[int, ...], known: int, longest: int) -> int:
-    """A token before the last `longest` characters of the first `known` tokens, so that texts stay short to decode."""
+    """A token before the last `longest` characters of the first `known` tokens.
+
+    From there on the text stays short to decode.
+    """
     reach = longest + MARGIN
     while reach < known:
         if len(decode(tokens[known - reach : known])) >= longest + MARGIN:
@@ -64,14 +71,15 @@ def _tail_start(decode: Decode, tokens: tuple[int, ...], known: int, longest: in
 
 
 def withheld(text: str, strings: Sequence[str]) -> int:
-    """How many last characters of `text` may be the beginning of a stop string: they are not streamed yet."""
+    """How many last characters of `text` may begin a stop string, and are not streamed yet."""
     most = min(len(text), max((len(x) for x in strings), default=1) - 1)
     return next((n for n in range(most, 0, -1) if any(x.startswith(text[-n:]) for x in strings)), 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class JointHistory:
-    """The last joints of a prefix, kept where a stop string may end it in the middle of an interval.
+    """The last joints of a prefix, kept where a stop string may end it in the middle of an
+    interval.
 
     Attributes:
       joints: `[K, C]` float32, the last one after the last token.
@@ -90,7 +98,10 @@ class JointHistory:
         return JointHistory(self.joints[-window:], self.tokens)
 
     def mean_of_finished(self, length: int, window: int) -> np.ndarray:
-        """Mean joint `[C]` of a prefix that ends with token number `length`: the joint after its last token does not count."""
+        """Mean joint `[C]` of a prefix that ends with token number `length`.
+
+        The joint after its last token does not count.
+        """
         first = self.tokens - len(self.joints) + 1  # number of tokens before the first joint
         used = self.joints[max(0, length - window) - first : length - first]
         return used.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -51,8 +51,8 @@ class Branch:
     def new_text(self, tokenizer: Tokenizer, last: bool, stop: Sequence[str] = ()) -> str:
         """What its text has gained since the last call.
 
-        What may be the beginning of one of the strings `stop` waits for the rest, and so do bytes of an unfinished character, except at
-        the `last` call.
+        What may be the beginning of one of the strings `stop` waits for the rest, and so do bytes
+        of an unfinished character, except at the `last` call.
         """
         gained = self._gained(tokenizer, last)
         if not stop:

@@ -37,11 +37,13 @@ class LanguageModel:
     Attributes:
       config: sizes.
       tokenizer: text <-> ids.
-      params: `{"body": transformer parameters, "zip_rows": [cells, d_model]}`; no "zip_rows" without a head.
+      params: `{"body": transformer parameters, "zip_rows": [cells, d_model]}`; no "zip_rows"
+        without a head.
       head: grid, label kind and reserved range; None for a plain policy.
       layout: mesh and sharding rules that decoding uses.
       info: how it was made (JSON-able).
-      generation_config: what the checkpoint's generation_config.json says; {} if there was none. Nothing reads it unless asked to.
+      generation_config: what the checkpoint's generation_config.json says; {} if there was none.
+        Nothing reads it unless asked to.
     """
 
     config: ModelConfig

@@ -84,8 +84,10 @@ def render(
       source: of the template.
       special_tokens: what it may refer to, e.g. `{"bos_token": "<s>"}`.
       messages: see `turns_of`.
-      variables: further ones that the template reads. `tools` may hold functions, as in transformers.
-      continue_final_message: the prompt ends where the text of the last turn ends, so that it is gone on with.
+      variables: further ones that the template reads. `tools` may hold functions, as in
+        transformers.
+      continue_final_message: the prompt ends where the text of the last turn ends, so that it is
+        gone on with.
 
     Raises:
       UsageError: no chat, or the template fails on it in any way, a limit included.
@@ -129,7 +131,8 @@ def _marked(turns: list[dict[str, Any]]) -> str:
 
 
 def _up_to_mark(text: str, final: str) -> str:
-    """`text` up to the mark behind `final`. A template that trims texts has the space of the mark trimmed, and then that of `final`.
+    """`text` up to the mark behind `final`. A template that trims texts has the space of the mark
+    trimmed, and then that of `final`.
 
     Raises:
       UsageError: the template leaves the last turn out, or changes it.

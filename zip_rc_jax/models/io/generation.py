@@ -45,7 +45,8 @@ OFF: dict[str, tuple[Any, ...]] = {
 def sampling_values(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling options that a generation_config.json names, under the names of `DecodeConfig`.
 
-    `do_sample: false` is a temperature of 0. What it does not name is left out: the defaults of transformers are not taken.
+    `do_sample: false` is a temperature of 0. What it does not name is left out, since the defaults
+    of transformers are not taken.
 
     Raises:
       UsageError: it is empty, or sets something that this package does not do; that is named.
