@@ -147,7 +147,8 @@ def check_text(number: int, text: str) -> None:
 
 def is_array(value: Any) -> bool:
     """Whether it is an array of NumPy, JAX or another library that NumPy can read."""
-    return hasattr(value, "__array__") and hasattr(value, "dtype") and hasattr(value, "shape")
+    known = all(hasattr(value, name) for name in ("__array__", "dtype", "shape"))
+    return known and not isinstance(value, (str, bytes))  # as np.str_ is
 
 
 def is_token_ids(prompt: Any) -> bool:
@@ -156,7 +157,10 @@ def is_token_ids(prompt: Any) -> bool:
         return True
     if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes, bytearray)):
         return False
-    return len(prompt) > 0 and isinstance(prompt[0], (numbers.Number, np.generic))
+    try:
+        return len(prompt) > 0 and isinstance(prompt[0], (numbers.Number, np.generic))
+    except Exception:  # a sequence of another's making, which is refused where it is read
+        return False
 
 
 def is_chat(prompt: Any) -> bool:
