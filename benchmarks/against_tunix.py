@@ -118,7 +118,8 @@ def random_model(seed: int = 0) -> LanguageModel:
 
 def check_same_tokens(lm: LanguageModel, theirs: Tunix, prompts: list[str]) -> None:
     """Both engines do the same work: the same weights give the same likeliest tokens."""
-    found = decode(lm, prompts, DecodeConfig(strategy="fixed", n=1, rows=len(prompts), window=1, max_tokens=CHECKED, temperature=0.0))
+    greedy = DecodeConfig(strategy="fixed", n=1, window=1, max_tokens=CHECKED, temperature=0.0)
+    found = decode(lm, prompts, greedy, max_num_seqs=len(prompts))
     ours = [result.prefixes[0].token_ids for result in found]
     if ours != theirs.greedy(prompts):
         raise SystemExit(f"the engines continue the same prompts differently: {ours} and {theirs.greedy(prompts)}")

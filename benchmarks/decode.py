@@ -89,7 +89,7 @@ class Ours:
     """Our engine with the strategy that samples `n` continuations to the end."""
 
     def __init__(self, lm: LanguageModel, samples: int, tokens: int, rows: int):
-        config = DecodeConfig(strategy="fixed", n=samples, rows=rows, interval=tokens, window=1, max_tokens=tokens)
+        config = DecodeConfig(strategy="fixed", n=samples, max_num_seqs=rows, interval=tokens, window=1, max_tokens=tokens)
         self.engine = Engine(lm, config, 0)
         self.engine.eos_ids = ()  # every sample has all its tokens
 

@@ -32,7 +32,7 @@ from zip_rc_jax.config.files import load_config
 from zip_rc_jax.inference.engine import transformer_network
 from zip_rc_jax.inference.memory import shard_bytes
 from zip_rc_jax.inference.sampler import Filters, Sampling
-from zip_rc_jax.inference.state import Lanes, TrainSpec, advance, empty_rows
+from zip_rc_jax.inference.state import DecodeSpec, Lanes, advance, empty_rows
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 
@@ -55,7 +55,7 @@ def main() -> None:
     lm = lm.with_head(config.grid.grid("value"), "value")
     network, params = transformer_network(lm)
     assert lm.head is not None
-    settings = TrainSpec(network, lm.head, lm.config.vocab_size, Filters.of([config.decode.sampling]), config.decode.window)
+    settings = DecodeSpec(network, lm.head, lm.config.vocab_size, Filters.of([config.decode.sampling]), config.decode.window)
     read = [params["table"], {name: x for name, x in params["body"].items() if name not in ("embed", "unembed")}]
     weights = shard_bytes(read)
     rate = bandwidth()

@@ -35,7 +35,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import policy_logits
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.sampler import Sampling, row_keys, sample
-from zip_rc_jax.inference.state import Lanes, Rows, TrainSpec, advance, empty_rows
+from zip_rc_jax.inference.state import DecodeSpec, Lanes, Rows, advance, empty_rows
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.search.meta_actions import choose_meta_action
 
@@ -45,7 +45,7 @@ PROMPT, SLOTS = 30, 96
 
 @functools.partial(jax.jit, static_argnames=("settings", "rows"), donate_argnames=("cache", "logits"))
 def plain(
-    settings: TrainSpec, params: Any, cache: Any, logits: jax.Array, key: jax.Array, sampling: Sampling, steps: jax.Array, rows: int
+    settings: DecodeSpec, params: Any, cache: Any, logits: jax.Array, key: jax.Array, sampling: Sampling, steps: jax.Array, rows: int
 ) -> Any:
     """Draws and feeds `steps` tokens per row; returns logits, cache and the tokens `[rows, SLOTS]`."""
     numbers, live = jnp.arange(rows), jnp.ones(rows, bool)
@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     arguments = parser.parse_args()
     rows, steps = arguments.rows, arguments.interval
-    engine = Engine(load(MODEL).with_head(Grid.authors("value"), "value"), DecodeConfig(n=8, rows=rows, interval=steps, window=8), 0)
+    config = DecodeConfig(n=8, max_num_seqs=rows, interval=steps, window=8)
+    engine = Engine(load(MODEL).with_head(Grid.authors("value"), "value"), config, 0)
     settings, params, grid = engine.settings, engine.params, engine.head.grid
     sampling = jax.tree.map(jnp.asarray, Sampling.stack([engine.config.sampling] * rows))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zip_rc_jax.config import DecodeConfig, TrainConfig
     from zip_rc_jax.data.rollouts import Rollout
     from zip_rc_jax.grid import Grid
-    from zip_rc_jax.inference.api import decode, decode_stream
+    from zip_rc_jax.inference.api import Decoder, decode, decode_stream
     from zip_rc_jax.inference.engine import ResultEvent, StepEvent
     from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
     from zip_rc_jax.inference.requests import Request
@@ -31,6 +31,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Decision",
     "DecodeConfig",
+    "Decoder",
     "Grid",
     "LanguageModel",
     "MetaAction",
@@ -56,6 +57,7 @@ __all__ = [
 _DEFINED_IN = {
     "Decision": "inference.outputs",
     "DecodeConfig": "config",
+    "Decoder": "inference.api",
     "Grid": "grid",
     "LanguageModel": "models.language_model",
     "MetaAction": "search.meta_actions",

@@ -19,21 +19,52 @@ PAD_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadDefaults:
+    """How to decode with a head where the caller does not say: on the scale of its task.
+
+    Attributes:
+      interval: decode steps between decisions, in tokens.
+      window: joints averaged per prefix.
+      max_tokens: most generated tokens per prefix.
+    """
+
+    interval: int
+    window: int
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+                reason = "it counts tokens from 1 to 2147483647"
+                raise UsageError(f"{name}={value!r:.50} of a head's defaults", reason, "correct it")
+
+    def to_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+
+@dataclasses.dataclass(frozen=True)
 class ZipHead:
-    """Where the joint lives in the vocabulary, and what it means. Hashable; stored with every checkpoint.
+    """Where the joint lives in the vocabulary, and what it means. Hashable; stored with every
+    checkpoint.
 
     Attributes:
       grid: reward x length grid.
       label: "correct" or "value": what the reward axis was trained on.
-      first_id: first reserved vocabulary id; cell `(b, l)` is id `first_id + b * B_T + l`. The range may lie below `used_ids` where
-        the tokenizer has placeholders that it never emits.
-      used_ids: ids below this belong to the tokenizer; the rest is padding and is never sampled either.
+      first_id: first reserved vocabulary id; cell `(b, l)` is id `first_id + b * B_T + l`. The
+        range may lie below `used_ids` where the tokenizer has placeholders that it never emits.
+      used_ids: ids below this belong to the tokenizer; the rest is padding and is never sampled
+        either.
+      defaults: how to decode where the caller does not say. None in checkpoints from before 0.2,
+        and in those of other tools: then the defaults of `DecodeConfig` hold. They are no part of
+        the head's identity. Heads that differ here alone are equal, and their models have one
+        digest.
     """
 
     grid: Grid
     label: str
     first_id: int
     used_ids: int
+    defaults: HeadDefaults | None = dataclasses.field(default=None, compare=False)
 
     @property
     def last_id(self) -> int:
@@ -70,12 +101,24 @@ class ZipHead:
         ids = np.arange(vocab_size)
         return (ids < self.used_ids) & ((ids < self.first_id) | (ids >= self.last_id))
 
+    def identity(self) -> dict:
+        """Where the joint lies and what it means, without `defaults`."""
+        ids = {"first_id": self.first_id, "used_ids": self.used_ids}
+        return {"grid": self.grid.to_dict(), "label": self.label, **ids}
+
     def to_dict(self) -> dict:
-        return {"grid": self.grid.to_dict(), "label": self.label, "first_id": self.first_id, "used_ids": self.used_ids}
+        return self.identity() | ({"defaults": self.defaults.to_dict()} if self.defaults else {})
 
     @classmethod
     def from_dict(cls, data: dict) -> ZipHead:
-        return cls(Grid.from_dict(data["grid"]), data["label"], int(data["first_id"]), int(data["used_ids"]))
+        defaults = data.get("defaults")
+        return cls(
+            Grid.from_dict(data["grid"]),
+            data["label"],
+            int(data["first_id"]),
+            int(data["used_ids"]),
+            None if defaults is None else HeadDefaults(**defaults),
+        )
 
 
 def reserve(unused: np.ndarray, grid: Grid, used_ids: int = 0) -> int | None:

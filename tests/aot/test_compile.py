@@ -31,7 +31,7 @@ from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.network import TransformerNetwork
 from zip_rc_jax.inference.sampler import Filters
-from zip_rc_jax.inference.state import TrainSpec, empty_rows
+from zip_rc_jax.inference.state import DecodeSpec, empty_rows
 from zip_rc_jax.models.transformer import init_params, param_axes, param_shapes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
@@ -468,7 +468,7 @@ def test_the_abstract_batch_has_every_field():
 def test_the_abstract_pool_is_the_one_that_the_engine_makes():
     layout = Layout(make_mesh(data=4, tensor=2), DECODE_RULES)
     head = programs.head_for(MODEL, GRID, "value")
-    settings = TrainSpec(TransformerNetwork(MODEL, layout, "bfloat16"), head, MODEL.vocab_size, Filters.of([SamplingConfig()]), 4)
+    settings = DecodeSpec(TransformerNetwork(MODEL, layout, "bfloat16"), head, MODEL.vocab_size, Filters.of([SamplingConfig()]), 4)
     pool = programs.abstract_pool(settings, 3, 32)
     assert describe(pool) == describe(empty_rows(settings, 3, 32))
     held = 2 * 3 * 3 * 2 * 32 * 16 * 2  # keys and values, layers, rows, heads, slots, channels, bytes: of one shard of four

@@ -66,7 +66,7 @@ def test_help_imports_nothing_heavy():
         (["decode", "nowhere", "--prompt", "4 + 3 ="], ("nowhere", "no such directory")),
         (["decode", "nowhere"], ("--prompt", "--input")),
         (["decode", "nowhere", "--prompt", "x", "temprature=1"], ("temprature", "did you mean 'temperature'")),
-        (["decode", "nowhere", "--prompt", "x", "n=80"], ("n=80 with rows=64", "row pool")),
+        (["decode", "nowhere", "--prompt", "x", "rows=8", "max_num_seqs=8"], ("rows and max_num_seqs", "two names of one setting")),
         (["decode", "nowhere", "--prompt", "x", "top_p=1.5"], ("top_p=1.5", "(0, 1]")),
         (["decode", "nowhere", "--prompt", "x", "--mesh", "fsdp=2"], ("mesh 'fsdp=2'", "data, tensor")),
         (["decode", "nowhere", "--prompt", "x", "--mesh", "data=9999"], ("mesh data=9999", "devices")),
@@ -112,7 +112,7 @@ def test_bad_input_is_one_paragraph_and_status_2(arguments, parts, capsys):
 
 
 def test_decode_writes_results_that_equal_the_api(saved, lm, tmp_path, capsys):
-    options = {"n": 3, "interval": 4, "window": 2, "max_tokens": 10, "rows": 8}
+    options = {"n": 3, "interval": 4, "window": 2, "max_tokens": 10, "max_num_seqs": 8}
     prompts = ["1 + 2 =", "3 + 4 ="]
     arguments = [x for p in prompts for x in ("--prompt", p)] + [f"{k}={v}" for k, v in options.items()]
     assert main(["decode", saved, *arguments, "--seed", "3", "--output", str(tmp_path / "out")]) == 0
@@ -136,7 +136,7 @@ def test_compiled_programs_are_kept_between_calls(saved, tmp_path):
 def test_an_interrupted_decode_goes_on_where_it_was_and_ends_as_an_uninterrupted_one(saved, tmp_path, capsys, monkeypatch):
     lines = [json.dumps({"question": f"{a} + 2 =", "answer": str(a + 2)}) + "\n" for a in range(6)]
     (tmp_path / "in.jsonl").write_text("".join(lines))
-    options = ["n=2", "interval=4", "window=2", "max_tokens=10", "rows=4", "--input", str(tmp_path / "in.jsonl")]
+    options = ["n=2", "interval=4", "window=2", "max_tokens=10", "max_num_seqs=4", "--input", str(tmp_path / "in.jsonl")]
     assert main(["decode", saved, *options, "--output", str(tmp_path / "whole")]) == 0
     command = ["decode", saved, *options, "--output", str(tmp_path / "out")]
     decoded: list[int] = []
@@ -170,7 +170,7 @@ def test_an_interrupted_decode_goes_on_where_it_was_and_ends_as_an_uninterrupted
 
 
 def test_a_decode_that_is_interrupted_after_its_last_prompt_only_writes_its_files(saved, tmp_path, capsys, monkeypatch):
-    options = ["n=2", "interval=4", "window=2", "max_tokens=10", "rows=4", "--prompt", "1 + 2 =", "--prompt", "3 + 4 ="]
+    options = ["n=2", "interval=4", "window=2", "max_tokens=10", "max_num_seqs=4", "--prompt", "1 + 2 =", "--prompt", "3 + 4 ="]
     command = ["decode", saved, *options, "--output", str(tmp_path / "out")]
 
     def interrupted(*_):
@@ -187,7 +187,7 @@ def test_a_decode_that_is_interrupted_after_its_last_prompt_only_writes_its_file
 
 
 def test_decode_on_a_mesh_gives_the_results_of_one_device(saved, tmp_path, capsys):
-    arguments = ["decode", saved, "--prompt", "1 + 2 =", "n=3", "interval=4", "window=2", "max_tokens=10", "rows=8"]
+    arguments = ["decode", saved, "--prompt", "1 + 2 =", "n=3", "interval=4", "window=2", "max_tokens=10", "max_num_seqs=8"]
     texts = []
     for name, mesh in (("one", []), ("four", ["--mesh", "data=2,tensor=2"])):
         assert main([*arguments, *mesh, "--output", str(tmp_path / name)]) == 0
@@ -199,7 +199,7 @@ def test_decode_on_a_mesh_gives_the_results_of_one_device(saved, tmp_path, capsy
 
 def test_decode_in_bfloat16(saved, tmp_path):
     arguments = ["--prompt", "1 + 2 =", "--dtype", "bfloat16", "--output", str(tmp_path / "out")]
-    options = {"n": 3, "interval": 4, "window": 2, "max_tokens": 10, "rows": 8}
+    options = {"n": 3, "interval": 4, "window": 2, "max_tokens": 10, "max_num_seqs": 8}
     assert main(["decode", saved, *arguments, *(f"{k}={v}" for k, v in options.items())]) == 0
     (row,) = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     (expected,) = zip_rc_jax.decode(zip_rc_jax.load(saved, dtype="bfloat16"), ["1 + 2 ="], **options)
@@ -209,14 +209,17 @@ def test_decode_in_bfloat16(saved, tmp_path):
 
 def test_decode_grades_an_input_file_with_answers(saved, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"question": "1 + 2 =", "answer": "3"}\n{"problem": "3 + 4 =", "answer": "7"}\n')
-    assert main(["decode", saved, "--input", str(tmp_path / "in.jsonl"), "n=2", "max_tokens=8", "rows=8", "window=2", "interval=4"]) == 0
+    assert (
+        main(["decode", saved, "--input", str(tmp_path / "in.jsonl"), "n=2", "max_tokens=8", "max_num_seqs=8", "window=2", "interval=4"])
+        == 0
+    )
     assert "over 2 problems" in capsys.readouterr().out
 
 
 def test_answers_in_an_input_file_are_optional(saved, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"question": "1 + 2 ="}\n{"problem": "3 + 4 =", "answer": "7"}\n')
     arguments = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out")]
-    assert main(["decode", saved, *arguments, "n=2", "max_tokens=8", "rows=8", "window=2", "interval=4"]) == 0
+    assert main(["decode", saved, *arguments, "n=2", "max_tokens=8", "max_num_seqs=8", "window=2", "interval=4"]) == 0
     assert "over 1 problems" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [row.get("answer") for row in rows] == [None, "7"]
@@ -227,12 +230,12 @@ def test_answers_in_an_input_file_are_optional(saved, tmp_path, capsys):
 def test_a_prompt_of_a_file_that_cannot_be_decoded_is_named_by_its_line(saved, tmp_path, capsys, bad):
     lines = [{"question": "1 + 2 ="}, {"question": bad, "answer": "7"}]
     (tmp_path / "in.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
-    assert main(["decode", saved, "--input", str(tmp_path / "in.jsonl"), "n=2", "max_tokens=8", "rows=8"]) == 2
+    assert main(["decode", saved, "--input", str(tmp_path / "in.jsonl"), "n=2", "max_tokens=8", "max_num_seqs=8"]) == 2
     assert "in.jsonl, line 3, prompt 1" in capsys.readouterr().err
 
 
 def test_live_view_shows_every_prefix_at_every_decision(lm, capsys):
-    config = zip_rc_jax.DecodeConfig(n=3, interval=4, window=2, max_tokens=8, rows=8, beta=0.0)
+    config = zip_rc_jax.DecodeConfig(n=3, interval=4, window=2, max_tokens=8, max_num_seqs=8, beta=0.0)
     (result,) = decode_prompts(lm, ["1 + 2 ="], config, 0, live=True)
     shown = capsys.readouterr().out
     assert shown.count("P(correct)") == len(result.trace) + 1
@@ -242,7 +245,7 @@ def test_live_view_shows_every_prefix_at_every_decision(lm, capsys):
 def test_text_of_a_model_is_shown_as_it_is(lm, capsys, monkeypatch):
     """Brackets are markup to the library that prints, and a whole answer may be white space."""
     written = ["[INST] a[i] + b[j] [/INST]", "so \\[x = 3\\]", " "]
-    *_, step, last = decode_stream(lm, ["1 + 2 ="], n=2, window=2, interval=4, max_tokens=8, rows=8)
+    *_, step, last = decode_stream(lm, ["1 + 2 ="], n=2, window=2, interval=4, max_tokens=8, max_num_seqs=8)
     results = [dataclasses.replace(last.result, text=text) for text in written]
     events = [dataclasses.replace(step, new_text={step.decision.prefix_ids[0]: written[0]})]
     events += [ResultEvent(i, r) for i, r in enumerate(results)]
@@ -276,7 +279,7 @@ def test_unknown_options_of_the_api_are_never_ignored(lm):
 # ---- an output directory
 
 
-QUICK = ["n=2", "interval=4", "window=2", "max_tokens=8", "rows=8"]
+QUICK = ["n=2", "interval=4", "window=2", "max_tokens=8", "max_num_seqs=8"]
 
 
 def files_of(directory):

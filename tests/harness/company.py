@@ -49,7 +49,7 @@ def decoded(name, prompts, rows=16, devices=1, lazy=False, buckets=False, seed=7
             patch.setattr(engine_module, "bucket", rounded_to(6))
             for module in (engine_module, schedule_module):
                 patch.setattr(module, "fine_bucket", lambda tokens, most, least=64: min(-(-tokens // 20) * 20, most))
-        engine = Engine(lm, dataclasses.replace(config, rows=rows), seed, network)
+        engine = Engine(lm, dataclasses.replace(config, max_num_seqs=rows), seed, network)
         events = list(engine.run(iter(prompts) if lazy else prompts))
     found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
     return [found[i] for i in range(len(prompts))], events

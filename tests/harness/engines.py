@@ -12,7 +12,7 @@ from harness import scripted
 from harness.scripted import EOS, FILLERS, FIRST_FILLER, GRID, Plan, Script
 from zip_rc_jax.config import DecodeConfig
 
-CONFIG = DecodeConfig(n=4, rows=16, interval=4, window=3, max_tokens=24)
+CONFIG = DecodeConfig(n=4, max_num_seqs=16, interval=4, window=3, max_tokens=24)
 
 
 BRANCHING = dataclasses.replace(CONFIG, candidates="branching")
@@ -106,7 +106,7 @@ def exact(result):
 FORKING = Script([Plan(18, 0.5), Plan(18, 0.02)], root=(0.02, 20), draw=(0.9, 0.1, 1e-9))
 
 
-FORKS = dataclasses.replace(BRANCHING, alpha=1.0, beta=0.1, rows=32, n=6)
+FORKS = dataclasses.replace(BRANCHING, alpha=1.0, beta=0.1, max_num_seqs=32, n=6)
 
 
 HOPELESS = Script([Plan(20, 0.01)], root=(0.01, 30))
@@ -115,7 +115,7 @@ HOPELESS = Script([Plan(20, 0.01)], root=(0.01, 30))
 PRICED = dataclasses.replace(CONFIG, alpha=0.5, beta=0.1)
 
 
-REAL = DecodeConfig(n=4, rows=16, interval=3, window=4, max_tokens=20, beta=0.02, alpha=0.2)
+REAL = DecodeConfig(n=4, max_num_seqs=16, interval=3, window=4, max_tokens=20, beta=0.02, alpha=0.2)
 
 
 REAL_PROMPTS = ["1 + 2 =", "wait so check", "a b c d 7 + 8 =", "3", "11 + 10 + 9 ="]

@@ -80,7 +80,7 @@ def test_without_decisions_the_interval_does_not_matter(interval):
 @pytest.mark.slow
 def test_a_transformer_gives_the_same_answers_on_two_devices_and_in_other_company(lm):
     together = decode(lm, REAL_PROMPTS, REAL)
-    spread = decode(on_mesh(lm, 2, 1), REAL_PROMPTS[::-1], dataclasses.replace(REAL, rows=8))[::-1]
+    spread = decode(on_mesh(lm, 2, 1), REAL_PROMPTS[::-1], dataclasses.replace(REAL, max_num_seqs=8))[::-1]
     for a, b in zip(together, spread, strict=True):
         same(a, b)
 
@@ -110,11 +110,11 @@ def test_streaming_gives_the_results_of_decoding_and_shows_what_led_to_them(lm):
 def test_smollm2_gives_the_same_tokens_in_any_company(smollm2_gguf):
     lm = load(smollm2_gguf).with_head(Grid.authors("value"), "value")
     chats = [[{"role": "user", "content": text}] for text in ("Name a mammal.", "What is 7 plus 5?", "Write a haiku about the sea.")]
-    config = DecodeConfig(n=3, rows=9, interval=8, window=4, max_tokens=24, top_p=0.95, strategy="fixed")
+    config = DecodeConfig(n=3, max_num_seqs=9, interval=8, window=4, max_tokens=24, top_p=0.95, strategy="fixed")
     together = decode(lm, chats, config)
     for chat, result in zip(chats, together, strict=True):
-        same(decode(lm, [chat], dataclasses.replace(config, rows=4))[0], result)
-    for a, b in zip(decode(on_mesh(lm, 2, 1), chats[::-1], dataclasses.replace(config, rows=8))[::-1], together, strict=True):
+        same(decode(lm, [chat], dataclasses.replace(config, max_num_seqs=4))[0], result)
+    for a, b in zip(decode(on_mesh(lm, 2, 1), chats[::-1], dataclasses.replace(config, max_num_seqs=8))[::-1], together, strict=True):
         same(a, b)
     assert len({p.token_ids for r in together for p in r.prefixes}) == 9
     # A head that is not trained predicts the same for every prefix, so its rows are drawn at random for decisions to differ.
@@ -123,5 +123,5 @@ def test_smollm2_gives_the_same_tokens_in_any_company(smollm2_gguf):
     config = dataclasses.replace(config, strategy="zip_rc", beta=0.02, alpha=0.5)
     together = decode(lm, chats, config)
     for chat, result in zip(chats, together, strict=True):
-        same(decode(lm, [chat], dataclasses.replace(config, rows=4))[0], result, longest=lm.head.grid.length_edges[-1])
+        same(decode(lm, [chat], dataclasses.replace(config, max_num_seqs=4))[0], result, longest=lm.head.grid.length_edges[-1])
     assert len({d.multiplicity for r in together for d in r.trace}) > 2

@@ -109,7 +109,7 @@ def test_branching_may_start_new_samples_of_the_root_later():
     """The first samples disappoint, so new ones are drawn."""
     script = Script([Plan(18, lambda t: 0.01), Plan(8, 0.9)], root=(0.6, 8), draw=(0.8, 0.2, 1e-9))
     late = 0
-    for result in run(script, ["x", "y", "z", "x x"], dataclasses.replace(BRANCHING, alpha=1.0, beta=0.15, rows=32)):
+    for result in run(script, ["x", "y", "z", "x x"], dataclasses.replace(BRANCHING, alpha=1.0, beta=0.15, max_num_seqs=32)):
         late += sum(d.multiplicity[-1] for d in result.trace[1:] if d.prefix_ids[-1] == -1)
     assert late > 0
 
@@ -235,13 +235,13 @@ def test_results_do_not_depend_on_batch_mates(together):
 @pytest.mark.parametrize("rows", [4, 8, 64])
 def test_results_do_not_depend_on_the_size_of_the_pool(together, rows):
     """With 4 rows one prompt runs at a time, with 64 all nine: continuous batching changes nothing but the clock."""
-    for a, b in zip(run(MIXED, PROMPTS, dataclasses.replace(PRICED, rows=rows)), together, strict=True):
+    for a, b in zip(run(MIXED, PROMPTS, dataclasses.replace(PRICED, max_num_seqs=rows)), together, strict=True):
         assert exact(a) == exact(b)
 
 
 def test_branching_results_do_not_depend_on_the_pool_either():
     wide = run(FORKING, PROMPTS, FORKS)
-    narrow = run(FORKING, PROMPTS[::-1], dataclasses.replace(FORKS, rows=8))[::-1]
+    narrow = run(FORKING, PROMPTS[::-1], dataclasses.replace(FORKS, max_num_seqs=8))[::-1]
     assert any(p.parent >= 0 for r in wide for p in r.prefixes)
     assert [exact(r) for r in wide] == [exact(r) for r in narrow]
 
@@ -249,7 +249,7 @@ def test_branching_results_do_not_depend_on_the_pool_either():
 def test_freed_rows_go_to_the_next_prompt_at_once():
     """Two prompts fit. The short one ends first, and the third is admitted while the long one still runs."""
     script = Script([Plan(3, 0.5), Plan(23, 0.5)], draw=(0.5, 0.5, 1e-9))
-    config = dataclasses.replace(CONFIG, strategy="fixed", n=1, rows=2)
+    config = dataclasses.replace(CONFIG, strategy="fixed", n=1, max_num_seqs=2)
     log = events(script, PROMPTS, config)
     live, overlap = {}, False
     for event in log:
@@ -496,7 +496,7 @@ def test_a_model_without_a_head_is_refused():
 
 # ---- chats
 
-CHATTY = DecodeConfig(n=2, rows=4, interval=4, window=4, max_tokens=8, beta=0.05)
+CHATTY = DecodeConfig(n=2, max_num_seqs=4, interval=4, window=4, max_tokens=8, beta=0.05)
 CHAT = [{"role": "user", "content": "What is 17 + 25?"}]
 
 
@@ -613,7 +613,7 @@ def test_predictions_are_the_means_of_a_full_forward_over_the_window(lm, config)
 def test_the_tokens_of_the_real_model_do_not_depend_on_batch_mates_or_the_pool(lm):
     config = dataclasses.replace(REAL, strategy="fixed")
     together = decode(lm, REAL_PROMPTS, config)
-    narrow = decode(lm, REAL_PROMPTS[::-1], dataclasses.replace(config, rows=4))[::-1]
+    narrow = decode(lm, REAL_PROMPTS[::-1], dataclasses.replace(config, max_num_seqs=4))[::-1]
     for a, b in zip(together, narrow, strict=True):
         assert [p.token_ids for p in a.prefixes] == [p.token_ids for p in b.prefixes]
 
@@ -648,7 +648,7 @@ def test_decoding_on_a_mesh_equals_one_device(lm, data, tensor):
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
     meshed = dataclasses.replace(lm, layout=layout, params=layout.shard(lm.params, axes))
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(meshed.params)} == {8}
-    alone, spread = decode(lm, REAL_PROMPTS, REAL), decode(meshed, REAL_PROMPTS, dataclasses.replace(REAL, rows=8 * (REAL.n + 1)))
+    alone, spread = decode(lm, REAL_PROMPTS, REAL), decode(meshed, REAL_PROMPTS, dataclasses.replace(REAL, max_num_seqs=8 * (REAL.n + 1)))
     for a, b in zip(alone, spread, strict=True):
         assert exact(a) == exact(b)
         assert [p.expected_reward for p in a.prefixes] == pytest.approx([p.expected_reward for p in b.prefixes], abs=1e-5)

@@ -144,7 +144,7 @@ def test_what_is_not_finite_in_the_cache_does_not_reach_the_next_prefix_in_that_
     # The second prompt overwrites the first 64 slots of its rows, and looks at what lies beyond once it grows past them. It never reads
     # the word, which ends its prefixes.
     prompts = [" ".join(["1 + 2 = 3 so wait a b c 9"] * 7), Request(" ".join(["4 + 5 = 9 so"] * 10), stop_token_ids=(d,))]
-    config = DecodeConfig(n=4, rows=4, interval=4, window=4, max_tokens=18, strategy="fixed")
+    config = DecodeConfig(n=4, max_num_seqs=4, interval=4, window=4, max_tokens=18, strategy="fixed")
     (failed, mine), (_, theirs) = (results_of(Engine(with_embedding(x), config, 0).run(prompts)) for x in (jnp.nan, 0.0))
     assert failed.finish_reason == "error"
     assert max(p.usage.prompt_tokens + len(x.token_ids) for p in (failed,) for x in p.prefixes if x.state == "failed") > 64
@@ -158,7 +158,7 @@ def test_the_last_token_of_a_prefix_stays_out_of_the_cache():
     (d,) = lm.tokenizer.encode("d")
     body = lm.params["body"]
     sick = dataclasses.replace(lm, params=lm.params | {"body": body | {"embed": body["embed"].at[d].set(jnp.nan)}})
-    config = DecodeConfig(n=1, rows=1, interval=4, window=4, max_tokens=60, strategy="fixed", stop_token_ids=(d,))
+    config = DecodeConfig(n=1, max_num_seqs=1, interval=4, window=4, max_tokens=60, strategy="fixed", stop_token_ids=(d,))
     prompts = [Request(f"{i} + 2 = 3 so", seed=i) for i in range(6)]
     found, well = (results_of(Engine(model, config, 0).run(prompts)) for model in (sick, lm))
     ended = [r.prefixes[0].token_ids[-1] == d for r in well]
@@ -178,7 +178,7 @@ class MeaninglessWhereNotLive(ScriptedNetwork):
 @pytest.mark.parametrize("budget", range(9, 27, 2))
 def test_a_row_that_rests_on_its_share_of_a_budget_goes_on_as_if_it_had_not(budget):
     """While another prompt runs on, it is stepped too. Its next token comes from the logits of its last one."""
-    config = dataclasses.replace(CONFIG, strategy="fixed", n=2, rows=16, interval=8)
+    config = dataclasses.replace(CONFIG, strategy="fixed", n=2, max_num_seqs=16, interval=8)
     prompts = [*(Request(p, token_budget=budget) for p in PROMPTS), "z"]
     lm = Script([Plan(4, 0.5), Plan(30, 0.5)]).lm()
     found, expected = (results_of(Engine(lm, config, 0, network()).run(prompts)) for network in (MeaninglessWhereNotLive, ScriptedNetwork))
@@ -260,7 +260,7 @@ def test_no_more_is_read_than_the_rows_can_hold():
             read += 1
             yield prompt
 
-    for event in engine(dataclasses.replace(PRICED, rows=8)).run(prompts()):
+    for event in engine(dataclasses.replace(PRICED, max_num_seqs=8)).run(prompts()):
         most = max(most, read - finished)
         finished += isinstance(event, ResultEvent)
     assert (read, finished) == (40, 40)
@@ -269,7 +269,7 @@ def test_no_more_is_read_than_the_rows_can_hold():
 
 def test_a_stream_gives_the_results_of_the_list_also_when_it_outgrows_its_rows():
     prompts = ["x", "y y", " ".join("y" * 40), "z", " ".join("z" * 37), "x"]
-    config = dataclasses.replace(PRICED, max_tokens=60, rows=8)
+    config = dataclasses.replace(PRICED, max_tokens=60, max_num_seqs=8)
     listed, streamed = (run(p, config) for p in (prompts, iter(prompts)))
     assert [exact(r) for r in listed] == [exact(r) for r in streamed]
     assert [r.usage.tokens for r in listed] == [r.usage.tokens for r in streamed]
@@ -627,7 +627,7 @@ PLAUSIBLE = st.fixed_dictionaries(
 @functools.cache
 def steady():
     """An engine for all examples, and what it says of a good prompt."""
-    found = engine(dataclasses.replace(PRICED, rows=8))
+    found = engine(dataclasses.replace(PRICED, max_num_seqs=8))
     return found, exact(results_of(found.run(["x y"]))[0])
 
 

@@ -27,7 +27,7 @@ from zip_rc_jax.inference import memory
 from zip_rc_jax.inference.engine import Engine, ResultEvent
 from zip_rc_jax.inference.network import TransformerNetwork
 from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters
-from zip_rc_jax.inference.state import TrainSpec, abstract_lanes, advance, empty_rows, prefill
+from zip_rc_jax.inference.state import DecodeSpec, abstract_lanes, advance, empty_rows, prefill
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_shapes
 from zip_rc_jax.predictions import ForwardSettings
@@ -40,7 +40,7 @@ MODEL = ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=8, n_kv_hea
 def settings_on(layout):
     grid = Grid.authors("value")
     head = ZipHead(grid, "value", MODEL.vocab_size - grid.n_cells, MODEL.vocab_size - grid.n_cells)
-    return TrainSpec(TransformerNetwork(MODEL, layout, "float32"), head, MODEL.vocab_size, ALL_FILTERS, 16)
+    return DecodeSpec(TransformerNetwork(MODEL, layout, "float32"), head, MODEL.vocab_size, ALL_FILTERS, 16)
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 2)])
@@ -61,7 +61,7 @@ def test_the_rollouts_of_a_shipped_config_fit_a_host_of_v5e(name, chips):
     grid = config.grid.grid("correct")
     used = model.vocab_size - grid.n_cells
     network = TransformerNetwork(model, layout, config.dtype)
-    settings = TrainSpec(network, ZipHead(grid, "correct", used, used), model.vocab_size, Filters.of([r.sampling]), 1)
+    settings = DecodeSpec(network, ZipHead(grid, "correct", used, used), model.vocab_size, Filters.of([r.sampling]), 1)
     shapes = {"body": param_shapes(model), "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)}
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=layout.sharding(())), shapes)
     rows, prompt = r.rows // chips, 256
@@ -94,7 +94,7 @@ def limited(monkeypatch, limit):
 
 @pytest.mark.parametrize("candidates", ["published", "branching"])
 def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monkeypatch, lm, candidates):
-    config = dataclasses.replace(REAL, candidates=candidates, n=8, rows=40)
+    config = dataclasses.replace(REAL, candidates=candidates, n=8, max_num_seqs=40)
     needed = {}
     monkeypatch.setattr(memory, "check_fits", lambda estimate, *rest: needed.update(estimate=estimate))
     Engine(lm, config, 0).intake.jobs(REAL_PROMPTS[:1])
@@ -107,42 +107,44 @@ def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monk
     monkeypatch.setattr(engine_module, "empty_rows", never)
     limit = estimate(6, 32).total
     limited(monkeypatch, limit)
-    with pytest.raises(UsageError, match=r"rows=40 of 32 tokens: decoding needs .* MiB per device .* Fix: ") as refusal:
+    with pytest.raises(UsageError, match=r"max_num_seqs=40 of 32 tokens: decoding needs .* MiB per device .* Fix: ") as refusal:
         Engine(lm, config, 0).intake.jobs(REAL_PROMPTS[:1])
-    n, rows = map(int, re.search(r"n=(\d+) or less with rows=(\d+)", str(refusal.value)).groups())
+    n, rows = map(int, re.search(r"n=(\d+) or less with max_num_seqs=(\d+)", str(refusal.value)).groups())
     assert estimate(rows, 32).total <= limit < estimate(rows + 1, 32).total
     assert (n, rows) == (6, 6)
-    Engine(lm, dataclasses.replace(config, n=n, rows=rows), 0).intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(config, n=n, max_num_seqs=rows), 0).intake.jobs(REAL_PROMPTS[:1])
     with pytest.raises(UsageError):
-        Engine(lm, dataclasses.replace(config, n=n + 1, rows=rows + 1), 0).intake.jobs(REAL_PROMPTS[:1])
+        Engine(lm, dataclasses.replace(config, n=n + 1, max_num_seqs=rows + 1), 0).intake.jobs(REAL_PROMPTS[:1])
 
 
 def test_where_the_n_asked_for_fits_in_fewer_rows_it_is_not_replaced(monkeypatch, lm):
-    config = dataclasses.replace(REAL, n=4, rows=40)
+    config = dataclasses.replace(REAL, n=4, max_num_seqs=40)
     engine = Engine(lm, config, 0)
     limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 6, 32, 2, 16).total)
-    with pytest.raises(UsageError, match=r"rows=40 of 32 tokens: .* Fix: use rows=6 or fewer \(n=4 fits\)") as refusal:
+    with pytest.raises(UsageError, match=r"max_num_seqs=40 of 32 tokens: .* Fix: use max_num_seqs=6 or fewer \(n=4 fits\)") as refusal:
         engine.intake.jobs(REAL_PROMPTS[:1])
     assert "n=6" not in str(refusal.value)
-    Engine(lm, dataclasses.replace(config, rows=6), 0).intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(config, max_num_seqs=6), 0).intake.jobs(REAL_PROMPTS[:1])
 
 
 def test_where_only_one_short_row_fits_that_is_said(monkeypatch, lm):
     config = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, config, 0)
     limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 1, 64, 1, 16).total)
-    fix = r"Fix: use n=1 with rows=1 and keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
+    fix = r"Fix: use n=1 with max_num_seqs=1 and keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
     with pytest.raises(UsageError, match=fix):
         engine.intake.jobs(REAL_PROMPTS[:1])
-    Engine(lm, dataclasses.replace(config, n=1, rows=1, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(config, n=1, max_num_seqs=1, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
 
 
 def test_the_length_that_fits_is_named_too(monkeypatch, lm):
     long = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, REAL, 0)
-    fits = memory.estimate(engine.settings, (lm.params, engine.params), REAL.rows, 64, 4, 16).total
+    fits = memory.estimate(engine.settings, (lm.params, engine.params), REAL.max_num_seqs, 64, 4, 16).total
     limited(monkeypatch, fits)
-    with pytest.raises(UsageError, match=r"rows=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"):
+    with pytest.raises(
+        UsageError, match=r"max_num_seqs=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
+    ):
         Engine(lm, long, 0).intake.jobs(REAL_PROMPTS[:1])
     Engine(lm, dataclasses.replace(REAL, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
     limited(monkeypatch, memory.shard_bytes((lm.params, engine.params)) + 1000)
@@ -151,6 +153,7 @@ def test_the_length_that_fits_is_named_too(monkeypatch, lm):
 
 
 def test_a_model_whose_copies_do_not_fit_is_refused_before_they_are_made(monkeypatch, lm):
+    lm = dataclasses.replace(lm)  # whose copies no engine that is still there shares
     held = memory.shard_bytes((lm.params, Engine(lm, REAL, 0).params))
     monkeypatch.setattr(engine_module, "unstack", lambda *_: pytest.fail("the copies are made all the same"))
     limited(monkeypatch, held - 1)
@@ -177,7 +180,7 @@ def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(
     engine.intake.jobs([long_rows])
     engine.intake.jobs([long_prompt])
     for prompts in ([long_rows, long_prompt], [long_prompt, long_rows]):
-        with pytest.raises(UsageError, match="rows=16 of 96 tokens: decoding needs"):
+        with pytest.raises(UsageError, match="max_num_seqs=16 of 96 tokens: decoding needs"):
             engine.intake.jobs(prompts)
     assert [type(job).__name__ for job in engine.intake.jobs([long_rows, long_prompt], on_error="result")] == ["Job", "Refusal"]
 
@@ -185,7 +188,7 @@ def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(
 def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch):
     prompts = ["x", " ".join("y" * 60), "z"]
     engine = Engine(MIXED.lm(max_positions=128), CONFIG, 0, ScriptedNetwork())
-    limited(monkeypatch, memory.estimate(engine.settings, engine.params, CONFIG.rows, 64, 4, 25).total)
+    limited(monkeypatch, memory.estimate(engine.settings, engine.params, CONFIG.max_num_seqs, 64, 4, 25).total)
     found = {e.prompt_index: e.result for e in engine.run(iter(prompts)) if isinstance(e, ResultEvent)}
     assert [found[i].finish_reason == "error" for i in range(3)] == [False, True, False]
     assert "decoding needs" in found[1].error
@@ -227,7 +230,7 @@ def test_a_consumer_that_stops_early_frees_everything(lm, how):
     events = decode_stream(lm, REAL_PROMPTS, REAL)
     next(events)
     held = live_bytes() - before
-    assert held > memory.estimate(Engine(lm, REAL, 0).settings, {}, REAL.rows, 32, 1, 32).rows, "the pool is there meanwhile"
+    assert held > memory.estimate(Engine(lm, REAL, 0).settings, {}, REAL.max_num_seqs, 32, 1, 32).rows, "the pool is there meanwhile"
     if how == "close":
         events.close()
         assert list(events) == []
@@ -317,7 +320,7 @@ def source_that_is_interrupted(lm):
 
 
 def source_that_raised_before_an_early_close(lm):
-    events = decode_stream(lm, itertools.chain(["1 + 2 ="], failing(OSError)), dataclasses.replace(REAL, rows=64))
+    events = decode_stream(lm, itertools.chain(["1 + 2 ="], failing(OSError)), dataclasses.replace(REAL, max_num_seqs=64))
     next(events)
     next(events)
     events.close()
@@ -397,12 +400,13 @@ def test_an_engine_is_freed_when_its_last_name_goes(lm):
 
 def test_a_window_that_is_to_blame_is_named_with_the_largest_that_fits(lm, monkeypatch):
     with pytest.raises(
-        UsageError, match=r"window=2147483647 with rows=16 of 32 tokens: .* its last 2147483647 tokens, .*Fix: use window=(\d+) or less"
+        UsageError,
+        match=r"window=2147483647 with max_num_seqs=16 of 32 tokens: .* its last 2147483647 tokens, .*Fix: use window=(\d+) or less",
     ):
         decode(lm, REAL_PROMPTS, dataclasses.replace(REAL, window=2**31 - 1))
     engine = Engine(lm, REAL, 0)
     wider = dataclasses.replace(engine.settings, window=300)
-    limited(monkeypatch, memory.estimate(wider, (lm.params, engine.params), REAL.rows, 32, 4, 16).total)
+    limited(monkeypatch, memory.estimate(wider, (lm.params, engine.params), REAL.max_num_seqs, 32, 4, 16).total)
     with pytest.raises(UsageError) as refusal:
         Engine(lm, dataclasses.replace(REAL, window=5000), 0).intake.jobs(REAL_PROMPTS[:1])
     most = int(re.search(r"use window=(\d+) or less", str(refusal.value)).group(1))
@@ -413,6 +417,10 @@ def test_a_window_that_is_to_blame_is_named_with_the_largest_that_fits(lm, monke
 
 def test_settings_of_any_size_are_refused_with_a_name(lm):
     """The product of two of them is past 64 bits."""
-    for options in ({"rows": 2**31 - 1}, {"rows": 2**31 - 1, "window": 2**31 - 1}, {"rows": 2**31 - 1, "n": 2**31 - 1}):
-        with pytest.raises(UsageError, match="rows=2147483647"):
+    for options in (
+        {"max_num_seqs": 2**31 - 1},
+        {"max_num_seqs": 2**31 - 1, "window": 2**31 - 1},
+        {"max_num_seqs": 2**31 - 1, "n": 2**31 - 1},
+    ):
+        with pytest.raises(UsageError, match="max_num_seqs=2147483647"):
             decode(lm, REAL_PROMPTS, dataclasses.replace(REAL, **options))

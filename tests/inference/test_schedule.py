@@ -24,6 +24,7 @@ from zip_rc_jax.inference.requests import WORTH_SHARING, Request, shared_prefix
 from zip_rc_jax.inference.scheduler import WIDE, largest_prefills, next_to_step, together
 from zip_rc_jax.inference.state import bucket
 from zip_rc_jax.inference.tree import Branch, Group
+from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 
 
 def decoded(script, config, prompts, seed=7):
@@ -63,7 +64,7 @@ def test_lending_is_safe_if_some_order_lets_every_prompt_get_all_its_rows(free, 
 @example(name="fixed", prompts=[*PROMPTS, *PROMPTS], rows=7)
 def test_prompts_that_wait_for_rows_all_end_and_decode_as_if_they_were_alone(name, prompts, rows):
     config, script = CONFIGS[name]
-    results, most = decoded(script, dataclasses.replace(config, rows=rows), prompts)
+    results, most = decoded(script, dataclasses.replace(config, max_num_seqs=rows), prompts)
     assert most <= rows, "every prompt in flight holds a row"
     for prompt, result in zip(prompts, results, strict=True):
         same(result, alone(name, prompt))
@@ -76,12 +77,12 @@ def test_more_prompts_are_in_flight_than_could_all_start_all_their_samples():
     results, most = decoded(script, config, ["x", "y", "z"] * 8)
     assert {sum(len(p.token_ids) > 0 for p in r.prefixes) for r in results} == {1}
     assert config.n == 4
-    assert 4 < most <= config.rows == 16
+    assert 4 < most <= config.max_num_seqs == 16
 
 
 def test_where_every_sample_runs_no_more_prompts_are_in_flight_than_fit():
     config = dataclasses.replace(PRICED, strategy="fixed")
-    assert decoded(MIXED, config, ["x", "y", "z"] * 8)[1] <= config.rows // 2
+    assert decoded(MIXED, config, ["x", "y", "z"] * 8)[1] <= config.max_num_seqs // 2
 
 
 def test_all_rows_are_taken_before_the_first_step(monkeypatch):
@@ -94,9 +95,9 @@ def test_all_rows_are_taken_before_the_first_step(monkeypatch):
 
     monkeypatch.setattr(engine_module, "advance", counted)
     config = dataclasses.replace(CONFIG, strategy="fixed")
-    assert (config.n, config.rows) == (4, 16)
+    assert (config.n, config.max_num_seqs) == (4, 16)
     decoded(MIXED, config, [Request("x", n=1, seed=s) for s in range(20)])
-    assert active[0] == config.rows
+    assert active[0] == config.max_num_seqs
 
 
 def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
@@ -108,7 +109,7 @@ def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
 
     monkeypatch.setattr(engine_module, "prefill", counted)
     prompts = ["x", "x y z", "z", " ".join("y" * 30), " ".join("z" * 20)]  # short ones first: the long one must not join them
-    config = dataclasses.replace(PRICED, rows=16)
+    config = dataclasses.replace(PRICED, max_num_seqs=16)
     whole, _ = decoded(MIXED, config, prompts)
     assert shapes[0] == (4, 32)
     shapes.clear()
@@ -208,7 +209,7 @@ def test_what_prompts_share_is_prefilled_once_and_changes_no_token(monkeypatch, 
         return compute(settings, params, tokens, length, hashes, *(() if pool is None else (pool, stems, steps)))
 
     monkeypatch.setattr(engine_module, "prefill", counted)
-    config = dataclasses.replace(REAL, n=3, rows=6 * devices, max_tokens=12)
+    config = dataclasses.replace(REAL, n=3, max_num_seqs=6 * devices, max_tokens=12)
     model = tiny_lm(dataclasses.replace(TINY_MODEL, max_positions=128))
     spread = on_mesh(model, devices, 1) if devices > 1 else model
 
@@ -220,7 +221,7 @@ def test_what_prompts_share_is_prefilled_once_and_changes_no_token(monkeypatch, 
     assert all((rest <= steps).all() for rest, steps in computed)
     whole = sum(len(model.tokenizer.encode(p)) for p in ALIKE)
     assert sum(int(rest[rest > 1].sum()) for rest, _ in computed) < whole - 2 * len(model.tokenizer.encode(STEM))
-    config = dataclasses.replace(config, rows=6)
+    config = dataclasses.replace(config, max_num_seqs=6)
     for prompt, result in zip(ALIKE, together, strict=True):
         same(results(model, [prompt])[0], result)
 
@@ -240,3 +241,17 @@ def test_a_model_that_keeps_its_last_inputs_only_shares_nothing():
     mixed = dataclasses.replace(TINY_MODEL, n_layers=2, layer_types=("conv", "attention"), conv_kernel=3)
     assert not Engine(dataclasses.replace(MIXED.lm(), config=mixed), CONFIG, 0, ScriptedNetwork()).shares_prefixes
     assert Engine(MIXED.lm(), CONFIG, 0, ScriptedNetwork()).shares_prefixes
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 5])
+def test_fewer_sequences_than_a_prompt_has_samples_decode_one_prompt_at_a_time(max_num_seqs):
+    """On two shards, where 1 and 5 do not divide either. The results are those of a large pool."""
+    config, script = CONFIGS["branching"]
+    prompts = list(PROMPTS[:3])
+    network = ScriptedNetwork(layout=Layout(make_mesh(data=2), DECODE_RULES))
+    lm = dataclasses.replace(script.lm(), layout=network.layout)
+    engine = Engine(lm, dataclasses.replace(config, max_num_seqs=max_num_seqs), 7, network)
+    assert engine.rows == max(config.n, -(-max_num_seqs // 2)) == config.n
+    found = {e.prompt_index: e.result for e in engine.run(prompts) if isinstance(e, ResultEvent)}
+    for i, prompt in enumerate(prompts):
+        same(found[i], alone("branching", prompt))

@@ -153,7 +153,9 @@ def greedy(published, prompt, banned, count):
     return tuple(found[0, ids.shape[1] :].tolist())
 
 
-SEARCH = zip_rc_jax.DecodeConfig(candidates="branching", n=4, rows=10, interval=2, window=2, max_tokens=12, alpha=0.5, beta=0.1, top_k=1)
+SEARCH = zip_rc_jax.DecodeConfig(
+    candidates="branching", n=4, max_num_seqs=10, interval=2, window=2, max_tokens=12, alpha=0.5, beta=0.1, top_k=1
+)
 
 
 def happened(result):
@@ -404,7 +406,7 @@ def test_a_damaged_zip_block_is_named(shelf, tmp_path):
 def test_the_command_line_decodes_and_exports_the_authors_checkpoints(shelf, tmp_path, capsys):
     published = shelf("qwen3_sliding", 64)
     flags = [str(published.directory), "--zip-label", "value", "--zip-first-id", str(published.tokenizer.size)]
-    options = {"n": 2, "rows": 4, "interval": 3, "window": 2, "max_tokens": 6}
+    options = {"n": 2, "max_num_seqs": 4, "interval": 3, "window": 2, "max_tokens": 6}
     arguments = [f"{key}={value}" for key, value in options.items()]
     assert main(["decode", *flags, "--prompt", PROMPTS[0], "--output", str(tmp_path / "results"), *arguments]) == 0
     (row,) = map(json.loads, (tmp_path / "results" / "results.jsonl").read_text().splitlines())
@@ -563,7 +565,7 @@ from zip_rc_jax.models.io.load import export
 lm = zip_rc_jax.load({str(published.directory)!r}, zip_label="value", zip_first_id={published.tokenizer.size})
 chat = [{{"role": "user", "content": "Hi"}}]
 assert lm.tokenizer.chat(chat, enable_thinking=False).endswith("</think>\\n\\n")
-(result,) = zip_rc_jax.decode(lm, [chat], strategy="fixed", n=1, rows=1, interval=4, window=1, max_tokens=4)
+(result,) = zip_rc_jax.decode(lm, [chat], strategy="fixed", n=1, max_num_seqs=1, interval=4, window=1, max_tokens=4)
 assert 0 < len(result.prefixes[0].token_ids) <= 4
 export(lm, {str(tmp_path / "out")!r})
 assert zip_rc_jax.load({str(tmp_path / "out")!r}).head == lm.head

@@ -24,7 +24,7 @@ from zip_rc_jax.runtime.errors import UsageError
 ROOT = pathlib.Path(__file__).parents[2]
 QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =")
 PROBLEMS = [Problem(i, 0, i, question, "3", "chain_sum") for i, question in enumerate(QUESTIONS)]
-FIXED = DecodeConfig(strategy="fixed", n=2, rows=8, interval=4, window=2, max_tokens=12)
+FIXED = DecodeConfig(strategy="fixed", n=2, max_num_seqs=8, interval=4, window=2, max_tokens=12)
 CONFIG = PipelineConfig(decode=FIXED, evaluate=EvaluateConfig(prompts=len(PROBLEMS), samples=2))
 
 

@@ -59,7 +59,7 @@ SMALL = [
     "lite.batch_rows=4",
     "lite.eval_rollouts=8",
     "decode.max_tokens=12",
-    "decode.rows=32",
+    "decode.max_num_seqs=32",
     "evaluate.prompts=8",
     "evaluate.betas=[0.05]",
     "evaluate.bootstrap=50",
@@ -319,20 +319,13 @@ def test_an_evaluation_gives_the_same_on_all_accelerators_of_a_host(finished, se
 
     monkeypatch.setattr(Engine, "run", counted)
     monkeypatch.setattr("zip_rc_jax.pipeline.rollouts.devices_worth_using", lambda: 3)
-    run_evaluation(dataclasses.replace(second_run, decode=dataclasses.replace(second_run.decode, rows=33)), ["evaluate"])
+    run_evaluation(dataclasses.replace(second_run, decode=dataclasses.replace(second_run.decode, max_num_seqs=33)), ["evaluate"])
     assert set(used) == {3}
     mine, whole = ((where / "report" / "results.jsonl").read_text().splitlines() for where in (tmp_path, directory))
     assert mine == whole
     mine, whole = (json.loads((where / "report" / "metadata.json").read_text()) for where in (tmp_path, directory))
     for part in ("quality", "drift"):
         assert mine[part] == pytest.approx(whole[part], abs=1e-5, nan_ok=True)
-
-
-def test_an_evaluation_of_more_samples_than_rows_is_refused(finished):
-    _, config = finished
-    few = dataclasses.replace(config, decode=dataclasses.replace(config.decode, n=8, rows=8))
-    with pytest.raises(UsageError, match=r"n=10 with rows=8: .* Fix: raise rows"):
-        run_evaluation(dataclasses.replace(few, evaluate=dataclasses.replace(config.evaluate, samples=10)), [])
 
 
 def test_stages_out_of_order_say_what_to_run_first(tmp_path, finished):

@@ -359,7 +359,7 @@ TURN = st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "x"]), 
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine(tiny_lm(), DecodeConfig(n=2, rows=4, interval=4, window=2, max_tokens=8), seed=0)
+    return Engine(tiny_lm(), DecodeConfig(n=2, max_num_seqs=4, interval=4, window=2, max_tokens=8), seed=0)
 
 
 @given(

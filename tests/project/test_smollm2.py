@@ -71,7 +71,7 @@ def test_worked_solutions_stand_behind_its_own_chat_template_and_end_as_it_ends_
 def test_greedy_continuations_equal_those_of_transformers(smollm2, exported):
     """64 tokens of 10 prompts, through our engine (paged rows, cache, head attached) and through `generate`."""
     prompts = [smollm2.tokenizer.chat([{"role": "user", "content": q}]) for q in QUESTIONS]
-    config = zip_rc_jax.DecodeConfig(strategy="fixed", n=1, rows=10, interval=16, window=1, max_tokens=TOKENS, temperature=0)
+    config = zip_rc_jax.DecodeConfig(strategy="fixed", n=1, max_num_seqs=10, interval=16, window=1, max_tokens=TOKENS, temperature=0)
     results = run_all(Engine(smollm2.with_head(Grid.authors("correct"), "correct"), config, 0), prompts)
     ours = [list(r.prefixes[0].token_ids) for r in results]
 

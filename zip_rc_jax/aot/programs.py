@@ -244,7 +244,7 @@ def compile_decode(
     layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
     layout.sharding(("batch",), (rows,))
     head = head_for(model, config.grid.grid("value"), "value")
-    settings = decode_rows.TrainSpec(
+    settings = decode_rows.DecodeSpec(
         network=TransformerNetwork(model, layout, dtype),
         head=head,
         vocab_size=model.vocab_size,

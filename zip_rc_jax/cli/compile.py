@@ -51,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     decode.add_argument("config", metavar="config_or_model", help="YAML file as for train, or a model on this machine")
     decode.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to override, e.g. decode.window=256")
     _add_target(decode, "v5e:2x4", "data=4,tensor=2; default all chips on data")
-    decode.add_argument("--rows", type=int, help="rows of the pool (default decode.rows)")
+    decode.add_argument("--rows", type=int, help="rows of the pool (default decode.max_num_seqs)")
     decode.add_argument("--context", type=int, default=8192, help="tokens per row, prompt and answer (default 8192)")
     decode.add_argument("--prompt", type=int, default=512, help="tokens per prompt in prefill (default 512)")
     decode.add_argument("--dtype", choices=COMPUTE_DTYPES, default="bfloat16", help="of parameters and cache (default bfloat16)")
@@ -96,7 +96,7 @@ def compile_from(arguments: argparse.Namespace) -> Report:
         config,
         arguments.topology,
         arguments.mesh,
-        rows=config.decode.rows if arguments.rows is None else arguments.rows,
+        rows=config.decode.max_num_seqs if arguments.rows is None else arguments.rows,
         context=arguments.context,
         dtype=arguments.dtype,
         prompt=arguments.prompt,

@@ -16,7 +16,7 @@ from zip_rc_jax.runtime.errors import UsageError
 if TYPE_CHECKING:
     from zip_rc_jax.data.tasks import Problem
     from zip_rc_jax.inference.outputs import Result
-    from zip_rc_jax.inference.requests import Prompt
+    from zip_rc_jax.inference.requests import TextOrChat
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
     # Arguments: what can be checked without a model is checked before one is loaded.
     started = time.time()
-    config = resolve(None, from_dotlist(arguments.overrides, "option", "n=8"))
+    options = from_dotlist(arguments.overrides, "option", "n=8")
+    resolve(None, options)  # what is wrong with them shows before the model is loaded
     chat = from_dotlist(arguments.template_arg, "--template-arg", "enable_thinking=false")
     if bool(arguments.prompt) == bool(arguments.input):
         raise UsageError("prompts", "give either --prompt (once or more) or --input FILE", "add one of them")
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
     # Prompts.
     found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
-    prompts: list[Prompt] = [p.question for p in found] or arguments.prompt
+    prompts: list[TextOrChat] = [p.question for p in found] or arguments.prompt
     with _lines_named(arguments.input, found):
         for number, text in enumerate(prompts):
             assert isinstance(text, str)
@@ -108,6 +109,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     alone = only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext()
     with _lines_named(arguments.input, found), alone:
         lm = load(arguments.model, dtype=arguments.dtype, layout=layout, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
+        config = resolve(None, options, lm.head, lm.generation_config)
         if not arguments.output:
             results = decode_prompts(lm, prompts, config, arguments.seed, chat, live=arguments.stream)
             _graded(found, results)

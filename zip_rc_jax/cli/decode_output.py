@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zip_rc_jax.config.checks import shown
-from zip_rc_jax.inference.requests import Prompt
+from zip_rc_jax.inference.requests import TextOrChat
 from zip_rc_jax.models.io.chat import reads_clock, template_time
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
@@ -35,7 +35,9 @@ class DecodeOutput:
       finished: whether the results are there, of the same fingerprint.
     """
 
-    def __init__(self, directory: pathlib.Path, lm: LanguageModel, prompts: Sequence[Prompt], chat: dict[str, Any], asked: dict[str, Any]):
+    def __init__(
+        self, directory: pathlib.Path, lm: LanguageModel, prompts: Sequence[TextOrChat], chat: dict[str, Any], asked: dict[str, Any]
+    ):
         """Args: `asked` are the further parts of the fingerprint.
 
         Raises:

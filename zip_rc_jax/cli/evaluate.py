@@ -40,7 +40,7 @@ def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
 
     directory = run_directory(config)
     check_output(config, "report", ".partial")
-    layout = sampling_layout(config.decode.rows, max(config.evaluate.samples, config.decode.n))
+    layout = sampling_layout(config.decode.max_num_seqs, max(config.evaluate.samples, config.decode.n))
     lite = load(directory / "lite", layout=layout, dtype=config.dtype) if (directory / "lite" / "model").is_dir() else None
     found = evaluate(config, load(directory / "final", layout=layout, dtype=config.dtype), argv=argv, lite=lite)
     for table in (

@@ -19,7 +19,7 @@ from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.inference.api import decode_stream
 from zip_rc_jax.inference.engine import ResultEvent, StepEvent
 from zip_rc_jax.inference.outputs import Result
-from zip_rc_jax.inference.requests import Prompt
+from zip_rc_jax.inference.requests import TextOrChat
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.storage import Journal
@@ -27,7 +27,7 @@ from zip_rc_jax.runtime.storage import Journal
 
 def decode_prompts(
     lm: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TextOrChat],
     config: DecodeConfig,
     seed: int,
     chat: dict[str, Any] | None = None,

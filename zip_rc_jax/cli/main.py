@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
@@ -170,5 +171,7 @@ def _quiet() -> None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla"))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    # Old names of settings, which Python would not speak of.
+    warnings.filterwarnings("default", message=".* was renamed to ", category=DeprecationWarning)
     for name, level in (("absl", logging.WARNING), ("orbax", logging.WARNING), ("grain", logging.WARNING), ("jax", logging.ERROR)):
         logging.getLogger(name).setLevel(level)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from zip_rc_jax.config import PipelineConfig
+from zip_rc_jax.config.renamed import new_names
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.settings import nearest
 from zip_rc_jax.runtime.storage import in_short
@@ -78,9 +79,16 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _merged(known: Any, given: Any) -> Any:
-    """Raises ValueError for a value that is left open, and what OmegaConf raises."""
+    """Raises ValueError for a value that is left open, UsageError for one under two names, and what
+    OmegaConf raises.
+    """
     if isinstance(given, (DictConfig, ListConfig)) and (missing := OmegaConf.missing_keys(given)):
         raise ValueError(f"{sorted(missing)[0]} is ???, which OmegaConf takes for a value that is still to come")
+    if isinstance(given, DictConfig):
+        plain = OmegaConf.to_container(given, resolve=False)
+        renamed = new_names(PipelineConfig, plain) if isinstance(plain, dict) else plain
+        if renamed != plain:
+            given = OmegaConf.create(renamed)
     return OmegaConf.merge(known, given)
 
 

@@ -361,6 +361,15 @@ class PipelineConfig:
             "only in a chat is there another turn to ask in",
             "set prompt.style=chat, or leave the question out",
         )
+        unread = {
+            "system": "set prompt.system",
+            "continue_final_message": "leave it out",
+            "generation_config": "write the values, such as decode.temperature",
+        }
+        for name, fix in unread.items():
+            value = getattr(self.decode, name)
+            reason = "the pipeline renders its prompts itself, and samples as its config says"
+            require(not value, f"decode.{name}={value!r}", reason, fix)
         # What an evaluation is going to decode, so that what is impossible is found now and not after hours.
         try:
             self.fixed_decode  # noqa: B018

@@ -9,12 +9,16 @@ and `meta_actions` (deciding).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
@@ -27,8 +31,19 @@ from zip_rc_jax.inference.placement import Move, Place, Shard, live_rows_first, 
 from zip_rc_jax.inference.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash, shared_prefix
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.scheduler import Queue, fresh, largest_prefills, members, next_batch, next_to_step
-from zip_rc_jax.inference.state import Rows, TrainSpec, advance, bucket, copy_rows, empty_rows, fine_bucket, prefill
-from zip_rc_jax.inference.tree import ROOT, Action, Branch, Group, failure
+from zip_rc_jax.inference.state import (
+    DecodeSpec,
+    Rows,
+    Stepped,
+    advance,
+    bucket,
+    copy_rows,
+    empty_rows,
+    fine_bucket,
+    prefill,
+)
+from zip_rc_jax.inference.stopping import find_stop
+from zip_rc_jax.inference.tree import Action, Branch, Group, failure
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
 from zip_rc_jax.models.transformer import unembedding
@@ -62,6 +77,30 @@ class ResultEvent:
     result: Result
 
 
+# What the engine decides and compiles with. All other options belong to a request.
+ENGINE_OPTIONS = (
+    "n",
+    "interval",
+    "window",
+    "candidates",
+    "no_harm",
+    "strategy",
+    "reward_threshold",
+    "length_budget",
+    "skill",
+    "joint_temperature",
+    "joint_top_p",
+    "max_num_seqs",
+)
+
+
+def check_head(lm: LanguageModel) -> None:
+    """Raises UsageError for a model without a head."""
+    if lm.head is None:
+        reason = "the search reads the joint from reserved logits"
+        raise UsageError("model without a ZIP head", reason, "train one with `zip-rc train`")
+
+
 def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
     """The network that decodes with `lm`, and its parameters. On CPU layers are unrolled, see `models.stacks.unstack`.
 
@@ -77,6 +116,39 @@ def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str
     return network, {"body": body, "table": lm.folded_table()}
 
 
+@dataclasses.dataclass(eq=False)
+class Prepared:
+    """What decoding needs of a model: the network and its parameters. On CPU most are copies."""
+
+    network: TransformerNetwork
+    params: dict[str, Any]
+
+
+_PREPARED: weakref.WeakKeyDictionary[LanguageModel, weakref.ref[Prepared]]
+_PREPARED = weakref.WeakKeyDictionary()
+_PREPARING = threading.Lock()
+# Held while programs of several devices are launched: all devices must get those of two threads in
+# one order.
+_LAUNCHING = threading.RLock()
+
+
+def prepared(lm: LanguageModel) -> Prepared:
+    """`transformer_network(lm)`, made once and shared by all that hold it at the same time.
+
+    It is not kept: the copies would nearly double the memory of a model as long as it lives.
+
+    Raises:
+      UsageError: see `transformer_network`.
+    """
+    with _PREPARING:
+        held = _PREPARED.get(lm)
+        found = held() if held is not None else None
+        if found is None:
+            found = Prepared(*transformer_network(lm))
+            _PREPARED[lm] = weakref.ref(found)
+        return found
+
+
 def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
     """Slots of rows that hold `tokens`: just enough for a list, which is known as a whole; else rounded, as more may come."""
     return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, max_positions)
@@ -85,7 +157,7 @@ def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
 class _MemoryCheck:
     """Whether the device has room for rows and prompts of some length. It knows the engine's arrays, and not the engine."""
 
-    def __init__(self, settings: TrainSpec, held: Any, config: DecodeConfig, rows: int, shards: int, max_positions: int):
+    def __init__(self, settings: DecodeSpec, held: Any, config: DecodeConfig, rows: int, shards: int, max_positions: int):
         """Args: `held` are all parameters, those of the caller too: most arrays are the same; `rows` of each of the `shards`."""
         self.settings, self.held, self.config, self.rows, self.shards = settings, held, config, rows, shards
         self.max_positions = max_positions
@@ -130,13 +202,20 @@ class Engine:
         Raises:
           UsageError: the model has no head, or a stop id is not one that the policy can emit.
         """
-        if lm.head is None:
-            raise UsageError("model without a ZIP head", "the search reads the joint from reserved logits", "train one with `zip-rc train`")
-        lm.layout.sharding(("batch",), (config.rows,))  # rows that do not divide over the mesh are refused here
+        check_head(lm)
+        assert lm.head is not None
+        if config.generation_config:
+            reason = "the engine does not read the checkpoint's sampling values"
+            raise UsageError("generation_config=True", reason, "pass them, or use a Decoder")
         self.lm, self.config, self.clock = lm, config, clock
         self.head: ZipHead = lm.head
-        network, self.params = transformer_network(lm) if network is None else (network, lm.params)
-        self.settings = TrainSpec(
+        self._prepared = prepared(lm) if network is None else None
+        if self._prepared is not None:
+            network, self.params = self._prepared.network, self._prepared.params
+        else:
+            self.params = lm.params
+        assert network is not None
+        self.settings = DecodeSpec(
             network=network,
             head=self.head,
             vocab_size=lm.config.vocab_size,
@@ -148,16 +227,29 @@ class Engine:
         self.shares_prefixes = "conv" not in lm.config.kinds
         self.branching = starts_from_root(config)
         self.shards = self.settings.network.layout.mesh.shape["data"]
-        self.rows = config.rows // self.shards  # of each shard
-        if config.n > self.rows:
-            raise UsageError(
-                f"rows={config.rows} on {self.shards} shards with n={config.n}",
-                f"all prefixes of a prompt lie in one shard, and each has {self.rows} rows",
-                f"set rows to at least {config.n * self.shards}",
-            )
+        self.rows = config.seqs_per_shard(self.shards)
+        several = self.settings.network.layout.mesh.size > 1
+        self._launching = _LAUNCHING if several else contextlib.nullcontext()
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
         self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
-        self.intake = Intake(lm, config, seed, {} if chat_template_kwargs is None else chat_template_kwargs, self._memory_check)
+        self.intake = self.intake_for(config, seed, chat_template_kwargs)
+
+    def intake_for(
+        self,
+        config: DecodeConfig,
+        seed: int,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Intake:
+        """Reads the requests of one call.
+
+        Args:
+          config: differs from the engine's in options that are not in `ENGINE_OPTIONS`.
+
+        Raises:
+          UsageError: see `Intake`.
+        """
+        variables = {} if chat_template_kwargs is None else chat_template_kwargs
+        return Intake(self.lm, config, seed, variables, self._memory_check)
 
     def run(
         self, prompts: Iterable[Prompt | Request], on_error: str | None = None, stream: bool = True
@@ -178,19 +270,23 @@ class Engine:
         """
         yield from self.decode(self.intake.jobs(prompts, on_error), stream)
 
-    def decode(self, jobs: Iterable[Job | Refusal], stream: bool = True) -> Iterator[StepEvent | ResultEvent]:
-        """`run` for what `Intake.jobs` returned."""
-        queue, groups = Queue(jobs), list[Group]()
+    def decode(self, jobs: Iterable[Job | Refusal] | Queue, stream: bool = True) -> Iterator[StepEvent | ResultEvent]:
+        """`run` for what `Intake.jobs` returned, or for a queue."""
+        queue = jobs if isinstance(jobs, Queue) else Queue(jobs)
+        groups = list[Group]()
         pool, shards = None, [Shard(list(range(self.rows))) for _ in range(self.shards)]
-        # A list tells how long the rows must be; otherwise they grow with what is read.
-        longest = max((job.slots for job in jobs if isinstance(job, Job)), default=0) if isinstance(jobs, list) else 0
         try:
             while groups or queue.peek() is not None:
+                if abandoned := queue.abandoned():
+                    self._drop(abandoned, shards, groups)
+                    continue
                 if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
                     pool = None  # is freed before its successor is made
-                    pool = empty_rows(
-                        self.settings, self.rows + 1, pool_slots(longest or job.slots, longest > 0, self.lm.config.max_positions)
-                    )  # with a scratch row
+                    longest = queue.longest()
+                    most = self.lm.config.max_positions
+                    slots = pool_slots(longest or job.slots, longest > 0, most)
+                    with self._launching:
+                        pool = empty_rows(self.settings, self.rows + 1, slots)  # with a scratch row
                 slots = 0 if pool is None else pool.tokens.shape[2]
                 while True:  # as many batches as there is room for: what a prompt really takes shows when it is decided for
                     batch, refused = next_batch(queue, slots, shards, groups, most=self.rows // self.config.n)
@@ -198,16 +294,19 @@ class Engine:
                         yield ResultEvent(request.number, failure(request, request.reason))
                     if pool is None or not any(batch):
                         break
-                    pool, admitted, failed = self._admit(pool, shards, groups, batch)
+                    with self._launching:
+                        pool, admitted, failed = self._admit(pool, shards, groups, batch)
                     yield from failed
                     groups += admitted
-                    pool, events, ended = self._decide(pool, shards, groups, stream)
+                    with self._launching:
+                        pool, events, ended = self._decide(pool, shards, groups, stream)
                     yield from events
                     yield from self._results(ended)
                 if pool is None:
                     continue
-                pool = self._advance(pool, shards, groups)
-                pool, events, ended = self._decide(pool, shards, groups, stream)
+                with self._launching:
+                    pool = self._advance(pool, shards, groups)
+                    pool, events, ended = self._decide(pool, shards, groups, stream)
                 yield from events
                 yield from self._results(ended)
             pool = None  # whoever keeps the error keeps this frame
@@ -216,6 +315,13 @@ class Engine:
         finally:
             # The traceback of the failure holds the queue's frames and this one: left there, it would hold itself and the model.
             queue.failure = None
+
+    def _drop(self, numbers: set[int], shards: list[Shard], groups: list[Group]) -> None:
+        """Ends prompts that nobody waits for any more, and gives their rows back."""
+        for group in [g for g in groups if g.job.number in numbers]:
+            groups.remove(group)
+            for row in group.rows():
+                shards[group.shard].give(row)
 
     # Admission.
 
@@ -273,7 +379,7 @@ class Engine:
                 row = shard.take()
                 group = Group(job, now, joints[s, lane], s, row)
                 if not self.branching:
-                    group.branches = [Branch(i, ROOT, 0, None, joint=group.root_joint) for i in range(job.config.n)]
+                    group.branches = [group.sample(i) for i in range(job.config.n)]
                 copies[s].append((lane, row, 0))
                 admitted.append(group)
         return self._copy(pool, source, copies, longest), admitted, failed
@@ -305,34 +411,70 @@ class Engine:
         ]
         longest = max(len(g.job.ids) + len(b.tokens) for g, b, _, _ in live) + self.config.interval
         most_ids = bucket(max(len(self._stop_ids(g.job)) for g in stepped), least=4)
+        strings = any(g.job.config.stop for g in stepped)
+        settings = dataclasses.replace(
+            self.settings,
+            filters=Filters.of(g.job.config.sampling for g in stepped),
+            history=self.config.interval if strings else 0,
+        )
         pool, after = advance(
-            dataclasses.replace(self.settings, filters=Filters.of(g.job.config.sampling for g in stepped)),
+            settings,
             self.params,
             pool,
             lanes_of([(lane, g.job, quota) for g, _, lane, quota in live], self._stop_ids, most_ids, (len(shards), width)),
             np.int32(self.config.interval),
             fine_bucket(longest, pool.tokens.shape[2]),
         )
-        tokens, length, done, fault, joint = (np.asarray(x) for x in after)
+        read = jax.tree.map(np.asarray, after)
         used = dict.fromkeys((g.job.number for g in stepped), 0)
         dirty: list[list[int]] = [[] for _ in shards]
         for group, branch, lane, _ in live:
-            generated = branch.tokens + tuple(tokens[lane, len(group.job.ids) + len(branch.tokens) : length[lane]].tolist())
-            used[group.job.number] = max(used[group.job.number], len(generated) - len(branch.tokens))
-            branch.tokens, branch.joint = generated, joint[lane].copy()
-            if done[lane]:
+            if read.fault[lane]:
+                assert branch.row is not None
+                dirty[group.shard].append(branch.row)
+            before = len(branch.tokens)
+            ended = self._grow(group, branch, read, lane)
+            new = int(read.length[lane]) - len(group.job.ids) - before
+            used[group.job.number] = max(used[group.job.number], new)
+            if ended:
                 assert branch.row is not None
                 shards[group.shard].give(branch.row)
-                branch.live, branch.finished, branch.failed = False, not fault[lane], bool(fault[lane])
-                branch.stopped = branch.finished and generated[-1] in self._stop_ids(group.job)
-                if fault[lane]:
-                    dirty[group.shard].append(branch.row)
-                    group.error = f"the model's logits after the {len(generated)} tokens of prefix {branch.id} are not finite"
-                branch.row = None
+                branch.live, branch.row = False, None
         for group in stepped:
             group.steps += used[group.job.number]
             group.action, group.ready = None, False
         return self._clear(pool, dirty)
+
+    def _grow(self, group: Group, branch: Branch, read: Stepped, lane: int) -> bool:
+        """Takes over what an interval made of a prefix. Returns whether the prefix has ended."""
+        job, before = group.job, len(branch.tokens)
+        new = slice(len(job.ids) + before, int(read.length[lane]))
+        branch.tokens += tuple(read.tokens[lane, new].tolist())
+        branch.logprobs += tuple(read.logprobs[lane, new].tolist())
+        branch.joint = read.joint[lane].copy()
+        window = self.config.window
+        if job.config.stop:
+            assert branch.history is not None
+            assert read.history is not None
+            history = branch.history.extended(read.history[lane, : len(branch.tokens) - before])
+            branch.history = history.last(window)
+            branch.stop = find_stop(self.lm.tokenizer.decode, branch.tokens, before, job.config.stop)
+            if branch.stop is not None:
+                length = branch.stop.length
+                group.dropped += len(branch.tokens) - length
+                branch.tokens, branch.logprobs = branch.tokens[:length], branch.logprobs[:length]
+                branch.joint = history.mean_of_finished(length, window)
+                branch.finished = branch.stopped = True
+                return True
+        if not read.done[lane]:
+            return False
+        branch.failed = bool(read.fault[lane])
+        branch.finished = not branch.failed
+        branch.stopped = branch.finished and branch.tokens[-1] in self._stop_ids(job)
+        if branch.failed:
+            after = f"after the {len(branch.tokens)} tokens of prefix {branch.id}"
+            group.error = f"the model's logits {after} are not finite"
+        return True
 
     def _clear(self, pool: Rows, dirty: list[list[int]]) -> Rows:
         """Empties rows: what is not finite in their cache would reach the next prefix there, since a masked slot still counts 0 times."""
@@ -425,5 +567,8 @@ class Engine:
 
     def _record(self, group: Group, action: Action, stream: bool, last: bool) -> list[StepEvent]:
         """Puts the decision into the trace; the event that tells of it, if it is streamed."""
-        decision = group.record(action)
-        return [StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))] if stream else []
+        grid = self.head.grid
+        decision = group.record(action, (grid.n_reward, grid.n_length))
+        if not (stream and group.job.streamed):
+            return []
+        return [StepEvent(group.job.number, decision, *group.progress(self.lm.tokenizer, last))]

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from zip_rc_jax.inference.state import Rows, TrainSpec, empty_rows
+from zip_rc_jax.inference.state import DecodeSpec, Rows, empty_rows
 from zip_rc_jax.runtime.errors import UsageError
 
 CGROUP_LIMITS = (pathlib.Path("/sys/fs/cgroup/memory.max"), pathlib.Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -36,7 +36,7 @@ class Estimate:
         return self.parameters + self.rows + self.temporaries
 
 
-def abstract_pool(settings: TrainSpec, rows: int, slots: int) -> Rows:
+def abstract_pool(settings: DecodeSpec, rows: int, slots: int) -> Rows:
     """The pool of `rows.empty_rows` as shapes, laid out as it is."""
     found = jax.eval_shape(lambda: empty_rows(settings, rows, slots))
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), found, found.sharding(settings))
@@ -48,7 +48,7 @@ def shard_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)  # whole numbers of any size
 
 
-def estimate(settings: TrainSpec, params: Any, rows: int, slots: int, prompts: int, prompt_slots: int) -> Estimate:
+def estimate(settings: DecodeSpec, params: Any, rows: int, slots: int, prompts: int, prompt_slots: int) -> Estimate:
     """What a pool of `rows` rows of `slots` slots per shard needs, when up to `prompts` prompts per shard are prefilled at once.
 
     Args:
@@ -59,7 +59,9 @@ def estimate(settings: TrainSpec, params: Any, rows: int, slots: int, prompts: i
     pool, source = (abstract_pool(settings, r, s) for r, s in ((rows + 1, slots), (prompts, prompt_slots)))
     # Sampling holds a few arrays as large as the logits; the small leaves are carried from step to step besides the pool.
     small = shard_bytes(dataclasses.replace(pool, cache=None))
-    step = 2 * small + 4 * rows * vocab + network.temporary_bytes(rows, 1, slots)
+    kept = 2 * 4 * rows * slots  # log-probabilities
+    kept += 5 * rows * vocab // 4 if settings.filters.repetition else 0  # seen ids, and other logits
+    step = 2 * small + kept + 4 * rows * vocab + network.temporary_bytes(rows, 1, slots)
     prefill = shard_bytes(source) + 4 * prompts * vocab + network.temporary_bytes(prompts, prompt_slots, prompt_slots)
     return Estimate(shard_bytes(params), shard_bytes(pool), max(step, prefill))
 
@@ -121,7 +123,7 @@ def check_fits(
     joints = found.rows - needed(rows, slots, 1).rows
     if 2 * joints > found.rows and (most := largest(lambda w: needed(rows, slots, w).total <= limit, window)):
         raise UsageError(
-            f"window={window} with rows={rows * shards} of {slots} tokens",
+            f"window={window} with max_num_seqs={rows * shards} of {slots} tokens",
             f"every row holds the joints of its last {window} tokens, {_size(joints)} per device of the {_size(found.total)} that "
             f"decoding needs, and a device has {_size(limit)}",
             f"use window={most} or less (max_tokens is the most that has any effect)",
@@ -134,17 +136,18 @@ def check_fits(
     fit, length, alone = largest(lambda r: needed(r, slots).total <= limit, rows), longest(rows), longest(1)
     fixes = []
     if fit >= n:
-        fixes.append(f"use rows={fit * shards} or fewer (n={n} fits)")
+        fixes.append(f"use max_num_seqs={fit * shards} or fewer (n={n} fits)")
     elif fit >= 1:
-        fixes.append(f"use n={fit} or less with rows={fit * shards}")
+        fixes.append(f"use n={fit} or less with max_num_seqs={fit * shards}")
     if length > prompt_tokens:
         fixes.append(f"keep prompt and max_tokens within {length} tokens (the longest prompt has {prompt_tokens})")
     if not fixes and alone > prompt_tokens:
         fixes.append(
-            f"use n=1 with rows={shards} and keep prompt and max_tokens within {alone} tokens (the longest prompt has {prompt_tokens})"
+            f"use n=1 with max_num_seqs={shards} and keep prompt and max_tokens within {alone} tokens "
+            f"(the longest prompt has {prompt_tokens})"
         )
     raise UsageError(
-        f"rows={rows * shards} of {slots} tokens{blame}",
+        f"max_num_seqs={rows * shards} of {slots} tokens{blame}",
         f"decoding needs {_size(found.total)} per device ({_size(found.parameters)} parameters, {_size(found.rows)} rows, up to "
         f"{_size(found.temporaries)} temporaries), and a device has {_size(limit)}",
         ", or ".join(fixes) or "not even one sample fits: use a smaller model, a lower precision, shorter prompts or more devices",

@@ -23,9 +23,12 @@ from zip_rc_jax.inference.prompts import (
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
 
-Prompt = str | Sequence[Mapping[str, Any]]
+TextOrChat = str | Sequence[Mapping[str, Any]]
+# A text, a chat, or token ids (a sequence of whole numbers, or a 1-D array of them).
+Prompt = TextOrChat | Sequence[int] | np.ndarray
 WORTH_SHARING = 32  # tokens
 ON_ERROR = ("raise", "result")
+SYSTEM_ROLES = ("system", "developer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +39,14 @@ class Request:
     the strategy decides, interval, window and rows.
 
     Attributes:
-      prompt: a text that is already templated, or a chat for the model's own template.
+      prompt: a text that is already templated, a chat for the model's own template, or token ids.
+        Token ids are read as they are: nothing is put before or behind them.
       seed: of the randomness. The same prompt and seed give the same tokens, also twice in one batch; give them different seeds to get
         different samples.
       n, max_tokens: at most the engine's.
-      alpha, beta, answer, abstain, abstain_below, temperature, top_k, top_p, min_p, stop_token_ids, token_budget, time_budget: as in
-        `DecodeConfig`.
+      alpha, beta, answer, abstain, abstain_below, temperature, top_k, top_p, min_p,
+        repetition_penalty, stop, stop_token_ids, token_budget, time_budget, system,
+        continue_final_message: as in `DecodeConfig`.
     """
 
     prompt: Prompt
@@ -60,6 +65,10 @@ class Request:
     stop_token_ids: tuple[int, ...] | None = None
     token_budget: int | None = None
     time_budget: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] | None = None
+    system: str | None = None
+    continue_final_message: bool | None = None
 
     def over(self, config: DecodeConfig) -> DecodeConfig:
         """`config` with this request's options.
@@ -85,11 +94,13 @@ class Job:
 
     Attributes:
       number: place among the prompts, from 0.
-      prompt: text, as given or as the chat template rendered it.
+      prompt: text, as given, as the chat template rendered it, or as the token ids decode.
       ids: its tokens.
       config: the engine's with the request's options.
       key: data of the request's random key, two uint32.
       template_hash: of the chat template that rendered the prompt; None for a text.
+      streamed: its decisions are told as they are made; else its result alone.
+      joints: its decisions carry the joints.
     """
 
     number: int
@@ -98,6 +109,8 @@ class Job:
     config: DecodeConfig
     key: tuple[int, ...]
     template_hash: str | None
+    streamed: bool = True
+    joints: bool = False
 
     @property
     def slots(self) -> int:
@@ -135,6 +148,55 @@ def check_text(number: int, text: str) -> None:
     check_encodable(f"prompt {number}", text)
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array of NumPy, JAX or another library that NumPy can read."""
+    known = all(hasattr(value, name) for name in ("__array__", "dtype", "shape"))
+    return known and not isinstance(value, (str, bytes))  # as np.str_ is
+
+
+def is_token_ids(prompt: Any) -> bool:
+    """Whether a prompt is meant as token ids: an array, or a sequence that begins with a number."""
+    if is_array(prompt):
+        return True
+    if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes, bytearray)):
+        return False
+    try:
+        return len(prompt) > 0 and isinstance(prompt[0], (numbers.Number, np.generic))
+    except Exception:  # a sequence of another's making, which is refused where it is read
+        return False
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether a prompt goes through the chat template (or fails there)."""
+    return not isinstance(prompt, str) and not is_token_ids(prompt)
+
+
+def token_ids(number: int, prompt: Any) -> list[int]:
+    """The ids of a prompt for which `is_token_ids` holds.
+
+    Raises:
+      UsageError: an array that is not 1-D or not of integers, or an item that is no whole number.
+    """
+    fix = "pass one flat list of ids, such as [5, 17, 3]"
+    if is_array(prompt):
+        try:
+            array = np.asarray(prompt)
+        except Exception as error:  # an array on a device that cannot be read, say
+            raise UsageError(f"prompt {number}", f"its array cannot be read ({in_short(error)})", fix) from None
+        kind = f"prompt {number}, an array of {array.dtype} of shape {array.shape}"
+        if array.ndim != 1:
+            raise UsageError(kind, "token ids are 1-D, one array for each prompt", "pass list(rows), without padding")
+        if not np.issubdtype(array.dtype, np.integer):
+            raise UsageError(kind, "token ids are whole numbers", "convert it with .astype(int)")
+        return array.tolist()
+    whole = (int, np.integer)
+    for place, item in enumerate(prompt):
+        if not isinstance(item, whole) or isinstance(item, (bool, np.bool_)):
+            reason = f"item {place} is {shown(item)}, and token ids are whole numbers"
+            raise UsageError(f"prompt {number} as token ids", reason, fix)
+    return [int(item) for item in prompt]
+
+
 def prompt_hash(ids: Sequence[int]) -> int:
     """32-bit hash of a prompt's ids: its identity in the randomness, the same in every batch."""
     return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
@@ -166,6 +228,15 @@ def _refusal(number: int, error: BaseException) -> UsageError:
     return UsageError(named, error.reason, error.fix)
 
 
+def _ids_as_list(ids: Any) -> UsageError:
+    """The refusal of token ids in the place of a list of prompts."""
+    if is_array(ids) and len(ids.shape) != 1:
+        value = f"prompts given as one array of shape {tuple(ids.shape)}"
+        return UsageError(value, "a list of prompts is expected", "pass list(rows), without padding")
+    reason = "a list of prompts is expected, and a flat list of ids could be one prompt or many"
+    return UsageError("prompts given as one list of token ids", reason, "pass [ids] for one prompt")
+
+
 class Intake:
     """Turns requests into jobs for one model and one configuration."""
 
@@ -188,6 +259,10 @@ class Intake:
         self.lm, self.config, self.seed = lm, config, seed
         if not isinstance(template_kwargs, Mapping) or not all(isinstance(name, str) for name in template_kwargs):
             raise UsageError(f"chat_template_kwargs={shown(template_kwargs)}", "they are variables by name", 'pass {"name": value}')
+        if "continue_final_message" in template_kwargs:
+            reason = "it is no variable of the template"
+            fix = "pass continue_final_message=True beside it"
+            raise UsageError("chat_template_kwargs with continue_final_message", reason, fix)
         self.template_kwargs, self.check_memory = dict(template_kwargs), check_memory
         self.head = lm.head
         self.sampleable = lm.head.sampleable(lm.config.vocab_size)
@@ -195,20 +270,25 @@ class Intake:
         self._check_stop_ids(config)
 
     def jobs(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterable[Job | Refusal]:
-        """A list for a sequence, checked as a whole; a lazy iterator for any other iterable, checked as it is read.
+        """A list for a sequence, checked as a whole; a lazy iterator for any other iterable,
+        checked as it is read.
 
         Args:
-          on_error: "raise" raises for a request that cannot be decoded, "result" makes it a `Refusal`. Whatever goes wrong with one request
-            is told of that one, by its number. Default: raise for a sequence, where nothing is lost yet; a refusal for an iterator, whose
-            other requests would be lost.
+          on_error: "raise" raises for a request that cannot be decoded, "result" makes it a
+            `Refusal`. Whatever goes wrong with one request is told of that one, by its number.
+            Default: raise for a sequence, where nothing is lost yet; a refusal for an iterator,
+            whose other requests would be lost.
 
         Raises:
-          UsageError: no prompts, one text or chat instead of a list of them, template variables without any chat, an unknown `on_error`,
-            or (with "raise") an unencodable, empty or too long prompt, an id that is reserved or never used, impossible options, or more
-            rows and tokens than the device can hold.
+          UsageError: no prompts, one text, chat or list of ids instead of a list of them, template
+            variables without any chat, an unknown `on_error`, or (with "raise") an unencodable,
+            empty or too long prompt, an id that is reserved or never used, impossible options, or
+            more rows and tokens than the device can hold.
         """
         if isinstance(prompts, (str, bytes, bytearray)):
             raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
+        if is_token_ids(prompts):
+            raise _ids_as_list(prompts)
         if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
             raise UsageError(f"prompts of type {type(prompts).__name__}", "a list of prompts is expected", "pass [prompt, ...]")
         if on_error is not None and not (isinstance(on_error, str) and on_error in ON_ERROR):
@@ -219,11 +299,11 @@ class Intake:
             raise UsageError("prompts=[]", "there is nothing to decode", "pass at least one prompt")
         if all(isinstance(prompt, Mapping) for prompt in prompts):
             raise UsageError("prompts given as one chat", "a list of prompts is expected", "pass [messages]")
-        texts = [isinstance(p.prompt if isinstance(p, Request) else p, str) for p in prompts]
-        if self.template_kwargs and all(texts):
+        chats = [is_chat(p.prompt if isinstance(p, Request) else p) for p in prompts]
+        if self.template_kwargs and not any(chats):
             raise UsageError(
                 f"chat_template_kwargs={shown(self.template_kwargs)}",
-                "every prompt is a string, which no template renders",
+                "every prompt is a string or token ids, which no template renders",
                 'pass chats: [{"role": "user", "content": prompt}]',
             )
         return list(self._read(prompts, on_error != "result", listed=True))
@@ -252,21 +332,57 @@ class Intake:
         config = request.over(self.config)
         self._check_stop_ids(config)
         tokenizer, prompt = self.lm.tokenizer, request.prompt
-        chat = not isinstance(prompt, str)
+        chat = is_chat(prompt)
         if chat and (isinstance(prompt, (bytes, bytearray, Mapping)) or not isinstance(prompt, Sequence)):
             raise UsageError(
-                f"prompt {number} of type {type(prompt).__name__}", "a prompt is a text or a chat, which is a list of dicts", "convert it"
+                f"prompt {number} of type {type(prompt).__name__}",
+                "a prompt is a text, a chat (a list of dicts) or a list of token ids",
+                "convert it",
             )
-        text, ids = encode_prompt(
-            tokenizer,
-            f"prompt {number}",
-            prompt,
-            self.template_kwargs,
-            config.add_special_tokens,
-        )
-        self._check_ids(number, ids, config)
+        if chat and not prompt:
+            raise UsageError(f"prompt {number}", "it is empty", "leave it out")
+        self._check_chat_options(number, prompt, chat, config)
+        if is_token_ids(prompt):
+            ids = token_ids(number, prompt)
+            self._check_ids(number, ids, config)
+            text = tokenizer.backend.decode(ids, skip_special_tokens=False)
+        else:
+            text, ids = encode_prompt(
+                tokenizer,
+                f"prompt {number}",
+                self._turns(prompt, config) if chat else str(prompt),
+                self._variables(chat, config),
+                config.add_special_tokens,
+            )
+            self._check_ids(number, ids, config)
         seed = self.seed if request.seed is None else request.seed
         return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
+
+    def _check_chat_options(self, number: int, prompt: Any, chat: bool, config: DecodeConfig) -> None:
+        """Raises UsageError for options of chats that no template reads or the chat contradicts."""
+        given = [name for name in ("system", "continue_final_message") if getattr(config, name)]
+        if given and not chat:
+            value = f"{given[0]}={shown(getattr(config, given[0]))} for prompt {number}"
+            reason = "it is a text or token ids, which no template renders"
+            raise UsageError(value, reason, 'pass a chat: [{"role": "user", "content": prompt}]')
+        turns = [turn for turn in prompt if isinstance(turn, Mapping)] if chat else []
+        if config.system and turns and turns[0].get("role") in SYSTEM_ROLES:
+            value = f"system={shown(config.system)} for prompt {number}"
+            reason = f"its first turn has the role {turns[0].get('role')} already"
+            raise UsageError(value, reason, "leave one of them out")
+        if config.continue_final_message and turns and turns[-1].get("role") != "assistant":
+            value = f"continue_final_message=True for prompt {number}"
+            reason = f"its last turn has the role {shown(turns[-1].get('role'))}"
+            raise UsageError(value, reason, "end it with the assistant's turn to continue, or leave the option out")
+
+    def _turns(self, chat: Any, config: DecodeConfig) -> Any:
+        """The turns of a chat, the `system` one first if there is one."""
+        return [{"role": "system", "content": config.system}, *chat] if config.system else chat
+
+    def _variables(self, chat: bool, config: DecodeConfig) -> dict[str, Any]:
+        """What the template gets besides the turns."""
+        going_on = {"continue_final_message": True} if chat and config.continue_final_message else {}
+        return self.template_kwargs | going_on
 
     def _check_stop_ids(self, config: DecodeConfig) -> None:
         bad = [i for i in config.stop_token_ids if not (0 <= i < len(self.sampleable) and self.sampleable[i])]

@@ -20,39 +20,67 @@ class Filters:
     Attributes:
       random, greedy: some row has a temperature above 0, or of 0.
       top_k, top_p: some row has this filter.
+      repetition: some row has a repetition penalty.
     """
 
     random: bool
     greedy: bool
     top_k: bool
     top_p: bool
+    repetition: bool = False
 
     @classmethod
     def of(cls, configs: Iterable[SamplingConfig]) -> Filters:
         """What rows with these settings use."""
         configs = list(configs)
         drawn = [c for c in configs if c.temperature > 0]
-        return cls(bool(drawn), len(drawn) < len(configs), any(c.top_k > 0 for c in drawn), any(c.top_p < 1 for c in drawn))
+        return cls(
+            random=bool(drawn),
+            greedy=len(drawn) < len(configs),
+            top_k=any(c.top_k > 0 for c in drawn),
+            top_p=any(c.top_p < 1 for c in drawn),
+            repetition=any(c.repetition_penalty != 1 for c in configs),
+        )
 
 
-ALL_FILTERS = Filters(True, True, True, True)
+ALL_FILTERS = Filters(True, True, True, True, True)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """A `SamplingConfig` per row: `temperature`, `top_p`, `min_p` `[R]` float32, `top_k` `[R]` int32."""
+    """A `SamplingConfig` per row: `top_k` `[R]` int32, all others `[R]` float32."""
 
     temperature: Any
     top_k: Any
     top_p: Any
     min_p: Any
+    repetition_penalty: Any = 1.0
 
     @classmethod
     def stack(cls, configs: Sequence[SamplingConfig]) -> Sampling:
         """As arrays on the host."""
-        types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
+        types = {field.name: np.float32 for field in dataclasses.fields(cls)} | {"top_k": np.int32}
         return cls(**{name: np.array([getattr(c, name) for c in configs], dtype) for name, dtype in types.items()})
+
+
+def penalized(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
+    """Logits with those of seen tokens made smaller (CTRL, arXiv 1909.05858; as in Hugging Face).
+
+    Args:
+      logits: `[R, V]`.
+      seen: `[R, V]` bool, ids that occur in the prompt or in what was generated.
+      penalty: `[R]`; positive logits are divided by it, negative ones multiplied. 1 changes no bit.
+    """
+    factor = penalty[:, None]
+    return jnp.where(seen, jnp.where(logits < 0, logits * factor, logits / factor), logits)
+
+
+def seen_tokens(tokens: jax.Array, length: jax.Array, vocab_size: int) -> jax.Array:
+    """`[R, V]` bool: the ids among the first `length [R]` of each row's `tokens [R, S]`."""
+    ids = jnp.where(jnp.arange(tokens.shape[1]) < length[:, None], tokens, vocab_size)
+    empty = jnp.zeros((len(tokens), vocab_size), bool)
+    return jax.vmap(lambda row, ids: row.at[ids].set(True, mode="drop"))(empty, ids)
 
 
 def filter_logits(

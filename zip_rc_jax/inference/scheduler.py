@@ -25,6 +25,9 @@ class Queue:
     """
 
     def __init__(self, jobs: Iterable[Job | Refusal]):
+        # A list tells how long the rows must be; otherwise they grow with what is read.
+        listed = jobs if isinstance(jobs, list) else []
+        self._longest = max((job.slots for job in listed if isinstance(job, Job)), default=0)
         self._source = iter(jobs)
         self._next: Job | Refusal | None = None
         self.failure: Exception | None = None
@@ -41,6 +44,14 @@ class Queue:
     def pop(self) -> None:
         """Goes on to the request after the one that `peek` returned."""
         self._next = None
+
+    def longest(self) -> int:
+        """Tokens of the longest prefix of all requests, where all are known; else 0."""
+        return self._longest
+
+    def abandoned(self) -> set[int]:
+        """Numbers of requests, in flight or waiting, whose results nobody wants any more."""
+        return set()
 
 
 def members(groups: Sequence[Group], shards: int) -> list[list[Group]]:

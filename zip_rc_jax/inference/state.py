@@ -17,12 +17,12 @@ from jax.sharding import PartitionSpec
 
 from zip_rc_jax.head import ZipHead, joint_log_probs, policy_logits
 from zip_rc_jax.inference.network import Network
-from zip_rc_jax.inference.sampler import Filters, Sampling, row_keys, sample
+from zip_rc_jax.inference.sampler import Filters, Sampling, penalized, row_keys, sample, seen_tokens
 from zip_rc_jax.models.kv_cache import copy_row, first_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSpec:
+class DecodeSpec:
     """What the jitted programs are compiled for. Hashable.
 
     Attributes:
@@ -31,6 +31,7 @@ class TrainSpec:
       vocab_size: `V`.
       filters: parts of sampling that are compiled.
       window: joints averaged per prefix.
+      history: joints of single steps that `advance` also returns, at least its `steps`; 0 for none.
     """
 
     network: Network
@@ -38,6 +39,7 @@ class TrainSpec:
     vocab_size: int
     filters: Filters
     window: int
+    history: int = 0
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +70,8 @@ def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> Lanes:
     def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((shards, width, *shape), dtype)
 
-    sampling = Sampling(lane(jnp.float32), lane(jnp.int32), lane(jnp.float32), lane(jnp.float32))
+    number = lane(jnp.float32)
+    sampling = Sampling(number, lane(jnp.int32), number, number, number)
     return Lanes(lane(jnp.bool_), lane(jnp.uint32, 2), lane(jnp.int32), lane(jnp.int32), lane(jnp.int32, stop_ids), sampling)
 
 
@@ -98,7 +101,7 @@ class Rows:
     ring: jax.Array
     cache: Any
 
-    def sharding(self, settings: TrainSpec) -> Rows:
+    def sharding(self, settings: DecodeSpec) -> Rows:
         """Where every leaf lies: shards over the data axis."""
         axes: dict[str, Any] = {name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL}
         axes["logits"] = ("batch", None, "vocab")
@@ -123,13 +126,13 @@ class Rows:
 _SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", "logits", "ring")
 
 
-def empty_rows(settings: TrainSpec, rows: int, slots: int) -> Rows:
+def empty_rows(settings: DecodeSpec, rows: int, slots: int) -> Rows:
     """A pool of `rows` free rows in each shard (all done), laid out on the mesh."""
     return _maker(settings, rows, slots)()
 
 
 @functools.lru_cache(maxsize=16)
-def _maker(settings: TrainSpec, rows: int, slots: int) -> Callable[[], Rows]:
+def _maker(settings: DecodeSpec, rows: int, slots: int) -> Callable[[], Rows]:
     """The compiled `empty_rows`, which is kept."""
     shards = settings.network.layout.mesh.shape["data"]
 
@@ -167,6 +170,18 @@ def _top(logits: jax.Array, head: ZipHead) -> jax.Array:
     return jnp.max(policy_logits(logits, head), axis=-1)
 
 
+def _log_prob(policy: jax.Array, top: jax.Array, token: jax.Array) -> jax.Array:
+    """`[R]` log-probability of `token [R]` under masked logits `policy [R, V]` with the maximum
+    `top [R]`.
+
+    The token's logit is picked by a sum, so that a vocabulary that lies on several devices stays
+    there.
+    """
+    mine = jnp.arange(policy.shape[-1]) == token[:, None]
+    picked = jnp.sum(jnp.where(mine, policy, 0), axis=-1)
+    return picked - top - jnp.log(jnp.sum(jnp.exp(policy - top[:, None]), axis=-1))
+
+
 def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -> jax.Array:
     """`[...]` bool: NaN or infinity among the logits `[..., V]`, or no joint `[..., C]` in them.
 
@@ -177,7 +192,7 @@ def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"))
 def prefill(
-    settings: TrainSpec,
+    settings: DecodeSpec,
     params: Any,
     tokens: jax.Array,
     length: jax.Array,
@@ -226,8 +241,11 @@ def prefill(
 class Stepped(NamedTuple):
     """What the host reads after an interval, for the `N = X * W` lanes that were stepped.
 
-    `tokens [N, S]`, `length [N]`, `done [N]`, `fault [N]`: done because the logits after its last token are not finite, and
-    `joint [N, C]`: the mean over the last `window` tokens (fewer while it is shorter), without those logits.
+    `tokens [N, S]`, `length [N]`, `done [N]`, `fault [N]`: done because the logits after its last
+    token are not finite, and `joint [N, C]`: the mean over the last `window` tokens (fewer while it
+    is shorter), without those logits.
+    `logprobs [N, S]` float32: of the tokens of this interval, before any sampling option.
+    `history [N, H, C]`: the joint after each of these tokens; None if `settings.history` is 0.
     """
 
     tokens: jax.Array
@@ -235,10 +253,12 @@ class Stepped(NamedTuple):
     done: jax.Array
     fault: jax.Array
     joint: jax.Array
+    logprobs: jax.Array
+    history: jax.Array | None
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def advance(settings: TrainSpec, params: Any, pool: Rows, lanes: Lanes, steps: jax.Array, slots: int) -> tuple[Rows, Stepped]:
+def advance(settings: DecodeSpec, params: Any, pool: Rows, lanes: Lanes, steps: jax.Array, slots: int) -> tuple[Rows, Stepped]:
     """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when all active ones are done or rest.
 
     Args:
@@ -262,11 +282,18 @@ def advance(settings: TrainSpec, params: Any, pool: Rows, lanes: Lanes, steps: j
         step, rows, cache = carry
         tokens, length, done = rows["tokens"], rows["length"], rows["done"]
         keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
-        drawn = sample(keys, policy_logits(rows["logits"], settings.head), lanes.sampling, settings.filters, rows["top"])
+        policy = policy_logits(rows["logits"], settings.head)
+        weighed, top = policy, rows["top"]
+        if settings.filters.repetition:
+            weighed = penalized(policy, rows["seen"], lanes.sampling.repetition_penalty)
+            top = jnp.max(weighed, axis=-1)
+        drawn = sample(keys, weighed, lanes.sampling, settings.filters, top)
         live = live_rows(rows)
         # A row that is not live is fed its last token again, which gives its logits again if it only rests.
         slot = jnp.where(live, length, length - 1)
         token = jnp.where(live, drawn, _pick(tokens, slot))
+        log_prob = _log_prob(policy, rows["top"], token)
+        log_prob = jnp.where(live, log_prob, _pick(rows["logprobs"], slot))
         length = length + live
         generated = length - rows["prompt_length"]
         ended = jnp.any(token[:, None] == lanes.stop_ids, axis=1) | (generated >= lanes.max_tokens)
@@ -288,12 +315,23 @@ def advance(settings: TrainSpec, params: Any, pool: Rows, lanes: Lanes, steps: j
             "logits": logits,
             "top": top,  # of which the next token's weights are made too: no pass over the vocabulary looks for faults alone
             "ring": _place(rows["ring"], place, joint),
+            "logprobs": _place(rows["logprobs"], slot, log_prob),
         }
+        if settings.filters.repetition:
+            changed["seen"] = _place(rows["seen"], token, jnp.ones_like(live))
+        if settings.history:
+            changed["history"] = rows["history"].at[:, step].set(joint)
         return step + 1, rows | changed, cache
 
     before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
     before["tokens"] = before["tokens"][:, :slots]
     before |= {"fault": jnp.zeros_like(lanes.active), "top": _top(before["logits"], settings.head)}
+    before["logprobs"] = jnp.zeros(before["tokens"].shape, jnp.float32)
+    if settings.filters.repetition:
+        before["seen"] = seen_tokens(before["tokens"], before["length"], settings.vocab_size)
+    if settings.history:
+        cells = settings.head.grid.n_cells
+        before["history"] = jnp.zeros((shards * width, settings.history, cells), jnp.float32)
     _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
     after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])
 
@@ -305,12 +343,20 @@ def advance(settings: TrainSpec, params: Any, pool: Rows, lanes: Lanes, steps: j
     valid = jnp.arange(window) < seen[:, None]
     total = jnp.einsum("rwc,rw->rc", after["ring"], valid.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
     joint = total / jnp.maximum(seen, 1)[:, None]
-    stepped = Stepped(after["tokens"], after["length"], after["done"], after["fault"], joint)
+    stepped = Stepped(
+        tokens=after["tokens"],
+        length=after["length"],
+        done=after["done"],
+        fault=after["fault"],
+        joint=joint,
+        logprobs=after["logprobs"],
+        history=after.get("history"),
+    )
     return Rows(**{name: put(name) for name in _SMALL}, cache=cache), stepped
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def copy_rows(settings: TrainSpec, pool: Rows, source: Rows | None, moves: jax.Array, count: jax.Array, slots: int) -> Rows:
+def copy_rows(settings: DecodeSpec, pool: Rows, source: Rows | None, moves: jax.Array, count: jax.Array, slots: int) -> Rows:
     """Copies rows one after the other, in place: start, branch, admit and making room are all this. No copy crosses shards.
 
     Args:

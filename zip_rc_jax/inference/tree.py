@@ -16,11 +16,11 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
 from zip_rc_jax.inference.placement import Move
 from zip_rc_jax.inference.requests import Job, Refusal
+from zip_rc_jax.inference.stopping import UNFINISHED_CHARACTER, JointHistory, Stop, withheld
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.runtime.errors import UsageError
 
 ROOT = -1
-UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclasses.dataclass
@@ -40,13 +40,37 @@ class Branch:
     shown: int = 0  # tokens whose text was streamed
     anchor: int = 0  # where the text streamed last begins
     joint: Any = None
+    logprobs: tuple[float, ...] = ()
+    history: JointHistory | None = None  # only where a stop string may end it
+    stop: Stop | None = None  # the stop string that ended it
+    held: str = ""  # text that may be the beginning of a stop string, and was not streamed yet
+    told: int = 0  # characters that were streamed
 
     @property
     def ended(self) -> bool:
         return self.finished or self.failed
 
-    def new_text(self, tokenizer: Tokenizer, last: bool) -> str:
-        """What its text has gained since the last call. Bytes of an unfinished character wait for the rest, except at the `last` call."""
+    def new_text(self, tokenizer: Tokenizer, last: bool, stop: Sequence[str] = ()) -> str:
+        """What its text has gained since the last call.
+
+        What may be the beginning of one of the strings `stop` waits for the rest, and so do bytes
+        of an unfinished character, except at the `last` call.
+        """
+        gained = self._gained(tokenizer, last)
+        if not stop:
+            return gained
+        self.held += gained
+        if self.stop is not None:
+            new, self.held = self.stop.text[self.told :], ""
+        else:
+            keep = 0 if last else withheld(self.held, stop)
+            new = self.held[: len(self.held) - keep]
+            self.held = self.held[len(new) :]
+        self.told += len(new)
+        return new
+
+    def _gained(self, tokenizer: Tokenizer, last: bool) -> str:
+        """As `new_text`, without stop strings."""
         if self.shown == len(self.tokens):
             return ""
         # How a token reads may depend on the one before it, so the text streamed last is decoded once more together with the new one.
@@ -104,6 +128,7 @@ class Group:
     steps: int = 0
     reason: str = ""
     error: str = ""
+    dropped: int = 0  # tokens that were computed past a stop string
 
     def live(self) -> list[Branch]:
         return [b for b in self.branches if b.live]
@@ -148,13 +173,20 @@ class Group:
             moves.append((source, branch.row, branch.id))
         return moves
 
+    def sample(self, number: int) -> Branch:
+        """A prefix without any token."""
+        history = JointHistory(self.root_joint[None]) if self.job.config.stop else None
+        return Branch(number, ROOT, 0, None, joint=self.root_joint, history=history)
+
     def _grow(self, parent: Branch | None) -> Branch:
         """A new live prefix: a copy of `parent`, or of the root (None)."""
         number = len(self.branches)
         if parent is None:
-            branch = Branch(number, ROOT, 0, None, live=True, joint=self.root_joint)
+            branch = self.sample(number)
+            branch.live = True
         else:
             branch = Branch(number, parent.id, len(parent.tokens), None, live=True, tokens=parent.tokens, joint=parent.joint)
+            branch.logprobs, branch.history = parent.logprobs, parent.history
         self.branches.append(branch)
         return branch
 
@@ -171,7 +203,7 @@ class Group:
     @property
     def used(self) -> int:
         """Tokens generated so far; a shared prefix counts once."""
-        return sum(len(b.tokens) - b.fork_position for b in self.branches)
+        return self.dropped + sum(len(b.tokens) - b.fork_position for b in self.branches)
 
     def quotas(self, interval: int) -> list[int]:
         """Tokens that each live prefix may add now: `interval`, or its share of what is left of the token budget (the first get more)."""
@@ -188,11 +220,19 @@ class Group:
             return "token_budget"
         return "time_budget" if config.time_budget and now - self.started >= config.time_budget else ""
 
-    def record(self, action: Action) -> Decision:
-        """The decision that `action` is, before it is carried out; it becomes part of the trace."""
+    def record(self, action: Action, shape: tuple[int, int]) -> Decision:
+        """The decision that `action` is, before it is carried out; it becomes part of the trace.
+
+        Args:
+          shape: of a joint.
+        """
         finished = [b.finished for b in self.branches]
         remaining = [0.0 if end else length for length, end in zip(action.remaining[: len(finished)], finished, strict=True)]
         root = action.starts is not None
+        joints = None
+        if self.job.joints:
+            rows = [b.joint for b in self.branches] + [self.root_joint] * root
+            joints = np.stack(rows).reshape(len(rows), *shape)
         decision = Decision(
             step=self.steps,
             prefix_ids=tuple(range(len(finished))) + (ROOT,) * root,
@@ -203,6 +243,7 @@ class Group:
             expected_remaining=(*remaining, *action.remaining[-1:] * root),
             tokens=(*(len(b.tokens) for b in self.branches), *[0] * root),
             finished=(*finished, *[False] * root),
+            joints=joints,
         )
         self.trace.append(decision)
         return decision
@@ -214,20 +255,39 @@ class Group:
             if len(branch.tokens) > branch.streamed:
                 tokens[branch.id] = branch.tokens[branch.streamed :]
                 branch.streamed = len(branch.tokens)
-            if new := branch.new_text(tokenizer, last):
+            if new := branch.new_text(tokenizer, last, self.job.config.stop):
                 text[branch.id] = new
         return tokens, text
 
+    def _prefix(self, b: Branch, grid: Grid, tokenizer: Tokenizer) -> Prefix:
+        """A branch that is not live any more, as callers see it."""
+        reward, remaining = expectations(b.joint, grid)
+        state = "finished" if b.finished else "failed" if b.failed else "paused"
+        stopped = "stop" if b.stopped else "length"
+        reason = {"finished": stopped, "failed": "error", "paused": "paused"}[state]
+        text = tokenizer.decode(b.tokens) if b.stop is None else b.stop.text
+        stop_reason: str | int | None = None
+        if b.stop is not None:
+            stop_reason = b.stop.string
+        elif b.stopped and b.tokens[-1] not in tokenizer.eos_ids:
+            stop_reason = b.tokens[-1]
+        return Prefix(
+            id=b.id,
+            parent=b.parent,
+            fork_position=b.fork_position,
+            token_ids=b.tokens,
+            text=text,
+            state=state,
+            finish_reason=reason,
+            expected_reward=reward,
+            expected_remaining=0.0 if b.finished else remaining,
+            stop_reason=stop_reason,
+            logprobs=b.logprobs,
+        )
+
     def result(self, seconds: float, grid: Grid, tokenizer: Tokenizer) -> Result:
         """The outcome, once nothing is live any more."""
-        prefixes = []
-        for b in self.branches:
-            reward, remaining = expectations(b.joint, grid)
-            state = "finished" if b.finished else "failed" if b.failed else "paused"
-            reason = {"finished": "stop" if b.stopped else "length", "failed": "error", "paused": "paused"}[state]
-            text = tokenizer.decode(b.tokens)
-            remaining = 0.0 if b.finished else remaining
-            prefixes.append(Prefix(b.id, b.parent, b.fork_position, b.tokens, text, state, reason, reward, remaining))
+        prefixes = [self._prefix(b, grid, tokenizer) for b in self.branches]
         usage = Usage(len(self.job.ids), self.used, self.steps, seconds)
         config = self.job.config
         best, voted = best_prefix(prefixes), voted_prefix(prefixes, config.answer_extractor, config.answer_equivalence)
@@ -244,6 +304,7 @@ class Group:
             "usage": usage,
             "template_hash": self.job.template_hash,
             "error": self.error,
+            "prompt_token_ids": tuple(self.job.ids),
         }
         if chosen is None or withheld or self.error:
             reward, remaining = expectations(self.root_joint, grid)
@@ -274,9 +335,10 @@ class Group:
 
 def failure(job: Job | Refusal, error: str, seconds: float = 0.0) -> Result:
     """The result of a prompt of which nothing was generated because of `error`."""
-    tokens, template_hash = (len(job.ids), job.template_hash) if isinstance(job, Job) else (0, None)
-    usage = Usage(tokens, 0, 0, seconds)
-    return Result(job.prompt, "", ROOT, "error", math.nan, math.nan, "", "", (), (), usage, template_hash, error)
+    ids, template_hash = (tuple(job.ids), job.template_hash) if isinstance(job, Job) else ((), None)
+    usage = Usage(len(ids), 0, 0, seconds)
+    none = math.nan
+    return Result(job.prompt, "", ROOT, "error", none, none, "", "", (), (), usage, template_hash, error, ids)
 
 
 def expectations(joint: np.ndarray, grid: Grid) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from zip_rc_jax.config import ModelConfig, to_dict
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.head import ZipHead, fit_vocabulary, fold, padded_vocab_size, reserve
+from zip_rc_jax.head import HeadDefaults, ZipHead, fit_vocabulary, fold, padded_vocab_size, reserve
 from zip_rc_jax.models.io.digests import json_digest, named_leaves
 from zip_rc_jax.models.io.stored import DIGESTS, groups, read_arrays, read_meta, with_digests
 from zip_rc_jax.models.io.tokenizer import Tokenizer
@@ -36,10 +36,13 @@ class LanguageModel:
     Attributes:
       config: sizes.
       tokenizer: text <-> ids.
-      params: `{"body": transformer parameters, "zip_rows": [cells, d_model]}`; no "zip_rows" without a head.
+      params: `{"body": transformer parameters, "zip_rows": [cells, d_model]}`; no "zip_rows"
+        without a head.
       head: grid, label kind and reserved range; None for a plain policy.
       layout: mesh and sharding rules that decoding uses.
       info: how it was made (JSON-able).
+      generation_config: what the checkpoint's generation_config.json says; {} if there was none.
+        Nothing reads it unless asked to.
     """
 
     config: ModelConfig
@@ -48,6 +51,7 @@ class LanguageModel:
     head: ZipHead | None = None
     layout: Layout = dataclasses.field(default_factory=single_device)
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
+    generation_config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def create(cls, config: ModelConfig, tokenizer: Tokenizer, seed: int) -> LanguageModel:
@@ -56,7 +60,14 @@ class LanguageModel:
             raise UsageError(f"model.vocab_size={config.vocab_size}", f"the tokenizer uses {tokenizer.size} ids", "raise it")
         return cls(config, tokenizer, {"body": init_params(config, seed)})
 
-    def with_head(self, grid: Grid, label: str, first_id: int | None = None) -> LanguageModel:
+    def with_head(
+        self,
+        grid: Grid,
+        label: str,
+        first_id: int | None = None,
+        *,
+        defaults: HeadDefaults | None = None,
+    ) -> LanguageModel:
         """The same model with a fresh head for `grid`: zero rows (a uniform joint) at ids that the tokenizer never emits.
 
         Next-token logits at all other ids stay as they are, and so do the rows of the embedding and unembedding at reserved ids.
@@ -64,6 +75,7 @@ class LanguageModel:
         Args:
           first_id: first reserved id; default `reserve`'s choice, rows beyond the tokenizer or its placeholders. Where those are too
             few, the vocabulary is padded to a multiple of 128.
+          defaults: interval, window and max_tokens that decoding takes where its caller names none.
 
         Raises:
           UsageError: `first_id` puts cells on ids that the tokenizer uses, or past what padding would give.
@@ -72,7 +84,7 @@ class LanguageModel:
         if first_id is None:
             found = reserve(self.tokenizer.free_ids(vocab_size), grid, named)
             first_id = named if found is None else found
-        head = ZipHead(grid, label, first_id, self.tokenizer.used)
+        head = ZipHead(grid, label, first_id, self.tokenizer.used, defaults)
         if head.last_id > vocab_size:
             vocab_size = max(vocab_size, padded_vocab_size(named, grid))
         head.check(vocab_size, self.tokenizer.free_ids(vocab_size))
@@ -100,7 +112,7 @@ class LanguageModel:
 
         With several processes all must call it, as everything else here.
         """
-        hasher = hashlib.blake2b(json.dumps([to_dict(self.config), self.head and self.head.to_dict()]).encode(), digest_size=16)
+        hasher = hashlib.blake2b(json.dumps([to_dict(self.config), self.head and self.head.identity()]).encode(), digest_size=16)
         for leaf in jax.tree.leaves(self.params):
             hasher.update(np.ascontiguousarray(gather(leaf)).tobytes())
         return hasher.hexdigest()
@@ -132,6 +144,7 @@ class LanguageModel:
                 "dtype": str(jax.tree.leaves(params)[0].dtype),
                 "tokenizer": self.tokenizer.to_dict(),
                 "info": self.info,
+                **({"generation_config": self.generation_config} if self.generation_config else {}),
             },
             params,
         )

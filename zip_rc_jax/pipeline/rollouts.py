@@ -55,7 +55,7 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     decode = DecodeConfig(
         strategy="fixed",
         n=r.samples,
-        rows=rows,
+        max_num_seqs=rows,
         interval=16,
         window=1,
         max_tokens=r.max_tokens,

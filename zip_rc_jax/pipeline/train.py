@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from zip_rc_jax.config import TRAIN_STAGES, PipelineConfig, TrainConfig
 from zip_rc_jax.data.checks import check_tokens
 from zip_rc_jax.data.rollouts import Rollout
+from zip_rc_jax.head import HeadDefaults
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.policy import make_policy
@@ -39,7 +40,8 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         before = {"graded": "zip-rc grade", "labelled": "zip-rc label"}[path.name]
         raise UsageError(f"dataset {path}", f"stage {stage!r} trains on the label {settings.label!r}", f"run `{before}` first")
     policy = load_policy(config, train_layout(config))
-    lm = policy.with_head(config.grid.grid(settings.label), settings.label)
+    grid = config.grid.grid(settings.label)
+    lm = policy.with_head(grid, settings.label, defaults=head_defaults(config))
     if settings.rows_from:
         lm = _with_rows_of(lm, run_directory(config) / settings.rows_from)
     rollouts, metadata = random_access(path)
@@ -63,6 +65,12 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         validation_last=config.label.last,
         title=stage,
     )
+
+
+def head_defaults(config: PipelineConfig) -> HeadDefaults:
+    """What a trained head says about decoding: the config's own `decode` section."""
+    d = config.decode
+    return HeadDefaults(d.interval, d.window, d.max_tokens)
 
 
 def _with_rows_of(lm: LanguageModel, stage: pathlib.Path) -> LanguageModel:

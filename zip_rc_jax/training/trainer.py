@@ -111,7 +111,10 @@ def train(
     """
     if lm.head is None:
         raise UsageError("the model", "it has no ZIP head to train", "attach one first: lm.with_head(grid, label)")
-    settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config), "head": lm.head.to_dict(), "source": source}
+    # Without the head's decoding defaults: no training depends on them.
+    head = lm.head.identity()
+    settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config)}
+    settings |= {"head": head, "source": source}
     settings = json.loads(json.dumps(settings))
     if directory is not None:
         directory = pathlib.Path(directory)
@@ -376,7 +379,7 @@ def stacked(settings: TrainSpec, state: TrainState) -> TrainState:
 
 
 def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]) -> LanguageModel:
-    return LanguageModel(lm.config, lm.tokenizer, params, lm.head, lm.layout, info)
+    return dataclasses.replace(lm, params=params, info=info)
 
 
 @dataclasses.dataclass

@@ -40,6 +40,7 @@ WITHOUT_CONTENT = ("tool_calls", "function_call")  # a turn with one of these ne
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing, see transformers
 OWN = ("messages", "add_generation_prompt", "raise_exception", "strftime_now")
 PROBE = "zip-rc probe of content"
+MARK = "zip-rc end of the last turn "  # its last space shows whether a template trims texts
 
 _clock: contextvars.ContextVar[datetime.datetime | None] = contextvars.ContextVar("clock of templates", default=None)
 _budget = threading.local()
@@ -70,24 +71,37 @@ def check_variable(name: str) -> None:
         raise UsageError(f"chat template argument {name!r}", "the rendering itself sets it", "leave it out")
 
 
-def render(source: str, special_tokens: Mapping[str, str], messages: Any, variables: Mapping[str, Any]) -> str:
+def render(
+    source: str,
+    special_tokens: Mapping[str, str],
+    messages: Any,
+    variables: Mapping[str, Any],
+    continue_final_message: bool = False,
+) -> str:
     """The prompt for a chat, up to where the assistant's answer starts.
 
     Args:
       source: of the template.
       special_tokens: what it may refer to, e.g. `{"bos_token": "<s>"}`.
       messages: see `turns_of`.
-      variables: further ones that the template reads. `tools` may hold functions, as in transformers.
+      variables: further ones that the template reads. `tools` may hold functions, as in
+        transformers.
+      continue_final_message: the prompt ends where the text of the last turn ends, so that it is
+        gone on with.
 
     Raises:
       UsageError: no chat, or the template fails on it in any way, a limit included.
     """
     turns = turns_of(messages)
+    final = _marked(turns) if continue_final_message else ""
     strings, parts = reads(source, tuple(sorted(special_tokens.items())))
     turns = [turn | {"content": _content(turn["content"], strings, parts)} if "content" in turn else turn for turn in turns]
     try:
         given = {name: _tools(value) if name == "tools" else plain(value, name) for name, value in variables.items()}
-        return _render(source, special_tokens, turns, given)
+        if not continue_final_message:
+            return _render(source, special_tokens, turns, given)
+        text = _render(source, special_tokens, turns, {"add_generation_prompt": False, **given})
+        return _up_to_mark(text, final)
     except UsageError:
         raise
     except RecursionError as error:
@@ -95,6 +109,42 @@ def render(source: str, special_tokens: Mapping[str, str], messages: Any, variab
     except Exception as error:  # a template may do anything, such as dividing by zero or looking past the end of a list
         what = in_short(error) if not isinstance(error, jinja2.TemplateError) else _message(error)
         raise UsageError("chat messages", f"the model's template refuses them ({what})", "change the messages") from error
+
+
+def _marked(turns: list[dict[str, Any]]) -> str:
+    """Puts `MARK` behind the last text of the last turn. Returns that text.
+
+    Raises:
+      UsageError: there is none.
+    """
+    content = turns[-1].get("content")
+    if isinstance(content, str):
+        turns[-1]["content"] = content + MARK
+        return content
+    if not content:
+        value = "continue_final_message=True"
+        raise UsageError(value, "the last turn has no text to continue", "give it content")
+    part = content[-1]
+    text = part["text"]
+    part["text"] = text + MARK
+    return text
+
+
+def _up_to_mark(text: str, final: str) -> str:
+    """`text` up to the mark behind `final`. A template that trims texts has the space of the mark
+    trimmed, and then that of `final`.
+
+    Raises:
+      UsageError: the template leaves the last turn out, or changes it.
+    """
+    mark = MARK.strip()
+    if mark not in text or final.strip() not in text:
+        value = "continue_final_message=True"
+        reason = "the model's template leaves the last turn out, or changes its text"
+        raise UsageError(value, reason, "pass the prompt as one text")
+    place = text.rindex(mark)
+    kept = text[:place]
+    return kept if text.startswith(MARK, place) else kept.rstrip()
 
 
 def turns_of(messages: Any) -> list[dict[str, Any]]:

@@ -174,6 +174,7 @@ def write_checkpoint(
     found: Iterator[tuple[str, np.ndarray]],
     tokenizer: Any,
     dtype: str,
+    generation: dict[str, Any] | None = None,
 ) -> None:
     """Writes config.json, generation_config.json, tokenizer files and safetensors shards; complete or absent.
 
@@ -181,6 +182,7 @@ def write_checkpoint(
       settings: config.json, without dtype and end-of-sequence ids.
       found: name and array of every tensor; one shard of them (2 GiB) is held at a time.
       tokenizer: a `Tokenizer`.
+      generation: further entries of generation_config.json.
 
     Raises:
       UsageError: `directory` exists.
@@ -197,7 +199,8 @@ def write_checkpoint(
         written = read_json(temporary / CONFIG)
         written |= _older_spellings(written)
         (temporary / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (temporary / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}, indent=2) + "\n", encoding="utf-8")
+        said = json.dumps({**(generation or {}), "eos_token_id": eos}, indent=2)
+        (temporary / "generation_config.json").write_text(said + "\n", encoding="utf-8")
         tokenizer.save_pretrained(temporary)
         _write_shards(temporary, found)
         temporary.rename(directory)

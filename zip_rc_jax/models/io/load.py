@@ -16,6 +16,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.models.io import huggingface
 from zip_rc_jax.models.io.families import read_config, write_config
+from zip_rc_jax.models.io.generation import FILE as GENERATION_FILE
 from zip_rc_jax.models.io.stored import DIGESTS, read_meta, read_model_params
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.io.weights import load_params, read_params
@@ -92,7 +93,11 @@ def _load_huggingface(path: pathlib.Path, dtype: Any, layout: Layout, given: tup
     tokenizer = Tokenizer.from_pretrained(path).limited(config.vocab_size)
     head = _head(block, given, tokenizer, config, str(path))
     params = load_params(config, family, source, dtype, layout)
-    return _with_rows(LanguageModel(config, tokenizer, {"body": params}, None, layout, {"source": str(path)}), head)
+    written = path / GENERATION_FILE
+    generation = huggingface.read_json(written) if written.is_file() else {}
+    info = {"source": str(path)}
+    lm = LanguageModel(config, tokenizer, {"body": params}, None, layout, info, generation)
+    return _with_rows(lm, head)
 
 
 def _load_gguf(path: pathlib.Path, dtype: Any, layout: Layout, given: tuple[str, int] | None) -> LanguageModel:
@@ -154,6 +159,7 @@ def _load_orbax(path: pathlib.Path, dtype: Any, layout: Layout) -> LanguageModel
         tokenizer = Tokenizer.from_dict(meta["tokenizer"])
         head = ZipHead.from_dict(meta["head"]) if meta["head"] else None
         info = dict(meta["info"])
+        generation = dict(meta.get("generation_config", {}))
         shapes, axes = _shapes(config, head), _axes(config, head)
     except MemoryError:
         raise
@@ -164,7 +170,7 @@ def _load_orbax(path: pathlib.Path, dtype: Any, layout: Layout) -> LanguageModel
         _check(head, tokenizer, config, str(path))
     wanted = jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, dtype, sharding=layout.sharding(a, s.shape)), shapes, axes)
     params = read_model_params(path, wanted, meta.get(DIGESTS, {}).get("params"))
-    return LanguageModel(config, tokenizer, params, head, layout, info)
+    return LanguageModel(config, tokenizer, params, head, layout, info, generation)
 
 
 def _shapes(config: ModelConfig, head: ZipHead | None) -> dict[str, Any]:
@@ -209,5 +215,12 @@ def export(lm: LanguageModel, directory: str | pathlib.Path, *, dtype: Any = jnp
         settings[ZIP_BLOCK] = lm.head.to_dict()
     tensors = read_params(config, family, body, dtype)
     with writing(f"model {directory}"):
-        huggingface.write_checkpoint(pathlib.Path(directory).absolute(), settings, tensors, lm.tokenizer, str(jnp.dtype(dtype)))
+        huggingface.write_checkpoint(
+            pathlib.Path(directory).absolute(),
+            settings,
+            tensors,
+            lm.tokenizer,
+            str(jnp.dtype(dtype)),
+            lm.generation_config,
+        )
     return note

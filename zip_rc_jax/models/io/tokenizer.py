@@ -262,11 +262,19 @@ class Tokenizer:
         source = self.chat_template if len(self.templates) == 1 else json.dumps(self.templates, sort_keys=True)
         return hashlib.blake2b(source.encode()).hexdigest()[:16]
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        *,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> str:
         """The prompt for `messages` up to where the assistant's answer starts, by the tokenizer's own template.
 
         Args:
           messages: `{"role": ..., "content": ...}`, oldest first; see `models.chat.turns_of`.
+          continue_final_message: end where the text of the last turn ends, instead.
           kwargs: variables of the template, such as `enable_thinking=False`.
 
         Raises:
@@ -281,7 +289,7 @@ class Tokenizer:
         special = {"eos_token": self.eos_tokens[0], **self.special_tokens}
         # As transformers chooses among named templates.
         template = self.templates["tool_use"] if kwargs.get("tools") and "tool_use" in self.templates else self.chat_template
-        return chats.render(template, special, messages, kwargs)
+        return chats.render(template, special, messages, kwargs, continue_final_message)
 
     @functools.cached_property
     def _template_variables(self) -> set[str]:
