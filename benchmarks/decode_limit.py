@@ -32,7 +32,7 @@ from zip_rc_jax.config.files import load_config
 from zip_rc_jax.inference.engine import transformer_network
 from zip_rc_jax.inference.memory import shard_bytes
 from zip_rc_jax.inference.sampler import Filters, Sampling
-from zip_rc_jax.inference.state import DecodeSpec, Lanes, advance, empty_rows
+from zip_rc_jax.inference.state import DecodeSpec, StepInputs, advance, empty_rows
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 
@@ -72,12 +72,12 @@ def main() -> None:
         key = np.tile(np.asarray(jax.random.key_data(jax.random.key(0))), (rows, 1))
         never = np.full(rows, 2**30)
         lanes = jax.tree.map(
-            lambda x: jnp.asarray(x)[None], Lanes(np.ones(rows, bool), key, never, never, np.full((rows, 4), -1), sampling)
+            lambda x: jnp.asarray(x)[None], StepInputs(np.ones(rows, bool), key, never, never, np.full((rows, 4), -1), sampling)
         )
         state = [dataclasses.replace(pool, length=length, prompt_length=prompt, done=jnp.zeros_like(pool.done))]
         del pool
 
-        def step(state: list[Any] = state, lanes: Lanes = lanes, length: jax.Array = length, context: int = context) -> Any:
+        def step(state: list[Any] = state, lanes: StepInputs = lanes, length: jax.Array = length, context: int = context) -> Any:
             before = dataclasses.replace(state.pop(), length=jnp.copy(length))  # the pool is given away, so nothing else may hold it
             after, stepped = advance(settings, params, before, lanes, jnp.int32(arguments.steps), context)
             state.append(after)

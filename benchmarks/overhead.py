@@ -35,7 +35,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import policy_logits
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.sampler import Sampling, row_keys, sample
-from zip_rc_jax.inference.state import DecodeSpec, Lanes, Rows, advance, empty_rows
+from zip_rc_jax.inference.state import DecodeSpec, DecodeState, StepInputs, advance, empty_rows
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.search.meta_actions import choose_meta_action
 
@@ -61,7 +61,7 @@ def plain(
     return jax.lax.fori_loop(0, steps, body, (logits, cache, jnp.zeros((rows, SLOTS), jnp.int32)))
 
 
-def started(engine: Engine, rows: int) -> Rows:
+def started(engine: Engine, rows: int) -> DecodeState:
     """A pool whose rows all hold a prompt of zeros."""
     pool = empty_rows(engine.settings, rows + 1, SLOTS)
     full = jnp.full_like(pool.length, PROMPT)
@@ -81,7 +81,7 @@ def main() -> None:
     sampling = jax.tree.map(jnp.asarray, Sampling.stack([engine.config.sampling] * rows))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
     shapes = (np.ones(rows, bool), np.tile(key, (rows, 1)), np.full(rows, 10**6), np.full(rows, 10**6), np.full((rows, 4), -1, np.int32))
-    lanes = jax.tree.map(lambda x: jnp.asarray(x)[None], Lanes(*shapes, sampling))
+    lanes = jax.tree.map(lambda x: jnp.asarray(x)[None], StepInputs(*shapes, sampling))
     state = [started(engine, rows)]  # one, as every loop takes it away and leaves it
 
     def run_plain() -> None:

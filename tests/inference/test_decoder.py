@@ -36,7 +36,7 @@ def shared(config=PRICED):
 
 
 def enter(engine, prompts):
-    return engine.enter(engine.engine.intake.jobs(prompts))
+    return engine.enter(engine.engine.processor.tokenize(prompts))
 
 
 def drained(session):

@@ -471,7 +471,7 @@ def test_prompts_with_reserved_or_unused_ids_are_refused(reserved):
     i = gemma().backend.token_to_id(name)
     assert (lm.head.first_id <= i < lm.head.last_id) == reserved
     with pytest.raises(UsageError, match=rf"prompt 1 with ids {i} \({name}\): they are reserved or unused"):
-        Engine(lm, CHATTY, 0).intake.jobs(["fine", f"not {name} so {name}"])
+        Engine(lm, CHATTY, 0).processor.tokenize(["fine", f"not {name} so {name}"])
     chat = [{"role": "user", "content": f"say {name}"}]
     with pytest.raises(UsageError, match=rf"prompt 0 with ids {i} \({name}\)"):
         api.decode(lm, [chat], CHATTY)
@@ -486,7 +486,7 @@ def test_ids_past_the_models_rows_are_refused():
     text = gemma().backend.id_to_token(last).replace("▁", " ")
     assert last in gemma().encode(text)
     with pytest.raises(UsageError, match=rf"prompt 0 with ids {last} "):
-        Engine(short, CHATTY, 0).intake.jobs([text])
+        Engine(short, CHATTY, 0).processor.tokenize([text])
 
 
 def test_a_model_without_a_head_is_refused():

@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monk
     config = dataclasses.replace(REAL, candidates=candidates, n=8, max_num_seqs=40)
     needed = {}
     monkeypatch.setattr(memory, "check_fits", lambda estimate, *rest: needed.update(estimate=estimate))
-    Engine(lm, config, 0).intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, config, 0).processor.tokenize(REAL_PROMPTS[:1])
     estimate = needed["estimate"]
     monkeypatch.undo()
 
@@ -108,13 +108,13 @@ def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monk
     limit = estimate(6, 32).total
     limited(monkeypatch, limit)
     with pytest.raises(UsageError, match=r"max_num_seqs=40 of 32 tokens: decoding needs .* MiB per device .* Fix: ") as refusal:
-        Engine(lm, config, 0).intake.jobs(REAL_PROMPTS[:1])
+        Engine(lm, config, 0).processor.tokenize(REAL_PROMPTS[:1])
     n, rows = map(int, re.search(r"n=(\d+) or less with max_num_seqs=(\d+)", str(refusal.value)).groups())
     assert estimate(rows, 32).total <= limit < estimate(rows + 1, 32).total
     assert (n, rows) == (6, 6)
-    Engine(lm, dataclasses.replace(config, n=n, max_num_seqs=rows), 0).intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(config, n=n, max_num_seqs=rows), 0).processor.tokenize(REAL_PROMPTS[:1])
     with pytest.raises(UsageError):
-        Engine(lm, dataclasses.replace(config, n=n + 1, max_num_seqs=rows + 1), 0).intake.jobs(REAL_PROMPTS[:1])
+        Engine(lm, dataclasses.replace(config, n=n + 1, max_num_seqs=rows + 1), 0).processor.tokenize(REAL_PROMPTS[:1])
 
 
 def test_where_the_n_asked_for_fits_in_fewer_rows_it_is_not_replaced(monkeypatch, lm):
@@ -122,9 +122,9 @@ def test_where_the_n_asked_for_fits_in_fewer_rows_it_is_not_replaced(monkeypatch
     engine = Engine(lm, config, 0)
     limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 6, 32, 2, 16).total)
     with pytest.raises(UsageError, match=r"max_num_seqs=40 of 32 tokens: .* Fix: use max_num_seqs=6 or fewer \(n=4 fits\)") as refusal:
-        engine.intake.jobs(REAL_PROMPTS[:1])
+        engine.processor.tokenize(REAL_PROMPTS[:1])
     assert "n=6" not in str(refusal.value)
-    Engine(lm, dataclasses.replace(config, max_num_seqs=6), 0).intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(config, max_num_seqs=6), 0).processor.tokenize(REAL_PROMPTS[:1])
 
 
 def test_where_only_one_short_row_fits_that_is_said(monkeypatch, lm):
@@ -133,8 +133,8 @@ def test_where_only_one_short_row_fits_that_is_said(monkeypatch, lm):
     limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 1, 64, 1, 16).total)
     fix = r"Fix: use n=1 with max_num_seqs=1 and keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
     with pytest.raises(UsageError, match=fix):
-        engine.intake.jobs(REAL_PROMPTS[:1])
-    Engine(lm, dataclasses.replace(config, n=1, max_num_seqs=1, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
+        engine.processor.tokenize(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(config, n=1, max_num_seqs=1, max_tokens=60), 0).processor.tokenize(REAL_PROMPTS[:1])
 
 
 def test_the_length_that_fits_is_named_too(monkeypatch, lm):
@@ -145,11 +145,11 @@ def test_the_length_that_fits_is_named_too(monkeypatch, lm):
     with pytest.raises(
         UsageError, match=r"max_num_seqs=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
     ):
-        Engine(lm, long, 0).intake.jobs(REAL_PROMPTS[:1])
-    Engine(lm, dataclasses.replace(REAL, max_tokens=60), 0).intake.jobs(REAL_PROMPTS[:1])
+        Engine(lm, long, 0).processor.tokenize(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(REAL, max_tokens=60), 0).processor.tokenize(REAL_PROMPTS[:1])
     limited(monkeypatch, memory.shard_bytes((lm.params, engine.params)) + 1000)
     with pytest.raises(UsageError, match="Fix: not even one sample fits: use a smaller model"):
-        Engine(lm, REAL, 0).intake.jobs(REAL_PROMPTS[:1])
+        Engine(lm, REAL, 0).processor.tokenize(REAL_PROMPTS[:1])
 
 
 def test_a_model_whose_copies_do_not_fit_is_refused_before_they_are_made(monkeypatch, lm):
@@ -171,18 +171,18 @@ def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(
     monkeypatch.setattr(memory, "check_fits", lambda needed, limit, n, rows, slots, *rest: asked.append(needed(rows, slots).total))
     for prompts in ([long_rows], [long_prompt], [long_rows, long_prompt]):
         engine._memory_check.known_to_fit.clear()
-        engine.intake.jobs(prompts)
+        engine.processor.tokenize(prompts)
     monkeypatch.undo()
     first, second, _, together = asked
     assert max(first, second) < together
     limited(monkeypatch, together - 1)
     engine._memory_check.known_to_fit.clear()
-    engine.intake.jobs([long_rows])
-    engine.intake.jobs([long_prompt])
+    engine.processor.tokenize([long_rows])
+    engine.processor.tokenize([long_prompt])
     for prompts in ([long_rows, long_prompt], [long_prompt, long_rows]):
         with pytest.raises(UsageError, match="max_num_seqs=16 of 96 tokens: decoding needs"):
-            engine.intake.jobs(prompts)
-    assert [type(job).__name__ for job in engine.intake.jobs([long_rows, long_prompt], on_error="result")] == ["Job", "Refusal"]
+            engine.processor.tokenize(prompts)
+    assert [type(job).__name__ for job in engine.processor.tokenize([long_rows, long_prompt], on_error="result")] == ["Job", "Refusal"]
 
 
 def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch):
@@ -408,11 +408,11 @@ def test_a_window_that_is_to_blame_is_named_with_the_largest_that_fits(lm, monke
     wider = dataclasses.replace(engine.settings, window=300)
     limited(monkeypatch, memory.estimate(wider, (lm.params, engine.params), REAL.max_num_seqs, 32, 4, 16).total)
     with pytest.raises(UsageError) as refusal:
-        Engine(lm, dataclasses.replace(REAL, window=5000), 0).intake.jobs(REAL_PROMPTS[:1])
+        Engine(lm, dataclasses.replace(REAL, window=5000), 0).processor.tokenize(REAL_PROMPTS[:1])
     most = int(re.search(r"use window=(\d+) or less", str(refusal.value)).group(1))
-    Engine(lm, dataclasses.replace(REAL, window=most), 0).intake.jobs(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(REAL, window=most), 0).processor.tokenize(REAL_PROMPTS[:1])
     with pytest.raises(UsageError):
-        Engine(lm, dataclasses.replace(REAL, window=most + 1), 0).intake.jobs(REAL_PROMPTS[:1])
+        Engine(lm, dataclasses.replace(REAL, window=most + 1), 0).processor.tokenize(REAL_PROMPTS[:1])
 
 
 def test_settings_of_any_size_are_refused_with_a_name(lm):

@@ -173,16 +173,16 @@ CHAT = [{"role": "user", "content": "What is 17 + 25?"}]
 BEGUN = [*CHAT, {"role": "assistant", "content": "The answer is "}]
 
 
-def intake(tokenizer, **options):
+def processor(tokenizer, **options):
     config = dataclasses.replace(TINY_MODEL, vocab_size=tokenizer.size, max_positions=160)
     lm = LanguageModel.create(config, tokenizer, 5).with_head(TINY_GRID, "value")
-    return Engine(lm, dataclasses.replace(SMALL, **options), 0).intake
+    return Engine(lm, dataclasses.replace(SMALL, **options), 0).processor
 
 
 def test_a_system_prompt_is_the_first_turn_of_every_chat():
-    (found,) = intake(chatml(), system="Be brief.").jobs([CHAT])
+    (found,) = processor(chatml(), system="Be brief.").tokenize([CHAT])
     assert found.prompt == chatml().chat([{"role": "system", "content": "Be brief."}, *CHAT])
-    own, none = intake(chatml(), system="Be brief.").jobs([Request(CHAT, system="Be kind."), Request(CHAT, system="")])
+    own, none = processor(chatml(), system="Be brief.").tokenize([Request(CHAT, system="Be kind."), Request(CHAT, system="")])
     assert own.prompt == chatml().chat([{"role": "system", "content": "Be kind."}, *CHAT])
     assert none.prompt == chatml().chat(CHAT)
 
@@ -206,9 +206,9 @@ def test_content_in_parts_is_gone_on_with_after_its_last_part():
 
 
 def test_going_on_with_a_turn_decodes_what_comes_behind_it():
-    (job,) = intake(chatml(), continue_final_message=True).jobs([BEGUN])
+    (job,) = processor(chatml(), continue_final_message=True).tokenize([BEGUN])
     assert job.prompt.endswith("The answer is ")
-    one, other = intake(chatml()).jobs([Request(BEGUN, continue_final_message=True), BEGUN])
+    one, other = processor(chatml()).tokenize([Request(BEGUN, continue_final_message=True), BEGUN])
     assert one.prompt == job.prompt
     assert other.prompt == chatml().chat(BEGUN) != job.prompt
 
@@ -226,7 +226,7 @@ def test_going_on_with_a_turn_decodes_what_comes_behind_it():
 )
 def test_options_of_chats_that_nothing_would_read_are_refused(options, prompt, message):
     with pytest.raises(UsageError, match=message):
-        intake(chatml(), **options).jobs([prompt])
+        processor(chatml(), **options).tokenize([prompt])
 
 
 def test_a_template_that_drops_the_turn_to_continue_is_refused():

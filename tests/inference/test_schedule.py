@@ -23,7 +23,7 @@ from zip_rc_jax.inference.placement import safe
 from zip_rc_jax.inference.requests import WORTH_SHARING, Request, shared_prefix
 from zip_rc_jax.inference.scheduler import WIDE, largest_prefills, next_to_step, together
 from zip_rc_jax.inference.state import bucket
-from zip_rc_jax.inference.tree import Branch, Group
+from zip_rc_jax.inference.tree import Branch, SearchTree
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 
 
@@ -160,7 +160,7 @@ def groups_of(sizes, shard=0):
     found = []
     for number, size in enumerate(sizes):
         job = SimpleNamespace(number=number, ids=[1], config=SimpleNamespace(n=3, time_budget=0))
-        group = Group(job, 0.0, np.zeros(1), shard, root_row=9, ready=True)
+        group = SearchTree(job, 0.0, np.zeros(1), shard, root_row=9, ready=True)
         group.branches = [Branch(i, -1, 0, i, live=True) for i in range(size)]
         found.append(group)
     return found

@@ -45,7 +45,7 @@ def test_nothing_is_put_before_or_behind_given_ids(lm):
     begins = dataclasses.replace(lm, tokenizer=tokenizer)
     plain, full = tokenizer.encode("1 + 2"), tokenizer.encode_prompt("1 + 2")
     assert full == [begin[1], *plain]
-    jobs = Engine(begins, REAL, 0).intake.jobs(["1 + 2", plain, full])
+    jobs = Engine(begins, REAL, 0).processor.tokenize(["1 + 2", plain, full])
     assert [job.ids for job in jobs] == [full, plain, full]
 
 

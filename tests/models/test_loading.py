@@ -534,9 +534,9 @@ def test_a_tokenizer_may_have_more_ids_than_the_model_has_rows(shelf):
     assert found.config == lm.config
     assert found.without_head().config == lm.config
     engine = Engine(found, SEARCH, 0)
-    assert [job.ids for job in engine.intake.jobs(PROMPTS)] == [lm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert [job.ids for job in engine.processor.tokenize(PROMPTS)] == [lm.tokenizer.encode(prompt) for prompt in PROMPTS]
     with pytest.raises(UsageError, match=f"{lm.tokenizer.size - 1} .*reserved or unused"):
-        engine.intake.jobs([f"{PROMPTS[0]} {last}"])
+        engine.processor.tokenize([f"{PROMPTS[0]} {last}"])
 
 
 def test_a_checkpoint_of_ours_with_unknown_settings_is_from_another_version(lm, tmp_path):
@@ -598,7 +598,7 @@ def test_ids_without_a_row_are_never_sampled_and_never_reserved(tmp_path, lackin
     assert allowed[:rows].all()
     engine = Engine(headed, dataclasses.replace(SEARCH, top_k=0), 0)
     with pytest.raises(UsageError, match="reserved or unused"):
-        engine.intake.jobs([f"x <|reserved_special_token_{40 - lacking}|>"])
+        engine.processor.tokenize([f"x <|reserved_special_token_{40 - lacking}|>"])
     with pytest.raises(UsageError, match="stop_token_ids"):
         Engine(headed, dataclasses.replace(SEARCH, stop_token_ids=(rows,)), 0)
     results = zip_rc_jax.decode(headed, PROMPTS, dataclasses.replace(SEARCH, top_k=0, temperature=50.0, max_tokens=24))
@@ -635,14 +635,14 @@ def test_prompts_begin_as_the_tokenizer_says_in_decoding_and_in_the_rollouts_mad
     bos = lm.tokenizer.backend.token_to_id("<bos>")
     chat = [{"role": "user", "content": "Hi"}]
     prompts = ["What is 17?", "<bos>What is 17?", chat]
-    jobs = Engine(lm, SEARCH, 0).intake.jobs(prompts)
+    jobs = Engine(lm, SEARCH, 0).processor.tokenize(prompts)
     assert [job.ids[0] for job in jobs] == [bos] * 3
     assert [job.ids.count(bos) for job in jobs] == [1] * 3
     assert jobs[0].ids == jobs[1].ids
     assert jobs[2].ids == AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
         chat, tokenize=True, add_generation_prompt=True, return_dict=False
     )
-    bare = Engine(lm, dataclasses.replace(SEARCH, add_special_tokens=False), 0).intake.jobs(prompts)
+    bare = Engine(lm, dataclasses.replace(SEARCH, add_special_tokens=False), 0).processor.tokenize(prompts)
     assert [job.ids.count(bos) for job in bare] == [0, 1, 1]
     problem = Problem(0, "chain_sum", 0, 0, "What is 17?", "17", {})
     for added, ids in ((True, jobs), (False, bare)):
@@ -656,7 +656,7 @@ def test_a_template_that_writes_no_beginning_still_gets_one(tmp_path):
     publish("gemma3", tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     lm = with_random_head(with_bos(tmp_path))
-    (job,) = Engine(lm, SEARCH, 0).intake.jobs([[{"role": "user", "content": "Hi"}]])
+    (job,) = Engine(lm, SEARCH, 0).processor.tokenize([[{"role": "user", "content": "Hi"}]])
     assert job.ids.count(lm.tokenizer.backend.token_to_id("<bos>")) == 1
 
 

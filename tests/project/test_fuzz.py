@@ -34,7 +34,7 @@ from zip_rc_jax.data.tasks import problems_from_jsonl
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.inference.api import resolve
 from zip_rc_jax.inference.engine import Engine
-from zip_rc_jax.inference.requests import Job, Refusal, Request
+from zip_rc_jax.inference.requests import RejectedRequest, Request, TokenizedRequest
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.runtime.errors import UsageError
@@ -372,14 +372,14 @@ def engine():
 def test_requests(engine, asked):
     """A good request between them is always accepted, and each of the others is accepted or refused for itself."""
     requests = [Request("1 + 2 ="), *(Request(prompt, **options) for prompt, options in asked), "3 + 4 ="]
-    found = list(engine.intake.jobs(iter(requests), "result"))
+    found = list(engine.processor.tokenize(iter(requests), "result"))
     assert [x.number for x in found] == list(range(len(requests)))
-    assert all(isinstance(x, Job | Refusal) for x in found)
-    assert isinstance(found[0], Job)
-    assert isinstance(found[-1], Job)
+    assert all(isinstance(x, TokenizedRequest | RejectedRequest) for x in found)
+    assert isinstance(found[0], TokenizedRequest)
+    assert isinstance(found[-1], TokenizedRequest)
     for x in found:
-        COUNTS[f"requests, {'read' if isinstance(x, Job) else 'refused'}"] += 1
-        assert isinstance(x, Job) or 0 < len(x.reason) < 1000
+        COUNTS[f"requests, {'read' if isinstance(x, TokenizedRequest) else 'refused'}"] += 1
+        assert isinstance(x, TokenizedRequest) or 0 < len(x.reason) < 1000
 
 
 @given(st.dictionaries(KEYS, JUNK, max_size=3))

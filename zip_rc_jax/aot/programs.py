@@ -24,7 +24,7 @@ from zip_rc_jax.inference import state as decode_rows
 from zip_rc_jax.inference.memory import abstract_pool, shard_bytes
 from zip_rc_jax.inference.network import TransformerNetwork
 from zip_rc_jax.inference.sampler import Filters
-from zip_rc_jax.inference.state import Rows
+from zip_rc_jax.inference.state import DecodeState
 from zip_rc_jax.models.kv_cache import AttentionCache
 from zip_rc_jax.models.transformer import param_axes, param_shapes
 from zip_rc_jax.runtime.errors import UsageError
@@ -329,7 +329,7 @@ def compile_decode(
     return Report(title, chip_of(topology), chips, programs)
 
 
-def _cache_elements(pool: Rows) -> tuple[int, int]:
+def _cache_elements(pool: DecodeState) -> tuple[int, int]:
     """Elements of one chip's share of the keys: of one layer in all rows, and of one row in the longest stack of layers."""
     keys = [stack.k for stack in pool.cache.stacks.values() if isinstance(stack, AttentionCache)]
     shares = [x.sharding.shard_shape(x.shape) for x in keys]  # [L, 1, R, K, S, D]: stacks of mixed layer types differ in L

@@ -25,7 +25,7 @@ from zip_rc_jax.inference.engine import (
     prepared,
 )
 from zip_rc_jax.inference.outputs import Result
-from zip_rc_jax.inference.requests import Job, Prompt, Refusal, Request
+from zip_rc_jax.inference.requests import Prompt, RejectedRequest, Request, TokenizedRequest
 from zip_rc_jax.inference.sharing import Event, OwnSession, Session, SharedEngine
 from zip_rc_jax.models.io.generation import FILE, sampling_values
 from zip_rc_jax.models.language_model import LanguageModel
@@ -96,8 +96,8 @@ class _Told:
     streamed: bool
     joints: bool
 
-    def mark(self, job: Job | Refusal) -> Job | Refusal:
-        if isinstance(job, Refusal):
+    def mark(self, job: TokenizedRequest | RejectedRequest) -> TokenizedRequest | RejectedRequest:
+        if isinstance(job, RejectedRequest):
             return job
         return dataclasses.replace(job, streamed=self.streamed, joints=self.joints)
 
@@ -164,7 +164,7 @@ class Decoder:
         self._engines: weakref.WeakValueDictionary[DecodeConfig, SharedEngine]
         self._engines = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
-        self._shared(self.config).engine.intake_for(self.config, seed, chat_template_kwargs)
+        self._shared(self.config).engine.processor_for(self.config, seed, chat_template_kwargs)
 
     def decode(
         self,
@@ -263,11 +263,11 @@ class Decoder:
         config = resolve(self.config, options, None, self.lm.generation_config)
         shared = self._shared(config)
         seed = self._seed if seed is None else seed
-        intake = shared.engine.intake_for(config, seed, self._variables if variables is None else variables)
-        jobs = intake.jobs(prompts, on_error)
+        processor = shared.engine.processor_for(config, seed, self._variables if variables is None else variables)
+        jobs = processor.tokenize(prompts, on_error)
         mine = (told.mark(job) for job in jobs)
         if isinstance(jobs, Sequence):
-            listed = list[Job | Refusal](mine)
+            listed = list[TokenizedRequest | RejectedRequest](mine)
             return lambda: shared.enter(listed)
         # Reading an iterator may block, so no other call shares its loop.
         return lambda: OwnSession(shared.engine.decode(mine))

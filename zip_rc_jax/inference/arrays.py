@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.inference.requests import Job
+from zip_rc_jax.inference.requests import TokenizedRequest
 from zip_rc_jax.inference.sampler import Sampling
-from zip_rc_jax.inference.state import Lanes
-from zip_rc_jax.inference.tree import Group
+from zip_rc_jax.inference.state import StepInputs
+from zip_rc_jax.inference.tree import SearchTree
 from zip_rc_jax.search.inputs import SearchInputs
 
 
-def lanes_of(rows: list[tuple[int, Job, int]], stop_ids: Callable[[Job], tuple[int, ...]], most_ids: int, shape: tuple[int, int]) -> Lanes:
+def lanes_of(rows: list[tuple[int, TokenizedRequest, int]], stop_ids: Callable[[TokenizedRequest], tuple[int, ...]], most_ids: int, shape: tuple[int, int]) -> StepInputs:
     """The requests of the rows to step.
 
     Args:
@@ -35,7 +35,7 @@ def lanes_of(rows: list[tuple[int, Job, int]], stop_ids: Callable[[Job], tuple[i
         found = np.asarray(values, dtype)[which]
         return found.reshape(*shape, *found.shape[1:])
 
-    return Lanes(
+    return StepInputs(
         active.reshape(shape),
         per_lane([job.key for job in jobs], np.uint32),
         quota.reshape(shape),
@@ -45,7 +45,7 @@ def lanes_of(rows: list[tuple[int, Job, int]], stop_ids: Callable[[Job], tuple[i
     )
 
 
-def search_inputs_of(groups: list[Group], grid: Grid, n: int, branching: bool, size: int) -> SearchInputs:
+def search_inputs_of(groups: list[SearchTree], grid: Grid, n: int, branching: bool, size: int) -> SearchInputs:
     """The prefixes of all groups in `n` slots each, and when branching the root in one more, padded to `size` prompts."""
     shape = (size, n + branching)
     joint = np.full((*shape, grid.n_cells), 1 / grid.n_cells, np.float32)

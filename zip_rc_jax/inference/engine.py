@@ -28,12 +28,12 @@ from zip_rc_jax.inference.arrays import lanes_of, search_inputs_of
 from zip_rc_jax.inference.network import Network, TransformerNetwork
 from zip_rc_jax.inference.outputs import Decision, Result
 from zip_rc_jax.inference.placement import Move, Place, Shard, live_rows_first, safe
-from zip_rc_jax.inference.requests import Intake, Job, Prompt, Refusal, Request, prompt_hash, shared_prefix
+from zip_rc_jax.inference.requests import Prompt, RejectedRequest, Request, RequestProcessor, TokenizedRequest, prompt_hash, shared_prefix
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.scheduler import Queue, fresh, largest_prefills, members, next_batch, next_to_step
 from zip_rc_jax.inference.state import (
     DecodeSpec,
-    Rows,
+    DecodeState,
     Stepped,
     advance,
     bucket,
@@ -43,7 +43,7 @@ from zip_rc_jax.inference.state import (
     prefill,
 )
 from zip_rc_jax.inference.stopping import find_stop
-from zip_rc_jax.inference.tree import Action, Branch, Group, failure
+from zip_rc_jax.inference.tree import Action, Branch, SearchTree, failure
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import unstack
 from zip_rc_jax.models.transformer import unembedding
@@ -232,24 +232,24 @@ class Engine:
         self._launching = _LAUNCHING if several else contextlib.nullcontext()
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model, as soon as nobody holds it.
         self._memory_check = _MemoryCheck(self.settings, (lm.params, self.params), config, self.rows, self.shards, lm.config.max_positions)
-        self.intake = self.intake_for(config, seed, chat_template_kwargs)
+        self.processor = self.processor_for(config, seed, chat_template_kwargs)
 
-    def intake_for(
+    def processor_for(
         self,
         config: DecodeConfig,
         seed: int,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Intake:
+    ) -> RequestProcessor:
         """Reads the requests of one call.
 
         Args:
           config: differs from the engine's in options that are not in `ENGINE_OPTIONS`.
 
         Raises:
-          UsageError: see `Intake`.
+          UsageError: see `RequestProcessor`.
         """
         variables = {} if chat_template_kwargs is None else chat_template_kwargs
-        return Intake(self.lm, config, seed, variables, self._memory_check)
+        return RequestProcessor(self.lm, config, seed, variables, self._memory_check)
 
     def run(
         self, prompts: Iterable[Prompt | Request], on_error: str | None = None, stream: bool = True
@@ -262,25 +262,25 @@ class Engine:
 
         Args:
           stream: False yields results only, and spares the text of every prefix at every decision.
-          on_error: see `Intake.jobs`. A model that fails on one prompt (logits that are not finite) never ends the run: that prompt's
+          on_error: see `RequestProcessor.tokenize`. A model that fails on one prompt (logits that are not finite) never ends the run: that prompt's
             result has the finish reason "error".
 
         Raises:
-          UsageError: see `Intake.jobs`; for a sequence it is raised on the first `next`, before any compilation.
+          UsageError: see `RequestProcessor.tokenize`; for a sequence it is raised on the first `next`, before any compilation.
         """
-        yield from self.decode(self.intake.jobs(prompts, on_error), stream)
+        yield from self.decode(self.processor.tokenize(prompts, on_error), stream)
 
-    def decode(self, jobs: Iterable[Job | Refusal] | Queue, stream: bool = True) -> Iterator[StepEvent | ResultEvent]:
-        """`run` for what `Intake.jobs` returned, or for a queue."""
+    def decode(self, jobs: Iterable[TokenizedRequest | RejectedRequest] | Queue, stream: bool = True) -> Iterator[StepEvent | ResultEvent]:
+        """`run` for what `RequestProcessor.tokenize` returned, or for a queue."""
         queue = jobs if isinstance(jobs, Queue) else Queue(jobs)
-        groups = list[Group]()
+        groups = list[SearchTree]()
         pool, shards = None, [Shard(list(range(self.rows))) for _ in range(self.shards)]
         try:
             while groups or queue.peek() is not None:
                 if abandoned := queue.abandoned():
                     self._drop(abandoned, shards, groups)
                     continue
-                if not groups and isinstance(job := queue.peek(), Job) and (pool is None or job.slots > pool.tokens.shape[2]):
+                if not groups and isinstance(job := queue.peek(), TokenizedRequest) and (pool is None or job.slots > pool.tokens.shape[2]):
                     pool = None  # is freed before its successor is made
                     longest = queue.longest()
                     most = self.lm.config.max_positions
@@ -316,7 +316,7 @@ class Engine:
             # The traceback of the failure holds the queue's frames and this one: left there, it would hold itself and the model.
             queue.failure = None
 
-    def _drop(self, numbers: set[int], shards: list[Shard], groups: list[Group]) -> None:
+    def _drop(self, numbers: set[int], shards: list[Shard], groups: list[SearchTree]) -> None:
         """Ends prompts that nobody waits for any more, and gives their rows back."""
         for group in [g for g in groups if g.job.number in numbers]:
             groups.remove(group)
@@ -326,8 +326,8 @@ class Engine:
     # Admission.
 
     def _admit(
-        self, pool: Rows, shards: list[Shard], groups: list[Group], batch: list[list[Job]]
-    ) -> tuple[Rows, list[Group], list[ResultEvent]]:
+        self, pool: DecodeState, shards: list[Shard], groups: list[SearchTree], batch: list[list[TokenizedRequest]]
+    ) -> tuple[DecodeState, list[SearchTree], list[ResultEvent]]:
         """Prefills the prompts of a batch; also returns the results of those that the model fails on.
 
         Prompts that begin as another one does, in flight or in the batch, come second and go on from that one's row.
@@ -336,7 +336,7 @@ class Engine:
         first = [fresh(part, ids) for part, ids in zip(batch, known, strict=True)] if self.shares_prefixes else batch
         numbers = {job.number for part in first for job in part}
         rest = [[job for job in part if job.number not in numbers] for part in batch]
-        admitted: list[Group] = []
+        admitted: list[SearchTree] = []
         failed: list[ResultEvent] = []
         for parts in (first, rest):
             pool, more, wrong = self._prefill(pool, shards, [*groups, *admitted], parts)
@@ -344,8 +344,8 @@ class Engine:
         return pool, sorted(admitted, key=lambda g: g.job.number), failed
 
     def _prefill(
-        self, pool: Rows, shards: list[Shard], groups: list[Group], batch: list[list[Job]]
-    ) -> tuple[Rows, list[Group], list[ResultEvent]]:
+        self, pool: DecodeState, shards: list[Shard], groups: list[SearchTree], batch: list[list[TokenizedRequest]]
+    ) -> tuple[DecodeState, list[SearchTree], list[ResultEvent]]:
         """Prefills these prompts, from the rows of `groups` as far as they begin alike."""
         if not any(batch):
             return pool, [], []
@@ -367,7 +367,7 @@ class Engine:
         source, root = prefill(self.settings, self.params, tokens, length, hashes, *known)
         joints, fault = np.asarray(root), np.asarray(source.done)
 
-        admitted: list[Group] = []
+        admitted: list[SearchTree] = []
         failed: list[ResultEvent] = []
         copies: list[list[Move]] = [[] for _ in shards]
         for s, (shard, part) in enumerate(zip(shards, batch, strict=True)):
@@ -377,14 +377,14 @@ class Engine:
                     failed.append(ResultEvent(job.number, failure(job, error, self.clock() - now)))
                     continue
                 row = shard.take()
-                group = Group(job, now, joints[s, lane], s, row)
+                group = SearchTree(job, now, joints[s, lane], s, row)
                 if not self.branching:
                     group.branches = [group.sample(i) for i in range(job.config.n)]
                 copies[s].append((lane, row, 0))
                 admitted.append(group)
         return self._copy(pool, source, copies, longest), admitted, failed
 
-    def _copy(self, pool: Rows, source: Rows | None, moves: list[list[Move]], longest: int) -> Rows:
+    def _copy(self, pool: DecodeState, source: DecodeState | None, moves: list[list[Move]], longest: int) -> DecodeState:
         """Carries out the moves of every shard, in order; `longest` is the longest prefix that may move."""
         count = [len(part) for part in moves]
         if not any(count):
@@ -397,7 +397,7 @@ class Engine:
 
     # Stepping.
 
-    def _advance(self, pool: Rows, shards: list[Shard], groups: list[Group]) -> Rows:
+    def _advance(self, pool: DecodeState, shards: list[Shard], groups: list[SearchTree]) -> DecodeState:
         """One interval of decode steps for prompts that are ready, then prefixes that have ended give their rows back."""
         stepped, width = next_to_step(groups, len(shards), self.rows)
         if not stepped:
@@ -445,7 +445,7 @@ class Engine:
             group.action, group.ready = None, False
         return self._clear(pool, dirty)
 
-    def _grow(self, group: Group, branch: Branch, read: Stepped, lane: int) -> bool:
+    def _grow(self, group: SearchTree, branch: Branch, read: Stepped, lane: int) -> bool:
         """Takes over what an interval made of a prefix. Returns whether the prefix has ended."""
         job, before = group.job, len(branch.tokens)
         new = slice(len(job.ids) + before, int(read.length[lane]))
@@ -476,17 +476,17 @@ class Engine:
             group.error = f"the model's logits {after} are not finite"
         return True
 
-    def _clear(self, pool: Rows, dirty: list[list[int]]) -> Rows:
+    def _clear(self, pool: DecodeState, dirty: list[list[int]]) -> DecodeState:
         """Empties rows: what is not finite in their cache would reach the next prefix there, since a masked slot still counts 0 times."""
         if not any(dirty):
             return pool
         slots = pool.tokens.shape[2]
         return self._copy(pool, empty_rows(self.settings, 1, slots), [[(0, row, 0) for row in part] for part in dirty], slots)
 
-    def _stop_ids(self, job: Job) -> tuple[int, ...]:
+    def _stop_ids(self, job: TokenizedRequest) -> tuple[int, ...]:
         return (*self.eos_ids, *job.config.stop_token_ids)
 
-    def _live_rows_first(self, pool: Rows, shards: list[Shard], groups: list[Group], stepped: list[Group], width: int) -> Rows:
+    def _live_rows_first(self, pool: DecodeState, shards: list[Shard], groups: list[SearchTree], stepped: list[SearchTree], width: int) -> DecodeState:
         """Moves rows so that the ones to step are among the first `width` of every shard."""
         moves = []
         longest = 0
@@ -502,7 +502,7 @@ class Engine:
 
     # Deciding.
 
-    def _decide(self, pool: Rows, shards: list[Shard], groups: list[Group], stream: bool) -> tuple[Rows, list[StepEvent], list[Group]]:
+    def _decide(self, pool: DecodeState, shards: list[Shard], groups: list[SearchTree], stream: bool) -> tuple[DecodeState, list[StepEvent], list[SearchTree]]:
         """One meta-action for every group that needs one, all in one jitted call; then it is carried out where rows are free for it.
 
         Groups that extend nothing leave `groups` and are returned. Their rows go to those that wait, the first first.
@@ -510,7 +510,7 @@ class Engine:
         undecided = [g for g in groups if g.action is None]
         for group, action in zip(undecided, self._actions(undecided), strict=True):
             group.action = action
-        now, events, ended = self.clock(), list[StepEvent](), list[Group]()
+        now, events, ended = self.clock(), list[StepEvent](), list[SearchTree]()
         for group in [g for g in groups if not g.ready]:
             assert group.action is not None
             extends = bool(group.action.starts) or any(
@@ -547,11 +547,11 @@ class Engine:
                     shard.taken.append(sum(group.account[1:]))
         return self._copy(pool, None, begun, longest), events, ended
 
-    def _results(self, ended: list[Group]) -> Iterator[ResultEvent]:
+    def _results(self, ended: list[SearchTree]) -> Iterator[ResultEvent]:
         for group in ended:
             yield ResultEvent(group.job.number, group.result(self.clock() - group.started, self.head.grid, self.lm.tokenizer))
 
-    def _actions(self, groups: list[Group]) -> list[Action]:
+    def _actions(self, groups: list[SearchTree]) -> list[Action]:
         """What the strategy decides for each group."""
         if not groups:
             return []
@@ -565,7 +565,7 @@ class Engine:
             for g, copies, future_bin, utility, *expected in zip(groups, *(c[: len(groups)].tolist() for c in columns), strict=True)
         ]
 
-    def _record(self, group: Group, action: Action, stream: bool, last: bool) -> list[StepEvent]:
+    def _record(self, group: SearchTree, action: Action, stream: bool, last: bool) -> list[StepEvent]:
         """Puts the decision into the trace; the event that tells of it, if it is streamed."""
         grid = self.head.grid
         decision = group.record(action, (grid.n_reward, grid.n_length))

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from zip_rc_jax.inference.state import DecodeSpec, Rows, empty_rows
+from zip_rc_jax.inference.state import DecodeSpec, DecodeState, empty_rows
 from zip_rc_jax.runtime.errors import UsageError
 
 CGROUP_LIMITS = (pathlib.Path("/sys/fs/cgroup/memory.max"), pathlib.Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -36,7 +36,7 @@ class Estimate:
         return self.parameters + self.rows + self.temporaries
 
 
-def abstract_pool(settings: DecodeSpec, rows: int, slots: int) -> Rows:
+def abstract_pool(settings: DecodeSpec, rows: int, slots: int) -> DecodeState:
     """The pool of `rows.empty_rows` as shapes, laid out as it is."""
     found = jax.eval_shape(lambda: empty_rows(settings, rows, slots))
     return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), found, found.sharding(settings))

@@ -1,4 +1,4 @@
-"""What callers ask for, and what the engine makes of it: a `Job` that can be decoded, or the reason why it cannot."""
+"""What callers ask for, and what the engine makes of it: a `TokenizedRequest` that can be decoded, or the reason why it cannot."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class TokenizedRequest:
     """A request that can be decoded.
 
     Attributes:
@@ -119,7 +119,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Refusal:
+class RejectedRequest:
     """A request that cannot be decoded: its number, its text as far as there is one, and why."""
 
     number: int
@@ -237,7 +237,7 @@ def _ids_as_list(ids: Any) -> UsageError:
     return UsageError("prompts given as one list of token ids", reason, "pass [ids] for one prompt")
 
 
-class Intake:
+class RequestProcessor:
     """Turns requests into jobs for one model and one configuration."""
 
     def __init__(
@@ -269,13 +269,13 @@ class Intake:
         self.unreadable = unreadable_ids(lm)
         self._check_stop_ids(config)
 
-    def jobs(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterable[Job | Refusal]:
+    def tokenize(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterable[TokenizedRequest | RejectedRequest]:
         """A list for a sequence, checked as a whole; a lazy iterator for any other iterable,
         checked as it is read.
 
         Args:
           on_error: "raise" raises for a request that cannot be decoded, "result" makes it a
-            `Refusal`. Whatever goes wrong with one request is told of that one, by its number.
+            `RejectedRequest`. Whatever goes wrong with one request is told of that one, by its number.
             Default: raise for a sequence, where nothing is lost yet; a refusal for an iterator,
             whose other requests would be lost.
 
@@ -308,7 +308,7 @@ class Intake:
             )
         return list(self._read(prompts, on_error != "result", listed=True))
 
-    def _read(self, prompts: Iterable[Prompt | Request], strict: bool, listed: bool) -> Iterator[Job | Refusal]:
+    def _read(self, prompts: Iterable[Prompt | Request], strict: bool, listed: bool) -> Iterator[TokenizedRequest | RejectedRequest]:
         slots = prompt_tokens = 0
         for number, prompt in enumerate(prompts):
             request = prompt if isinstance(prompt, Request) else Request(prompt)
@@ -324,11 +324,11 @@ class Intake:
                     # No name for it here: the frame that it is raised in would hold it, and it the frame with the model.
                     raise _refusal(number, error) from error
                 reason = str(_refusal(number, error))
-                yield Refusal(number, request.prompt if isinstance(request.prompt, str) else "", reason)
+                yield RejectedRequest(number, request.prompt if isinstance(request.prompt, str) else "", reason)
             else:
                 yield job
 
-    def _job(self, number: int, request: Request) -> Job:
+    def _job(self, number: int, request: Request) -> TokenizedRequest:
         config = request.over(self.config)
         self._check_stop_ids(config)
         tokenizer, prompt = self.lm.tokenizer, request.prompt
@@ -356,7 +356,7 @@ class Intake:
             )
             self._check_ids(number, ids, config)
         seed = self.seed if request.seed is None else request.seed
-        return Job(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
+        return TokenizedRequest(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
 
     def _check_chat_options(self, number: int, prompt: Any, chat: bool, config: DecodeConfig) -> None:
         """Raises UsageError for options of chats that no template reads or the chat contradicts."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from zip_rc_jax.inference.placement import Shard, safe
-from zip_rc_jax.inference.requests import Job, Refusal, shared_prefix
+from zip_rc_jax.inference.requests import RejectedRequest, TokenizedRequest, shared_prefix
 from zip_rc_jax.inference.state import bucket, fine_bucket
-from zip_rc_jax.inference.tree import Group
+from zip_rc_jax.inference.tree import SearchTree
 
 # A narrower program is worth it from this width on (below, a step costs much besides its rows), for this share of the live rows.
 WIDE, MOST = 32, 0.875
@@ -24,15 +24,15 @@ class Queue:
       failure: what the source raised. It ends the queue, but not the prompts in flight.
     """
 
-    def __init__(self, jobs: Iterable[Job | Refusal]):
+    def __init__(self, jobs: Iterable[TokenizedRequest | RejectedRequest]):
         # A list tells how long the rows must be; otherwise they grow with what is read.
         listed = jobs if isinstance(jobs, list) else []
-        self._longest = max((job.slots for job in listed if isinstance(job, Job)), default=0)
+        self._longest = max((job.slots for job in listed if isinstance(job, TokenizedRequest)), default=0)
         self._source = iter(jobs)
-        self._next: Job | Refusal | None = None
+        self._next: TokenizedRequest | RejectedRequest | None = None
         self.failure: Exception | None = None
 
-    def peek(self) -> Job | Refusal | None:
+    def peek(self) -> TokenizedRequest | RejectedRequest | None:
         """The next request; None at the end. Reading it blocks as long as the source does."""
         if self._next is None and self.failure is None:
             try:
@@ -54,7 +54,7 @@ class Queue:
         return set()
 
 
-def members(groups: Sequence[Group], shards: int) -> list[list[Group]]:
+def members(groups: Sequence[SearchTree], shards: int) -> list[list[SearchTree]]:
     """The groups of every shard, in order."""
     return [[g for g in groups if g.shard == s] for s in range(shards)]
 
@@ -77,7 +77,7 @@ def largest_prefills(most: int, longest: int) -> list[tuple[int, int]]:
     return [(count, longest if count == 1 else min(longest, PREFILL_TOKENS // count)) for count in counts]
 
 
-def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group], most: int) -> tuple[list[list[Job]], list[Refusal]]:
+def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[SearchTree], most: int) -> tuple[list[list[TokenizedRequest]], list[RejectedRequest]]:
     """Takes from the queue, per shard, the requests that its free rows can probably hold; and those that cannot be decoded at all.
 
     Nothing is read before there is a free row for it, and no more than `REFUSALS` that cannot be decoded. A request whose prefixes may
@@ -87,8 +87,8 @@ def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group
       slots: of the rows.
       most: requests of a shard that may be prefilled at once.
     """
-    batch: list[list[Job]] = [[] for _ in shards]
-    refused: list[Refusal] = []
+    batch: list[list[TokenizedRequest]] = [[] for _ in shards]
+    refused: list[RejectedRequest] = []
     parts = members(groups, len(shards))
     accounts = [[g.account for g in part] for part in parts]
     free = [len(shard.free) for shard in shards]
@@ -96,7 +96,7 @@ def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group
     room = [float(f) if all(g.ready for g in part) else 0.0 for f, part in zip(free, parts, strict=True)]
     longest = 0
     while max(room) >= 1 and len(refused) < REFUSALS and (request := queue.peek()) is not None:
-        if isinstance(request, Refusal):
+        if isinstance(request, RejectedRequest):
             refused.append(request)
         else:
             best = int(np.argmax(room))
@@ -114,16 +114,16 @@ def next_batch(queue: Queue, slots: int, shards: list[Shard], groups: list[Group
     return batch, refused
 
 
-def fresh(jobs: list[Job], known: list[list[int]]) -> list[Job]:
+def fresh(jobs: list[TokenizedRequest], known: list[list[int]]) -> list[TokenizedRequest]:
     """Those that begin neither as one of the `known` prompts nor as one before them."""
-    found: list[Job] = []
+    found: list[TokenizedRequest] = []
     for job in jobs:
         if not any(shared_prefix(job.ids, ids) for ids in [*known, *(other.ids for other in found)]):
             found.append(job)
     return found
 
 
-def next_to_step(groups: list[Group], shards: int, rows: int) -> tuple[list[Group], int]:
+def next_to_step(groups: list[SearchTree], shards: int, rows: int) -> tuple[list[SearchTree], int]:
     """The groups to step, and the rows of every shard that are stepped for it: a rounded number, at most `rows`.
 
     All that are ready; but where most of them fill a narrower program, the youngest wait, as a row that is padding costs as much as one
@@ -135,14 +135,14 @@ def next_to_step(groups: list[Group], shards: int, rows: int) -> tuple[list[Grou
     def ladder(width: int) -> int:
         return fine_bucket(width, rows, least=8)
 
-    def total(chosen: list[Group]) -> int:
+    def total(chosen: list[SearchTree]) -> int:
         return sum(size[g.job.number] for g in chosen)
 
     width = ladder(max(map(total, members(ready, shards))))
     narrower = max((w for w in map(ladder, range(1, width)) if w < width), default=0)
     if narrower < WIDE:
         return ready, width
-    some: list[Group] = []
+    some: list[SearchTree] = []
     count = [0] * shards
     for group in sorted(ready, key=lambda g: not g.job.config.time_budget):
         if count[group.shard] + size[group.job.number] <= narrower:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
-from zip_rc_jax.inference.requests import Job, Refusal
+from zip_rc_jax.inference.requests import RejectedRequest, TokenizedRequest
 from zip_rc_jax.inference.scheduler import Queue
 
 Event = StepEvent | ResultEvent
@@ -67,15 +67,15 @@ class SharedQueue(Queue):
 
     def __init__(self) -> None:
         super().__init__([])
-        self.arrivals = deque[Job | Refusal]()  # other threads append here
+        self.arrivals = deque[TokenizedRequest | RejectedRequest]()  # other threads append here
         self.departures = deque[int]()  # numbers of requests whose call has gone
-        self._waiting = deque[Job | Refusal]()
+        self._waiting = deque[TokenizedRequest | RejectedRequest]()
 
     def _receive(self) -> None:
         while self.arrivals:
             self._waiting.append(self.arrivals.popleft())
 
-    def peek(self) -> Job | Refusal | None:
+    def peek(self) -> TokenizedRequest | RejectedRequest | None:
         self._receive()
         return self._waiting[0] if self._waiting else None
 
@@ -84,7 +84,7 @@ class SharedQueue(Queue):
 
     def longest(self) -> int:
         self._receive()
-        return max((job.slots for job in self._waiting if isinstance(job, Job)), default=0)
+        return max((job.slots for job in self._waiting if isinstance(job, TokenizedRequest)), default=0)
 
     def abandoned(self) -> set[int]:
         self._receive()
@@ -109,7 +109,7 @@ class Ticket:
     """
 
     call: SharedSession
-    job: Job | Refusal
+    job: TokenizedRequest | RejectedRequest
     number: int
     told: int = 0
     repeated: int = 0
@@ -145,7 +145,7 @@ class SharedEngine:
         self._changed = threading.Condition(threading.RLock())
         self._driven = False  # a thread is in the loop
 
-    def enter(self, jobs: Iterable[Job | Refusal]) -> SharedSession:
+    def enter(self, jobs: Iterable[TokenizedRequest | RejectedRequest]) -> SharedSession:
         """A new call. Its requests wait behind those of the calls before it."""
         jobs = list(jobs)
         call = SharedSession(self, len(jobs))

@@ -44,7 +44,7 @@ class DecodeSpec:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lanes:
+class StepInputs:
     """What the requests say about the rows to step, `[X, W]`. It comes anew with every interval, so the pool does not hold it.
 
     Attributes:
@@ -64,20 +64,20 @@ class Lanes:
     sampling: Sampling
 
 
-def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> Lanes:
-    """Shapes of `Lanes`, to compile for."""
+def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> StepInputs:
+    """Shapes of `StepInputs`, to compile for."""
 
     def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((shards, width, *shape), dtype)
 
     number = lane(jnp.float32)
     sampling = Sampling(number, lane(jnp.int32), number, number, number)
-    return Lanes(lane(jnp.bool_), lane(jnp.uint32, 2), lane(jnp.int32), lane(jnp.int32), lane(jnp.int32, stop_ids), sampling)
+    return StepInputs(lane(jnp.bool_), lane(jnp.uint32, 2), lane(jnp.int32), lane(jnp.int32), lane(jnp.int32, stop_ids), sampling)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class DecodeState:
     """Prefixes, `[X, R]`: `R` rows in each of `X` shards of the mesh's data axis. `S` slots hold prompt and response; `C` cells.
 
     Attributes:
@@ -101,14 +101,14 @@ class Rows:
     ring: jax.Array
     cache: Any
 
-    def sharding(self, settings: DecodeSpec) -> Rows:
+    def sharding(self, settings: DecodeSpec) -> DecodeState:
         """Where every leaf lies: shards over the data axis."""
         axes: dict[str, Any] = {name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL}
         axes["logits"] = ("batch", None, "vocab")
-        named = Rows(**axes, cache=self.cache.axes())
+        named = DecodeState(**axes, cache=self.cache.axes())
         return jax.tree.map(lambda x, a: settings.network.layout.sharding(a, x.shape), self, named)
 
-    def copy_row(self, source: Rows, from_row: jax.Array, to_row: jax.Array, branch: jax.Array, slots: int) -> Rows:
+    def copy_row(self, source: DecodeState, from_row: jax.Array, to_row: jax.Array, branch: jax.Array, slots: int) -> DecodeState:
         """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, with another branch number unless that is -1.
 
         In place, on the arrays of one shard.
@@ -116,7 +116,7 @@ class Rows:
         names = [name for name in _SMALL if name != "tokens"]
         small = {name: copy_row(getattr(self, name), getattr(source, name), from_row, to_row, 1) for name in names}
         number = jnp.where(branch < 0, source.branch[0, from_row], branch)
-        return Rows(
+        return DecodeState(
             **small | {"branch": small["branch"].at[0, to_row].set(number)},
             tokens=copy_row(self.tokens, source.tokens, from_row, to_row, 1, part=(2, slots)),
             cache=self.cache.copy_row(source.cache, from_row, to_row, slots),
@@ -126,21 +126,21 @@ class Rows:
 _SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", "logits", "ring")
 
 
-def empty_rows(settings: DecodeSpec, rows: int, slots: int) -> Rows:
+def empty_rows(settings: DecodeSpec, rows: int, slots: int) -> DecodeState:
     """A pool of `rows` free rows in each shard (all done), laid out on the mesh."""
     return _maker(settings, rows, slots)()
 
 
 @functools.lru_cache(maxsize=16)
-def _maker(settings: DecodeSpec, rows: int, slots: int) -> Callable[[], Rows]:
+def _maker(settings: DecodeSpec, rows: int, slots: int) -> Callable[[], DecodeState]:
     """The compiled `empty_rows`, which is kept."""
     shards = settings.network.layout.mesh.shape["data"]
 
-    def make() -> Rows:
+    def make() -> DecodeState:
         def full(value: Any, *shape: int) -> jax.Array:
             return jnp.full((shards, rows, *shape), value)
 
-        return Rows(
+        return DecodeState(
             tokens=full(jnp.int32(0), slots),
             length=full(jnp.int32(1)),
             prompt_length=full(jnp.int32(1)),
@@ -197,10 +197,10 @@ def prefill(
     tokens: jax.Array,
     length: jax.Array,
     prompt_hash: jax.Array,
-    pool: Rows | None = None,
+    pool: DecodeState | None = None,
     stems: jax.Array | None = None,
     steps: int = 0,
-) -> tuple[Rows, jax.Array]:
+) -> tuple[DecodeState, jax.Array]:
     """Root prefixes of `X * N` prompts: their cache, their next-token logits and their first joint.
 
     Args:
@@ -220,7 +220,7 @@ def prefill(
     wide = jnp.zeros((shards, count, settings.vocab_size), jnp.float32)
     ring = jnp.zeros((shards, count, settings.window, settings.head.grid.n_cells), jnp.float32)
     cache = settings.network.empty_cache(shards, count, slots)
-    rows = Rows(tokens, length, length, prompt_hash, jnp.zeros_like(length), jnp.zeros_like(length, bool), wide, ring, cache)
+    rows = DecodeState(tokens, length, length, prompt_hash, jnp.zeros_like(length), jnp.zeros_like(length, bool), wide, ring, cache)
     lanes, start = tokens.reshape(-1, slots), jnp.zeros(shards * count, jnp.int32)
     if pool is not None and stems is not None:
         lane = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (shards, count))
@@ -258,7 +258,7 @@ class Stepped(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def advance(settings: DecodeSpec, params: Any, pool: Rows, lanes: Lanes, steps: jax.Array, slots: int) -> tuple[Rows, Stepped]:
+def advance(settings: DecodeSpec, params: Any, pool: DecodeState, lanes: StepInputs, steps: jax.Array, slots: int) -> tuple[DecodeState, Stepped]:
     """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when all active ones are done or rest.
 
     Args:
@@ -352,11 +352,11 @@ def advance(settings: DecodeSpec, params: Any, pool: Rows, lanes: Lanes, steps: 
         logprobs=after["logprobs"],
         history=after.get("history"),
     )
-    return Rows(**{name: put(name) for name in _SMALL}, cache=cache), stepped
+    return DecodeState(**{name: put(name) for name in _SMALL}, cache=cache), stepped
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def copy_rows(settings: DecodeSpec, pool: Rows, source: Rows | None, moves: jax.Array, count: jax.Array, slots: int) -> Rows:
+def copy_rows(settings: DecodeSpec, pool: DecodeState, source: DecodeState | None, moves: jax.Array, count: jax.Array, slots: int) -> DecodeState:
     """Copies rows one after the other, in place: start, branch, admit and making room are all this. No copy crosses shards.
 
     Args:
@@ -366,8 +366,8 @@ def copy_rows(settings: DecodeSpec, pool: Rows, source: Rows | None, moves: jax.
       slots: slots to copy, at least the longest length that moves.
     """
 
-    def one_shard(pool: Rows, source: Rows | None, moves: jax.Array, count: jax.Array) -> Rows:
-        def one(i: jax.Array, pool: Rows) -> Rows:
+    def one_shard(pool: DecodeState, source: DecodeState | None, moves: jax.Array, count: jax.Array) -> DecodeState:
+        def one(i: jax.Array, pool: DecodeState) -> DecodeState:
             from_row, to_row, branch = moves[0, i]
             return pool.copy_row(pool if source is None else source, from_row, to_row, branch, slots)
 
@@ -375,7 +375,7 @@ def copy_rows(settings: DecodeSpec, pool: Rows, source: Rows | None, moves: jax.
 
     layout = settings.network.layout
 
-    def specs(rows: Rows | None) -> Any:
+    def specs(rows: DecodeState | None) -> Any:
         return None if rows is None else jax.tree.map(lambda s: s.spec, rows.sharding(settings))
 
     mapped = jax.shard_map(

@@ -15,7 +15,7 @@ from zip_rc_jax.grading.votes import NO_ANSWER, answer_groups
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
 from zip_rc_jax.inference.placement import Move
-from zip_rc_jax.inference.requests import Job, Refusal
+from zip_rc_jax.inference.requests import RejectedRequest, TokenizedRequest
 from zip_rc_jax.inference.stopping import UNFINISHED_CHARACTER, JointHistory, Stop, withheld
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.runtime.errors import UsageError
@@ -105,7 +105,7 @@ class Action:
 
 
 @dataclasses.dataclass
-class Group:
+class SearchTree:
     """One prompt in flight.
 
     Attributes:
@@ -116,7 +116,7 @@ class Group:
       error: what went wrong.
     """
 
-    job: Job
+    job: TokenizedRequest
     started: float
     root_joint: Any
     shard: int
@@ -333,9 +333,9 @@ class Group:
         )
 
 
-def failure(job: Job | Refusal, error: str, seconds: float = 0.0) -> Result:
+def failure(job: TokenizedRequest | RejectedRequest, error: str, seconds: float = 0.0) -> Result:
     """The result of a prompt of which nothing was generated because of `error`."""
-    ids, template_hash = (tuple(job.ids), job.template_hash) if isinstance(job, Job) else ((), None)
+    ids, template_hash = (tuple(job.ids), job.template_hash) if isinstance(job, TokenizedRequest) else ((), None)
     usage = Usage(len(ids), 0, 0, seconds)
     none = math.nan
     return Result(job.prompt, "", ROOT, "error", none, none, "", "", (), (), usage, template_hash, error, ids)
