@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 NEWEST ?= $(shell for p in python3.14 $(HOME)/.pyenv/versions/3.14*/bin/python python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python \
 	python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do $$p -c 'import venv' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test test-slow test-newest package-check lint format clean embedded smollm2 compile-check
+.PHONY: demo test test-slow test-newest package-check docs lint format clean embedded smollm2 compile-check
 
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
@@ -56,6 +56,10 @@ compile-check: .venv-tpu/.done
 	$(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]' pytest hypothesis
 	@touch $@
+
+# The documentation site, strictly, into build/site.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
