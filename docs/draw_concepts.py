@@ -40,7 +40,9 @@ def draw_joint(lm: Any) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     moments = (read.start, "after the question"), (-1, "after '... ? 8 - 2 = 6 ;'")
     for axis, (at, when) in zip(axes, moments, strict=True):
-        title = f"{when}\nP(correct) {read.p_correct[at]:.2f}, {read.remaining[at]:.0f} tokens to come"
+        title = (
+            f"{when}\nP(correct) {read.p_correct[at]:.2f}, {read.remaining[at]:.0f} tokens to come"
+        )
         heat_map(axis, read.joint[at], lm.head.grid, title)
     return figure
 
@@ -63,8 +65,22 @@ def draw_prefixes(lm: Any) -> Any:
         ):
             if times and not done and end > decision.step:
                 tokens = min(end - decision.step, len(result.prefixes[prefix].token_ids) - so_far)
-                axis.barh(prefix, tokens, left=decision.step, height=0.6, color=colors(value), edgecolor="0.3")
-                axis.text(decision.step + tokens / 2, prefix, f"{value:.2f}", ha="center", va="center", fontsize=8)
+                axis.barh(
+                    prefix,
+                    tokens,
+                    left=decision.step,
+                    height=0.6,
+                    color=colors(value),
+                    edgecolor="0.3",
+                )
+                axis.text(
+                    decision.step + tokens / 2,
+                    prefix,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                )
     for prefix in result.prefixes:
         at = len(prefix.token_ids)
         said = prefix.state if at else "never started"
@@ -72,14 +88,19 @@ def draw_prefixes(lm: Any) -> Any:
             said = f"finished, the answer: P(correct) {prefix.expected_reward:.2f}"
         elif prefix.state == "finished":
             said = f"finished: P(correct) {prefix.expected_reward:.2f}"
-        last = max([e for d, e in zip(result.trace, ends, strict=True) if d.multiplicity[prefix.id]], default=0)
+        last = max(
+            [e for d, e in zip(result.trace, ends, strict=True) if d.multiplicity[prefix.id]],
+            default=0,
+        )
         axis.text(last + 0.4 if at else 0.4, prefix.id, said, va="center", fontsize=8)
     axis.set_yticks(range(len(result.prefixes)), [f"prefix {p.id}" for p in result.prefixes])
     axis.set_ylim(len(result.prefixes) - 0.4, -0.6)
     axis.set_xlim(0, result.usage.serial_steps * 1.5)
     axis.set_xticks([*(d.step for d in result.trace)])
     axis.set_xlabel("serial decode steps (a decision at every line)")
-    axis.set_title(f"{result.usage.tokens} tokens in {result.usage.serial_steps} serial steps", fontsize=10)
+    axis.set_title(
+        f"{result.usage.tokens} tokens in {result.usage.serial_steps} serial steps", fontsize=10
+    )
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     return figure
@@ -115,13 +136,26 @@ def draw_utility(lm: Any) -> Any:
 
 def main(directory: pathlib.Path) -> None:
     """Writes the pictures."""
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "zip_rc_jax", "font.family": "sans-serif", "font.size": 9})
+    plt.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "zip_rc_jax",
+            "font.family": "sans-serif",
+            "font.size": 9,
+        }
+    )
     lm = zip_rc_jax.load("embedded:chain_sum_zip")
-    for name, draw in (("joint", draw_joint), ("prefixes", draw_prefixes), ("utility", draw_utility)):
+    for name, draw in (
+        ("joint", draw_joint),
+        ("prefixes", draw_prefixes),
+        ("utility", draw_utility),
+    ):
         figure = draw(lm)
         figure.savefig(directory / f"{name}.svg", metadata={"Date": None, "Creator": None})
         plt.close(figure)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "images")
+    main(
+        pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "images"
+    )

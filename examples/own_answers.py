@@ -35,14 +35,19 @@ def shortest(prefixes):
 def main() -> None:
     lm = zip_rc_jax.load("embedded:chain_sum_zip")
     options = {"strategy": "fixed", "n": 4, "interval": 8, "window": 4, "max_tokens": 96}
-    voted = zip_rc_jax.decode(lm, [PROMPT], answer="vote", answer_extractor=last_number, **options)[0]
+    voted = zip_rc_jax.decode(lm, [PROMPT], answer="vote", answer_extractor=last_number, **options)[
+        0
+    ]
     texts = [p.text for p in voted.prefixes]
     print("answers        ", [last_number(text) for text in texts])
     print("groups         ", answer_groups(texts, last_number, "text"))
     print("parity groups  ", answer_groups(texts, last_number, same_parity))
     print("by vote        ", last_number(voted.text))
     parity = {"answer_extractor": last_number, "answer_equivalence": same_parity}
-    for name, own in (("by parity", {"answer": "vote", **parity}), ("the shortest", {"answer": shortest})):
+    for name, own in (
+        ("by parity", {"answer": "vote", **parity}),
+        ("the shortest", {"answer": shortest}),
+    ):
         result = zip_rc_jax.decode(lm, [PROMPT], **options, **own)[0]
         print(f"{name:15}", last_number(result.text))
 

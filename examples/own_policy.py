@@ -25,7 +25,8 @@ SUMS = {
 
 @register_policy("best_two")  # a name, for YAML and the command line; decode takes the function too
 def best_two(inputs: SearchInputs, *, grid, config) -> MetaAction:
-    """Continues the two samples of each prompt that the head expects most of, until one finishes."""
+    """Continues the two samples of each prompt that the head expects most of, until one
+    finishes."""
     # `inputs` holds every prompt and every sample of it: arrays [prompts, samples].
     reward = np.asarray(grid.expected_reward(inputs.joint))
     rank = np.argsort(np.argsort(np.where(inputs.live, -reward, np.inf)))
@@ -37,7 +38,9 @@ def main() -> None:
     lm = zip_rc_jax.load("embedded:chain_sum_zip")
     prompts = [QUESTION.format(s) for s in SUMS]
     for policy in ("zip_rc", best_two):
-        results = zip_rc_jax.decode(lm, prompts, strategy=policy, n=4, interval=8, window=4, max_tokens=96)
+        results = zip_rc_jax.decode(
+            lm, prompts, strategy=policy, n=4, interval=8, window=4, max_tokens=96
+        )
         solved = sum(grade("math", a, r.text) for a, r in zip(SUMS.values(), results, strict=True))
         tokens = sum(r.usage.tokens for r in results)
         name = policy if isinstance(policy, str) else policy.__name__

@@ -17,7 +17,10 @@ PRICE = 0.002  # reward that one token must be worth
 
 
 def price_per_token(terms, multiplicity, unfinished, *, alpha, beta, normalizer, skill, grid):
-    """Expected reward of the best answer, less a flat price for every token. Shapes: `search.Utility`."""
+    """Expected reward of the best answer, less a flat price for every token.
+
+    Shapes: `search.Utility`.
+    """
     copies = multiplicity.astype(terms.value.dtype)
     extended = copies * unfinished[:, None]
     value = expected_max(terms.log_reward_cdf, copies, grid)
@@ -26,7 +29,8 @@ def price_per_token(terms, multiplicity, unfinished, *, alpha, beta, normalizer,
 
 def on_arrays() -> None:
     grid = zip_rc_jax.Grid(reward_centres=(0.0, 1.0), length_edges=(0, 32, 128, 512))
-    # Of each answer: P(wrong), P(right) in the rows; ends within 32, 128, 512 tokens in the columns.
+    # Of each answer: P(wrong), P(right) in the rows; ends within 32, 128, 512 tokens in the
+    # columns.
     joint = np.array(
         [
             [[0.30, 0.10, 0.00], [0.50, 0.10, 0.00]],  # fair, nearly done
@@ -36,7 +40,9 @@ def on_arrays() -> None:
     )
     for utility in ("sampling", price_per_token):
         config = zip_rc_jax.DecodeConfig(n=3, utility=utility)
-        action = choose_meta_action(joint[None], np.ones((1, 3), bool), np.full((1, 3), 40), grid=grid, config=config)
+        action = choose_meta_action(
+            joint[None], np.ones((1, 3), bool), np.full((1, 3), 40), grid=grid, config=config
+        )
         continued = np.flatnonzero(action.multiplicity[0]).tolist()
         name = utility if isinstance(utility, str) else utility.__name__
         print(f"{name:16} continues answers {continued} for a utility of {action.utility[0]:.2f}")
@@ -47,7 +53,9 @@ def in_a_decode() -> None:
     question = "State the final answer to the following arithmetic problem: {} ="
     prompts = [question.format("4 + 3 - 2"), question.format("7 + 2 - 4 + 6 - 6 - 8")]
     for utility in ("sampling", price_per_token):
-        results = zip_rc_jax.decode(lm, prompts, utility=utility, n=4, interval=8, window=4, max_tokens=96)
+        results = zip_rc_jax.decode(
+            lm, prompts, utility=utility, n=4, interval=8, window=4, max_tokens=96
+        )
         name = utility if isinstance(utility, str) else utility.__name__
         print(f"{name:16} spends {[r.usage.tokens for r in results]} tokens")
 

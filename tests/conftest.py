@@ -1,4 +1,5 @@
-"""What every test gets: eight host devices, the same hypothesis examples everywhere, and two models."""
+"""What every test gets: eight host devices, the same hypothesis examples everywhere, and two
+models."""
 
 from __future__ import annotations
 
@@ -17,20 +18,26 @@ from harness.tiny import tiny_lm
 from zip_rc_jax.models.language_model import LanguageModel
 
 # The same examples on every machine, however slow.
-hypothesis.settings.register_profile("here", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "here", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_are_dropped():
-    """After every file: a process may hold 65,530 pieces of mapped memory, and a thousand tests compile more programs than that."""
+    """After every file: a process may hold 65,530 pieces of mapped memory, and a thousand tests
+    compile more programs than that."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> pathlib.Path:
-    """A published model: $ZIP_RC_SMOLLM2, or what `make smollm2` left. Without it the test fails, for a skipped test tells nothing."""
+    """A published model: $ZIP_RC_SMOLLM2, or what `make smollm2` left.
+
+    Without it the test fails, for a skipped test tells nothing.
+    """
     default = pathlib.Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     path = pathlib.Path(os.environ.get("ZIP_RC_SMOLLM2") or default)
     if not path.is_file():

@@ -1,4 +1,5 @@
-"""The reserved range: one matmul for both, never sampled, and next-token logits that do not notice it."""
+"""The reserved range: one matmul for both, never sampled, and next-token logits that do not notice
+it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,16 @@ from harness.tiny import TINY_GRID, TINY_MODEL, WORDS, randomised, tiny_lm
 from zip_rc_jax import load
 from zip_rc_jax.config import SamplingConfig
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.head import ZipHead, cell_log_probs, fit_vocabulary, fold, joint_log_probs, padded_vocab_size, policy_logits, reserve
+from zip_rc_jax.head import (
+    ZipHead,
+    cell_log_probs,
+    fit_vocabulary,
+    fold,
+    joint_log_probs,
+    padded_vocab_size,
+    policy_logits,
+    reserve,
+)
 from zip_rc_jax.inference.sampler import sample
 from zip_rc_jax.models.io.tokenizer import word_level
 from zip_rc_jax.models.language_model import LanguageModel
@@ -31,9 +41,15 @@ HIDDEN = jnp.asarray(RNG.standard_normal((7, D)), jnp.float32)
 def test_one_matmul_with_the_folded_table_equals_two_separate_ones():
     logits = HIDDEN @ fold(TABLE, ROWS, HEAD).T
     separate = np.asarray(HIDDEN) @ np.asarray(TABLE).T
-    np.testing.assert_allclose(np.delete(logits, range(20, 29), axis=1), np.delete(separate, range(20, 29), axis=1), atol=1e-5)
+    np.testing.assert_allclose(
+        np.delete(logits, range(20, 29), axis=1),
+        np.delete(separate, range(20, 29), axis=1),
+        atol=1e-5,
+    )
     np.testing.assert_allclose(logits[:, 20:29], np.asarray(HIDDEN) @ np.asarray(ROWS).T, atol=1e-5)
-    np.testing.assert_allclose(joint_log_probs(logits, HEAD), cell_log_probs(HIDDEN @ ROWS.T, HEAD.grid), atol=1e-5)
+    np.testing.assert_allclose(
+        joint_log_probs(logits, HEAD), cell_log_probs(HIDDEN @ ROWS.T, HEAD.grid), atol=1e-5
+    )
 
 
 def test_the_joint_is_a_distribution_laid_out_reward_major():
@@ -76,7 +92,11 @@ def test_reserved_and_padding_ids_are_never_drawn_however_large_their_logits(sam
     logits = np.zeros(V, np.float32)
     logits[18:] = 1e4
     keys = jax.random.split(jax.random.key(0), 10_000)
-    drawn = np.asarray(sample(keys, policy_logits(jnp.broadcast_to(jnp.asarray(logits), (10_000, V)), HEAD), sampling))
+    drawn = np.asarray(
+        sample(
+            keys, policy_logits(jnp.broadcast_to(jnp.asarray(logits), (10_000, V)), HEAD), sampling
+        )
+    )
     assert drawn.max() < 18
     if sampling.temperature:
         assert set(drawn) == set(range(18))
@@ -88,9 +108,17 @@ FROM_18 = np.arange(40) >= 18
 @pytest.mark.parametrize(
     ("first_id", "message"),
     [
-        (17, r"reserved range 17\.\.25: the tokenizer really uses ids 17 of it\. Fix: start it at 18\."),
+        (
+            17,
+            r"reserved range 17\.\.25: the tokenizer really uses ids 17 of it\. Fix: start it at "
+            r"18\.",
+        ),
         (0, r"uses ids 0, 1, 2, 3, 4, \.\.\. of it"),
-        (32, r"reserved range 32\.\.40: the vocabulary ends at 39, so 9 cells do not fit\. Fix: pad the vocabulary to 128"),
+        (
+            32,
+            r"reserved range 32\.\.40: the vocabulary ends at 39, so 9 cells do not fit\. Fix: "
+            r"pad the vocabulary to 128",
+        ),
         (500, r"the vocabulary ends at 39"),
         (-1, r"reserved range -1\.\.7: the vocabulary ends at 39"),
     ],
@@ -133,11 +161,15 @@ def test_a_range_amid_the_tokenizers_ids_is_masked_and_nothing_else_is():
     assert np.flatnonzero(AMID.sampleable(V)).tolist() == kept
     logits = 5 * RNG.standard_normal((7, V)).astype(np.float32)
     policy = np.asarray(jax.nn.softmax(policy_logits(jnp.asarray(logits), AMID)))
-    np.testing.assert_allclose(policy[:, kept], np.asarray(jax.nn.softmax(logits[:, kept])), rtol=1e-4)
+    np.testing.assert_allclose(
+        policy[:, kept], np.asarray(jax.nn.softmax(logits[:, kept])), rtol=1e-4
+    )
     assert np.delete(policy, kept, axis=1).max() == 0
     folded = np.asarray(fold(TABLE, ROWS, AMID))
     np.testing.assert_array_equal(folded[5:14], ROWS)
-    np.testing.assert_array_equal(np.delete(folded, range(5, 14), axis=0), np.delete(TABLE, range(5, 14), axis=0))
+    np.testing.assert_array_equal(
+        np.delete(folded, range(5, 14), axis=0), np.delete(TABLE, range(5, 14), axis=0)
+    )
 
 
 def test_reserve_finds_the_first_run_and_prefers_rows_beyond_the_tokenizer():
@@ -158,7 +190,11 @@ def test_reserve_finds_the_first_run_and_prefers_rows_beyond_the_tokenizer():
 @pytest.mark.parametrize("label", ["correct", "value"])
 def test_qwen3_gets_the_ids_of_the_papers_authors(label):
     unused = np.arange(151_936) >= 151_669
-    assert reserve(unused, Grid.authors(label), 151_669) == reserve(unused, Grid.authors(label)) == 151_669
+    assert (
+        reserve(unused, Grid.authors(label), 151_669)
+        == reserve(unused, Grid.authors(label))
+        == 151_669
+    )
 
 
 def with_tokenizer(tokenizer, spare=0, tied=True):
@@ -174,16 +210,23 @@ def with_tokenizer(tokenizer, spare=0, tied=True):
         (gemma, 0, lambda t: t.backend.token_to_id("<unused0>")),
         (gemma, 8, lambda t: t.backend.token_to_id("<unused0>")),
         (gemma, 9, lambda t: t.size),
-        (llama, 0, lambda t: t.backend.token_to_id("<|reserved_special_token_4|>")),  # the template needs number 3
+        # the template needs number 3
+        (llama, 0, lambda t: t.backend.token_to_id("<|reserved_special_token_4|>")),
         (llama, 64, lambda t: t.size),
         (chatml, 9, lambda t: t.size),
     ],
 )
-def test_a_head_goes_where_the_tokenizer_emits_nothing_and_changes_no_other_logit(make, spare, place, tied):
+def test_a_head_goes_where_the_tokenizer_emits_nothing_and_changes_no_other_logit(
+    make, spare, place, tied
+):
     plain = with_tokenizer(make(), spare, tied)
     found = plain.with_head(TINY_GRID, "value")
     head, size = found.head, plain.config.vocab_size
-    assert (head.first_id, head.used_ids, found.config.vocab_size) == (place(make()), make().size, size)
+    assert (head.first_id, head.used_ids, found.config.vocab_size) == (
+        place(make()),
+        make().size,
+        size,
+    )
     assert not np.asarray(found.params["zip_rows"]).any()
     for name in ("embed", "unembed"):
         if name in plain.params["body"]:
@@ -193,17 +236,27 @@ def test_a_head_goes_where_the_tokenizer_emits_nothing_and_changes_no_other_logi
     elsewhere = np.delete(np.arange(size), range(head.first_id, head.last_id))
     np.testing.assert_array_equal(before[:, elsewhere], after[:, elsewhere])
     np.testing.assert_allclose(np.exp(joint_log_probs(jnp.asarray(after), head)), 1 / 9, atol=1e-6)
-    assert np.isneginf(np.asarray(policy_logits(jnp.asarray(after), head))[:, head.first_id : head.last_id]).all()
+    assert np.isneginf(
+        np.asarray(policy_logits(jnp.asarray(after), head))[:, head.first_id : head.last_id]
+    ).all()
 
 
 def test_without_room_the_vocabulary_is_padded():
     found = with_tokenizer(chatml(), 8).with_head(TINY_GRID, "value")
-    assert (found.head.first_id, found.config.vocab_size) == (chatml().size, padded_vocab_size(chatml().size, TINY_GRID))
+    assert (found.head.first_id, found.config.vocab_size) == (
+        chatml().size,
+        padded_vocab_size(chatml().size, TINY_GRID),
+    )
 
 
 def test_the_first_id_may_be_chosen():
     lm, size = with_tokenizer(gemma(), 20), gemma().size
-    for first_id, vocab_size in [(4, size + 20), (25, size + 20), (size + 11, size + 20), (size + 12, 512)]:
+    for first_id, vocab_size in [
+        (4, size + 20),
+        (25, size + 20),
+        (size + 11, size + 20),
+        (size + 12, 512),
+    ]:
         found = lm.with_head(TINY_GRID, "value", first_id)
         assert (found.head.first_id, found.config.vocab_size) == (first_id, vocab_size)
     for first_id, message in [
@@ -223,7 +276,11 @@ def test_taking_the_head_off_gives_the_policy_back():
     # Gemma's tokenizer has an id more than its text models have rows.
     body = lm.params["body"] | {"embed": lm.params["body"]["embed"][:-1]}
     config = dataclasses.replace(lm.config, vocab_size=lm.config.vocab_size - 1)
-    short = dataclasses.replace(lm, config=config, params={"body": body}).with_head(TINY_GRID, "value").without_head()
+    short = (
+        dataclasses.replace(lm, config=config, params={"body": body})
+        .with_head(TINY_GRID, "value")
+        .without_head()
+    )
     assert short.config == config
     assert short.params["body"]["embed"].shape[0] == config.vocab_size
 
@@ -233,7 +290,9 @@ def test_a_head_on_placeholders_is_checked_again_when_it_is_loaded(tmp_path):
     lm.save(tmp_path / "m")
     assert load(tmp_path / "m").head == lm.head
     dataclasses.replace(lm, head=dataclasses.replace(lm.head, first_id=26)).save(tmp_path / "m")
-    with pytest.raises(UsageError, match=r"reserved range 26\.\.34: the tokenizer really uses ids 34 of it"):
+    with pytest.raises(
+        UsageError, match=r"reserved range 26\.\.34: the tokenizer really uses ids 34 of it"
+    ):
         load(tmp_path / "m")
 
 
@@ -259,7 +318,9 @@ def test_attaching_a_head_leaves_next_token_logits_bit_identical(tied, vocab_siz
     used = plain.tokenizer.size
     assert with_head.config.vocab_size == max(vocab_size, 128)
     assert (with_head.head.first_id, with_head.head.used_ids) == (used, used)
-    with_head = dataclasses.replace(with_head, params={**with_head.params, "zip_rows": 3 + with_head.params["zip_rows"]})
+    with_head = dataclasses.replace(
+        with_head, params={**with_head.params, "zip_rows": 3 + with_head.params["zip_rows"]}
+    )
     hidden = jnp.asarray(RNG.standard_normal((5, config.d_model)), jnp.float32)
     before, after = (np.asarray(hidden @ m.folded_table().T) for m in (plain, with_head))
     np.testing.assert_array_equal(before[:, :used], after[:, :used])
@@ -271,7 +332,9 @@ def test_attaching_a_head_leaves_next_token_logits_bit_identical(tied, vocab_siz
 def test_a_fresh_head_knows_nothing(lm):
     fresh = lm.with_head(Grid((0, 1), (0, 2, 4)), "correct")
     hidden = jnp.asarray(RNG.standard_normal((3, 32)), jnp.float32)
-    np.testing.assert_allclose(np.exp(joint_log_probs(hidden @ fresh.folded_table().T, fresh.head)), 0.25, atol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(joint_log_probs(hidden @ fresh.folded_table().T, fresh.head)), 0.25, atol=1e-6
+    )
 
 
 def test_a_head_survives_its_dict():

@@ -80,7 +80,8 @@ _DEFINED_IN = {
 }
 # Imported when they are first named, as in `zip_rc_jax.search.meta_actions`.
 _SUBMODULES = (
-    "config", "data", "evaluation", "grading", "grid", "head", "inference", "models", "pipeline", "runtime", "search", "training",
+    "config", "data", "evaluation", "grading", "grid", "head", "inference", "models", "pipeline",
+    "runtime", "search", "training",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """ZIP: reserved vocabulary logits as a head without extra cost (paper, section 3).
 
-The unembedding that gives the next-token logits also gives, at the reserved ids, the logits of the joint over the grid's cells.
-The reserved rows are their own parameter while training and are folded into the unembedding table for decoding and export.
+The unembedding that gives the next-token logits also gives, at the reserved ids, the logits of the
+joint over the grid's cells. The reserved rows are their own parameter while training and are folded
+into the unembedding table for decoding and export.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class ZipHead:
         """Checks the reserved range against a vocabulary of `vocab_size` rows.
 
         Args:
-          unused: `[vocab_size]` bool, ids that the tokenizer never emits (`Tokenizer.unused_ids`); None checks the size alone.
+          unused: `[vocab_size]` bool, ids that the tokenizer never emits (`Tokenizer.unused_ids`);
+            None checks the size alone.
 
         Raises:
           UsageError: the range holds ids that the tokenizer really uses, or leaves the vocabulary.
@@ -85,11 +87,14 @@ class ZipHead:
             raise UsageError(
                 name,
                 f"the vocabulary ends at {vocab_size - 1}, so {self.grid.n_cells} cells do not fit",
-                f"pad the vocabulary to {padded_vocab_size(max(self.first_id, 0), self.grid)} or use a smaller grid",
+                f"pad the vocabulary to {padded_vocab_size(max(self.first_id, 0), self.grid)} or "
+                "use a smaller grid",
             )
         if unused is None:
             return
-        used = [self.first_id + int(i) for i in np.flatnonzero(~unused[self.first_id : self.last_id])]
+        used = [
+            self.first_id + int(i) for i in np.flatnonzero(~unused[self.first_id : self.last_id])
+        ]
         if used:
             free = reserve(unused, self.grid, self.used_ids)
             shown = ", ".join(map(str, used[:5])) + (", ..." if len(used) > 5 else "")
@@ -122,11 +127,13 @@ class ZipHead:
 
 
 def reserve(unused: np.ndarray, grid: Grid, used_ids: int = 0) -> int | None:
-    """Where to put the cells of `grid`: the first id of the first run of unused ids that holds them all.
+    """Where to put the cells of `grid`: the first id of the first run of unused ids that holds them
+    all.
 
     Args:
       unused: `[V]` bool, ids that the tokenizer never emits.
-      used_ids: ids below this belong to the tokenizer; the rows from there on are tried before its placeholders.
+      used_ids: ids below this belong to the tokenizer; the rows from there on are tried before its
+        placeholders.
 
     Returns:
       None if no run is long enough; the vocabulary must then be padded.
@@ -143,25 +150,33 @@ def reserve(unused: np.ndarray, grid: Grid, used_ids: int = 0) -> int | None:
 
 
 def padded_vocab_size(used_ids: int, grid: Grid) -> int:
-    """Smallest multiple of 128 (which sharding wants anyway) that holds the tokenizer's ids and the reserved range."""
+    """Smallest multiple of 128 (which sharding wants anyway) that holds the tokenizer's ids and the
+    reserved range."""
     return -(-(used_ids + grid.n_cells) // PAD_MULTIPLE) * PAD_MULTIPLE
 
 
 def fit_vocabulary(table: jax.Array, vocab_size: int) -> jax.Array:
-    """Appends zero rows to a `[V, d_model]` table until it has `vocab_size` rows. Raises ValueError if it is larger."""
+    """Appends zero rows to a `[V, d_model]` table until it has `vocab_size` rows.
+
+    Raises ValueError if it is larger.
+    """
     if table.shape[0] > vocab_size:
         raise ValueError(f"the table has {table.shape[0]} rows, more than {vocab_size}")
     return jnp.pad(table, ((0, vocab_size - table.shape[0]), (0, 0)))
 
 
 def fold(table: jax.Array, rows: jax.Array, head: ZipHead) -> jax.Array:
-    """Writes the reserved rows `[cells, d_model]` into the unembedding `[V, d_model]`: one matmul then gives both."""
+    """Writes the reserved rows `[cells, d_model]` into the unembedding `[V, d_model]`: one matmul
+    then gives both."""
     head.check(table.shape[0])
     return table.at[head.first_id : head.last_id].set(rows.astype(table.dtype))
 
 
 def policy_logits(logits: jax.Array, head: ZipHead) -> jax.Array:
-    """Masks reserved and padding ids of `[..., V]` logits with -inf. Softmax of the result is the policy."""
+    """Masks reserved and padding ids of `[..., V]` logits with -inf.
+
+    Softmax of the result is the policy.
+    """
     return jnp.where(jnp.asarray(head.sampleable(logits.shape[-1])), logits, -jnp.inf)
 
 
@@ -171,6 +186,7 @@ def joint_log_probs(logits: jax.Array, head: ZipHead) -> jax.Array:
 
 
 def cell_log_probs(cell_logits: jax.Array, grid: Grid) -> jax.Array:
-    """Log of the joint, `[..., B_V, B_T]` float32, from the reserved logits `[..., cells]` alone."""
+    """Log of the joint, `[..., B_V, B_T]` float32, from the reserved logits `[..., cells]`
+    alone."""
     log_probs = jax.nn.log_softmax(cell_logits.astype(jnp.float32), axis=-1)
     return log_probs.reshape(*cell_logits.shape[:-1], grid.n_reward, grid.n_length)

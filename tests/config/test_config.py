@@ -59,8 +59,19 @@ def test_every_shipped_config_loads_and_its_parts_fit(path):
 
 
 def test_values_come_from_the_file_then_from_overrides(written):
-    path = written("run_dir: here\ndecode: {beta: 0.5, n: 3, stop_token_ids: [4, 5]}\ngrid: {length_edges: [0, 7]}\n")
-    config = load_config(path, ["decode.beta=0.25", "model.qk_norm=false", "evaluate.alphas=[0.5]", "evaluate.headline_beta=[0.1]"])
+    path = written(
+        "run_dir: here\ndecode: {beta: 0.5, n: 3, stop_token_ids: [4, 5]}\ngrid: {length_edges: "
+        "[0, 7]}\n"
+    )
+    config = load_config(
+        path,
+        [
+            "decode.beta=0.25",
+            "model.qk_norm=false",
+            "evaluate.alphas=[0.5]",
+            "evaluate.headline_beta=[0.1]",
+        ],
+    )
     assert (config.run_dir, config.decode.beta, config.decode.n) == ("here", 0.25, 3)
     assert config.decode.stop_token_ids == (4, 5)
     assert config.model.qk_norm is False
@@ -182,13 +193,18 @@ def test_the_limits_themselves_are_allowed(options):
         ({"label": "length"}, r"label='length'.*correct, value"),
         ({"trainable": "head"}, r"trainable='head'.*all, zip_rows"),
         ({"kl_kind": "both"}, r"kl_kind='both'.*forward_topk, forward, reverse"),
-        *[({name: 0}, rf"{name}=0") for name in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every")],
-        *[({name: 0.0}, rf"{name}=0") for name in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds")],
-        *[({name: NAN}, rf"{name}=nan") for name in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds")],
-        *[({name: -1.0}, rf"{name}=-1") for name in ("kl_weight", "lm_weight", "joint_weight", "weight_decay")],
+        *[({name: 0}, rf"{name}=0") for name in ("steps", "batch_rows", "row_tokens", "kl_top_k",
+        "loss_chunk", "log_every")],
+        *[({name: 0.0}, rf"{name}=0") for name in ("learning_rate", "clip", "zip_lr_multiplier",
+        "save_seconds")],
+        *[({name: NAN}, rf"{name}=nan") for name in ("learning_rate", "clip", "zip_lr_multiplier",
+        "save_seconds")],
+        *[({name: -1.0}, rf"{name}=-1") for name in ("kl_weight", "lm_weight", "joint_weight",
+        "weight_decay")],
         ({"warmup": 1.0}, r"warmup=1"),
         ({"warmup": -0.1}, r"warmup=-0\.1"),
-        ({"trainable": "zip_rows", "kl_weight": 1.0}, r"trainable='zip_rows' with kl_weight=1\.0.*no gradient"),
+        ({"trainable": "zip_rows", "kl_weight": 1.0}, r"trainable='zip_rows' with "
+                                                      r"kl_weight=1\.0.*no gradient"),
         ({"trainable": "zip_rows", "lm_weight": 1.0}, r"trainable='zip_rows' with.*lm_weight=1\.0"),
     ],
 )  # fmt: skip
@@ -201,7 +217,8 @@ def test_impossible_training_settings(options, message):
     ("make", "message"),
     [
         *[(lambda name=name: ModelConfig(**{name: 0}), rf"model\.{name}=0") for name in
-          ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_positions")],
+          ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff",
+          "max_positions")],
         (lambda: ModelConfig(n_heads=4, n_kv_heads=3), r"n_heads=4, n_kv_heads=3.*multiple"),
         (lambda: ModelConfig(head_dim=5), r"head_dim=5.*even"),
         (lambda: SamplingConfig(top_p=NAN), r"top_p=nan"),
@@ -210,41 +227,52 @@ def test_impossible_training_settings(options, message):
         (lambda: RolloutConfig(temperature=-1.0), r"temperature=-1"),
         (lambda: LabelConfig(last=0), r"label\.last=0"),
         (lambda: LabelConfig(batch_tokens=0), r"label\.batch_tokens=0"),
-        (lambda: EvaluateConfig(betas=(0.02,)), r"headline_beta=\[0\.05, 0\.05\] with evaluate\.betas=\[0\.02\]"),
+        (lambda: EvaluateConfig(betas=(0.02,)), r"headline_beta=\[0\.05, 0\.05\] with "
+                                                r"evaluate\.betas=\[0\.02\]"),
         (lambda: EvaluateConfig(samples=11), r"evaluate\.samples=11"),
         (lambda: EvaluateConfig(samples=0), r"evaluate\.samples=0"),
         (lambda: SelfEvaluationConfig(question="?", yes=""), r"yes='', no='No'"),
-        (lambda: SelfEvaluationConfig(chat_template_kwargs={"enable_thinking": False}), "without a question"),
+        (lambda: SelfEvaluationConfig(chat_template_kwargs={"enable_thinking": False}),
+        "without a question"),
         (
-            lambda: PipelineConfig(evaluate=EvaluateConfig(self_evaluation=SelfEvaluationConfig(question="Right?"))),
+            lambda: PipelineConfig(evaluate=EvaluateConfig(self_evaluation=SelfEvaluationConfig(question="Right?"))),  # noqa: E501
             r"self_evaluation\.question with prompt\.style='raw'",
         ),
         (lambda: EvaluateConfig(bootstrap=0), r"evaluate\.bootstrap=0"),
         (lambda: PolicyConfig(unsure=7.0), r"policy\.unsure=7\.0"),
-        (lambda: PolicyConfig(train=TrainConfig(eval_rollouts=5)), r"policy\.train\.eval_rollouts=5"),
+        (lambda: PolicyConfig(train=TrainConfig(eval_rollouts=5)),
+        r"policy\.train\.eval_rollouts=5"),
         (lambda: PipelineConfig(dtype="float16"), r"dtype='float16'"),
         (lambda: EvaluateConfig(candidates=("none",)), r"evaluate\.candidates='none'"),
         (lambda: EvaluateConfig(alphas=(0.1,)), r"headline_beta=.*one per alpha"),
         (lambda: EvaluateConfig(prompts=0), r"evaluate\.prompts=0"),
-        (lambda: EvaluateConfig(alphas=(), headline_beta=()), r"evaluate\.alphas=\[\].*Fix: give at least one"),
+        (lambda: EvaluateConfig(alphas=(), headline_beta=()), r"evaluate\.alphas=\[\].*Fix: give "
+                                                              r"at least one"),
         (lambda: EvaluateConfig(betas=()), r"evaluate\.betas=\[\]"),
         (lambda: EvaluateConfig(candidates=()), r"evaluate\.candidates=\[\]"),
         (lambda: EvaluateConfig(seed=-1), r"evaluate\.seed=-1.*Fix: use one from 0"),
         (lambda: EvaluateConfig(seed=2**32), r"evaluate\.seed=4294967296"),
         (
             lambda: PipelineConfig(evaluate=EvaluateConfig(alphas=(0.1, 1.5))),
-            r"evaluate\.alphas, betas, candidates: alpha=1\.5: it weighs .*Fix: use a number in \[0, 1\]\.$",
+            r"evaluate\.alphas, betas, candidates: alpha=1\.5: it weighs .*Fix: use a number in "
+            r"\[0, 1\]\.$",
         ),
-        (lambda: PipelineConfig(evaluate=EvaluateConfig(betas=(0.05, -1.0))), r"evaluate\.alphas, betas, candidates: beta=-1\.0"),
+        (lambda: PipelineConfig(evaluate=EvaluateConfig(betas=(0.05, -1.0))), r"evaluate\.alphas, "
+                                                                              r"betas, candidates: beta=-1\.0"),  # noqa: E501
         (
-            lambda: PipelineConfig(decode=DecodeConfig(n=12), evaluate=EvaluateConfig(candidates=("published", "exhaustive"))),
+            lambda: PipelineConfig(decode=DecodeConfig(n=12),
+            evaluate=EvaluateConfig(candidates=("published", "exhaustive"))),
             r"evaluate\.alphas, betas, candidates: n=12 with candidates='exhaustive'",
         ),
         (
             lambda: PipelineConfig(evaluate=EvaluateConfig(betas=(0.05, 0.05))),
-            r"evaluate\.alphas, betas, candidates: \['published alpha=0\.1 beta=0\.05', .* occur twice",
+            r"evaluate\.alphas, betas, candidates: \['published alpha=0\.1 beta=0\.05', .* occur "
+            r"twice",
         ),
-        (lambda: PipelineConfig(decode=DecodeConfig(n=1, temperature=0.0)), r"evaluate\.samples=8 with decode: temperature=0\.0 with n=8"),
+        (lambda: PipelineConfig(decode=DecodeConfig(n=1, temperature=0.0)), r"evaluate\.samples=8 "
+                                                                            r"with decode: "
+                                                                            r"temperature=0\.0 "
+                                                                            r"with n=8"),
         (lambda: GridConfig().grid("length"), r"label='length'"),
         (lambda: GridConfig(value_centres=(1.0, 0.0)).grid("value"), r"reward_centres"),
     ],
@@ -255,7 +283,10 @@ def test_impossible_settings_of_the_other_stages(make, message):
 
 
 def test_a_budget_of_the_search_does_not_cut_the_samples_that_it_is_compared_with():
-    config = PipelineConfig(decode=DecodeConfig(n=4, token_budget=100, time_budget=2.0, beta=0.5), evaluate=EvaluateConfig(samples=6))
+    config = PipelineConfig(
+        decode=DecodeConfig(n=4, token_budget=100, time_budget=2.0, beta=0.5),
+        evaluate=EvaluateConfig(samples=6),
+    )
     fixed = config.fixed_decode
     assert (fixed.strategy, fixed.n, fixed.token_budget, fixed.time_budget) == ("fixed", 6, 0, 0.0)
     assert fixed.beta == 0.5

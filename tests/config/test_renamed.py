@@ -38,7 +38,9 @@ def test_python_takes_the_old_name_and_warns():
 
 def test_yaml_and_overrides_take_the_old_name_and_warn(tmp_path):
     (tmp_path / "c.yaml").write_text("run_dir: x\ndecode: {n: 2, rows: 5}\n")
-    with pytest.warns(DeprecationWarning, match=r"decode\.rows was renamed to decode\.max_num_seqs"):
+    with pytest.warns(
+        DeprecationWarning, match=r"decode\.rows was renamed to decode\.max_num_seqs"
+    ):
         config = load_config(tmp_path / "c.yaml")
     assert (config.run_dir, config.decode) == ("x", DecodeConfig(n=2, max_num_seqs=5))
     with pytest.warns(DeprecationWarning, match=WARNS):
@@ -57,7 +59,10 @@ def test_a_setting_under_both_names_is_refused(tmp_path):
 def test_new_names_warn_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert new_names(PipelineConfig, {"decode": {"n": 2}, "rollout": {"rows": 3}}) == {"decode": {"n": 2}, "rollout": {"rows": 3}}
+        assert new_names(PipelineConfig, {"decode": {"n": 2}, "rollout": {"rows": 3}}) == {
+            "decode": {"n": 2},
+            "rollout": {"rows": 3},
+        }
         dataclasses.replace(DecodeConfig(max_num_seqs=3), n=2)
         for name in ("chain_sum", "chain_sum_demo", "qwen3_1.7b", "smollm2_135m"):
             load_config(f"configs/{name}.yaml")
@@ -68,7 +73,15 @@ def test_new_names_warn_of_nothing():
 
 @pytest.mark.parametrize(
     ("n", "max_num_seqs", "shards", "each"),
-    [(8, 64, 1, 64), (8, 64, 4, 16), (8, 3, 1, 8), (8, 20, 4, 8), (1, 7, 2, 4), (100, 64, 1, 100), (3, 33, 4, 9)],
+    [
+        (8, 64, 1, 64),
+        (8, 64, 4, 16),
+        (8, 3, 1, 8),
+        (8, 20, 4, 8),
+        (1, 7, 2, 4),
+        (100, 64, 1, 100),
+        (3, 33, 4, 9),
+    ],
 )
 def test_each_shard_holds_an_equal_part_and_at_least_one_prompt(n, max_num_seqs, shards, each):
     config = DecodeConfig(n=n, max_num_seqs=max_num_seqs)
@@ -79,5 +92,8 @@ def test_each_shard_holds_an_equal_part_and_at_least_one_prompt(n, max_num_seqs,
 
 @pytest.mark.parametrize("candidates", ["published", "exhaustive", "branching"])
 def test_no_number_of_sequences_is_too_small_for_a_search(candidates):
-    config = PipelineConfig(decode=DecodeConfig(n=4, max_num_seqs=1, candidates=candidates), evaluate=EvaluateConfig(samples=10))
+    config = PipelineConfig(
+        decode=DecodeConfig(n=4, max_num_seqs=1, candidates=candidates),
+        evaluate=EvaluateConfig(samples=10),
+    )
     assert (config.fixed_decode.n, config.fixed_decode.seqs_per_shard(1)) == (10, 10)

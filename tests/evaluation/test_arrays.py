@@ -31,26 +31,39 @@ def reward(subset, rule, p):
     votes: dict = {}
     for i in answered:
         votes.setdefault(ANSWERS[p, i], []).append(i)
-    weight = {a: len(m) if rule == "majority" else sum(VALUE[p, i] for i in m) for a, m in votes.items()}
+    weight = {
+        a: len(m) if rule == "majority" else sum(VALUE[p, i] for i in m) for a, m in votes.items()
+    }
     winners = [a for a in votes if weight[a] == max(weight.values())]
     return np.mean([np.mean([CORRECT[p, i] for i in votes[a]]) for a in winners])
 
 
 def by_loops(rule, n):
-    return [np.mean([reward(s, rule, p) for s in itertools.combinations(range(N), n)]) for p in range(P)]
+    return [
+        np.mean([reward(s, rule, p) for s in itertools.combinations(range(N), n)]) for p in range(P)
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, N, None])
 def test_every_rule_equals_a_loop_over_all_subsets(n):
     size = n or N
-    np.testing.assert_allclose(evaluation.majority_vote(CORRECT, ANSWERS, n), by_loops("majority", size))
-    np.testing.assert_allclose(evaluation.weighted_vote(CORRECT, VALUE, ANSWERS, n), by_loops("weighted", size))
-    np.testing.assert_allclose(evaluation.best_of_n(CORRECT, VALUE, ANSWERS, n), by_loops("best", size))
+    np.testing.assert_allclose(
+        evaluation.majority_vote(CORRECT, ANSWERS, n), by_loops("majority", size)
+    )
+    np.testing.assert_allclose(
+        evaluation.weighted_vote(CORRECT, VALUE, ANSWERS, n), by_loops("weighted", size)
+    )
+    np.testing.assert_allclose(
+        evaluation.best_of_n(CORRECT, VALUE, ANSWERS, n), by_loops("best", size)
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3, N])
 def test_pass_at_k_equals_a_loop_over_all_subsets(k):
-    loops = [np.mean([max(CORRECT[p, list(s)]) for s in itertools.combinations(range(N), k)]) for p in range(P)]
+    loops = [
+        np.mean([max(CORRECT[p, list(s)]) for s in itertools.combinations(range(N), k)])
+        for p in range(P)
+    ]
     np.testing.assert_allclose(evaluation.pass_at_k(CORRECT, k), loops)
 
 
@@ -81,8 +94,15 @@ def test_curves_hold_the_same_rewards_and_cost_one_unit_per_sample():
     found = evaluation.curves(CORRECT, VALUE, TOKENS, ANSWERS)
     for n in range(1, N + 1):
         np.testing.assert_allclose(found["majority"][n - 1].accuracy, by_loops("majority", n))
-        longest = np.array([np.mean([max(TOKENS[p, list(s)]) for s in itertools.combinations(range(N), n)]) for p in range(P)])
-        np.testing.assert_allclose(found["majority"][n - 1].cost(0.25), 0.25 * n + 0.75 * longest / TOKENS.mean(1))
+        longest = np.array(
+            [
+                np.mean([max(TOKENS[p, list(s)]) for s in itertools.combinations(range(N), n)])
+                for p in range(P)
+            ]
+        )
+        np.testing.assert_allclose(
+            found["majority"][n - 1].cost(0.25), 0.25 * n + 0.75 * longest / TOKENS.mean(1)
+        )
 
 
 def test_cost_is_counted_in_mean_samples():
@@ -97,12 +117,17 @@ def test_a_paired_comparison_is_the_mean_difference_with_a_bootstrap_interval():
     assert found.difference == pytest.approx(np.mean(a) - np.mean(b))
     rng = np.random.default_rng(9)  # other resamples, so only nearly equal
     means = [np.mean((a - b)[rng.integers(0, 40, 40)]) for _ in range(4000)]
-    np.testing.assert_allclose([found.low, found.high], np.quantile(means, [0.025, 0.975]), atol=0.02)
+    np.testing.assert_allclose(
+        [found.low, found.high], np.quantile(means, [0.025, 0.975]), atol=0.02
+    )
     assert found == evaluation.paired_comparison(a, b, resamples=4000, seed=1)
 
 
 def test_equal_answers_have_equal_numbers_and_none_is_no_answer():
-    assert evaluation.answer_ids([["a", None, "b", "a"], [None, "a", "b", "b"]]).tolist() == [[0, -1, 1, 0], [-1, 0, 1, 1]]
+    assert evaluation.answer_ids([["a", None, "b", "a"], [None, "a", "b", "b"]]).tolist() == [
+        [0, -1, 1, 0],
+        [-1, 0, 1, 1],
+    ]
     assert evaluation.answer_ids([[7.0, math.nan, 7.0]]).tolist() == [[0, -1, 0]]
     assert evaluation.answer_ids([[-1, 4, 4]]).tolist() == [[-1, 0, 0]]
 
@@ -110,20 +135,41 @@ def test_equal_answers_have_equal_numbers_and_none_is_no_answer():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: evaluation.majority_vote(CORRECT[0], ANSWERS), r"correct of shape \(5,\).*pass \[prompts, samples\]"),
-        (lambda: evaluation.majority_vote(CORRECT, ANSWERS[:, :2]), r"answers of shape \(7, 2\): correct has shape \(7, 5\)"),
-        (lambda: evaluation.majority_vote(CORRECT, [["a"], ["b", "c"]]), r"answers=.*it is no matrix"),
-        (lambda: evaluation.majority_vote(CORRECT, ANSWERS, 6), r"n=6: it is no whole number from 1 to 5"),
+        (
+            lambda: evaluation.majority_vote(CORRECT[0], ANSWERS),
+            r"correct of shape \(5,\).*pass \[prompts, samples\]",
+        ),
+        (
+            lambda: evaluation.majority_vote(CORRECT, ANSWERS[:, :2]),
+            r"answers of shape \(7, 2\): correct has shape \(7, 5\)",
+        ),
+        (
+            lambda: evaluation.majority_vote(CORRECT, [["a"], ["b", "c"]]),
+            r"answers=.*it is no matrix",
+        ),
+        (
+            lambda: evaluation.majority_vote(CORRECT, ANSWERS, 6),
+            r"n=6: it is no whole number from 1 to 5",
+        ),
         (lambda: evaluation.best_of_n(CORRECT, VALUE * np.nan), r"value: it holds NaN"),
         (lambda: evaluation.best_of_n(CORRECT, "high"), r"value='high': it is no array of numbers"),
         (lambda: evaluation.weighted_vote([[math.nan]], [[1]], [["a"]]), r"correct: it holds NaN"),
         (lambda: evaluation.pass_at_k(CORRECT, 0), r"k=0: it is no whole number from 1 to 5"),
         (lambda: evaluation.within_prompt_auc(VALUE[:2], CORRECT), r"value of shape \(2, 5\)"),
-        (lambda: evaluation.curves(CORRECT, VALUE, TOKENS[:, 0], ANSWERS), r"tokens of shape \(7,\)"),
+        (
+            lambda: evaluation.curves(CORRECT, VALUE, TOKENS[:, 0], ANSWERS),
+            r"tokens of shape \(7,\)",
+        ),
         (lambda: evaluation.curves(CORRECT, VALUE, TOKENS, ANSWERS, ("best",)), r"method='best'"),
-        (lambda: evaluation.normalized_cost([1], [1, 2], [1], 0.1), r"serial_steps of shape \(2,\)"),
+        (
+            lambda: evaluation.normalized_cost([1], [1, 2], [1], 0.1),
+            r"serial_steps of shape \(2,\)",
+        ),
         (lambda: evaluation.normalized_cost([1], [1], [1], 1.5), r"alpha=1\.5"),
-        (lambda: evaluation.paired_comparison([1, 2], [1]), r"a of shape \(2,\) with b of shape \(1,\)"),
+        (
+            lambda: evaluation.paired_comparison([1, 2], [1]),
+            r"a of shape \(2,\) with b of shape \(1,\)",
+        ),
         (lambda: evaluation.paired_comparison([1], [1], resamples=0), r"resamples=0"),
     ],
 )

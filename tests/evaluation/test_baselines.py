@@ -15,7 +15,8 @@ from zip_rc_jax.runtime.errors import UsageError
 
 
 def random_pool(seed, prompts=12, n=6):
-    """Few answers and few distinct values, so that ties are frequent; a third of the prompts has samples without an answer."""
+    """Few answers and few distinct values, so that ties are frequent; a third of the prompts has
+    samples without an answer."""
     rng = np.random.default_rng(seed)
     answer = rng.integers(np.where(rng.random((prompts, 1)) < 0.34, -1, 0), 3, (prompts, n))
     answer[0] = -1  # one prompt without any answer
@@ -53,7 +54,9 @@ def test_expectation_over_all_subsets_and_ties(method, seed):
         point = baseline_point(pool, method, n)
         subsets = list(itertools.combinations(range(6), n))
         for p in range(pool.n_prompts):
-            expected = sum((slow_accuracy(pool, p, method, s) for s in subsets), Fraction(0)) / len(subsets)
+            expected = sum((slow_accuracy(pool, p, method, s) for s in subsets), Fraction(0)) / len(
+                subsets
+            )
             assert point.accuracy[p] == pytest.approx(float(expected), abs=1e-12), (n, p)
             lengths = [[pool.self_length[p, i] for i in s] for s in subsets]
             mean = pool.self_length[p].mean()
@@ -66,18 +69,24 @@ def test_identities():
     curves = baseline_curves(pool)
     assert [p.name for p in curves["majority"][:2]] == ["majority@1", "majority@2"]
     for method, curve in curves.items():
-        np.testing.assert_allclose(curve[0].accuracy, pool.correct.mean(1), err_msg=method)  # one sample: nothing to choose
+        # one sample: nothing to choose
+        np.testing.assert_allclose(curve[0].accuracy, pool.correct.mean(1), err_msg=method)
         np.testing.assert_allclose(curve[0].cost(0.3), 1)  # the unit of cost
         assert all(np.all(a.cost(0.3) <= b.cost(0.3) + 1e-12) for a, b in itertools.pairwise(curve))
     answered = np.all(pool.answer_id >= 0, axis=1)
-    np.testing.assert_allclose(curves["majority"][0].accuracy[answered], curves["majority"][1].accuracy[answered])  # two samples: a coin
+    # two samples: a coin
+    np.testing.assert_allclose(
+        curves["majority"][0].accuracy[answered], curves["majority"][1].accuracy[answered]
+    )
     for n, point in enumerate(curves["pass"], 1):
         np.testing.assert_allclose(point.accuracy, metrics.pass_at_k(pool.correct, n))
 
 
 def test_the_majority_of_one_prompts_samples_is_the_baseline_of_all_of_them():
     pool = random_pool(4)
-    found = [baselines.majority_reward(c, a) for c, a in zip(pool.correct, pool.answer_id, strict=True)]
+    found = [
+        baselines.majority_reward(c, a) for c, a in zip(pool.correct, pool.answer_id, strict=True)
+    ]
     np.testing.assert_allclose(found, baseline_point(pool, "majority", 6).accuracy)
     assert baselines.majority_reward(np.array([]), np.array([])) == 0
 
@@ -94,7 +103,10 @@ def test_self_evaluation_chooses_by_what_was_said_and_pays_for_asking():
         np.testing.assert_array_equal(point.accuracy, plain.accuracy)
         # Over all subsets of n, the mean of what asking takes is n times its mean.
         subsets = list(itertools.combinations(range(6), point.n))
-        tokens = [[pool.self_length[p, list(s)].sum() + extra[p, list(s)].sum() for s in subsets] for p in range(12)]
+        tokens = [
+            [pool.self_length[p, list(s)].sum() + extra[p, list(s)].sum() for s in subsets]
+            for p in range(12)
+        ]
         np.testing.assert_allclose(point.compute, np.mean(tokens, axis=1) / pool.mean_length)
         np.testing.assert_allclose(point.latency, plain.latency + 1 / pool.mean_length)
 
@@ -111,7 +123,9 @@ def test_missing_answers_never_win():
 
 def test_rounding_does_not_break_a_tie():
     # 0.1 + 0.2 + 0.3 differs from 0.3 + 0.3 in the last bit: still a tie of two answers.
-    pool = SamplePool([[1, 1, 1, 0, 0]], [[0, 0, 0, 1, 1]], [[0.1, 0.2, 0.3, 0.3, 0.3]], np.ones((1, 5)), [0])
+    pool = SamplePool(
+        [[1, 1, 1, 0, 0]], [[0, 0, 0, 1, 1]], [[0.1, 0.2, 0.3, 0.3, 0.3]], np.ones((1, 5)), [0]
+    )
     assert baseline_point(pool, "weighted_best_of_n", 5).accuracy[0] == pytest.approx(0.5)
 
 
@@ -173,7 +187,9 @@ def test_fixed_baseline_and_online_run_share_the_meter():
         n_finished=zeros + 6,
         seconds=1.0,
     )
-    np.testing.assert_allclose(run.cost(pool.mean_length, 0.1).gen_cost, baseline_point(pool, "majority", 6).cost(0.1))
+    np.testing.assert_allclose(
+        run.cost(pool.mean_length, 0.1).gen_cost, baseline_point(pool, "majority", 6).cost(0.1)
+    )
     assert not run.adaptive
     with pytest.raises(UsageError, match="answer='best'"):
         run.correct("best")

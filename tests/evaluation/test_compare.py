@@ -1,4 +1,5 @@
-"""Comparison at equal cost: the matching rule on hand-made numbers, and the statistics on simulated runs."""
+"""Comparison at equal cost: the matching rule on hand-made numbers, and the statistics on simulated
+runs."""
 
 from __future__ import annotations
 
@@ -13,17 +14,27 @@ from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.metrics import paired_bootstrap
 from zip_rc_jax.runtime.errors import UsageError
 
-# Four prompts of two levels, all of mean length 10. The baseline's GenCost at alpha 1 is n on level 1 and 2n on level 2.
+# Four prompts of two levels, all of mean length 10. The baseline's GenCost at alpha 1 is n on level
+# 1 and 2n on level 2.
 LEVEL = np.array([1, 1, 2, 2])
 SCALE = np.array([1.0, 1.0, 2.0, 2.0])
 ACCURACY = {1: [0.5, 0.5, 0.0, 0.0], 2: [0.75, 0.75, 0.25, 0.25], 3: [1.0, 1.0, 0.5, 0.0]}
-CURVE = tuple(BaselinePoint("majority", n, np.array(a), n * SCALE, np.ones(4)) for n, a in ACCURACY.items())
+CURVE = tuple(
+    BaselinePoint("majority", n, np.array(a), n * SCALE, np.ones(4)) for n, a in ACCURACY.items()
+)
 POOL = SamplePool(np.ones((4, 2)), np.zeros((4, 2)), np.ones((4, 2)), np.full((4, 2), 10), LEVEL)
 
 
 def run_of(compute, value=(1, 1, 1, 0), vote=(1, 0, 0, 0), **changes):
     """A run that spends `compute` mean samples on each prompt."""
-    fields = {"name": "zip", "alpha": 1.0, "beta": 0.05, "candidates": "published", "strategy": "zip_rc", "seconds": 1.0}
+    fields = {
+        "name": "zip",
+        "alpha": 1.0,
+        "beta": 0.05,
+        "candidates": "published",
+        "strategy": "zip_rc",
+        "seconds": 1.0,
+    }
     tokens = 10 * np.broadcast_to(np.asarray(compute, float), 4)
     arrays = {
         "correct_by_value": value,
@@ -56,16 +67,20 @@ def test_a_baseline_that_cannot_spend_as_much_is_flagged():
 
 
 def test_interpolated_spends_exactly_as_much():
-    found = compare(run_of(2.0), CURVE, POOL, alpha=1.0, kind="interpolated")  # a third of the way from 1.5 to 3
+    # a third of the way from 1.5 to 3
+    found = compare(run_of(2.0), CURVE, POOL, alpha=1.0, kind="interpolated")
     assert found.n == pytest.approx(1 + 1 / 3)
     assert found.baseline_cost == pytest.approx(2.0)
-    assert found.baseline_accuracy == pytest.approx(2 / 3 * np.mean(ACCURACY[1]) + 1 / 3 * np.mean(ACCURACY[2]))
+    assert found.baseline_accuracy == pytest.approx(
+        2 / 3 * np.mean(ACCURACY[1]) + 1 / 3 * np.mean(ACCURACY[2])
+    )
     below = compare(run_of(0.5), CURVE, POOL, alpha=1.0, kind="interpolated")
     assert (below.n, below.baseline_cost) == (1, 1.5)  # no fraction of a sample exists
 
 
 def test_costs_are_equalised_on_the_level_itself():
-    run = run_of([1.0, 1.0, 5.0, 5.0])  # mean 3: n = 2 on the mixture, but on level 2 it spends more than n = 2 does there
+    # mean 3: n = 2 on the mixture, but on level 2 it spends more than n = 2 does there
+    run = run_of([1.0, 1.0, 5.0, 5.0])
     assert compare(run, CURVE, POOL, alpha=1.0).n == 2
     hard = compare(run, CURVE, POOL, alpha=1.0, level=2)
     assert (hard.n, hard.prompts, hard.run_cost, hard.baseline_cost) == (3, 2, 5.0, 6.0)
@@ -107,7 +122,13 @@ def test_bad_requests_are_named():
         compare(run_of(1.0), CURVE, POOL, alpha=1.0, kind="fair")
     with pytest.raises(UsageError, match="answer='best'"):
         compare(run_of(1.0), CURVE, POOL, alpha=1.0, answer="best")
-    other = dataclasses.replace(POOL, **{f: getattr(POOL, f)[:3] for f in ("correct", "answer_id", "value", "self_length", "level")})
+    other = dataclasses.replace(
+        POOL,
+        **{
+            f: getattr(POOL, f)[:3]
+            for f in ("correct", "answer_id", "value", "self_length", "level")
+        },
+    )
     with pytest.raises(UsageError, match="4 prompts and the pool 3"):
         compare(run_of(1.0), CURVE, other, alpha=1.0)
     with pytest.raises(ValueError, match="n_started"):
@@ -119,20 +140,48 @@ def simulated(seed, gain, prompts=200):
     rng = np.random.default_rng(seed)
     rate = rng.uniform(0.2, 0.7, prompts)
     correct = (rng.random((prompts, 4)) < rate[:, None]).astype(float)
-    pool = SamplePool(correct, 1 - correct, rng.random((prompts, 4)), np.full((prompts, 4), 20), np.arange(prompts) % 2)
+    pool = SamplePool(
+        correct,
+        1 - correct,
+        rng.random((prompts, 4)),
+        np.full((prompts, 4), 20),
+        np.arange(prompts) % 2,
+    )
     right = rng.random(prompts) < rate + gain
     tokens = np.full(prompts, 40)
     voted = right & (np.arange(prompts) % 8 > 0)
-    run = OnlineRun("zip", 1.0, 0.05, "published", "zip_rc", right, voted, voted, tokens, tokens, tokens, tokens, 1.0)
+    run = OnlineRun(
+        "zip",
+        1.0,
+        0.05,
+        "published",
+        "zip_rc",
+        right,
+        voted,
+        voted,
+        tokens,
+        tokens,
+        tokens,
+        tokens,
+        1.0,
+    )
     return pool, run
 
 
 def test_a_run_without_gain_is_rarely_called_better():
-    """Majority of two is a coin between two samples, so a run that draws one more sample has a true difference of 0."""
+    """Majority of two is a coin between two samples, so a run that draws one more sample has a true
+    difference of 0."""
     covered = 0
     for seed in range(120):
         pool, run = simulated(seed, 0.0)
-        found = compare(run, baseline_curves(pool, ("majority",))["majority"], pool, alpha=1.0, resamples=300, seed=seed)
+        found = compare(
+            run,
+            baseline_curves(pool, ("majority",))["majority"],
+            pool,
+            alpha=1.0,
+            resamples=300,
+            seed=seed,
+        )
         assert found.n == 2
         covered += found.low <= 0 <= found.high
     assert covered >= 0.88 * 120
@@ -142,13 +191,19 @@ def test_headline_has_one_row_per_alpha_candidates_and_answer():
     pool, run = simulated(0, 0.25)
     curves = baseline_curves(pool)
     runs = [
-        dataclasses.replace(run, name=f"{candidates}/{alpha}/{beta}", alpha=alpha, beta=beta, candidates=candidates)
+        dataclasses.replace(
+            run, name=f"{candidates}/{alpha}/{beta}", alpha=alpha, beta=beta, candidates=candidates
+        )
         for alpha in (0.1, 1.0)
         for candidates in ("published", "branching")
         for beta in (0.1, 0.05, 0.02)
     ]
-    runs.append(dataclasses.replace(run, name="half", alpha=0.1, beta=0.05, strategy="half_finished"))
-    rows = headline(runs, curves, pool, alphas=(0.1, 1.0), headline_beta=(0.05, 0.02), resamples=200)
+    runs.append(
+        dataclasses.replace(run, name="half", alpha=0.1, beta=0.05, strategy="half_finished")
+    )
+    rows = headline(
+        runs, curves, pool, alphas=(0.1, 1.0), headline_beta=(0.05, 0.02), resamples=200
+    )
     expected = [
         (f"{candidates}/{alpha}/{beta}", answer)
         for alpha, beta in ((0.1, 0.05), (1.0, 0.02))
@@ -158,12 +213,29 @@ def test_headline_has_one_row_per_alpha_candidates_and_answer():
     assert [(row.run.name, row.answer) for row in rows] == expected
     for row in rows:
         assert row.majority.low > 0
-        assert (row.majority.method, row.weighted.method, row.weighted.kind) == ("majority", "weighted_best_of_n", "strict")
-        assert (row.majority.level, row.majority_hardest.level, row.weighted_hardest.level) == (None, 1, 1)
+        assert (row.majority.method, row.weighted.method, row.weighted.kind) == (
+            "majority",
+            "weighted_best_of_n",
+            "strict",
+        )
+        assert (row.majority.level, row.majority_hardest.level, row.weighted_hardest.level) == (
+            None,
+            1,
+            1,
+        )
         assert row.cost == pytest.approx(row.majority.run_cost)
         assert row.majority.alpha == row.run.alpha
         answered = {"value": row.run.correct_by_value, "vote": row.run.correct_by_vote}[row.answer]
-        assert row.accuracy == row.majority.run_accuracy == row.weighted.run_accuracy == answered.mean()
-        assert row.majority_hardest.run_accuracy == row.weighted_hardest.run_accuracy == answered[pool.level == 1].mean()
+        assert (
+            row.accuracy
+            == row.majority.run_accuracy
+            == row.weighted.run_accuracy
+            == answered.mean()
+        )
+        assert (
+            row.majority_hardest.run_accuracy
+            == row.weighted_hardest.run_accuracy
+            == answered[pool.level == 1].mean()
+        )
     with pytest.raises(UsageError, match=r"beta=0\.3"):
         headline(runs, curves, pool, alphas=(0.1,), headline_beta=(0.3,))

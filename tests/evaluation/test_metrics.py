@@ -17,8 +17,17 @@ GRID = Grid((0.0, 0.5, 1.0), (0, 4, 16, 64))
 
 
 def slow_auc(score, outcome):
-    pairs = [(a, b) for a, x in zip(score, outcome, strict=True) for b, y in zip(score, outcome, strict=True) if x and not y]
-    return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs) if pairs else math.nan
+    pairs = [
+        (a, b)
+        for a, x in zip(score, outcome, strict=True)
+        for b, y in zip(score, outcome, strict=True)
+        if x and not y
+    ]
+    return (
+        sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+        if pairs
+        else math.nan
+    )
 
 
 def items(seed, n=200):
@@ -46,7 +55,9 @@ def test_empirical_joint_counts_rollouts_per_cell():
         count = 0
         for reward, length in zip(rewards[i, j], lengths[i, j], strict=True):
             nearest = [abs(reward - v) for v in GRID.reward_centres]
-            inside = GRID.length_edges[cell] <= length and (cell == 2 or length < GRID.length_edges[cell + 1])
+            inside = GRID.length_edges[cell] <= length and (
+                cell == 2 or length < GRID.length_edges[cell + 1]
+            )
             count += inside and nearest.index(min(nearest)) == b
         assert joint[i, j, b, cell] == pytest.approx(count / 50)
     with pytest.raises(ValueError, match="there must be one"):
@@ -56,8 +67,14 @@ def test_empirical_joint_counts_rollouts_per_cell():
 def test_binary_metrics_by_hand():
     prob = [0.9, 0.8, 0.5, 0.2, 0.7, 0.1]
     outcome = [1, 0, 1, 0, 1, 0]
-    found = metrics.binary_metrics(prob, outcome)  # said correct: 0.9 0.8 0.7; of these two are; 0.5 counts as incorrect
-    expected = {"binary/accuracy": 4 / 6, "binary/f1": 2 * 2 / (3 + 3), "binary/error_recall": 2 / 3, "binary/error_precision": 2 / 3}
+    # said correct: 0.9 0.8 0.7; of these two are; 0.5 counts as incorrect
+    found = metrics.binary_metrics(prob, outcome)
+    expected = {
+        "binary/accuracy": 4 / 6,
+        "binary/f1": 2 * 2 / (3 + 3),
+        "binary/error_recall": 2 / 3,
+        "binary/error_precision": 2 / 3,
+    }
     assert found == pytest.approx(expected)
 
 
@@ -76,7 +93,13 @@ def test_absent_measurements_are_nan():
 
 
 def test_nan_items_raise():
-    for function in (metrics.auc, metrics.brier, metrics.ece, metrics.binary_metrics, metrics.length_calibration):
+    for function in (
+        metrics.auc,
+        metrics.brier,
+        metrics.ece,
+        metrics.binary_metrics,
+        metrics.length_calibration,
+    ):
         with pytest.raises(ValueError, match="NaN"):
             function([0.5, math.nan], [1, 0])
     with pytest.raises(ValueError, match="NaN"):
@@ -91,9 +114,13 @@ def test_ece_and_brier_by_hand(seed):
     bins: dict[int, list[int]] = {}
     for i, p in enumerate(prob):
         bins.setdefault(min(round(p * 20) // 2, 9), []).append(i)
-    expected = sum(abs(sum(prob[i] - outcome[i] for i in members)) for members in bins.values()) / len(prob)
+    expected = sum(
+        abs(sum(prob[i] - outcome[i] for i in members)) for members in bins.values()
+    ) / len(prob)
     assert metrics.ece(prob, outcome) == pytest.approx(expected)
-    assert metrics.brier(prob, outcome) == pytest.approx(sum((p - y) ** 2 for p, y in zip(prob, outcome, strict=True)) / len(prob))
+    assert metrics.brier(prob, outcome) == pytest.approx(
+        sum((p - y) ** 2 for p, y in zip(prob, outcome, strict=True)) / len(prob)
+    )
     assert sum(b.count for b in metrics.reliability(prob, outcome)) == len(prob)
 
 
@@ -128,14 +155,20 @@ def test_auc_is_the_share_of_ordered_pairs(data):
 @pytest.mark.parametrize("seed", range(4))
 def test_within_prompt_auc_averages_over_mixed_prompts(seed):
     rng = np.random.default_rng(seed)
-    score, outcome = rng.integers(0, 4, (30, 5)).astype(float), rng.random((30, 5)) < rng.random((30, 1)) ** 2
+    score, outcome = (
+        rng.integers(0, 4, (30, 5)).astype(float),
+        rng.random((30, 5)) < rng.random((30, 1)) ** 2,
+    )
     mask = rng.random((30, 5)) < 0.8
     score[~mask] = math.nan  # masked samples may hold anything
     rows = [(score[i, mask[i]], outcome[i, mask[i]]) for i in range(30)]
     mixed = [(s, y) for s, y in rows if y.any() and not y.all()]
     assert 0 < len(mixed) < 30
     found, count = metrics.within_prompt_auc(score, outcome, mask)
-    assert (found, count) == (pytest.approx(np.mean([slow_auc(s, y) for s, y in mixed])), len(mixed))
+    assert (found, count) == (
+        pytest.approx(np.mean([slow_auc(s, y) for s, y in mixed])),
+        len(mixed),
+    )
     pairs = [y.sum() * (~y).sum() for _, y in mixed]
     weighted, _ = metrics.within_prompt_auc(score, outcome, mask, pair_weighted=True)
     assert weighted == pytest.approx(np.average([slow_auc(s, y) for s, y in mixed], weights=pairs))
@@ -168,9 +201,14 @@ def test_bootstrap_is_reproducible_and_matches_the_normal_width():
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample():
-    correct = np.random.default_rng(0).random((6, 7)) < np.array([0, 0.1, 0.3, 0.5, 0.9, 1])[:, None]
+    correct = (
+        np.random.default_rng(0).random((6, 7)) < np.array([0, 0.1, 0.3, 0.5, 0.9, 1])[:, None]
+    )
     for k in range(1, 8):
-        expected = [np.mean([row[list(subset)].any() for subset in itertools.combinations(range(7), k)]) for row in correct]
+        expected = [
+            np.mean([row[list(subset)].any() for subset in itertools.combinations(range(7), k)])
+            for row in correct
+        ]
         np.testing.assert_allclose(metrics.pass_at_k(correct, k), expected)
     with pytest.raises(ValueError, match="k=8"):
         metrics.pass_at_k(correct, 8)

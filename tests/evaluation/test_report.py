@@ -30,19 +30,42 @@ RNG = np.random.default_rng(0)
 
 
 def make_trace():
-    """Four samples: 0 is paused for good, 1 is paused and resumed, 2 is forked into 3 and answers."""
+    """Four samples: 0 is paused for good, 1 is paused and resumed, 2 is forked into 3 and
+    answers."""
 
     def decision(step, ids, multiplicity, reward, finished):
-        return Decision(step, ids, multiplicity, -1, 0.5, reward, (9.0,) * len(ids), (step,) * len(ids), finished)
+        return Decision(
+            step,
+            ids,
+            multiplicity,
+            -1,
+            0.5,
+            reward,
+            (9.0,) * len(ids),
+            (step,) * len(ids),
+            finished,
+        )
 
     def prefix(identity, parent, tokens, state, reward):
-        return Prefix(identity, parent, 16 if parent >= 0 else 0, tuple(range(tokens)), "x", state, "stop", reward, 0.0)
+        return Prefix(
+            identity,
+            parent,
+            16 if parent >= 0 else 0,
+            tuple(range(tokens)),
+            "x",
+            state,
+            "stop",
+            reward,
+            0.0,
+        )
 
     trace = (
         decision(0, (-1,), (3,), (0.5,), (False,)),
         decision(16, (0, 1, 2), (0, 0, 2), (0.3, 0.5, 0.8), (False,) * 3),
         decision(32, (0, 1, 2, 3), (0, 1, 1, 1), (0.3, 0.5, 0.85, 0.7), (False,) * 4),
-        decision(48, (0, 1, 2, 3), (0, 1, 1, 0), (0.3, 0.6, 0.9, 0.75), (False, False, False, True)),
+        decision(
+            48, (0, 1, 2, 3), (0, 1, 1, 0), (0.3, 0.6, 0.9, 0.75), (False, False, False, True)
+        ),
     )
     prefixes = (
         prefix(0, -1, 16, "paused", 0.3),
@@ -50,7 +73,9 @@ def make_trace():
         prefix(2, -1, 60, "finished", 0.95),
         prefix(3, 2, 44, "finished", 0.75),
     )
-    return Result("1 + 1 = ?", "2", 2, "stop", 0.95, 0.0, "2", "2", prefixes, trace, Usage(6, 130, 60, 0.5))
+    return Result(
+        "1 + 1 = ?", "2", 2, "stop", 0.95, 0.0, "2", "2", prefixes, trace, Usage(6, 130, 60, 0.5)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +88,26 @@ def evaluation():
     pool = SamplePool(correct, 1 - correct, value, length, level)
 
     def run(name, alpha, beta, candidates, strategy, cost):
-        right, tokens, count = RNG.random(prompts) < 0.8, cost * pool.mean_length, np.full(prompts, 4)
-        return OnlineRun(name, alpha, beta, candidates, strategy, right, right, right, tokens, pool.mean_length, count, count, 3.25)
+        right, tokens, count = (
+            RNG.random(prompts) < 0.8,
+            cost * pool.mean_length,
+            np.full(prompts, 4),
+        )
+        return OnlineRun(
+            name,
+            alpha,
+            beta,
+            candidates,
+            strategy,
+            right,
+            right,
+            right,
+            tokens,
+            pool.mean_length,
+            count,
+            count,
+            3.25,
+        )
 
     runs = [
         run(f"zip_rc/{candidates}/{alpha:g}/{beta:g}", alpha, beta, candidates, "zip_rc", cost)
@@ -76,16 +119,27 @@ def evaluation():
     curves = baseline_curves(pool)
     calibration = metrics.length_calibration(length * 1.1, length)
     return report.Evaluation(
-        metadata=run_files.run_metadata({"decode": {"n": 8}}, ["zip-rc", "evaluate", "name=<b>&"], time.time() - 2),
+        metadata=run_files.run_metadata(
+            {"decode": {"n": 8}}, ["zip-rc", "evaluate", "name=<b>&"], time.time() - 2
+        ),
         pool=pool,
         curves=curves,
         runs=tuple(runs),
         alphas=ALPHAS,
-        headline=headline(runs, curves, pool, alphas=ALPHAS, headline_beta=(0.05, 0.05), resamples=100),
-        quality={**metrics.binary_metrics(value, correct), "calibration/ece": metrics.ece(value, correct), "auc/none": np.nan},
+        headline=headline(
+            runs, curves, pool, alphas=ALPHAS, headline_beta=(0.05, 0.05), resamples=100
+        ),
+        quality={
+            **metrics.binary_metrics(value, correct),
+            "calibration/ece": metrics.ece(value, correct),
+            "auc/none": np.nan,
+        },
         drift={"drift/kl": 0.00123},
         joint=drawing.joint_heatmaps(
-            RNG.dirichlet(np.ones(9), 2).reshape(2, 3, 3), np.full((2, 3, 3), 1 / 9), GRID, ["costs $1", "costs $2"]
+            RNG.dirichlet(np.ones(9), 2).reshape(2, 3, 3),
+            np.full((2, 3, 3), 1 / 9),
+            GRID,
+            ["costs $1", "costs $2"],
         ),
         calibration=plots.calibration_figure(value, correct, calibration),
         trace=plots.trace_figure(make_trace()),
@@ -126,18 +180,36 @@ def test_report_is_self_contained_and_escaped(evaluation, tmp_path):
     assert len(page.images) == 5
     assert all(image.startswith("data:image/png;base64,") for image in page.images)
     text = "\n".join(page.text)
-    for shown in ("A & B", "zip-rc evaluate 'name=<b>&'", r"reward <0.4> $\x$", "majority@5", "pass@1", "drift/kl", "0.00123", "binary/f1"):
+    for shown in (
+        "A & B",
+        "zip-rc evaluate 'name=<b>&'",
+        r"reward <0.4> $\x$",
+        "majority@5",
+        "pass@1",
+        "drift/kl",
+        "0.00123",
+        "binary/f1",
+    ):
         assert shown in text, shown
     assert "<0.4>" not in source
     for row in evaluation.headline:
         assert tables.percent(row.accuracy) in text
         assert f"{100 * row.majority.difference:+.1f} [" in text
-    names = {"report.html", "pareto.png", "pareto_hardest.png", "joint.png", "calibration.png", "trace.png"}
+    names = {
+        "report.html",
+        "pareto.png",
+        "pareto_hardest.png",
+        "joint.png",
+        "calibration.png",
+        "trace.png",
+    }
     assert {p.name for p in path.parent.iterdir()} == names  # no temporary files left
 
 
 def test_sections_without_data_are_left_out(evaluation, tmp_path):
-    bare = report.Evaluation(**{**vars(evaluation), "drift": {}, "joint": None, "calibration": None, "trace": None})
+    bare = report.Evaluation(
+        **{**vars(evaluation), "drift": {}, "joint": None, "calibration": None, "trace": None}
+    )
     text = report.write_report(tmp_path, bare).read_text(encoding="utf-8")
     assert "Policy drift" not in text
     assert "One problem" not in text
@@ -147,7 +219,9 @@ def test_sections_without_data_are_left_out(evaluation, tmp_path):
 def test_figures_have_content_and_nothing_runs_off_the_canvas(evaluation, tmp_path):
     figures = {
         "pareto": plots.pareto_figure(evaluation.curves, evaluation.runs, evaluation.pool, ALPHAS),
-        "vote": plots.pareto_figure(evaluation.curves, evaluation.runs, evaluation.pool, (0.1,), level=2, answer="vote"),
+        "vote": plots.pareto_figure(
+            evaluation.curves, evaluation.runs, evaluation.pool, (0.1,), level=2, answer="vote"
+        ),
         "joint": evaluation.joint,
         "calibration": evaluation.calibration,
         "trace": evaluation.trace,
@@ -167,7 +241,8 @@ def test_direct_labels_do_not_overlap(evaluation):
     figure.canvas.draw()
     for axis in figure.axes[:2]:
         boxes = [text.get_window_extent() for text in axis.texts]
-        assert len(boxes) == 8  # three fixed methods, two candidate sets, one pruning point; two betas
+        # three fixed methods, two candidate sets, one pruning point; two betas
+        assert len(boxes) == 8
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
@@ -185,29 +260,50 @@ def test_trace_shows_pauses_forks_and_the_answer():
     result = make_trace()
     steps, values, paused = plots._history(result, result.prefixes[1])
     assert (steps, values, paused) == ([16, 32, 48, 60], [0.5, 0.5, 0.6, 0.55], [0])
-    steps, values, paused = plots._history(result, result.prefixes[3])  # starts on its parent's line, stops where it finished
+    # starts on its parent's line, stops where it finished
+    steps, values, paused = plots._history(result, result.prefixes[3])
     assert (steps, values, paused) == ([16, 32, 48], [0.8, 0.7, 0.75], [])
     axis = plots.trace_figure(result).axes[0]
     assert sum(line.get_marker() == "*" for line in axis.lines) == 1
-    assert sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "s") == 2  # pauses of 0 and of 1 began
+    # pauses of 0 and of 1 began
+    assert sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "s") == 2
     labels = [text.get_text().strip() for text in axis.texts]
-    assert labels == ["0: 16 tokens, paused", "1: 40 tokens, finished", "2: 60 tokens, answer", "3 (fork of 2): 44 tokens, finished"]
+    assert labels == [
+        "0: 16 tokens, paused",
+        "1: 40 tokens, finished",
+        "2: 60 tokens, answer",
+        "3 (fork of 2): 44 tokens, finished",
+    ]
 
 
 def test_json_is_strict_and_complete(evaluation, tmp_path):
     path = run_files.write_jsonl(
-        tmp_path / "results.jsonl", report.result_rows(evaluation.runs, evaluation.pool, [f"p{i}" for i in range(40)])
+        tmp_path / "results.jsonl",
+        report.result_rows(evaluation.runs, evaluation.pool, [f"p{i}" for i in range(40)]),
     )
-    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in path.read_text().splitlines()]
+    rows = [
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+        for line in path.read_text().splitlines()
+    ]
     assert len(rows) == len(evaluation.runs) * 40
     last = rows[-1]
-    assert (last["alpha"], last["prompt_idx"], last["prompt"], last["level"]) == (None, 39, "p39", 2)
+    assert (last["alpha"], last["prompt_idx"], last["prompt"], last["level"]) == (
+        None,
+        39,
+        "p39",
+        2,
+    )
     for run in evaluation.runs:  # the file alone gives the tables again
         mine = [row for row in rows if row["run"] == run.name]
-        assert np.mean([row["correct/value"] for row in mine]) == pytest.approx(run.correct_by_value.mean())
-        assert [row["cost/compute"] for row in mine] == pytest.approx(run.cost(evaluation.pool.mean_length, 0.5).compute)
+        assert np.mean([row["correct/value"] for row in mine]) == pytest.approx(
+            run.correct_by_value.mean()
+        )
+        assert [row["cost/compute"] for row in mine] == pytest.approx(
+            run.cost(evaluation.pool.mean_length, 0.5).compute
+        )
     path = run_files.write_json(
-        tmp_path / "deep" / "metadata.json", {**evaluation.metadata, "x": np.float32(np.inf), "y": np.arange(2), "g": GRID}
+        tmp_path / "deep" / "metadata.json",
+        {**evaluation.metadata, "x": np.float32(np.inf), "y": np.arange(2), "g": GRID},
     )
     data = json.loads(path.read_text())
     assert (data["x"], data["y"], data["g"]["length_edges"]) == (None, [0, 1], [0, 16, 32, 64])
@@ -218,9 +314,19 @@ def test_the_baselines_can_be_computed_again_from_the_file_of_the_pool(evaluatio
     path = run_files.write_jsonl(tmp_path / "pool.jsonl", report.pool_rows(evaluation.pool))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     pool = evaluation.pool
-    assert [(r["prompt_idx"], r["sample_idx"]) for r in rows] == list(np.ndindex(pool.correct.shape))
-    columns = {"correct": "correct", "answer_id": "answer_id", "value": "value", "self_length": "tokens"}
-    read = {name: np.array([r[column] for r in rows]).reshape(pool.correct.shape) for name, column in columns.items()}
+    assert [(r["prompt_idx"], r["sample_idx"]) for r in rows] == list(
+        np.ndindex(pool.correct.shape)
+    )
+    columns = {
+        "correct": "correct",
+        "answer_id": "answer_id",
+        "value": "value",
+        "self_length": "tokens",
+    }
+    read = {
+        name: np.array([r[column] for r in rows]).reshape(pool.correct.shape)
+        for name, column in columns.items()
+    }
     again = SamplePool(**read, level=np.array([r["level"] for r in rows if not r["sample_idx"]]))
     for name, curve in baseline_curves(pool).items():
         for point, expected in zip(baseline_curves(again)[name], curve, strict=True):
@@ -253,7 +359,9 @@ def test_metadata_names_what_ran(evaluation):
 def test_commit_is_that_of_the_package_only(tmp_path):
     def git(*arguments):
         subprocess.run(
-            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments], check=True, capture_output=True
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments],
+            check=True,
+            capture_output=True,
         )
 
     package = tmp_path / "zip_rc_jax"
@@ -275,14 +383,20 @@ def test_commit_is_that_of_the_package_only(tmp_path):
 @pytest.mark.parametrize(
     ("origin", "variable", "expected"),
     [
-        ({"url": "https://h/o/zip_rc_jax", "vcs_info": {"vcs": "git", "commit_id": "1a2b"}}, "3c4d", "1a2b"),
+        (
+            {"url": "https://h/o/zip_rc_jax", "vcs_info": {"vcs": "git", "commit_id": "1a2b"}},
+            "3c4d",
+            "1a2b",
+        ),
         ({"url": "file:///src", "dir_info": {}}, "3c4d", "3c4d"),
         (None, "3c4d", "3c4d"),
         (None, "", None),
     ],
     ids=["git+https", "archive", "index", "unknown"],
 )
-def test_an_installed_package_has_the_commit_that_pip_or_the_launcher_recorded(tmp_path, monkeypatch, origin, variable, expected):
+def test_an_installed_package_has_the_commit_that_pip_or_the_launcher_recorded(
+    tmp_path, monkeypatch, origin, variable, expected
+):
     package, recorded = tmp_path / "zip_rc_jax", tmp_path / "zip_rc_jax-9.dist-info"
     package.mkdir()
     recorded.mkdir()
@@ -291,7 +405,9 @@ def test_an_installed_package_has_the_commit_that_pip_or_the_launcher_recorded(t
         (recorded / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.syspath_prepend(str(tmp_path))
     assert run_files.package_commit(package, {"ZIP_RC_COMMIT": variable}) == expected
-    assert run_files.package_commit(tmp_path / "a copy" / "zip_rc_jax", {}) is None, "the record is of what is installed there"
+    assert run_files.package_commit(tmp_path / "a copy" / "zip_rc_jax", {}) is None, (
+        "the record is of what is installed there"
+    )
 
 
 def test_the_compiler_of_a_tpu_is_among_the_versions(monkeypatch):

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from harness.small_tokenizers import chatml
-from zip_rc_jax.config import EvaluateConfig, ModelConfig, PipelineConfig, PromptConfig, SelfEvaluationConfig, TaskConfig
+from zip_rc_jax.config import (
+    EvaluateConfig,
+    ModelConfig,
+    PipelineConfig,
+    PromptConfig,
+    SelfEvaluationConfig,
+    TaskConfig,
+)
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
@@ -21,22 +28,42 @@ from zip_rc_jax.runtime.sharding import single_device
 
 TOKENIZER = chatml()
 QUESTION = "Is this right? Reply with Yes or No."
-TASK = TaskConfig(name="chain_sum", levels=({"min_terms": 2, "max_terms": 2}, {"min_terms": 4, "max_terms": 4}))
+TASK = TaskConfig(
+    name="chain_sum", levels=({"min_terms": 2, "max_terms": 2}, {"min_terms": 4, "max_terms": 4})
+)
 CONFIG = PipelineConfig(
     task=TASK,
     prompt=PromptConfig(style="chat", system="Be brief."),
-    evaluate=EvaluateConfig(self_evaluation=SelfEvaluationConfig(QUESTION, chat_template_kwargs={"enable_thinking": False})),
+    evaluate=EvaluateConfig(
+        self_evaluation=SelfEvaluationConfig(
+            QUESTION, chat_template_kwargs={"enable_thinking": False}
+        )
+    ),
 )
 FOUND = problems(TASK, "heldout", 3)
 
 
 def model(max_positions=2048, **sizes):
-    config = ModelConfig(vocab_size=TOKENIZER.size, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=48, **sizes)
-    return LanguageModel.create(dataclasses.replace(config, max_positions=max_positions), TOKENIZER, seed=1)
+    config = ModelConfig(
+        vocab_size=TOKENIZER.size,
+        d_model=32,
+        n_layers=2,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=16,
+        d_ff=48,
+        **sizes,
+    )
+    return LanguageModel.create(
+        dataclasses.replace(config, max_positions=max_positions), TOKENIZER, seed=1
+    )
 
 
 def sample(index, response):
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": FOUND[index].question}]
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": FOUND[index].question},
+    ]
     prompt = TOKENIZER.chat(turns)
     ids = [*TOKENIZER.encode(response), *TOKENIZER.encode("<|im_end|>")]
     empty = {"question": "", "answer": "", "entry_json": ""}
@@ -56,7 +83,14 @@ def sample(index, response):
 
 
 SAMPLES = [
-    [sample(i, text) for text in ("The answer is 42.", "1 + 2 = 3, and 3 - 7 = -4. The answer to the problem is -4.")] for i in range(3)
+    [
+        sample(i, text)
+        for text in (
+            "The answer is 42.",
+            "1 + 2 = 3, and 3 - 7 = -4. The answer to the problem is -4.",
+        )
+    ]
+    for i in range(3)
 ]
 
 
@@ -74,11 +108,21 @@ def test_the_opinion_is_the_models_next_token_after_the_question(softcap, tied):
             )
             ids = jnp.array([TOKENIZER.encode(asked)])
             at, ones = jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
-            hidden = forward_packed(lm.config, lm.params["body"], ids, at, ones, layout=single_device())
-            found = jax.nn.softmax(logits(lm.config, hidden[0, -1], unembedding(lm.config, lm.params["body"]))[jnp.array([yes, no])])
+            hidden = forward_packed(
+                lm.config, lm.params["body"], ids, at, ones, layout=single_device()
+            )
+            found = jax.nn.softmax(
+                logits(lm.config, hidden[0, -1], unembedding(lm.config, lm.params["body"]))[
+                    jnp.array([yes, no])
+                ]
+            )
             assert values[p, k] == pytest.approx(float(found[0]), abs=1e-5)
-            # Prompt and response lie in the sample's cache, its end token, which was drawn last, does not; the reply is one token.
-            assert extra[p, k] == ids.shape[1] - len(one.prompt_token_ids) - (len(one.output_token_ids) - 1) + 1
+            # Prompt and response lie in the sample's cache, its end token, which was drawn last,
+            # does not; the reply is one token.
+            assert (
+                extra[p, k]
+                == ids.shape[1] - len(one.prompt_token_ids) - (len(one.output_token_ids) - 1) + 1
+            )
     assert values.shape == extra.shape == (3, 2)
     assert np.ptp(values) > 1e-4
 
@@ -92,7 +136,9 @@ def test_the_opinion_is_the_models_next_token_after_the_question(softcap, tied):
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_decoded(settings, named):
     asked = dataclasses.replace(CONFIG.evaluate.self_evaluation, **settings)
-    config = dataclasses.replace(CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, self_evaluation=asked))
+    config = dataclasses.replace(
+        CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, self_evaluation=asked)
+    )
     with pytest.raises(UsageError, match=named):
         SelfEvaluation(model(), FOUND, config)
 
@@ -100,5 +146,9 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_decoded(settings, na
 def test_a_question_that_would_not_fit_behind_the_longest_sample_is_refused():
     decode = dataclasses.replace(CONFIG.decode, max_tokens=64)
     config = dataclasses.replace(CONFIG, decode=decode)
-    with pytest.raises(UsageError, match=r"decode\.max_tokens=64: prompt, sample and question may have \d+ tokens, and the model has 100"):
+    with pytest.raises(
+        UsageError,
+        match=r"decode\.max_tokens=64: prompt, sample and question may have \d+ tokens, and the "
+        r"model has 100",
+    ):
         SelfEvaluation(model(max_positions=100), FOUND, config)

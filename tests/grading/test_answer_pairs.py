@@ -1,7 +1,8 @@
 r"""Which responses answer which reference: pairs decided by hand, in both directions.
 
-`RIGHT` and `WRONG` hold (reference answer, response). Nothing here was taken from what a program said. math-verify, on the whole
-response, is a second opinion; where it differs, `OTHER_OPINION` says why the hand is right.
+`RIGHT` and `WRONG` hold (reference answer, response). Nothing here was taken from what a program
+said. math-verify, on the whole response, is a second opinion; where it differs, `OTHER_OPINION`
+says why the hand is right.
 """
 
 from __future__ import annotations
@@ -286,8 +287,10 @@ RIGHT = [
     ("1 < x < 2", "Answer: (1, 2)"),
     ("(-\\infty, 1) \\cup (2, \\infty)", "Answer: (2, ∞) ∪ (−∞, 1)"),
     ("(-\\infty, 1) \\cup (2, \\infty)", "Answer: (-inf, 1) U (2, inf)"),
-    ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\boxed{\\begin{bmatrix} 1 & 2 \\\\ 3 & 4 \\end{bmatrix}}"),
-    ("\\begin{pmatrix} 1 \\\\ 1/2 \\end{pmatrix}", "Answer: \\begin{pmatrix} 1 \\\\ 0.5 \\end{pmatrix}"),
+    ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 "
+     "\\end{pmatrix}", "\\boxed{\\begin{bmatrix} 1 & 2 \\\\ 3 & 4 \\end{bmatrix}}"),
+    ("\\begin{pmatrix} 1 \\\\ 1/2 "
+     "\\end{pmatrix}", "Answer: \\begin{pmatrix} 1 \\\\ 0.5 \\end{pmatrix}"),
     ("\\emptyset", "Answer: ∅"),
     ("\\emptyset", "Answer: no solution"),
     ("\\infty", "Answer: ∞"),
@@ -491,7 +494,8 @@ RIGHT = [
     ("42", "Answer: We add 40 and 2.\n\nSo \\boxed{42}."),
     ("42", "Answer: We add 40 and 2. The answer is 42."),
     ("72", "Answer: Natalia sold 48/2 = 24 clips in May. Altogether 48+24 = 72.\n#### 72"),
-    ("72", "Question: q\nAnswer: Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72\n\nQuestion: next\nAnswer: 5\n#### 5"),
+    ("72", "Question: q\nAnswer: Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72\n\nQuestion: "
+           "next\nAnswer: 5\n#### 5"),
     ("72", "A: sold 72.\n#### 72\n\nQ: next?"),
     ("42", "**Answer:** $x=42$."),
     ("42", "**Answer: $42$**"),
@@ -740,7 +744,8 @@ WRONG = [
     ("\\pm 3", "Answer: 3"),
     ("(-\\infty, 1) \\cup (2, \\infty)", "Answer: (-\\infty, 1) \\cup (3, \\infty)"),
     ("(-\\infty, 1) \\cup (2, \\infty)", "Answer: (-\\infty, 1)"),
-    ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "Answer: \\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}"),
+    ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 "
+     "\\end{pmatrix}", "Answer: \\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}"),
     ("\\emptyset", "Answer: 0"),
     ("x=1, y=2", "Answer: x=2, y=1"),
     # Choices and words.
@@ -851,7 +856,8 @@ WRONG = [
     ("-5", "Answer: 5"),
     ("5", "Answer: |5|+1"),
     ("2", "Answer: \\sqrt{2}^2 + 10^{-50}"),
-    ("5", "Question: q\nAnswer: Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72\n\nQuestion: next\nAnswer: 5\n#### 5"),
+    ("5", "Question: q\nAnswer: Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72\n\nQuestion: "
+          "next\nAnswer: 5\n#### 5"),
     ("41", "Answer: $42$ (since $40+1=41$)"),
     ("90", "Answer: 42 Confidence: 90"),
     ("\\text{Yes}", "Answer: No, it is not yes"),
@@ -890,7 +896,7 @@ def test_a_wrong_answer_is_wrong(grader, gold, response):
     assert scored(grader, gold, response) == 0.0
 
 
-# --- math-verify on the whole response -----------------------------------------------------------------------------------------------
+# --- math-verify on the whole response ------------------------------------------------------------
 
 SECOND_OPINION = """
 import json, sys
@@ -899,25 +905,41 @@ table = json.load(sys.stdin)
 def parse(text, whole):
     return math_verify.parse(text if whole or "$" in text or "boxed" in text else f"${text}$", parsing_timeout=None)
 print(json.dumps([bool(math_verify.verify(parse(g, False), parse(r, True), timeout_seconds=None)) for g, r in table]))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
 def test_math_verify_differs_only_where_the_hand_has_a_reason():
     table = [*RIGHT, *WRONG]
-    done = subprocess.run([sys.executable, "-c", SECOND_OPINION], input=json.dumps(table), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND_OPINION],
+        input=json.dumps(table),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     opinions = json.loads(done.stdout.splitlines()[-1])
     known = {pair for pairs in OTHER_OPINION.values() for pair in pairs}
     assert known <= {*table}
-    assert [pair for pair, opinion in zip(table, opinions, strict=True) if opinion != (pair in RIGHT) and pair not in known] == []
+    assert [
+        pair
+        for pair, opinion in zip(table, opinions, strict=True)
+        if opinion != (pair in RIGHT) and pair not in known
+    ] == []
 
 
-# --- properties ----------------------------------------------------------------------------------------------------------------------
+# --- properties -----------------------------------------------------------------------------------
 
 rationals = st.fractions(max_denominator=10**12) | st.builds(
-    lambda p, q, e: Fraction(p, q) * Fraction(10) ** e, st.integers(-(10**6), 10**6), st.integers(1, 10**6), st.integers(-300, 300)
+    lambda p, q, e: Fraction(p, q) * Fraction(10) ** e,
+    st.integers(-(10**6), 10**6),
+    st.integers(1, 10**6),
+    st.integers(-300, 300),
 )
-pairs = st.one_of(st.tuples(rationals, rationals), st.builds(lambda x, e: (x, x + Fraction(1, 10**e)), rationals, st.integers(1, 400)))
+pairs = st.one_of(
+    st.tuples(rationals, rationals),
+    st.builds(lambda x, e: (x, x + Fraction(1, 10**e)), rationals, st.integers(1, 400)),
+)
 FORMS = [
     lambda x: f"{x.numerator}/{x.denominator}",
     lambda x: f"\\frac{{{x.numerator}}}{{{x.denominator}}}",
@@ -946,7 +968,9 @@ def test_two_numbers_are_equal_exactly_if_they_are_the_same(grader, both, form, 
     assert (canonical(a) == canonical(b)) is (x == y)
 
 
-@hypothesis.given(st.decimals(allow_nan=False, allow_infinity=False, places=12), st.integers(-(10**9), 10**9))
+@hypothesis.given(
+    st.decimals(allow_nan=False, allow_infinity=False, places=12), st.integers(-(10**9), 10**9)
+)
 def test_decimals_are_compared_to_the_last_digit(grader, x, step):
     y = x + step * type(x)("1e-12")
     assert grader.equivalent(f"{x:f}", f"{y:f}") is (x == y)
@@ -987,12 +1011,15 @@ def test_an_answer_that_can_be_read_is_itself(grader):
 
 def test_equality_is_the_same_from_both_sides(grader):
     answers = [(gold, extract_answer(response) or "") for gold, response in [*RIGHT, *WRONG]]
-    assert [pair for pair in answers if grader.equivalent(*pair) != grader.equivalent(*pair[::-1])] == []
+    assert [
+        pair for pair in answers if grader.equivalent(*pair) != grader.equivalent(*pair[::-1])
+    ] == []
 
 
 @pytest.mark.slow
 def test_equal_forms_mean_equal_answers(grader):
-    """Over all pairs of answers in the table; nan equals nothing, but one group of votes may hold it."""
+    """Over all pairs of answers in the table; nan equals nothing, but one group of votes may hold
+    it."""
     answers = sorted({extract_answer(r) or "" for _, r in [*RIGHT, *WRONG]} | set(GOLDS))
     forms = {a: canonical(a) for a in answers if "nan" not in a and "=" not in a}
     equal = [(a, b) for a, b in itertools.combinations(forms, 2) if forms[a] == forms[b]]
@@ -1037,6 +1064,8 @@ def test_equal_numbers_share_a_form():
 
 
 def test_no_answer_is_equal_to_nan(grader):
-    for a, b in itertools.product(["nan", "NaN", "$nan$", "-nan"], ["nan", "42", "\\infty", "0", "inf"]):
+    for a, b in itertools.product(
+        ["nan", "NaN", "$nan$", "-nan"], ["nan", "42", "\\infty", "0", "inf"]
+    ):
         assert not grader.equivalent(a, b)
         assert not grader.equivalent(b, a)

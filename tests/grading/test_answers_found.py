@@ -1,4 +1,5 @@
-"""What counts as the answer in a response: every way to state one, where it ends, and in linear time."""
+"""What counts as the answer in a response: every way to state one, where it ends, and in linear
+time."""
 
 from __future__ import annotations
 
@@ -62,8 +63,11 @@ from zip_rc_jax.grading.grader import Grader, equivalent, grade
         ("Answer: [[1, 2],\n [3, 4]]\nDone", "[[1, 2],\n [3, 4]]"),
         ('Answer: {\n  "a": 1\n}\nThis is why.', '{\n  "a": 1\n}'),
         ("Answer: $$\n\\frac{1}{2}\n$$\nas we said", "$$\n\\frac{1}{2}\n$$"),
-        ("Answer: \\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}\nDone now", "\\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}"),
-        ("Answer: Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3", "Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3"),
+        ("Answer: "
+         "\\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}\nDone now",
+         "\\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}"),
+        ("Answer: Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 "
+         "to 3", "Move disk 1 from Peg 1 to 2\nMove disk 2 from Peg 1 to 3"),
         ("Answer: Tom is a knave, and Ann is a knight.", "Tom is a knave, and Ann is a knight."),
         ("Answer: 2 - sin x", "2 - sin x"),
         ("Answer: exp(x)*sin(x)/2 - exp(x)*cos(x)/2 + C", "exp(x)*sin(x)/2 - exp(x)*cos(x)/2 + C"),
@@ -138,7 +142,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_response_takes_more_than_linear_time(name):
-    """The time for the last 200,000 characters bounds that of any response: a second response of twice the length costs the same."""
+    """The time for the last 200,000 characters bounds that of any response: a second response of
+    twice the length costs the same."""
     begin = time.process_time()
     answer = extract_answer(HOSTILE[name])
     assert time.process_time() - begin < 5
@@ -147,10 +152,14 @@ def test_no_response_takes_more_than_linear_time(name):
 
 LONG = 3_900  # answers longer than 4,000 characters are not read
 BITS = [
-    "9", "(", ")", "[", "{", "}", "\\{", "$", "\\", "1,", "1/", "-", "+", "2^", "^", "\\frac{", "\\frac{1}{2}", "1 ", " ", "a", "a ",
-    "ab, ", "1 and ", "=", "x=", "x=1, ", "\\text{", "\\text{a}", "√", "√(", "²", "½", "\\begin{pmatrix}", "&", "\\\\ ", ".", "0.",
-    "...", "1e9", "e", "!", "%", "°", "$5 ", "km ", "1:", "\\pm ", "\\cup ", "(1,2) \\cup ", "\\boxed{", "*", "**", "1*", "sqrt(",
-    "abs(", "exp(", "per ", "million ", "3 1/2 ", "(A) ", "A. ", "nan ", "inf ", "é", "\U0001f600", "\u202e", "٣", "four ", "forty-",
+    "9", "(", ")", "[", "{", "}", "\\{", "$", "\\", "1,", "1/", "-", "+", "2^", "^", "\\frac{",
+    "\\frac{1}{2}", "1 ", " ", "a", "a ",
+    "ab, ", "1 and ", "=", "x=", "x=1, ", "\\text{", "\\text{a}", "√", "√(", "²", "½",
+    "\\begin{pmatrix}", "&", "\\\\ ", ".", "0.",
+    "...", "1e9", "e", "!", "%", "°", "$5 ", "km ", "1:", "\\pm ", "\\cup ", "(1,2) \\cup ",
+    "\\boxed{", "*", "**", "1*", "sqrt(",
+    "abs(", "exp(", "per ", "million ", "3 1/2 ", "(A) ", "A. ", "nan ", "inf ", "é", "\U0001f600",
+    "\u202e", "٣", "four ", "forty-",
 ]  # fmt: skip
 
 
@@ -175,16 +184,34 @@ def test_tasks_get_the_same_answer_as_before_and_no_full_stop():
     with Grader() as grader:
         scores = [
             grader.score(chain, text)
-            for text in ("Answer: 42", "Answer: 42.", "Answer: 42!", "Answer: 42\n\nCheck: 40 + 2 = 42", "Answer: +42.0")
+            for text in (
+                "Answer: 42",
+                "Answer: 42.",
+                "Answer: 42!",
+                "Answer: 42\n\nCheck: 40 + 2 = 42",
+                "Answer: +42.0",
+            )
         ]
         assert scores == [1.0] * 5
         assert all(
-            grader.score(chain, text) < 1 for text in ("Answer: 41\n\nCheck: 42", "42", "Answer: nan", "Answer: -42", "Answer: 42 or 43")
+            grader.score(chain, text) < 1
+            for text in (
+                "Answer: 41\n\nCheck: 42",
+                "42",
+                "Answer: nan",
+                "Answer: -42",
+                "Answer: 42 or 43",
+            )
         )
         short = Problem(0, 0, 0, "?", "8 or 1.", "caesar_cipher")
-        assert [grader.score(short, text) for text in ("Answer: 8 or 1.", "**Answer: 8 or 1.**")] == [1.0, 1.0]
+        assert [
+            grader.score(short, text) for text in ("Answer: 8 or 1.", "**Answer: 8 or 1.**")
+        ] == [1.0, 1.0]
         number = problems(TaskConfig(name="complex_arithmetic"), "train", 1)[0]
-        assert [grader.score(number, f"Answer: {text}") for text in (number.answer, "nan", "NaN", "nan+nanj", "inf")] == [
+        assert [
+            grader.score(number, f"Answer: {text}")
+            for text in (number.answer, "nan", "NaN", "nan+nanj", "inf")
+        ] == [
             1.0,
             0.0,
             0.0,
@@ -198,10 +225,18 @@ def test_tasks_get_the_same_answer_as_before_and_no_full_stop():
 
 @pytest.mark.slow
 def test_no_junk_has_full_marks_in_any_dataset_and_every_reference_answer_has():
-    """nan, infinities, booleans, empty lists, long numbers, changed reference answers: in all datasets of reasoning-gym."""
+    """nan, infinities, booleans, empty lists, long numbers, changed reference answers: in all
+    datasets of reasoning-gym."""
     script = pathlib.Path(__file__).parents[1] / "harness" / "junk_answers.py"
     environment = os.environ | {"PYTHONHASHSEED": "0"}  # some datasets depend on it
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=environment, timeout=1500)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        timeout=1500,
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["seen"] > 100
     assert found["wrong"] == found["lost"] == []
@@ -228,11 +263,14 @@ def test_marks_that_a_scorer_gives_to_a_wrong_answer_do_not_count(task, gold, an
     ("task", "gold", "right", "wrong"),
     [
         ("complex_arithmetic", "-5.0 + 20.0i", "-5 + 20i", ["nan", "nan+nanj", "1e999"]),
-        ("coin_flip", "3.051757812e-05", "3.0517578125e-05", ["0", "-3.051757812e-05", "4.05e-05", "3.051757812e-06"]),
+        ("coin_flip", "3.051757812e-05", "3.0517578125e-05", ["0", "-3.051757812e-05", "4.05e-05",
+        "3.051757812e-06"]),
         ("game_of_life_halting", "True", "true", ["False", "nan", "no", "0"]),
-        ("game_of_life", "[[0,1],[1,0]]", "[[0, 1], [1, 0]]", ["[[0,1],[1,0],[0]]", "[[0,true],[1,0]]", "[[0,1,1],[1,0]]"]),
+        ("game_of_life", "[[0,1],[1,0]]", "[[0, 1], [1, 0]]", ["[[0,1],[1,0],[0]]",
+        "[[0,true],[1,0]]", "[[0,1,1],[1,0]]"]),
         ("polynomial_equations", "", '""', ["banana", "nan", "x"]),
-        ("fraction_simplification", "$\\frac{131}{319}$", "\\frac{131}{319}", ["$\\frac{131}{319}$, 7", "$\\frac{131}{320}$"]),
+        ("fraction_simplification", "$\\frac{131}{319}$", "\\frac{131}{319}",
+        ["$\\frac{131}{319}$, 7", "$\\frac{131}{320}$"]),
     ],
 )  # fmt: skip
 def test_the_scorers_known_faults_are_caught(task, gold, right, wrong):

@@ -1,4 +1,5 @@
-"""A forked process never shares its parent's grading worker: grades do not cross, locks do not hang, and no worker outlives its owner."""
+"""A forked process never shares its parent's grading worker: grades do not cross, locks do not
+hang, and no worker outlives its owner."""
 
 from __future__ import annotations
 
@@ -19,22 +20,28 @@ from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.grading import grader as grading
 from zip_rc_jax.grading.grader import Grader, equivalent, grade
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:RuntimeWarning"
+)
 COUNT = 40
 
 
 def misgraded(grader: Grader, start: int, count: int = COUNT) -> list[int]:
-    """Which of `count` grades are not the right ones; every one needs the worker, and every other answer is wrong."""
+    """Which of `count` grades are not the right ones; every one needs the worker, and every other
+    answer is wrong."""
     bad = []
     for k in range(start, start + count):
         response = f"Answer: \\sqrt{{{k * k if k % 2 else k * k + 1}}}"
-        score = grader.score(Problem(0, 0, 0, "?", f"\\frac{{\\sqrt{{{4 * k * k}}}}}{{2}}", "math"), response)
+        score = grader.score(
+            Problem(0, 0, 0, "?", f"\\frac{{\\sqrt{{{4 * k * k}}}}}{{2}}", "math"), response
+        )
         bad += [k] if score != float(k % 2) else []
     return bad
 
 
 def in_a_fork(work) -> tuple[int, int]:
-    """(process id, read end of a pipe) of a child that writes repr(work()) and ends without cleaning up."""
+    """(process id, read end of a pipe) of a child that writes repr(work()) and ends without
+    cleaning up."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -106,7 +113,9 @@ def test_pools_of_every_kind_grade_right(method):
     with Grader() as grader:
         misgraded(grader, 1_000, 2)
         with multiprocessing.get_context(method).Pool(2) as pool:
-            found = pool.starmap_async(misgraded, [(grader, 1_000 * i, 8) for i in range(1, 5)]).get(timeout=200)
+            found = pool.starmap_async(
+                misgraded, [(grader, 1_000 * i, 8) for i in range(1, 5)]
+            ).get(timeout=200)
         assert found == [[]] * 4
         assert misgraded(grader, 1_000, 4) == []
 
@@ -131,7 +140,11 @@ def test_a_child_that_ends_leaves_the_parents_worker_alone():
     with Grader() as grader:
         misgraded(grader, 1_000, 2)
         worker = grader._worker._process
-        for end in (lambda: grader.close(), lambda: (grading._GRADERS.clear(), gc.collect()), lambda: sys.exit(0)):
+        for end in (
+            lambda: grader.close(),
+            lambda: (grading._GRADERS.clear(), gc.collect()),
+            lambda: sys.exit(0),
+        ):
             pid = os.fork()
             if pid == 0:
                 try:
@@ -160,14 +173,18 @@ if pid == 0:
 print(os.getpid(), first, flush=True)
 sys.stdout.flush()
 time.sleep(600)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
 def test_no_worker_outlives_the_process_that_started_it():
-    """Neither the parent's, although a child of it lives on, nor the child's; both die by SIGKILL."""
+    """Neither the parent's, although a child of it lives on, nor the child's; both die by
+    SIGKILL."""
     process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
-    workers = {int(line.split()[0]): int(line.split()[1]) for line in (process.stdout.readline(), process.stdout.readline())}
+    workers = {
+        int(line.split()[0]): int(line.split()[1])
+        for line in (process.stdout.readline(), process.stdout.readline())
+    }
     child = next(pid for pid in workers if pid != process.pid)
     try:
         assert len({*workers.values()}) == 2

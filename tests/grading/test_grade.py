@@ -1,4 +1,5 @@
-"""`grading.grade` and `grading.equivalent`: one line each, from anywhere, without reasoning-gym for mathematics."""
+"""`grading.grade` and `grading.equivalent`: one line each, from anywhere, without reasoning-gym for
+mathematics."""
 
 from __future__ import annotations
 
@@ -45,17 +46,29 @@ except ImportError:
 
 
 def test_mathematics_is_graded_where_reasoning_gym_cannot_be_imported(tmp_path):
-    """Formulas, so that the worker process takes part. The process ends by itself, so the worker ended with it."""
+    """Formulas, so that the worker process takes part.
+
+    The process ends by itself, so the worker ended with it.
+    """
     (tmp_path / "reasoning_gym.py").write_text("raise ImportError('not installed')")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", WITHOUT], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert (done.returncode, done.stdout) == (0, "no reasoning-gym\n"), done.stderr
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: grade("math", 42, "Answer: 42"), r"answer=42: it is a int, and answers are texts.*str\(answer\)"),  # type: ignore[arg-type]
+        (
+            lambda: grade("math", 42, "Answer: 42"),
+            r"answer=42: it is a int, and answers are texts.*str\(answer\)",
+        ),  # type: ignore[arg-type]
         (lambda: grade("math", "42", None), r"response=None"),  # type: ignore[arg-type]
         (lambda: equivalent("1", 1), r"b=1: it is a int"),  # type: ignore[arg-type]
     ],
@@ -84,15 +97,23 @@ def test_answers_are_grouped_by_an_extractor_and_an_equivalence_of_ones_own():
 
 
 def test_an_equivalence_of_ones_own_is_asked_about_numbers_too():
-    """The grader's reading of numbers must not get ahead of it: here all even numbers are the same answer."""
-    assert answer_groups(["4", "7", "4.0", "12"], str, lambda a, b: float(a) % 2 == float(b) % 2) == [0, 1, 0, 0]
+    """The grader's reading of numbers must not get ahead of it: here all even numbers are the same
+    answer."""
+    assert answer_groups(
+        ["4", "7", "4.0", "12"], str, lambda a, b: float(a) % 2 == float(b) % 2
+    ) == [0, 1, 0, 0]
     assert answer_groups(["4", "4.0"], str, "text") == [0, 1]
 
 
 def test_a_wrong_extractor_or_equivalence_is_refused_by_name():
-    with pytest.raises(UsageError, match=r"answer_extractor <function.*it returned 1, which is no text"):
+    with pytest.raises(
+        UsageError, match=r"answer_extractor <function.*it returned 1, which is no text"
+    ):
         answer_groups(TEXTS, lambda text: 1)
-    with pytest.raises(UsageError, match=r"answer_equivalence <function.*it returned 'yes', which is no truth value"):
+    with pytest.raises(
+        UsageError,
+        match=r"answer_equivalence <function.*it returned 'yes', which is no truth value",
+    ):
         answer_groups(TEXTS, letter, lambda a, b: "yes")
     with pytest.raises(UsageError, match=r"answer_extractor='stted': .*did you mean 'stated'"):
         answer_groups(TEXTS, "stted")

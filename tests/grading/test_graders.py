@@ -68,7 +68,14 @@ BOX = "\\boxed{"
 
 @pytest.mark.parametrize(
     "text",
-    [BOX * 100_000, BOX * 20_000 + "}" * 20_000, (BOX + " ") * 20_000, "{}" * 300_000, "Answer:" * 100_000, "Answer" + " " * 1_000_000],
+    [
+        BOX * 100_000,
+        BOX * 20_000 + "}" * 20_000,
+        (BOX + " ") * 20_000,
+        "{}" * 300_000,
+        "Answer:" * 100_000,
+        "Answer" + " " * 1_000_000,
+    ],
 )
 def test_finding_the_answer_takes_linear_time(text):
     start = time.process_time()
@@ -76,13 +83,31 @@ def test_finding_the_answer_takes_linear_time(text):
     assert time.process_time() - start < 2
 
 
-@pytest.mark.parametrize("name", ["chain_sum", "products", "letter_counting", "countdown", "polynomial_equations", "spiral_matrix"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chain_sum",
+        "products",
+        "letter_counting",
+        "countdown",
+        "polynomial_equations",
+        "spiral_matrix",
+    ],
+)
 def test_scores_are_reasoning_gyms_own(grader, name):
-    """With levels' options, for right, wrong, partly right and unreadable answers; scorers in this process and in the worker."""
+    """With levels' options, for right, wrong, partly right and unreadable answers; scorers in this
+    process and in the worker."""
     found = problems(TaskConfig(name=name), "heldout", 3)
     dataset = reasoning_gym.create_dataset(name, seed=found[0].seed, size=3)
     for problem in found:
-        for answer in (problem.answer, f"about {problem.answer} or so", "12", "+1,000.0", "x/0", "[[1,"):
+        for answer in (
+            problem.answer,
+            f"about {problem.answer} or so",
+            "12",
+            "+1,000.0",
+            "x/0",
+            "[[1,",
+        ):
             assert grader.score(problem, f"Let us see.\nAnswer: {answer}") == pytest.approx(
                 dataset.score_answer(answer, dataset[problem.index])
             )
@@ -119,8 +144,10 @@ def test_maths_is_compared_as_maths(grader, answer, response, score):
 
 
 EVIL = [
-    "9**9**9**9", "9^{9^{9^{9}}}", "$10000000!!!!$", "\\frac{{{{", "\\sqrt" * 500, "(" * 3000, "9" * 1_000_000, "\\boxed{" * 50_000,
-    "\ud800\0\u202e\U0001f600", "٣" * 100, "1e999999999", "\\begin{matrix}" * 100, "x^" * 1500, "\n" * 100_000,
+    "9**9**9**9", "9^{9^{9^{9}}}", "$10000000!!!!$", "\\frac{{{{", "\\sqrt" * 500, "(" * 3000,
+    "9" * 1_000_000, "\\boxed{" * 50_000,
+    "\ud800\0\u202e\U0001f600", "٣" * 100, "1e999999999", "\\begin{matrix}" * 100, "x^" * 1500,
+    "\n" * 100_000,
 ]  # fmt: skip
 
 
@@ -145,9 +172,18 @@ def test_text_is_never_run_as_code(grader, tmp_path):
         f"S('op' + 'en({str(target)!r}, \"w\")')",
         f"().{'__class__'}",
     ]
-    for name in ("string_insertion", "spiral_matrix", "n_queens", "countdown", "puzzle24", "simple_integration"):
+    for name in (
+        "string_insertion",
+        "spiral_matrix",
+        "n_queens",
+        "countdown",
+        "puzzle24",
+        "simple_integration",
+    ):
         for problem in problems(TaskConfig(name=name), "train", 1):
-            assert [grader.score(problem, f"Answer: {code}") for code in codes] == [0.0] * len(codes)
+            assert [grader.score(problem, f"Answer: {code}") for code in codes] == [0.0] * len(
+                codes
+            )
     assert not target.exists()
 
 
@@ -165,7 +201,9 @@ def test_threads_share_a_grader_and_keep_their_own_scores(grader):
 
 
 def test_it_works_in_another_process():
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         assert pool.submit(grade, "math", "0.5", "Answer: 1/2").result(timeout=60) == 1.0
 
 
@@ -182,8 +220,10 @@ def test_a_scorer_never_sees_another_problem(grader):
 
 @pytest.mark.parametrize(
     ("gold", "other"),
-    [("0x3eb2", "0x5b993"), ("0b101", "0b111"), ("2020-01-02", "2019-01-01"), ("1/2/2020", "2/4/2020"), ("1 2\n3 4", "1 2\n4 3"),
-     ("5\n6", "5\n7"), ("Move a\nMove b", "Move a\nMove c"), ("Move a\nMove b", "Move a"), ("1 2 3", "6")],
+    [("0x3eb2", "0x5b993"), ("0b101", "0b111"), ("2020-01-02", "2019-01-01"), ("1/2/2020",
+    "2/4/2020"), ("1 2\n3 4", "1 2\n4 3"),
+     ("5\n6", "5\n7"), ("Move a\nMove b", "Move a\nMove c"), ("Move a\nMove b", "Move a"), ("1 2 3",
+     "6")],
 )  # fmt: skip
 def test_grids_dates_and_literals_are_right_only_as_they_are_written(gold, other):
     with Grader() as grader:

@@ -26,18 +26,27 @@ SPELLINGS = {
     "root": ["\\sqrt{8}", "2\\sqrt{2}", "2*sqrt(2)"],
     "polynomial": ["x^2+2x+1", "(x+1)^2", "1 + 2x + x^2"],
 }
-# Without those whose answers are formulas of one value (countdown: 3 + 4 and 4 + 3), or slow to make or to compare.
-TASKS = sorted(set(DATASETS) - {*HASH_DEPENDENT, "composite", "countdown", "intermediate_integration"})
+# Without those whose answers are formulas of one value (countdown: 3 + 4 and 4 + 3), or slow to
+# make or to compare.
+TASKS = sorted(
+    set(DATASETS) - {*HASH_DEPENDENT, "composite", "countdown", "intermediate_integration"}
+)
 FAMILIES = pytest.mark.parametrize("spellings", SPELLINGS.values(), ids=SPELLINGS)
 
 
 def prefix(number: int, answer: str, value: float) -> Prefix:
-    return Prefix(number, -1, 0, (1, 2), f"So it is.\nAnswer: {answer}", "finished", "stop", value, 0.0)
+    return Prefix(
+        number, -1, 0, (1, 2), f"So it is.\nAnswer: {answer}", "finished", "stop", value, 0.0
+    )
 
 
 @FAMILIES
 def test_spellings_of_one_answer_are_one_group(spellings):
-    assert group_answers([*spellings, "17", *spellings]) == [*[0] * len(spellings), 1, *[0] * len(spellings)]
+    assert group_answers([*spellings, "17", *spellings]) == [
+        *[0] * len(spellings),
+        1,
+        *[0] * len(spellings),
+    ]
 
 
 @FAMILIES
@@ -50,7 +59,14 @@ def test_equal_answers_win_over_two_equal_wrong_ones_in_a_decode(spellings):
 
 
 def test_the_most_valuable_sample_of_the_group_is_shown():
-    found = voted_prefix([prefix(0, "0.5", 0.3), prefix(1, "1/2", 0.6), prefix(2, "7", 0.8), prefix(3, "$\\frac12$", 0.2)])
+    found = voted_prefix(
+        [
+            prefix(0, "0.5", 0.3),
+            prefix(1, "1/2", 0.6),
+            prefix(2, "7", 0.8),
+            prefix(3, "$\\frac12$", 0.2),
+        ]
+    )
     assert found is not None
     assert found.id == 1
 
@@ -70,9 +86,13 @@ def test_no_answer_is_no_group():
     assert answer_ids(["I do not know", "Answer: 3"]) == [NO_ANSWER, 0]
 
 
-def partition(answers: Sequence[str], same: votes.AnswerEquivalence | None = None) -> list[list[str]]:
+def partition(
+    answers: Sequence[str], same: votes.AnswerEquivalence | None = None
+) -> list[list[str]]:
     found: dict[int, set[str]] = {}
-    for answer, number in zip(answers, group_answers(answers, same) if same else group_answers(answers), strict=True):
+    for answer, number in zip(
+        answers, group_answers(answers, same) if same else group_answers(answers), strict=True
+    ):
         found.setdefault(number, set()).add(answer)
     return sorted(map(sorted, found.values()))
 
@@ -82,11 +102,21 @@ def test_groups_do_not_depend_on_the_order_though_same_is_no_equivalence():
         return abs(int(a) - int(b)) == 1
 
     answers = ["4", "1", "9", "2", "3", "8", "2"]
-    expected = [["1", "2"], ["3", "4"], ["8", "9"]]  # 2 is the most frequent; 3 equals it, but not 1
-    assert all(partition(order, neighbors) == expected for order in itertools.islice(itertools.permutations(answers), 0, None, 11))
+    # 2 is the most frequent; 3 equals it, but not 1
+    expected = [["1", "2"], ["3", "4"], ["8", "9"]]
+    assert all(
+        partition(order, neighbors) == expected
+        for order in itertools.islice(itertools.permutations(answers), 0, None, 11)
+    )
 
 
-AMBIGUOUS = [["5 km", "5 m", "5"], ["x = 5", "y = 5", "5"], ["(A) 5", "(B) 5", "A", "B", "5"], ["50%", "50", "0.5"], ["$5", "5 cents", "5"]]
+AMBIGUOUS = [
+    ["5 km", "5 m", "5"],
+    ["x = 5", "y = 5", "5"],
+    ["(A) 5", "(B) 5", "A", "B", "5"],
+    ["50%", "50", "0.5"],
+    ["$5", "5 cents", "5"],
+]
 
 
 @pytest.mark.parametrize("answers", AMBIGUOUS)
@@ -133,13 +163,19 @@ def test_answers_to_other_problems_of_a_task_are_other_answers():
             groups = group_answers([p.answer for p in found])
             for (i, p), (j, q) in itertools.combinations(enumerate(found), 2):
                 if groups[i] == groups[j] and p.answer != q.answer:
-                    assert [grader.score(p, f"Answer: {q.answer}"), grader.score(q, f"Answer: {p.answer}")] == [1, 1], (name, i, j)
+                    assert [
+                        grader.score(p, f"Answer: {q.answer}"),
+                        grader.score(q, f"Answer: {p.answer}"),
+                    ] == [1, 1], (name, i, j)
 
 
 def test_the_vote_does_not_depend_on_how_sums_are_rounded():
     values = [0.1, 0.2, 0.3, 0.7]  # (0.1 + 0.2) + 0.3 > 0.6 in floating point
     for order in itertools.permutations(values):
-        samples = [prefix(9, "7", 0.6), *(prefix(i, "3", v) for i, v in enumerate(order) if v < 0.7)]
+        samples = [
+            prefix(9, "7", 0.6),
+            *(prefix(i, "3", v) for i, v in enumerate(order) if v < 0.7),
+        ]
         chosen = voted_prefix(samples)
         assert chosen is not None
         assert chosen.id == 9, "0.6 against 0.6: the first wins"
@@ -148,7 +184,11 @@ def test_the_vote_does_not_depend_on_how_sums_are_rounded():
 def test_groups_equal_a_slow_comparison_of_all_pairs():
     rng = np.random.default_rng(0)
     values = [(int(a), int(b)) for a, b in rng.integers(1, 9, (40, 2))]
-    spell = [lambda a, b: f"{a}/{b}", lambda a, b: f"\\frac{{{a}}}{{{b}}}", lambda a, b: f"${2 * a}/{2 * b}$."]
+    spell = [
+        lambda a, b: f"{a}/{b}",
+        lambda a, b: f"\\frac{{{a}}}{{{b}}}",
+        lambda a, b: f"${2 * a}/{2 * b}$.",
+    ]
     found = group_answers([spell[i % 3](a, b) for i, (a, b) in enumerate(values)])
     for (i, (a, b)), (j, (c, d)) in itertools.combinations(enumerate(values), 2):
         assert (found[i] == found[j]) == (a * d == b * c), (values[i], values[j])

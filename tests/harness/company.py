@@ -48,7 +48,11 @@ def decoded(name, prompts, rows=16, devices=1, lazy=False, buckets=False, seed=7
         if buckets:
             patch.setattr(engine_module, "bucket", rounded_to(6))
             for module in (engine_module, schedule_module):
-                patch.setattr(module, "fine_bucket", lambda tokens, most, least=64: min(-(-tokens // 20) * 20, most))
+                patch.setattr(
+                    module,
+                    "fine_bucket",
+                    lambda tokens, most, least=64: min(-(-tokens // 20) * 20, most),
+                )
         engine = Engine(lm, dataclasses.replace(config, max_num_seqs=rows), seed, network)
         events = list(engine.run(iter(prompts) if lazy else prompts))
     found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
@@ -61,13 +65,16 @@ def alone(name, prompt):
 
 
 def same(a, b, longest=32):
-    """Tokens and decisions are equal, and what is predicted up to rounding; `longest` is the largest length that can be, in tokens."""
+    """Tokens and decisions are equal, and what is predicted up to rounding; `longest` is the
+    largest length that can be, in tokens."""
     assert exact(a) == exact(b)
     assert (a.usage.tokens, a.usage.serial_steps) == (b.usage.tokens, b.usage.serial_steps)
     for x, y in zip((*a.trace, *a.prefixes), (*b.trace, *b.prefixes), strict=True):
         np.testing.assert_allclose(x.expected_reward, y.expected_reward, atol=1e-5)
         np.testing.assert_allclose(x.expected_remaining, y.expected_remaining, atol=1e-5 * longest)
-    np.testing.assert_allclose([d.utility for d in a.trace], [d.utility for d in b.trace], atol=1e-5)
+    np.testing.assert_allclose(
+        [d.utility for d in a.trace], [d.utility for d in b.trace], atol=1e-5
+    )
 
 
 def on_mesh(lm, data, tensor):

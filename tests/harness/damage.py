@@ -1,6 +1,8 @@
-"""Ways in which a file on a disk goes bad: a list of named functions, for tests of whatever reads files.
+"""Ways in which a file on a disk goes bad: a list of named functions, for tests of whatever reads
+files.
 
-A damage takes the path of a file made by the real code and changes it in place. Its `__name__` is fit for the id of a test:
+A damage takes the path of a file made by the real code and changes it in place. Its `__name__` is
+fit for the id of a test:
 
     @pytest.mark.parametrize("damage", BYTES + JSON_FILE, ids=name_of)
     def test_a_damaged_file_is_refused_or_read_as_it_was(damage, tmp_path):
@@ -8,8 +10,10 @@ A damage takes the path of a file made by the real code and changes it in place.
         damage(path)
         assert refused_or_equal(lambda: read(path), intact, path.name)
 
-The lists: `BYTES` fit every file. `TEXT` are what editors and other systems do to text files. `JSON_FILE` put another JSON value
-in the place of the whole file, and `json_fields` changes every value inside. `ABSENT` leave no readable file.
+The lists: `BYTES` fit every file. `TEXT` are what editors and other systems do to text files.
+  `JSON_FILE` put another JSON value
+in the place of the whole file, and `json_fields` changes every value inside. `ABSENT` leave no
+readable file.
 """
 
 from __future__ import annotations
@@ -49,7 +53,9 @@ def replaced_by(content: bytes, name: str) -> Damage:
 
 def truncated(share: float) -> Damage:
     """Only the first `share` of the bytes is left, and at least one byte is lost."""
-    return _named(f"truncated_to_{share:g}", lambda data: data[: min(int(len(data) * share), len(data) - 1)])
+    return _named(
+        f"truncated_to_{share:g}", lambda data: data[: min(int(len(data) * share), len(data) - 1)]
+    )
 
 
 def truncated_by(count: int) -> Damage:
@@ -84,7 +90,10 @@ def appended(tail: bytes) -> Damage:
 
 def of_another_type(value: Any) -> Damage:
     """The file is valid JSON of `value`."""
-    return replaced_by(json.dumps(value).encode(), f"json_{type(value).__name__}_{str(value)[:12]}".replace(" ", ""))
+    return replaced_by(
+        json.dumps(value).encode(),
+        f"json_{type(value).__name__}_{str(value)[:12]}".replace(" ", ""),
+    )
 
 
 def deeply_nested(depth: int = 100_000) -> Damage:
@@ -127,7 +136,9 @@ huge_text = replaced_by(b"x" * 3_000_000, "text_of_3_MB")
 with_bom = _named("byte_order_mark", lambda data: b"\xef\xbb\xbf" + data)
 as_utf16 = _named("utf16", lambda data: data.decode("utf-8", "replace").encode("utf-16"))
 with_nul = _named("nul_bytes_at_the_end", lambda data: data + bytes(100))
-with_latin1 = _named("latin1_byte", lambda data: data[: len(data) // 2] + b"\xe9" + data[len(data) // 2 :])
+with_latin1 = _named(
+    "latin1_byte", lambda data: data[: len(data) // 2] + b"\xe9" + data[len(data) // 2 :]
+)
 with_crlf = _named("crlf", lambda data: data.replace(b"\n", b"\r\n"))
 doubled = _named("doubled", lambda data: data + data)
 
@@ -135,7 +146,20 @@ BYTES: tuple[Damage, ...] = (
     emptied,
     *(truncated(share) for share in (0.02, 0.25, 0.5, 0.75, 0.97)),
     truncated_by(1),
-    *(flipped(share, bit) for share, bit in ((0, 0), (0, 7), (0.1, 1), (0.3, 0), (0.5, 6), (0.7, 3), (0.9, 0), (0.99, 2), (1, 0))),
+    *(
+        flipped(share, bit)
+        for share, bit in (
+            (0, 0),
+            (0, 7),
+            (0.1, 1),
+            (0.3, 0),
+            (0.5, 6),
+            (0.7, 3),
+            (0.9, 0),
+            (0.99, 2),
+            (1, 0),
+        )
+    ),
     *(zeroed(share) for share in (0, 0.4, 0.9)),
     appended(b"\0"),
     appended(b"x"),
@@ -146,7 +170,10 @@ BYTES: tuple[Damage, ...] = (
 )
 TEXT: tuple[Damage, ...] = (with_bom, as_utf16, with_nul, with_latin1, with_crlf)
 JSON_FILE: tuple[Damage, ...] = (
-    *(of_another_type(value) for value in ([], [1, [2]], "text", None, 3, 1e400, True, {}, {"a": 1})),
+    *(
+        of_another_type(value)
+        for value in ([], [1, [2]], "text", None, 3, 1e400, True, {}, {"a": 1})
+    ),
     replaced_by(b"NaN", "json_nan"),
     replaced_by(b"9" * 5000, "json_of_5000_digits"),
     deeply_nested(),
@@ -174,7 +201,8 @@ _OTHER_VALUES: tuple[Any, ...] = (
 
 
 def json_fields(value: Any) -> Iterator[tuple[str, Any]]:
-    """(what was done, a damaged copy): every value inside `value` of another type, left out, or joined by one of an unknown name."""
+    """(what was done, a damaged copy): every value inside `value` of another type, left out, or
+    joined by one of an unknown name."""
     for where in _places(value):
         name = ".".join(map(str, where))
         for other in _OTHER_VALUES:
@@ -185,7 +213,13 @@ def json_fields(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:2])
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield (*above, key)
         yield from _places(inner, (*above, key))
@@ -210,7 +244,8 @@ def _without(value: Any, where: tuple[Any, ...]) -> Any:
 
 
 def check_message(error: UsageError, *names: str) -> None:
-    """An error is one short paragraph, without a traceback inside, and says each of `names` (of the file, say)."""
+    """An error is one short paragraph, without a traceback inside, and says each of `names` (of the
+    file, say)."""
     message = str(error)
     assert len(message) < LONGEST_MESSAGE, f"{len(message)} characters: {message[:200]}"
     assert "\n" not in message, message
@@ -220,7 +255,9 @@ def check_message(error: UsageError, *names: str) -> None:
 
 
 def refused_or_equal(read: Callable[[], Any], equal: Callable[[Any], bool], *names: str) -> bool:
-    """Reads what was damaged. True if it was refused with a message as `check_message` wants it, False if it reads as before.
+    """Reads what was damaged.
+
+    True if it was refused with a message as `check_message` wants it, False if it reads as before.
 
     Every other exception, and every other result, fails the test.
     """

@@ -13,4 +13,5 @@ for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):  # they decide what a 
 
 from zip_rc_jax.runtime.distributed import force_ordered_collectives
 
-force_ordered_collectives(os.environ)  # before JAX reads the flags: tests run programs on meshes too
+# before JAX reads the flags: tests run programs on meshes too
+force_ordered_collectives(os.environ)

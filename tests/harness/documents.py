@@ -59,7 +59,11 @@ def blocks(path: pathlib.Path) -> list[Block]:
     result = []
     for match, following in itertools.zip_longest(matches, matches[1:]):
         printed = None
-        if match["language"] == "python" and following is not None and following["language"] == "text":
+        if (
+            match["language"] == "python"
+            and following is not None
+            and following["language"] == "text"
+        ):
             adjacent = not text[match.end() : following.start()].strip()
             printed = following["code"] if adjacent else None
         line = text[: match.start("code")].count("\n") + 1
@@ -72,7 +76,9 @@ def python_blocks(path: pathlib.Path) -> list[Block]:
     return [b for b in blocks(path) if b.language == "python" and not b.not_run]
 
 
-def run_blocks(path: pathlib.Path, to_run: Sequence[Block], names: dict[str, object]) -> dict[str, object]:
+def run_blocks(
+    path: pathlib.Path, to_run: Sequence[Block], names: dict[str, object]
+) -> dict[str, object]:
     """Executes blocks one after the other in the namespace `names`, and returns it.
 
     Raises:
@@ -92,9 +98,12 @@ def run_blocks(path: pathlib.Path, to_run: Sequence[Block], names: dict[str, obj
 def assert_prints(printed: str, wanted: str, where: str) -> None:
     """Raises AssertionError unless both texts are equal.
 
-    The last digit of a decimal number may differ by 1, for processors round differently. Spaces at the end of a line do not count.
+    The last digit of a decimal number may differ by 1, for processors round differently. Spaces at
+    the end of a line do not count.
     """
-    printed, wanted = (re.sub(r"[ \t]+$", "", t, flags=re.MULTILINE).strip() for t in (printed, wanted))
+    printed, wanted = (
+        re.sub(r"[ \t]+$", "", t, flags=re.MULTILINE).strip() for t in (printed, wanted)
+    )
     differs = f"{where} prints\n{printed}\nand not\n{wanted}"
     assert _NUMBER.sub("0", printed) == _NUMBER.sub("0", wanted), differs
     for is_, said in zip(_NUMBER.findall(printed), _NUMBER.findall(wanted), strict=True):

@@ -1,4 +1,5 @@
-"""A transformer run in the ways that must agree: whole rows, a prefill padded on the right, and one token per row. All give logits."""
+"""A transformer run in the ways that must agree: whole rows, a prefill padded on the right, and one
+token per row. All give logits."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def uncached(config, params, tokens, positions, segments, remat=False):
 
 @functools.partial(fast_jit, static_argnames=("config",))
 def cached(config, params, tokens, positions, cache, last, live):
-    hidden, cache = forward_cached(config, params, tokens, positions, cache, layout=LAYOUT, last=last, live=live)
+    hidden, cache = forward_cached(
+        config, params, tokens, positions, cache, layout=LAYOUT, last=last, live=live
+    )
     return logits(config, hidden, unembedding(config, params)), cache
 
 
@@ -38,7 +41,8 @@ def full(config, params, tokens):
 
 
 def place(cache):
-    """Lays a cache out as the forward returns it, or the first step after it would be compiled once more."""
+    """Lays a cache out as the forward returns it, or the first step after it would be compiled once
+    more."""
     return jax.device_put(cache, LAYOUT.sharding(()))
 
 
@@ -59,37 +63,56 @@ def gather(pool, source, index, at, slots):
 
 
 def extend(config, params, cache, tokens, first, counts, live=None):
-    """Feeds `tokens [B, T]` from positions `first [B]` on, of which the first `counts [B]` of each row are its own and the rest padding.
+    """Feeds `tokens [B, T]` from positions `first [B]` on, of which the first `counts [B]` of each
+    row are its own and the rest padding.
 
     Returns:
       logits `[B, T, V]` and the cache.
     """
     positions = np.asarray(first, np.int32)[:, None] + np.arange(tokens.shape[1], dtype=np.int32)
     live = np.ones(len(tokens), bool) if live is None else live
-    out, cache = cached(config, params, jnp.asarray(tokens), jnp.asarray(positions), cache, jnp.asarray(counts, jnp.int32) - 1, live)
+    out, cache = cached(
+        config,
+        params,
+        jnp.asarray(tokens),
+        jnp.asarray(positions),
+        cache,
+        jnp.asarray(counts, jnp.int32) - 1,
+        live,
+    )
     return np.asarray(out), cache
 
 
 def prefill(config, params, tokens, lengths):
-    """Right-padded prefill: row `r` is its first `lengths[r]` tokens; what is behind them goes through the model, and nobody may see it."""
-    return extend(config, params, empty(config, len(tokens)), tokens, np.zeros(len(tokens)), lengths)
+    """Right-padded prefill: row `r` is its first `lengths[r]` tokens; what is behind them goes
+    through the model, and nobody may see it."""
+    return extend(
+        config, params, empty(config, len(tokens)), tokens, np.zeros(len(tokens)), lengths
+    )
 
 
 def step(config, params, cache, tokens, positions, live=None):
     """One token `[B]` per row. Returns logits `[B, V]` and the cache."""
-    out, cache = extend(config, params, cache, np.asarray(tokens)[:, None], positions, np.ones(len(tokens)), live)
+    out, cache = extend(
+        config, params, cache, np.asarray(tokens)[:, None], positions, np.ones(len(tokens)), live
+    )
     return out[:, 0], cache
 
 
 def padded(tokens, lengths, seed=1):
     """`tokens [B, T]` with other ones behind each row's length: the worst padding are real ids."""
     other = (tokens + np.random.default_rng(seed).integers(1, 60, tokens.shape)) % 64
-    return np.where(np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None], tokens, other).astype(np.int32)
+    return np.where(
+        np.arange(tokens.shape[1]) < np.asarray(lengths)[:, None], tokens, other
+    ).astype(np.int32)
 
 
 def continued(tokens, lengths, continuation):
-    """Rows `tokens[r, :lengths[r]]`, then `continuation[r]`, then padding up to the slots of the cache."""
+    """Rows `tokens[r, :lengths[r]]`, then `continuation[r]`, then padding up to the slots of the
+    cache."""
     whole = np.zeros((len(tokens), SLOTS), np.int32)
     for row, length in enumerate(lengths):
-        whole[row, : length + continuation.shape[1]] = np.concatenate([tokens[row, :length], continuation[row]])
+        whole[row, : length + continuation.shape[1]] = np.concatenate(
+            [tokens[row, :length], continuation[row]]
+        )
     return whole

@@ -40,23 +40,38 @@ def stored_name(name, architecture):
     """llama.cpp's name of a Hugging Face tensor."""
     for pattern, replacement in NAMES.items():
         name = re.sub(pattern, replacement, name, count=1)
-    return name.replace("post_attention_layernorm.", "post_attention_norm." if architecture == "gemma3" else "ffn_norm.")
+    return name.replace(
+        "post_attention_layernorm.",
+        "post_attention_norm." if architecture == "gemma3" else "ffn_norm.",
+    )
 
 
 def stored_array(name, array, config, architecture):
-    """A tensor as llama.cpp keeps it: interleaved rotary pairs in Llama, Gemma's norms with 1 added, 2D convolutions."""
+    """A tensor as llama.cpp keeps it: interleaved rotary pairs in Llama, Gemma's norms with 1
+    added, 2D convolutions."""
     if architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-        return array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+        return (
+            array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
+            .swapaxes(1, 2)
+            .reshape(array.shape)
+        )
     if architecture == "gemma3" and name.endswith("norm.weight"):
         return array + 1
     return array.squeeze(1) if name.endswith("conv.conv.weight") else array
 
 
 def llama3_divisors(head_dim, rope):
-    """What each rotary frequency is divided by, as `generate_extra_tensors` of the converter writes it out."""
-    frequencies = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    low, high, old = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    """What each rotary frequency is divided by, as `generate_extra_tensors` of the converter writes
+    it out."""
+    frequencies = 1.0 / rope["rope_theta"] ** (
+        np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    )
+    low, high, old = (
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
     found = []
     for wavelength in 2 * np.pi / frequencies:
         if wavelength < old / high:
@@ -82,7 +97,12 @@ def write_metadata(writer, config, architecture, ff_width):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if architecture == "lfm2":
-        writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in config.layer_types])
+        writer.add_head_count_kv(
+            [
+                config.num_key_value_heads if kind == "full_attention" else 0
+                for kind in config.layer_types
+            ]
+        )
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_shortconv_l_cache(config.conv_L_cache)
     else:
@@ -105,21 +125,33 @@ def write_metadata(writer, config, architecture, ff_width):
 
 
 def write(path, model, kind=lambda stored: Quantization.F32, extra=lambda writer: None):
-    """Writes a torch model; matrices are quantised as `kind(stored name)` says, vectors and convolutions stay float32.
+    """Writes a torch model; matrices are quantised as `kind(stored name)` says, vectors and
+    convolutions stay float32.
 
     Returns:
       The Hugging Face names and, in the file's layout, what can be read back of their tensors.
     """
-    config, architecture, state = model.config, ARCHITECTURES[model.config.model_type], model.state_dict()
+    config, architecture, state = (
+        model.config,
+        ARCHITECTURES[model.config.model_type],
+        model.state_dict(),
+    )
     writer = gguf.GGUFWriter(path, architecture)
-    ff_width = next(len(tensor) for name, tensor in state.items() if name.endswith(("up_proj.weight", "w1.weight")))
+    ff_width = next(
+        len(tensor)
+        for name, tensor in state.items()
+        if name.endswith(("up_proj.weight", "w1.weight"))
+    )
     write_metadata(writer, config, architecture, ff_width)
     extra(writer)
     kept = {}
     for name, tensor in state.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        stored, array = stored_name(name, architecture), np.ascontiguousarray(stored_array(name, tensor.numpy(), config, architecture))
+        stored, array = (
+            stored_name(name, architecture),
+            np.ascontiguousarray(stored_array(name, tensor.numpy(), config, architecture)),
+        )
         quantization = kind(stored) if tensor.ndim == 2 else Quantization.F32
         data = gguf.quants.quantize(array, quantization)
         writer.add_tensor(stored, data, raw_dtype=quantization)

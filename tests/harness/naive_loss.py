@@ -1,4 +1,7 @@
-"""The token losses in as many words: all `[B, S, V]` probabilities at once. What the chunked ones are compared with."""
+"""The token losses in as many words: all `[B, S, V]` probabilities at once.
+
+What the chunked ones are compared with.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import jax.numpy as jnp
 
 
 def naive_losses(hidden, table, targets, teacher_hidden, teacher_table, kind, top_k):
-    """(next-token loss, divergence), `[B, S]` each, for states `[B, S, d]` and tables of the sampleable ids `[V, d]`."""
+    """(next-token loss, divergence), `[B, S]` each, for states `[B, S, d]` and tables of the
+    sampleable ids `[V, d]`."""
     log_p = jax.nn.log_softmax(teacher_hidden @ teacher_table.T)
     log_q = jax.nn.log_softmax(hidden @ table.T)
     p, q = jnp.exp(log_p), jnp.exp(log_q)

@@ -1,4 +1,5 @@
-"""Where math-verify, on the whole response, differs from the hand in tests/test_answer_pairs.py; each group with the reason."""
+"""Where math-verify, on the whole response, differs from the hand in tests/test_answer_pairs.py;
+each group with the reason."""
 
 OTHER_OPINION = {
     "It does not know this way to state or to stress an answer.": [
@@ -27,7 +28,8 @@ OTHER_OPINION = {
         ("42", "\\boxed{42}\n\nProblem 2. What is 3 + 4? \\boxed{7}"),
         ("42", "Answer: 42 Question: What is 3 + 4? Answer: 7"),
         ("42", "Answer: 42<|im_end|>\n<|im_start|>user\nAnswer: 7"),
-        ("72", "Question: q\nAnswer: Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72\n\nQuestion: next\nAnswer: 5\n#### 5"),
+        ("72", "Question: q\nAnswer: Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### "
+               "72\n\nQuestion: next\nAnswer: 5\n#### 5"),
         ("42", "Answer: 42.\nQ2: foo? Answer: 7"),
         ("42", "Answer: 42\n\n## Problem 2\nAnswer: 7"),
         ("42", "Answer: 42\n\n**Question 2:** foo\n**Answer:** 7"),
@@ -39,7 +41,8 @@ OTHER_OPINION = {
         ("42", "Answer: 42\n\nquestion: foo\nanswer: 7"),
         ("42", "\\boxed{42}\n\nquestion: foo\n\\boxed{7}"),
     ],
-    "It reads formulas, lists, choices and words only as LaTeX between delimiters, and takes one number out of anything else.": [
+    "It reads formulas, lists, choices and words only as LaTeX between delimiters, and takes one "
+    "number out of anything else.": [
         ("0.00001", "Answer: 1e-5"),
         ("1e-05", "Answer: 0.00001"),
         ("10^{-5}", "Answer: 1e-5"),
@@ -133,7 +136,8 @@ OTHER_OPINION = {
         ("1 < x < 2", "Answer: (1, 2)"),
         ("(-\\infty, 1) \\cup (2, \\infty)", "Answer: (2, ∞) ∪ (−∞, 1)"),
         ("(-\\infty, 1) \\cup (2, \\infty)", "Answer: (-inf, 1) U (2, inf)"),
-        ("\\begin{pmatrix} 1 \\\\ 1/2 \\end{pmatrix}", "Answer: \\begin{pmatrix} 1 \\\\ 0.5 \\end{pmatrix}"),
+        ("\\begin{pmatrix} 1 \\\\ 1/2 "
+         "\\end{pmatrix}", "Answer: \\begin{pmatrix} 1 \\\\ 0.5 \\end{pmatrix}"),
         ("\\emptyset", "Answer: ∅"),
         ("\\emptyset", "Answer: no solution"),
         ("\\infty", "Answer: ∞"),
@@ -298,7 +302,8 @@ OTHER_OPINION = {
         ("6:00 PM", "Answer: 6 PM"),
         ("12:30 AM", "Answer: 0:30"),
     ],
-    "It takes the answer to the question that the base model made up behind its own, and finds it right.": [
+    "It takes the answer to the question that the base model made up behind its own, and finds it "
+    "right.": [
         ("7", "Answer: 42\n\nQuestion: What is 3 + 4?\nAnswer: 7"),
         ("7", "The answer is 42.\n\nQ: What is 3 + 4?\nA: The answer is 7."),
         ("7", "Answer: 42\nHuman: And 3 + 4?\nAssistant: Answer: 7"),
@@ -306,7 +311,8 @@ OTHER_OPINION = {
         ("7", "#### 42\n\nProblem: What is 3 + 4?\n#### 7"),
         ("7", "\\boxed{42}\n\nProblem 2. What is 3 + 4? \\boxed{7}"),
         ("42", "Question: x\nAnswer: 41\n\n### Question\nAnswer: 42"),
-        ("5", "Question: q\nAnswer: Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72\n\nQuestion: next\nAnswer: 5\n#### 5"),
+        ("5", "Question: q\nAnswer: Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### "
+              "72\n\nQuestion: next\nAnswer: 5\n#### 5"),
     ],
     "It takes the answer out of the thoughts, and finds it right.": [
         ("41", "<think>Answer: 41</think>The answer is 42."),

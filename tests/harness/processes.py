@@ -1,4 +1,5 @@
-"""A tiny training run in processes of its own: `zip-rc train` as a user starts it, to be watched, killed and started again."""
+"""A tiny training run in processes of its own: `zip-rc train` as a user starts it, to be watched,
+killed and started again."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ grid: {{value_centres: {centres}, length_edges: {edges}}}
 final:
   {{label: value, steps: {steps}, batch_rows: 6, row_tokens: 48, learning_rate: 1.0e-2, kl_weight: 1.0, kl_top_k: 5, log_every: 1,
     eval_rollouts: 16, evaluations: 2, loss_chunk: 64, save_seconds: {save_seconds}}}
-"""
+"""  # noqa: E501
 
 
 def rollouts(count=64, seed=0):
@@ -37,8 +38,10 @@ def rollouts(count=64, seed=0):
     prompts = rng.integers(1, 18, (count, 4))
     return [
         Rollout(
-            prompt_index=i // 2, sample_index=i % 2, level=0, seed=0, task="chain_sum", prompt="", question="", answer="", entry_json="",
-            prompt_token_ids=prompts[i // 2], output_token_ids=[*rng.integers(1, 18, rng.integers(3, 12)), 0], response="",
+            prompt_index=i // 2, sample_index=i % 2, level=0, seed=0, task="chain_sum", prompt="",
+            question="", answer="", entry_json="",
+            prompt_token_ids=prompts[i // 2], output_token_ids=[*rng.integers(1, 18, rng.integers(3,
+            12)), 0], response="",
             finished=bool(i % 5), correct=float(rng.integers(2)), value=float(rng.random()),
         )
         for i in range(count)
@@ -52,7 +55,15 @@ def prepare(directory, *, steps, save_seconds=60.0):
     write_rollouts(directory / "data", rollouts(), metadata={"made": "by hand"})
     path = directory / "config.yaml"
     centres, edges = list(TINY_GRID.reward_centres), list(TINY_GRID.length_edges)
-    path.write_text(CONFIG.format(directory=directory, centres=centres, edges=edges, steps=steps, save_seconds=save_seconds))
+    path.write_text(
+        CONFIG.format(
+            directory=directory,
+            centres=centres,
+            edges=edges,
+            steps=steps,
+            save_seconds=save_seconds,
+        )
+    )
     return path
 
 
@@ -86,21 +97,39 @@ class Started:
 
 @contextlib.contextmanager
 def started(arguments, directory, *, count=1, devices=1, command=None):
-    """Starts `zip-rc ARGUMENTS` in `count` processes with `devices` CPU devices each. What still runs in the end is killed.
+    """Starts `zip-rc ARGUMENTS` in `count` processes with `devices` CPU devices each.
+
+    What still runs in the end is killed.
 
     Args:
       directory: for the logs.
-      command: instead of `zip-rc`; called with the number of the process, it gives the words before the arguments.
+      command: instead of `zip-rc`; called with the number of the process, it gives the words before
+        the arguments.
     """
     here = Started([], [])
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", COORDINATOR, PROCESSES, PROCESS_ID)}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("XLA_FLAGS", COORDINATOR, PROCESSES, PROCESS_ID)
+    }
     # Programs are small: compiling them well would take longer than running them.
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(directory / "xla"), HEARTBEAT: "10"}
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(directory / "xla"),
+        HEARTBEAT: "10",
+    }
+    environment["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    )
     port = free_port()
     try:
         for index in range(count):
-            several = {COORDINATOR: f"localhost:{port}", PROCESSES: str(count), PROCESS_ID: str(index)} if count > 1 else {}
+            several = (
+                {COORDINATOR: f"localhost:{port}", PROCESSES: str(count), PROCESS_ID: str(index)}
+                if count > 1
+                else {}
+            )
             here.logs.append(directory / f"log_{index}_{time.monotonic_ns()}")
             words = command(index) if command else [sys.executable, "-m", "zip_rc_jax"]
             with here.logs[-1].open("w") as log:
@@ -122,7 +151,9 @@ def started(arguments, directory, *, count=1, devices=1, command=None):
 
 def cut(path):
     """Cuts the largest file below `path`, a checkpoint say, in half."""
-    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    largest = max(
+        (file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+    )
     with largest.open("r+b") as file:
         file.truncate(largest.stat().st_size // 2)
 

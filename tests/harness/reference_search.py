@@ -1,8 +1,10 @@
-"""A slow reference of the search (method, section 4), written from the text with loops: what the jitted code is checked against.
+"""A slow reference of the search (method, section 4), written from the text with loops: what the
+jitted code is checked against.
 
-Nothing here is shared with `zip_rc_jax.decoding`. Two levels: `enumerated_utility` walks through every outcome of every prefix
-(no cumulative distribution anywhere; tiny groups only), `utility` uses cumulative products (any group), and tests tie the two.
-A group is `joints` (list of float64 [B_V, B_T]), `unfinished` (list of bool) and `multiplicity` (list of int, 0 = not in the set).
+Nothing here is shared with `zip_rc_jax.decoding`. Two levels: `enumerated_utility` walks through
+every outcome of every prefix (no cumulative distribution anywhere; tiny groups only), `utility`
+uses cumulative products (any group), and tests tie the two. A group is `joints` (list of float64
+[B_V, B_T]), `unfinished` (list of bool) and `multiplicity` (list of int, 0 = not in the set).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ def midpoints(edges):
 
 
 def marginals(joint, future_bin):
-    """Reward and length probabilities of one prefix when it is to be paused at `future_bin` (NONE = never)."""
+    """Reward and length probabilities of one prefix when it is to be paused at `future_bin` (NONE =
+    never)."""
     n_reward, n_length = joint.shape
     reward, length = [0.0] * n_reward, [0.0] * n_length
     for b in range(n_reward):
@@ -30,19 +33,28 @@ def marginals(joint, future_bin):
 
 
 def expected_value(joint, centres):
-    return sum(joint[b, i] * centres[b] for b in range(joint.shape[0]) for i in range(joint.shape[1]))
+    return sum(
+        joint[b, i] * centres[b] for b in range(joint.shape[0]) for i in range(joint.shape[1])
+    )
 
 
 def expected_length(joint, edges):
-    return sum(joint[b, i] * midpoints(edges)[i] for b in range(joint.shape[0]) for i in range(joint.shape[1]))
+    return sum(
+        joint[b, i] * midpoints(edges)[i]
+        for b in range(joint.shape[0])
+        for i in range(joint.shape[1])
+    )
 
 
 def normaliser(joints, tokens_so_far, edges):
-    return sum(t + expected_length(p, edges) for p, t in zip(joints, tokens_so_far, strict=True)) / len(joints)
+    return sum(
+        t + expected_length(p, edges) for p, t in zip(joints, tokens_so_far, strict=True)
+    ) / len(joints)
 
 
 def enumerated_max(distributions, support):
-    """E[max] of independent variables on a common ascending support by walking through all outcomes; the lowest value if there are none."""
+    """E[max] of independent variables on a common ascending support by walking through all
+    outcomes; the lowest value if there are none."""
     if not distributions:
         return support[0]
     total = 0.0
@@ -66,8 +78,24 @@ def cumulative_max(distributions, support):
     return total
 
 
-def utility(joints, unfinished, multiplicity, future_bin, *, alpha, beta, scale, centres, edges, skill=1.0, expected_max=cumulative_max):
-    """U of one meta-action. A prefix with multiplicity k stands for k independent prefixes with the same joint."""
+def utility(
+    joints,
+    unfinished,
+    multiplicity,
+    future_bin,
+    *,
+    alpha,
+    beta,
+    scale,
+    centres,
+    edges,
+    skill=1.0,
+    expected_max=cumulative_max,
+):
+    """U of one meta-action.
+
+    A prefix with multiplicity k stands for k independent prefixes with the same joint.
+    """
     rewards, lengths = [], []
     for joint, live, k in zip(joints, unfinished, multiplicity, strict=True):
         for _ in range(k):
@@ -103,16 +131,33 @@ def published(joints, unfinished, *, centres, edges, **prices):
     for bin_ in future_bins(edges):
         for k1 in range(n + 1):
             for k2 in range(n + 1):
-                kept = set(by_length[:k1]) | set(by_value[:k2]) | {i for i in range(n) if not unfinished[i]}
+                kept = (
+                    set(by_length[:k1])
+                    | set(by_value[:k2])
+                    | {i for i in range(n) if not unfinished[i]}
+                )
                 keep = [i in kept for i in range(n)]
-                u = utility(joints, unfinished, [int(k) for k in keep], bin_, centres=centres, edges=edges, **prices)
-                if best is None or u > best[2] + TIE or (abs(u - best[2]) <= TIE and sum(keep) > sum(best[0])):
+                u = utility(
+                    joints,
+                    unfinished,
+                    [int(k) for k in keep],
+                    bin_,
+                    centres=centres,
+                    edges=edges,
+                    **prices,
+                )
+                if (
+                    best is None
+                    or u > best[2] + TIE
+                    or (abs(u - best[2]) <= TIE and sum(keep) > sum(best[0]))
+                ):
                     best = keep, bin_, u
     return best
 
 
 def no_harm(joints, unfinished, keep, future_bin, **kwargs):
-    """Returns dropped prefixes in index order wherever that does not lower the utility: (keep, utility)."""
+    """Returns dropped prefixes in index order wherever that does not lower the utility: (keep,
+    utility)."""
     keep = list(keep)
     u = utility(joints, unfinished, [int(k) for k in keep], future_bin, **kwargs)
     for i in range(len(keep)):
@@ -125,18 +170,28 @@ def no_harm(joints, unfinished, keep, future_bin, **kwargs):
 
 
 def exhaustive(joints, unfinished, *, edges, **kwargs):
-    """The highest utility over every subset that holds all finished prefixes, and every future bin."""
+    """The highest utility over every subset that holds all finished prefixes, and every future
+    bin."""
     choices = [(0, 1) if live else (1,) for live in unfinished]
     return max(
-        utility(joints, unfinished, k, bin_, edges=edges, **kwargs) for k in itertools.product(*choices) for bin_ in future_bins(edges)
+        utility(joints, unfinished, k, bin_, edges=edges, **kwargs)
+        for k in itertools.product(*choices)
+        for bin_ in future_bins(edges)
     )
 
 
 def all_multiplicities(unfinished, extra):
-    """Every multiplicity vector of a branching decision. The last slot is the root; `extra` = most new prefixes."""
+    """Every multiplicity vector of a branching decision.
+
+    The last slot is the root; `extra` = most new prefixes.
+    """
     choices = [range(extra + 2) if live else (1,) for live in unfinished[:-1]]
     for k in itertools.product(*choices, range(extra + 1)):
-        if sum(max(m - 1, 0) for m, live in zip(k[:-1], unfinished[:-1], strict=True) if live) + k[-1] <= extra:
+        if (
+            sum(max(m - 1, 0) for m, live in zip(k[:-1], unfinished[:-1], strict=True) if live)
+            + k[-1]
+            <= extra
+        ):
             yield list(k)
 
 

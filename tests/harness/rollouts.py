@@ -14,10 +14,14 @@ def make_rollouts(n, seed=0):
     rng = np.random.default_rng(seed)
     return [
         Rollout(
-            prompt_index=i // 2, sample_index=i % 2, level=i % 3, seed=2**40 + i, task="chain_sum", prompt=f"<user>{i}?\n",
-            question=f"{i}?", answer=str(i), entry_json="{}", prompt_token_ids=rng.integers(0, 150_000, rng.integers(1, 9)),
-            output_token_ids=rng.integers(0, 150_000, rng.integers(0, 30)), response="é \U0001f600 \0 \ud800" if i % 5 == 0 else "",
-            finished=bool(i % 4), correct=float(rng.random()) if i % 3 else math.nan, value=float(rng.random()) if i % 2 else math.nan,
+            prompt_index=i // 2, sample_index=i % 2, level=i % 3, seed=2**40 + i, task="chain_sum",
+            prompt=f"<user>{i}?\n",
+            question=f"{i}?", answer=str(i), entry_json="{}", prompt_token_ids=rng.integers(0,
+            150_000, rng.integers(1, 9)),
+            output_token_ids=rng.integers(0, 150_000, rng.integers(0, 30)),
+            response="é \U0001f600 \0 \ud800" if i % 5 == 0 else "",
+            finished=bool(i % 4), correct=float(rng.random()) if i % 3 else math.nan,
+            value=float(rng.random()) if i % 2 else math.nan,
         )
         for i in range(n)
     ]  # fmt: skip

@@ -20,20 +20,26 @@ from zip_rc_jax.training import trainer
 from zip_rc_jax.training.step import TrainSpec, train_step
 
 CONFIG = TrainConfig(
-    label="value", steps=7, batch_rows=4, row_tokens=24, learning_rate=1e-2, warmup=0.3, kl_weight=0.5, kl_top_k=5, lm_weight=0.25,
-    joint_weight=1.5, zip_lr_multiplier=3.0, loss_chunk=40, log_every=1, eval_rollouts=0, weight_decay=0.01, adam_b1=0.8, clip=0.7,
+    label="value", steps=7, batch_rows=4, row_tokens=24, learning_rate=1e-2, warmup=0.3,
+    kl_weight=0.5, kl_top_k=5, lm_weight=0.25,
+    joint_weight=1.5, zip_lr_multiplier=3.0, loss_chunk=40, log_every=1, eval_rollouts=0,
+    weight_decay=0.01, adam_b1=0.8, clip=0.7,
 )  # fmt: skip
 
 
-LITE = dataclasses.replace(CONFIG, trainable="zip_rows", kl_weight=0.0, lm_weight=0.0, steps=6, learning_rate=0.03)
+LITE = dataclasses.replace(
+    CONFIG, trainable="zip_rows", kl_weight=0.0, lm_weight=0.0, steps=6, learning_rate=0.03
+)
 
 
 def rollouts(n=30, seed=0):
     rng = np.random.default_rng(seed)
     return [
         Rollout(
-            prompt_index=i // 2, sample_index=i % 2, level=0, seed=0, task="chain_sum", prompt="", question="", answer="", entry_json="",
-            prompt_token_ids=rng.integers(2, 20, 3), output_token_ids=[*rng.integers(2, 20, rng.integers(1, 14)), 0], response="",
+            prompt_index=i // 2, sample_index=i % 2, level=0, seed=0, task="chain_sum", prompt="",
+            question="", answer="", entry_json="",
+            prompt_token_ids=rng.integers(2, 20, 3), output_token_ids=[*rng.integers(2, 20,
+            rng.integers(1, 14)), 0], response="",
             finished=bool(i % 4), correct=float(rng.random() < 0.5), value=float(rng.random()),
         )
         for i in range(n)
@@ -41,7 +47,13 @@ def rollouts(n=30, seed=0):
 
 
 def batches(config=CONFIG, count=1):
-    data = train_batches(rollouts(), label=config.label, batch_rows=config.batch_rows, row_tokens=config.row_tokens, seed=config.seed)
+    data = train_batches(
+        rollouts(),
+        label=config.label,
+        batch_rows=config.batch_rows,
+        row_tokens=config.row_tokens,
+        seed=config.seed,
+    )
     return [jax.tree.map(jnp.asarray, b) for b in itertools.islice(data, count)]
 
 

@@ -1,7 +1,9 @@
-"""A scripted model: the first generated token draws a plan, and the plan says how long the prefix becomes and what the head predicts.
+"""A scripted model: the first generated token draws a plan, and the plan says how long the prefix
+becomes and what the head predicts.
 
-Its cache is the token history itself, so a row that is moved, branched or resumed wrongly goes on with the wrong history. That shows:
-after a history whose ids sum to `s`, filler word `s % 4` is never generated.
+Its cache is the token history itself, so a row that is moved, branched or resumed wrongly goes on
+with the wrong history. That shows: after a history whose ids sum to `s`, filler word `s % 4` is
+never generated.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ from zip_rc_jax.runtime.sharding import Layout, single_device
 
 PLANS = 3
 FILLERS = 4
-WORDS = [f"plan{i}" for i in range(PLANS)] + [f"w{i}" for i in range(FILLERS)] + ["x", "y", "z", "Answer:"]
+WORDS = (
+    [f"plan{i}" for i in range(PLANS)]
+    + [f"w{i}" for i in range(FILLERS)]
+    + ["x", "y", "z", "Answer:"]
+)
 TOKENIZER = word_level(WORDS)
 EOS = TOKENIZER.eos_ids[0]
 FIRST_PLAN = TOKENIZER.encode("plan0")[0]
@@ -44,7 +50,9 @@ class History:
     def axes(self) -> History:
         return History(("batch", None, None))
 
-    def copy_row(self, source: History, from_row: jax.Array, to_row: jax.Array, slots: int) -> History:
+    def copy_row(
+        self, source: History, from_row: jax.Array, to_row: jax.Array, slots: int
+    ) -> History:
         tokens = source.tokens[0, from_row, :slots]
         return History(self.tokens.at[0, to_row, : len(tokens)].set(tokens))
 
@@ -65,7 +73,9 @@ class ScriptedNetwork:
         width = len(lanes) // shards
         before = cache.tokens[:, :width, :slots].reshape(len(lanes), slots)
         # What is not live writes nonsense here, which must not be kept.
-        history = before.at[lanes[:, None], positions].set(jnp.where(live[:, None], tokens, FIRST_PLAN))
+        history = before.at[lanes[:, None], positions].set(
+            jnp.where(live[:, None], tokens, FIRST_PLAN)
+        )
         position = positions[lanes, last]
         seen = jnp.arange(history.shape[1]) <= position[:, None]
         planned = seen & (history >= FIRST_PLAN) & (history < FIRST_PLAN + PLANS)
@@ -79,10 +89,18 @@ class ScriptedNetwork:
         at_root = empty.at[:, FIRST_PLAN : FIRST_PLAN + PLANS].set(params["draw"])
         within = empty.at[:, FIRST_FILLER : FIRST_FILLER + FILLERS].set(fillers)
         ending = (generated >= params["length"][plan] - 1)[:, None]
-        logits = jnp.where(started[:, None], jnp.where(ending, empty.at[:, EOS].set(0.0), within), at_root)
-        cells = jnp.where(started[:, None], params["joint"][plan, jnp.clip(generated, 0, POSITIONS - 1)], params["root"])
+        logits = jnp.where(
+            started[:, None], jnp.where(ending, empty.at[:, EOS].set(0.0), within), at_root
+        )
+        cells = jnp.where(
+            started[:, None],
+            params["joint"][plan, jnp.clip(generated, 0, POSITIONS - 1)],
+            params["root"],
+        )
         kept = jnp.where(live[:, None], history, before).reshape(shards, width, slots)
-        return logits.at[:, HEAD.first_id : HEAD.last_id].set(cells), History(cache.tokens.at[:, :width, :slots].set(kept))
+        return logits.at[:, HEAD.first_id : HEAD.last_id].set(cells), History(
+            cache.tokens.at[:, :width, :slots].set(kept)
+        )
 
     def temporary_bytes(self, rows, tokens, slots):
         return 4 * rows * slots
@@ -90,22 +108,26 @@ class ScriptedNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A prefix of `length` tokens (plan word and end token included); `reward(t)` is the predicted value after `t` tokens, and
-    `remaining(t)` the predicted remaining tokens (default: the truth)."""
+    """A prefix of `length` tokens (plan word and end token included); `reward(t)` is the predicted
+    value after `t` tokens, and
+    `remaining(t)` the predicted remaining tokens (default: the truth).
+    """
 
     length: int
     reward: float | Callable[[int], float]
     remaining: Callable[[int], int] | None = None
 
     def joint(self, t: int) -> np.ndarray:
-        # Asked for every position of the table, also past the plan's end, where a formula may leave [0, 1].
+        # Asked for every position of the table, also past the plan's end, where a formula may leave
+        # [0, 1].
         reward = float(np.clip(self.reward(t), 0, 1)) if callable(self.reward) else self.reward
         remaining = self.remaining(t) if self.remaining else max(self.length - t, 0)
         return cells(reward, remaining)
 
 
 def cells(reward: float, remaining: int) -> np.ndarray:
-    """A joint `[B_V, B_T]` with mean reward `reward` (mass at 0 and 1) and nearly all mass in the length bin of `remaining`."""
+    """A joint `[B_V, B_T]` with mean reward `reward` (mass at 0 and 1) and nearly all mass in the
+    length bin of `remaining`."""
     by_length = np.full(GRID.n_length, SHARP)
     by_length[int(GRID.length_bin(remaining))] = 1
     by_reward = np.array([1 - reward, 0.0, reward]) + SHARP
@@ -116,14 +138,26 @@ def cells(reward: float, remaining: int) -> np.ndarray:
 class Script:
     """`root` is the joint of the empty prefix: (mean reward, remaining tokens)."""
 
-    def __init__(self, plans: list[Plan], root: tuple[float, int] = (0.5, 12), draw: tuple[float, ...] | None = None):
+    def __init__(
+        self,
+        plans: list[Plan],
+        root: tuple[float, int] = (0.5, 12),
+        draw: tuple[float, ...] | None = None,
+    ):
         self.plans = plans + [plans[-1]] * (PLANS - len(plans))
         self.root = cells(*root)
         with np.errstate(divide="ignore"):
-            weights = np.log(draw) if draw else np.array([0.0 if i < len(plans) else NEVER for i in range(PLANS)])
+            weights = (
+                np.log(draw)
+                if draw
+                else np.array([0.0 if i < len(plans) else NEVER for i in range(PLANS)])
+            )
         self.params = {
             "length": jnp.asarray([p.length for p in self.plans]),
-            "joint": jnp.asarray(np.log([[p.joint(t).ravel() for t in range(POSITIONS)] for p in self.plans]), jnp.float32),
+            "joint": jnp.asarray(
+                np.log([[p.joint(t).ravel() for t in range(POSITIONS)] for p in self.plans]),
+                jnp.float32,
+            ),
             "root": jnp.asarray(np.log(self.root).ravel(), jnp.float32),
             "draw": jnp.asarray(np.maximum(weights, NEVER), jnp.float32),
         }

@@ -17,7 +17,8 @@ SENTENCES = [
     "def f(x):\n    return x + 1\n\n\nprint(f(41))",
     "Größe, été, niño, ещё, 数学, العدد.",
 ]
-# Qwen3's template, shortened: system turn, tools, and an empty thought when thinking is switched off.
+# Qwen3's template, shortened: system turn, tools, and an empty thought when thinking is switched
+# off.
 CHATML_TEMPLATE = """{%- if tools %}
     {{- '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}
 {%- endif %}
@@ -45,15 +46,17 @@ GEMMA_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ ra
     {%- if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}
     {{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""  # noqa: E501
 LLAMA_TEMPLATE = """{{- bos_token }}
 {%- if date_string is not defined %}{% set date_string = '26 Jul 2024' %}{% endif %}
 {%- for message in messages %}
     {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] + '<|eot_id|>' }}
 {%- endfor %}
-{{- '<|reserved_special_token_3|>' + date_string }}"""
+{{- '<|reserved_special_token_3|>' + date_string }}"""  # noqa: E501
 QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # as published
+    # as published
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -62,7 +65,9 @@ def byte_level(split: pre_tokenizers.PreTokenizer, size: int = 400) -> tokenizer
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = split
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     backend.train_from_iterator(SENTENCES, trainer)
     return backend
 
@@ -93,20 +98,44 @@ UNUSED = 30
 @functools.cache
 def gemma() -> Tokenizer:
     """Gemma-like: "▁" for spaces, byte fallback, and `<unusedN>` among the first ids."""
-    named = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<unused{i}>" for i in range(UNUSED)), "<start_of_turn>", "<end_of_turn>"]
+    named = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        *(f"<unused{i}>" for i in range(UNUSED)),
+        "<start_of_turn>",
+        "<end_of_turn>",
+    ]
     backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_previous")
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     backend.train_from_iterator(
-        SENTENCES, trainers.BpeTrainer(vocab_size=len(named) + 256 + 150, special_tokens=[*named, *fallback], show_progress=False)
+        SENTENCES,
+        trainers.BpeTrainer(
+            vocab_size=len(named) + 256 + 150,
+            special_tokens=[*named, *fallback],
+            show_progress=False,
+        ),
     )
     state = json.loads(backend.to_str())
     # Only <unusedN> and bytes are ordinary tokens; bytes are not searched for in the text.
-    state["added_tokens"] = [t | {"special": "unused" not in t["content"]} for t in state["added_tokens"] if t["content"] in named]
+    state["added_tokens"] = [
+        t | {"special": "unused" not in t["content"]}
+        for t in state["added_tokens"]
+        if t["content"] in named
+    ]
     backend = tokenizers.Tokenizer.from_str(json.dumps(state))
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    special = {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     return Tokenizer(backend, ("<eos>", "<end_of_turn>"), GEMMA_TEMPLATE, special)
 
 
@@ -115,9 +144,22 @@ RESERVED = 40
 
 @functools.cache
 def llama() -> Tokenizer:
-    """Llama-3-like: `<|reserved_special_token_N|>` behind the vocabulary; number 1 pads, and the template writes number 3."""
+    """Llama-3-like: `<|reserved_special_token_N|>` behind the vocabulary; number 1 pads, and the
+    template writes number 3."""
     backend = byte_level(qwen_split(), size=350)
-    named = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    backend.add_special_tokens([*named, *(f"<|reserved_special_token_{i}|>" for i in range(RESERVED))])
-    special = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|reserved_special_token_1|>"}
+    named = [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ]
+    backend.add_special_tokens(
+        [*named, *(f"<|reserved_special_token_{i}|>" for i in range(RESERVED))]
+    )
+    special = {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|eot_id|>",
+        "pad_token": "<|reserved_special_token_1|>",
+    }
     return Tokenizer(backend, ("<|eot_id|>", "<|end_of_text|>"), LLAMA_TEMPLATE, special)

@@ -57,7 +57,10 @@ def same_events(events, others):
     for a, b in zip(results(events), results(others), strict=True):
         same(a, b)
     for p in {e.prompt_index for e in others}:
-        told, wanted = ([e for e in x if isinstance(e, StepEvent) and e.prompt_index == p] for x in (events, others))
+        told, wanted = (
+            [e for e in x if isinstance(e, StepEvent) and e.prompt_index == p]
+            for x in (events, others)
+        )
         assert [(e.new_tokens, e.new_text, e.decision.multiplicity) for e in told] == [
             (e.new_tokens, e.new_text, e.decision.multiplicity) for e in wanted
         ]
@@ -77,7 +80,9 @@ def test_calls_that_take_turns_get_the_events_that_they_get_alone():
 
 def test_their_prompts_run_in_one_batch(monkeypatch):
     steps = []
-    monkeypatch.setattr(engine_module, "advance", lambda *a: (steps.append(1), state.advance(*a))[1])
+    monkeypatch.setattr(
+        engine_module, "advance", lambda *a: (steps.append(1), state.advance(*a))[1]
+    )
     for prompt in PROMPTS[:2]:
         alone([prompt])
     apart = len(steps)
@@ -108,7 +113,13 @@ def test_an_abandoned_call_gives_its_slots_to_the_next():
 def test_what_waits_for_an_abandoned_call_is_never_decoded(monkeypatch):
     admitted = []
     real = Engine._admit
-    monkeypatch.setattr(Engine, "_admit", lambda self, *a: (admitted.extend(j.ids for part in a[-1] for j in part), real(self, *a))[1])
+    monkeypatch.setattr(
+        Engine,
+        "_admit",
+        lambda self, *a: (admitted.extend(j.ids for part in a[-1] for j in part), real(self, *a))[
+            1
+        ],
+    )
     engine = shared(dataclasses.replace(PRICED, max_num_seqs=PRICED.n))
     first, second = enter(engine, [PROMPTS[3]]), enter(engine, PROMPTS[:3])
     first.next()
@@ -121,7 +132,9 @@ def test_a_failure_of_the_device_is_told_to_one_call_and_the_other_begins_anew(m
     engine = shared()
     first, second = enter(engine, PROMPTS[:2]), enter(engine, PROMPTS[2:4])
     second_events = [second.next() for _ in range(3)]
-    monkeypatch.setattr(engine_module, "advance", lambda *_: (_ for _ in ()).throw(RuntimeError("device")))
+    monkeypatch.setattr(
+        engine_module, "advance", lambda *_: (_ for _ in ()).throw(RuntimeError("device"))
+    )
     while first.inbox:
         first.next()
     with pytest.raises(RuntimeError, match="device"):
@@ -197,7 +210,11 @@ async def collected(events):
 
 def test_every_option_may_differ_from_call_to_call(lm, decoder, expected):
     options = {"seed": 3, "beta": 0.3, "temperature": 0.7, "max_tokens": 5, "n": 3}
-    for a, b in zip(decoder(REAL_PROMPTS[:2], **options), decode(lm, REAL_PROMPTS[:2], SMALL, **options), strict=True):
+    for a, b in zip(
+        decoder(REAL_PROMPTS[:2], **options),
+        decode(lm, REAL_PROMPTS[:2], SMALL, **options),
+        strict=True,
+    ):
         same(a, b)
     for a, b in zip(decoder(REAL_PROMPTS[:2]), expected, strict=False):
         same(a, b)
@@ -209,7 +226,16 @@ def test_every_option_may_differ_from_call_to_call(lm, decoder, expected):
 def test_options_of_a_request_compile_nothing(decoder):
     decoder(REAL_PROMPTS[:2], min_p=0.1)
     programs = [f._cache_size() for f in (state.advance, state.prefill, state.copy_rows)]
-    decoder(REAL_PROMPTS[:2], beta=0.5, alpha=0.9, temperature=0.6, min_p=0.2, seed=4, answer="vote", token_budget=30)
+    decoder(
+        REAL_PROMPTS[:2],
+        beta=0.5,
+        alpha=0.9,
+        temperature=0.6,
+        min_p=0.2,
+        seed=4,
+        answer="vote",
+        token_budget=30,
+    )
     assert [f._cache_size() for f in (state.advance, state.prefill, state.copy_rows)] == programs
 
 
@@ -324,7 +350,9 @@ def test_calls_of_a_decoder_copy_no_parameters(own_lm):
     decoder = Decoder(lm, SMALL)
     held = live_bytes()
     ours = {id(x) for x in jax.tree.leaves(lm.params)}
-    copies = shard_bytes([x for x in jax.tree.leaves(decoder._prepared.params) if id(x) not in ours])
+    copies = shard_bytes(
+        [x for x in jax.tree.leaves(decoder._prepared.params) if id(x) not in ours]
+    )
     assert held - before == copies > 0
     for _ in range(2):
         events = decoder.stream(["3"])
@@ -388,7 +416,10 @@ def test_a_model_without_a_head_is_refused(lm):
 
 def test_requests_of_one_call_keep_their_own_options(lm, decoder):
     found = decoder([Request("3", seed=1), Request("3", seed=2, max_tokens=4)])
-    (one,), (two,) = decode(lm, ["3"], SMALL, seed=1), decode(lm, ["3"], SMALL, seed=2, max_tokens=4)
+    (one,), (two,) = (
+        decode(lm, ["3"], SMALL, seed=1),
+        decode(lm, ["3"], SMALL, seed=2, max_tokens=4),
+    )
     assert [exact(r) for r in found] == [exact(one), exact(two)]
 
 

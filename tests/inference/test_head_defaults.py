@@ -66,9 +66,13 @@ def test_they_are_no_part_of_what_a_model_is(lm):
     assert with_defaults(lm).digest() == lm.digest()
 
 
-@pytest.mark.parametrize("bad", [{"interval": 0}, {"window": 2.5}, {"max_tokens": True}, {"interval": 2**31}])
+@pytest.mark.parametrize(
+    "bad", [{"interval": 0}, {"window": 2.5}, {"max_tokens": True}, {"interval": 2**31}]
+)
 def test_impossible_ones_are_refused(bad):
-    with pytest.raises(UsageError, match=rf"{next(iter(bad))}=.* of a head's defaults: it counts tokens"):
+    with pytest.raises(
+        UsageError, match=rf"{next(iter(bad))}=.* of a head's defaults: it counts tokens"
+    ):
         dataclasses.replace(MADE_FOR, **bad)
 
 
@@ -80,7 +84,9 @@ def test_a_checkpoint_with_damaged_ones_is_refused(lm, tmp_path, bad):
     meta["head"]["defaults"] = bad
     del meta["digests"]
     path.write_text(json.dumps(meta))
-    with pytest.raises(UsageError, match="another version of this package wrote it, or it was damaged"):
+    with pytest.raises(
+        UsageError, match="another version of this package wrote it, or it was damaged"
+    ):
         load(tmp_path / "m")
 
 

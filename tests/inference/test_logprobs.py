@@ -30,7 +30,11 @@ def reference(lm, prompt_ids, ids):
 
 @pytest.mark.parametrize(
     "config",
-    [REAL, BRANCHING, dataclasses.replace(REAL, temperature=0.7, top_k=5, top_p=0.9, repetition_penalty=1.3)],
+    [
+        REAL,
+        BRANCHING,
+        dataclasses.replace(REAL, temperature=0.7, top_k=5, top_p=0.9, repetition_penalty=1.3),
+    ],
     ids=["published", "branching", "sampling options"],
 )
 def test_they_are_those_of_a_full_forward_of_the_policy(lm, config):

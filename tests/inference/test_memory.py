@@ -1,4 +1,5 @@
-"""What decoding needs of a device is known before anything is allocated, and what is not needed any more is given back."""
+"""What decoding needs of a device is known before anything is allocated, and what is not needed any
+more is given back."""
 
 from __future__ import annotations
 
@@ -34,13 +35,25 @@ from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
 
-MODEL = ModelConfig(vocab_size=2048, d_model=64, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=16, d_ff=192, tied=True, max_positions=1024)
+MODEL = ModelConfig(
+    vocab_size=2048,
+    d_model=64,
+    n_layers=4,
+    n_heads=8,
+    n_kv_heads=4,
+    head_dim=16,
+    d_ff=192,
+    tied=True,
+    max_positions=1024,
+)
 
 
 def settings_on(layout):
     grid = Grid.authors("value")
     head = ZipHead(grid, "value", MODEL.vocab_size - grid.n_cells, MODEL.vocab_size - grid.n_cells)
-    return DecodeSpec(TransformerNetwork(MODEL, layout, "float32"), head, MODEL.vocab_size, ALL_FILTERS, 16)
+    return DecodeSpec(
+        TransformerNetwork(MODEL, layout, "float32"), head, MODEL.vocab_size, ALL_FILTERS, 16
+    )
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 2)])
@@ -49,43 +62,89 @@ def test_the_estimate_of_the_rows_is_what_the_pool_takes(data, tensor):
     found = memory.estimate(settings, {}, 5, 96, 1, 64)
     pool = empty_rows(settings, 6, 96)  # with the scratch row
     device = settings.network.layout.mesh.devices.flat[1 % (data * tensor)]
-    held = sum(shard.data.nbytes for x in jax.tree.leaves(pool) for shard in x.addressable_shards if shard.device == device)
+    held = sum(
+        shard.data.nbytes
+        for x in jax.tree.leaves(pool)
+        for shard in x.addressable_shards
+        if shard.device == device
+    )
     assert found.rows == held
 
 
 @pytest.mark.parametrize(("name", "chips"), [("qwen3_1.7b", 4), ("lfm2_1.2b", 4), ("lfm2_350m", 4)])
 def test_the_rollouts_of_a_shipped_config_fit_a_host_of_v5e(name, chips):
-    """16 GB a chip, 15.75 GiB of which a program may use. Every chip has its own rows, and the whole model."""
+    """16 GB a chip, 15.75 GiB of which a program may use.
+
+    Every chip has its own rows, and the whole model.
+    """
     config, layout = load_config(f"configs/{name}.yaml"), single_device()
     model, r = config.model, config.rollout
     grid = config.grid.grid("correct")
     used = model.vocab_size - grid.n_cells
     network = TransformerNetwork(model, layout, config.dtype)
-    settings = DecodeSpec(network, ZipHead(grid, "correct", used, used), model.vocab_size, Filters.of([r.sampling]), 1)
-    shapes = {"body": param_shapes(model), "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)}
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=layout.sharding(())), shapes)
+    settings = DecodeSpec(
+        network, ZipHead(grid, "correct", used, used), model.vocab_size, Filters.of([r.sampling]), 1
+    )
+    shapes = {
+        "body": param_shapes(model),
+        "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32),
+    }
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=layout.sharding(())), shapes
+    )
     rows, prompt = r.rows // chips, 256
-    assert memory.estimate(settings, params, rows, r.max_tokens + prompt, rows // r.samples, prompt).total < 15.75 * 2**30
+    assert (
+        memory.estimate(
+            settings, params, rows, r.max_tokens + prompt, rows // r.samples, prompt
+        ).total
+        < 15.75 * 2**30
+    )
 
 
-@pytest.mark.parametrize(("rows", "slots", "prompts", "prompt_slots"), [(8, 512, 1, 256), (32, 256, 8, 192)])
-def test_the_compiler_needs_no_more_than_the_estimate_and_not_much_less(rows, slots, prompts, prompt_slots):
+@pytest.mark.parametrize(
+    ("rows", "slots", "prompts", "prompt_slots"), [(8, 512, 1, 256), (32, 256, 8, 192)]
+)
+def test_the_compiler_needs_no_more_than_the_estimate_and_not_much_less(
+    rows, slots, prompts, prompt_slots
+):
     settings = settings_on(single_device())
-    params = {"body": param_shapes(MODEL), "table": jax.ShapeDtypeStruct((MODEL.vocab_size, MODEL.d_model), jnp.float32)}
-    scalar, pool = jax.ShapeDtypeStruct((), jnp.int32), memory.abstract_pool(settings, rows + 1, slots)
-    step = advance.lower(settings, params, pool, abstract_lanes(1, rows), scalar, slots).compile().memory_analysis()
+    params = {
+        "body": param_shapes(MODEL),
+        "table": jax.ShapeDtypeStruct((MODEL.vocab_size, MODEL.d_model), jnp.float32),
+    }
+    scalar, pool = (
+        jax.ShapeDtypeStruct((), jnp.int32),
+        memory.abstract_pool(settings, rows + 1, slots),
+    )
+    step = (
+        advance.lower(settings, params, pool, abstract_lanes(1, rows), scalar, slots)
+        .compile()
+        .memory_analysis()
+    )
     shape = (1, prompts)
-    ids = [jax.ShapeDtypeStruct(s, t) for s, t in (((*shape, prompt_slots), jnp.int32), (shape, jnp.int32), (shape, jnp.uint32))]
+    ids = [
+        jax.ShapeDtypeStruct(s, t)
+        for s, t in (((*shape, prompt_slots), jnp.int32), (shape, jnp.int32), (shape, jnp.uint32))
+    ]
     first = prefill.lower(settings, params, *ids).compile().memory_analysis()
-    needed = max(m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in (step, first))
-    assert needed <= memory.estimate(settings, {}, rows, slots, prompts, prompt_slots).temporaries <= 3 * needed
+    needed = max(
+        m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in (step, first)
+    )
+    assert (
+        needed
+        <= memory.estimate(settings, {}, rows, slots, prompts, prompt_slots).temporaries
+        <= 3 * needed
+    )
 
 
 def test_shared_parameters_count_once(lm):
     one = memory.shard_bytes(lm.params)
     assert one == sum(x.nbytes for x in jax.tree.leaves(lm.params))
     table = jnp.zeros((4, 4))
-    assert memory.shard_bytes((lm.params, {"body": lm.params["body"], "table": table})) == one + table.nbytes
+    assert (
+        memory.shard_bytes((lm.params, {"body": lm.params["body"], "table": table}))
+        == one + table.nbytes
+    )
 
 
 def limited(monkeypatch, limit):
@@ -93,10 +152,14 @@ def limited(monkeypatch, limit):
 
 
 @pytest.mark.parametrize("candidates", ["published", "branching"])
-def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monkeypatch, lm, candidates):
+def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(
+    monkeypatch, lm, candidates
+):
     config = dataclasses.replace(REAL, candidates=candidates, n=8, max_num_seqs=40)
     needed = {}
-    monkeypatch.setattr(memory, "check_fits", lambda estimate, *rest: needed.update(estimate=estimate))
+    monkeypatch.setattr(
+        memory, "check_fits", lambda estimate, *rest: needed.update(estimate=estimate)
+    )
     Engine(lm, config, 0).processor.tokenize(REAL_PROMPTS[:1])
     estimate = needed["estimate"]
     monkeypatch.undo()
@@ -107,21 +170,35 @@ def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(monk
     monkeypatch.setattr(engine_module, "empty_rows", never)
     limit = estimate(6, 32).total
     limited(monkeypatch, limit)
-    with pytest.raises(UsageError, match=r"max_num_seqs=40 of 32 tokens: decoding needs .* MiB per device .* Fix: ") as refusal:
+    with pytest.raises(
+        UsageError, match=r"max_num_seqs=40 of 32 tokens: decoding needs .* MiB per device .* Fix: "
+    ) as refusal:
         Engine(lm, config, 0).processor.tokenize(REAL_PROMPTS[:1])
-    n, rows = map(int, re.search(r"n=(\d+) or less with max_num_seqs=(\d+)", str(refusal.value)).groups())
+    n, rows = map(
+        int, re.search(r"n=(\d+) or less with max_num_seqs=(\d+)", str(refusal.value)).groups()
+    )
     assert estimate(rows, 32).total <= limit < estimate(rows + 1, 32).total
     assert (n, rows) == (6, 6)
-    Engine(lm, dataclasses.replace(config, n=n, max_num_seqs=rows), 0).processor.tokenize(REAL_PROMPTS[:1])
+    Engine(lm, dataclasses.replace(config, n=n, max_num_seqs=rows), 0).processor.tokenize(
+        REAL_PROMPTS[:1]
+    )
     with pytest.raises(UsageError):
-        Engine(lm, dataclasses.replace(config, n=n + 1, max_num_seqs=rows + 1), 0).processor.tokenize(REAL_PROMPTS[:1])
+        Engine(
+            lm, dataclasses.replace(config, n=n + 1, max_num_seqs=rows + 1), 0
+        ).processor.tokenize(REAL_PROMPTS[:1])
 
 
 def test_where_the_n_asked_for_fits_in_fewer_rows_it_is_not_replaced(monkeypatch, lm):
     config = dataclasses.replace(REAL, n=4, max_num_seqs=40)
     engine = Engine(lm, config, 0)
-    limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 6, 32, 2, 16).total)
-    with pytest.raises(UsageError, match=r"max_num_seqs=40 of 32 tokens: .* Fix: use max_num_seqs=6 or fewer \(n=4 fits\)") as refusal:
+    limited(
+        monkeypatch,
+        memory.estimate(engine.settings, (lm.params, engine.params), 6, 32, 2, 16).total,
+    )
+    with pytest.raises(
+        UsageError,
+        match=r"max_num_seqs=40 of 32 tokens: .* Fix: use max_num_seqs=6 or fewer \(n=4 fits\)",
+    ) as refusal:
         engine.processor.tokenize(REAL_PROMPTS[:1])
     assert "n=6" not in str(refusal.value)
     Engine(lm, dataclasses.replace(config, max_num_seqs=6), 0).processor.tokenize(REAL_PROMPTS[:1])
@@ -130,20 +207,32 @@ def test_where_the_n_asked_for_fits_in_fewer_rows_it_is_not_replaced(monkeypatch
 def test_where_only_one_short_row_fits_that_is_said(monkeypatch, lm):
     config = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, config, 0)
-    limited(monkeypatch, memory.estimate(engine.settings, (lm.params, engine.params), 1, 64, 1, 16).total)
-    fix = r"Fix: use n=1 with max_num_seqs=1 and keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
+    limited(
+        monkeypatch,
+        memory.estimate(engine.settings, (lm.params, engine.params), 1, 64, 1, 16).total,
+    )
+    fix = (
+        r"Fix: use n=1 with max_num_seqs=1 and keep prompt and max_tokens within 64 tokens "
+        r"\(the longest prompt has 4\)"
+    )
     with pytest.raises(UsageError, match=fix):
         engine.processor.tokenize(REAL_PROMPTS[:1])
-    Engine(lm, dataclasses.replace(config, n=1, max_num_seqs=1, max_tokens=60), 0).processor.tokenize(REAL_PROMPTS[:1])
+    Engine(
+        lm, dataclasses.replace(config, n=1, max_num_seqs=1, max_tokens=60), 0
+    ).processor.tokenize(REAL_PROMPTS[:1])
 
 
 def test_the_length_that_fits_is_named_too(monkeypatch, lm):
     long = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, REAL, 0)
-    fits = memory.estimate(engine.settings, (lm.params, engine.params), REAL.max_num_seqs, 64, 4, 16).total
+    fits = memory.estimate(
+        engine.settings, (lm.params, engine.params), REAL.max_num_seqs, 64, 4, 16
+    ).total
     limited(monkeypatch, fits)
     with pytest.raises(
-        UsageError, match=r"max_num_seqs=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(the longest prompt has 4\)"
+        UsageError,
+        match=r"max_num_seqs=16 of 96 tokens.*keep prompt and max_tokens within 64 tokens \(the "
+        r"longest prompt has 4\)",
     ):
         Engine(lm, long, 0).processor.tokenize(REAL_PROMPTS[:1])
     Engine(lm, dataclasses.replace(REAL, max_tokens=60), 0).processor.tokenize(REAL_PROMPTS[:1])
@@ -155,9 +244,15 @@ def test_the_length_that_fits_is_named_too(monkeypatch, lm):
 def test_a_model_whose_copies_do_not_fit_is_refused_before_they_are_made(monkeypatch, lm):
     lm = dataclasses.replace(lm)  # whose copies no engine that is still there shares
     held = memory.shard_bytes((lm.params, Engine(lm, REAL, 0).params))
-    monkeypatch.setattr(engine_module, "unstack", lambda *_: pytest.fail("the copies are made all the same"))
+    monkeypatch.setattr(
+        engine_module, "unstack", lambda *_: pytest.fail("the copies are made all the same")
+    )
     limited(monkeypatch, held - 1)
-    with pytest.raises(UsageError, match=r"a model of .* per device: decoding copies .* Fix: use a smaller model, a lower precision"):
+    with pytest.raises(
+        UsageError,
+        match=r"a model of .* per device: decoding copies .* Fix: use a smaller model, a lower "
+        r"precision",
+    ):
         Engine(lm, REAL, 0)
     monkeypatch.undo()
     limited(monkeypatch, held)
@@ -168,7 +263,11 @@ def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(
     engine = Engine(lm, dataclasses.replace(REAL, max_tokens=90), 0)
     long_rows, long_prompt = Request(REAL_PROMPTS[0]), Request(" ".join("3" * 80), max_tokens=1)
     asked = []
-    monkeypatch.setattr(memory, "check_fits", lambda needed, limit, n, rows, slots, *rest: asked.append(needed(rows, slots).total))
+    monkeypatch.setattr(
+        memory,
+        "check_fits",
+        lambda needed, limit, n, rows, slots, *rest: asked.append(needed(rows, slots).total),
+    )
     for prompts in ([long_rows], [long_prompt], [long_rows, long_prompt]):
         engine._memory_check.known_to_fit.clear()
         engine.processor.tokenize(prompts)
@@ -182,14 +281,22 @@ def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(
     for prompts in ([long_rows, long_prompt], [long_prompt, long_rows]):
         with pytest.raises(UsageError, match="max_num_seqs=16 of 96 tokens: decoding needs"):
             engine.processor.tokenize(prompts)
-    assert [type(job).__name__ for job in engine.processor.tokenize([long_rows, long_prompt], on_error="result")] == ["Job", "Refusal"]
+    assert [
+        type(job).__name__
+        for job in engine.processor.tokenize([long_rows, long_prompt], on_error="result")
+    ] == ["Job", "Refusal"]
 
 
 def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch):
     prompts = ["x", " ".join("y" * 60), "z"]
     engine = Engine(MIXED.lm(max_positions=128), CONFIG, 0, ScriptedNetwork())
-    limited(monkeypatch, memory.estimate(engine.settings, engine.params, CONFIG.max_num_seqs, 64, 4, 25).total)
-    found = {e.prompt_index: e.result for e in engine.run(iter(prompts)) if isinstance(e, ResultEvent)}
+    limited(
+        monkeypatch,
+        memory.estimate(engine.settings, engine.params, CONFIG.max_num_seqs, 64, 4, 25).total,
+    )
+    found = {
+        e.prompt_index: e.result for e in engine.run(iter(prompts)) if isinstance(e, ResultEvent)
+    }
     assert [found[i].finish_reason == "error" for i in range(3)] == [False, True, False]
     assert "decoding needs" in found[1].error
 
@@ -205,7 +312,9 @@ def test_the_limit_of_a_device(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "v2", tmp_path / "v1"))
     physical = memory.device_limit(device, 1)
     with open("/proc/meminfo") as file:
-        assert physical == pytest.approx(1024 * int(re.search(r"MemTotal: +(\d+) kB", file.read()).group(1)), rel=1e-3)
+        assert physical == pytest.approx(
+            1024 * int(re.search(r"MemTotal: +(\d+) kB", file.read()).group(1)), rel=1e-3
+        )
     assert memory.device_limit(device, 8) == physical // 8, "the devices of a CPU share its memory"
     (tmp_path / "v2").write_text("max\n")
     assert memory.device_limit(device, 1) == physical
@@ -230,7 +339,9 @@ def test_a_consumer_that_stops_early_frees_everything(lm, how):
     events = decode_stream(lm, REAL_PROMPTS, REAL)
     next(events)
     held = live_bytes() - before
-    assert held > memory.estimate(Engine(lm, REAL, 0).settings, {}, REAL.max_num_seqs, 32, 1, 32).rows, "the pool is there meanwhile"
+    assert (
+        held > memory.estimate(Engine(lm, REAL, 0).settings, {}, REAL.max_num_seqs, 32, 1, 32).rows
+    ), "the pool is there meanwhile"
     if how == "close":
         events.close()
         assert list(events) == []
@@ -251,7 +362,9 @@ def test_after_an_early_stop_a_new_decode_works(lm):
         for _ in range(count):
             next(events)
         events.close()
-    found = {e.prompt_index: e.result for e in engine.run(REAL_PROMPTS) if isinstance(e, ResultEvent)}
+    found = {
+        e.prompt_index: e.result for e in engine.run(REAL_PROMPTS) if isinstance(e, ResultEvent)
+    }
     assert [exact(found[i]) for i in range(len(expected))] == [exact(r) for r in expected]
 
 
@@ -320,7 +433,11 @@ def source_that_is_interrupted(lm):
 
 
 def source_that_raised_before_an_early_close(lm):
-    events = decode_stream(lm, itertools.chain(["1 + 2 ="], failing(OSError)), dataclasses.replace(REAL, max_num_seqs=64))
+    events = decode_stream(
+        lm,
+        itertools.chain(["1 + 2 ="], failing(OSError)),
+        dataclasses.replace(REAL, max_num_seqs=64),
+    )
     next(events)
     next(events)
     events.close()
@@ -332,7 +449,9 @@ class Interrupting(dict):
 
 
 def chat_that_is_interrupted(lm):
-    chatty = dataclasses.replace(lm, tokenizer=Tokenizer(lm.tokenizer.backend, ("<eos>",), "{{ messages[0].content }}"))
+    chatty = dataclasses.replace(
+        lm, tokenizer=Tokenizer(lm.tokenizer.backend, ("<eos>",), "{{ messages[0].content }}")
+    )
     with pytest.raises(KeyboardInterrupt):
         decode(chatty, ["1 + 2 =", [Interrupting(role="user", content="1")]], REAL)
 
@@ -368,15 +487,18 @@ def label(lm):
 
 
 ENDS = [
-    decode_all, close_early, abandon, never_start, bad_prompt_in_a_list, bad_prompt_in_a_stream, bad_prompt_that_a_stream_raises_for,
-    source_that_raises, source_that_is_interrupted, source_that_raised_before_an_early_close, chat_that_is_interrupted, device_that_fails,
+    decode_all, close_early, abandon, never_start, bad_prompt_in_a_list, bad_prompt_in_a_stream,
+    bad_prompt_that_a_stream_raises_for,
+    source_that_raises, source_that_is_interrupted, source_that_raised_before_an_early_close,
+    chat_that_is_interrupted, device_that_fails,
     what_does_not_fit, impossible_options, label,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda f: f.__name__)
 def test_nothing_that_lies_on_a_device_waits_for_the_collector(lm, end):
-    """However a decode ends, what it copied of the model and its rows are freed when the last name for them goes, and not in a while."""
+    """However a decode ends, what it copied of the model and its rows are freed when the last name
+    for them goes, and not in a while."""
     for _ in range(2):  # what compilation keeps is there from now on
         end(lm)
     with no_collector():
@@ -401,18 +523,24 @@ def test_an_engine_is_freed_when_its_last_name_goes(lm):
 def test_a_window_that_is_to_blame_is_named_with_the_largest_that_fits(lm, monkeypatch):
     with pytest.raises(
         UsageError,
-        match=r"window=2147483647 with max_num_seqs=16 of 32 tokens: .* its last 2147483647 tokens, .*Fix: use window=(\d+) or less",
+        match=r"window=2147483647 with max_num_seqs=16 of 32 tokens: .* its last 2147483647 "
+        r"tokens, .*Fix: use window=(\d+) or less",
     ):
         decode(lm, REAL_PROMPTS, dataclasses.replace(REAL, window=2**31 - 1))
     engine = Engine(lm, REAL, 0)
     wider = dataclasses.replace(engine.settings, window=300)
-    limited(monkeypatch, memory.estimate(wider, (lm.params, engine.params), REAL.max_num_seqs, 32, 4, 16).total)
+    limited(
+        monkeypatch,
+        memory.estimate(wider, (lm.params, engine.params), REAL.max_num_seqs, 32, 4, 16).total,
+    )
     with pytest.raises(UsageError) as refusal:
         Engine(lm, dataclasses.replace(REAL, window=5000), 0).processor.tokenize(REAL_PROMPTS[:1])
     most = int(re.search(r"use window=(\d+) or less", str(refusal.value)).group(1))
     Engine(lm, dataclasses.replace(REAL, window=most), 0).processor.tokenize(REAL_PROMPTS[:1])
     with pytest.raises(UsageError):
-        Engine(lm, dataclasses.replace(REAL, window=most + 1), 0).processor.tokenize(REAL_PROMPTS[:1])
+        Engine(lm, dataclasses.replace(REAL, window=most + 1), 0).processor.tokenize(
+            REAL_PROMPTS[:1]
+        )
 
 
 def test_settings_of_any_size_are_refused_with_a_name(lm):

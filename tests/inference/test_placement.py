@@ -1,4 +1,5 @@
-"""Live rows stay at the beginning of their shard, whatever lies in the way, and no prefix is lost."""
+"""Live rows stay at the beginning of their shard, whatever lies in the way, and no prefix is
+lost."""
 
 from __future__ import annotations
 
@@ -20,15 +21,23 @@ class Record:
 def shards(draw):
     """(rows, live rows, paused rows, width)."""
     rows = draw(st.integers(1, 12))
-    state = draw(st.lists(st.sampled_from(["live", "paused", "free"]), min_size=rows, max_size=rows))
+    state = draw(
+        st.lists(st.sampled_from(["live", "paused", "free"]), min_size=rows, max_size=rows)
+    )
     live = [i for i, s in enumerate(state) if s == "live"]
-    return rows, live, [i for i, s in enumerate(state) if s == "paused"], draw(st.integers(max(len(live), 1), rows))
+    return (
+        rows,
+        live,
+        [i for i, s in enumerate(state) if s == "paused"],
+        draw(st.integers(max(len(live), 1), rows)),
+    )
 
 
 @given(shards())
 def test_after_the_moves_the_live_rows_come_first_and_every_prefix_is_where_its_record_says(shard):
     rows, live, paused, width = shard
-    contents = [f"prefix {i}" if i in live or i in paused else None for i in range(rows)] + [None]  # the last row is scratch
+    # the last row is scratch
+    contents = [f"prefix {i}" if i in live or i in paused else None for i in range(rows)] + [None]
     free = Shard([i for i in range(rows) if i not in live and i not in paused])
     records = {f"prefix {i}": Record(i) for i in live + paused}
     places = [[Place(records[f"prefix {i}"], "row") for i in group] for group in (live, paused)]
@@ -50,14 +59,25 @@ def test_no_more_is_moved_than_needed(shard):
     free = Shard([i for i in range(rows) if i not in live and i not in paused])
     room = sum(i < width for i in free.free)
     misplaced = sum(i >= width for i in live)
-    moves = live_rows_first([Place(Record(i), "row") for i in live], [Place(Record(i), "row") for i in paused], free, width, scratch=rows)
-    # Two copies where two rows must move, and a third only where there is no free row to begin with.
-    assert len(moves) == min(misplaced, room) + (2 if len(live) + len(paused) < rows else 3) * max(misplaced - room, 0)
+    moves = live_rows_first(
+        [Place(Record(i), "row") for i in live],
+        [Place(Record(i), "row") for i in paused],
+        free,
+        width,
+        scratch=rows,
+    )
+    # Two copies where two rows must move, and a third only where there is no free row to begin
+    # with.
+    assert len(moves) == min(misplaced, room) + (2 if len(live) + len(paused) < rows else 3) * max(
+        misplaced - room, 0
+    )
 
 
 def test_buckets_hold_what_they_must_and_are_few():
     for least in (16, 64):
         sizes = {fine_bucket(n, 1000, least) for n in range(1, 1001)}
-        assert sizes == {x for x in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1000) if x >= least}
+        assert sizes == {
+            x for x in (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1000) if x >= least
+        }
         assert all(n <= fine_bucket(n, 1000, least) <= max(least, 1.5 * n) for n in range(1, 1001))
     assert [bucket(n, 100) for n in (1, 8, 9, 64, 65)] == [8, 8, 16, 64, 100]

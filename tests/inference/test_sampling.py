@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from zip_rc_jax.config import SamplingConfig
-from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters, Sampling, filter_logits, row_keys, sample
+from zip_rc_jax.inference.sampler import (
+    ALL_FILTERS,
+    Filters,
+    Sampling,
+    filter_logits,
+    row_keys,
+    sample,
+)
 
 # log of these probabilities, in an order that is not sorted; two never-drawn ids
 PROBABILITIES = np.array([0.05, 0.3, 0.0, 0.02, 0.4, 0.1, 0.0, 0.13])
@@ -70,7 +77,9 @@ def test_probabilities_are_exactly_those_of_the_definition(config):
 
 def test_the_filters_by_hand():
     def kept(**options):
-        return np.flatnonzero(np.isfinite(np.asarray(filter_logits(jnp.asarray(LOGITS), SamplingConfig(**options))))).tolist()
+        return np.flatnonzero(
+            np.isfinite(np.asarray(filter_logits(jnp.asarray(LOGITS), SamplingConfig(**options))))
+        ).tolist()
 
     assert kept() == [0, 1, 3, 4, 5, 7]
     assert kept(top_k=2) == [1, 4]
@@ -82,9 +91,13 @@ def test_the_filters_by_hand():
 
 
 def test_the_temperature_acts_before_the_filters():
-    """At temperature 3 the likeliest token has 0.27 of the mass instead of 0.4, so more tokens are needed for half of it."""
+    """At temperature 3 the likeliest token has 0.27 of the mass instead of 0.4, so more tokens are
+    needed for half of it."""
     cold, hot = (
-        np.isfinite(np.asarray(filter_logits(jnp.asarray(LOGITS), SamplingConfig(temperature=t, top_p=0.5)))).sum() for t in (1, 3)
+        np.isfinite(
+            np.asarray(filter_logits(jnp.asarray(LOGITS), SamplingConfig(temperature=t, top_p=0.5)))
+        ).sum()
+        for t in (1, 3)
     )
     assert (cold, hot) == (2, 3)
 
@@ -93,10 +106,17 @@ def test_the_temperature_acts_before_the_filters():
 CHI_SQUARE = {1: 15.14, 2: 18.42, 3: 21.11, 4: 23.51, 5: 25.74, 6: 27.86, 7: 29.88}
 
 
-@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[1], CONFIGS[4], CONFIGS[7], CONFIGS[9], CONFIGS[11]], ids=repr)
+@pytest.mark.parametrize(
+    "config", [CONFIGS[0], CONFIGS[1], CONFIGS[4], CONFIGS[7], CONFIGS[9], CONFIGS[11]], ids=repr
+)
 def test_draws_follow_the_probabilities(config):
     count = 20_000
-    keys = row_keys(jax.random.key(3), jnp.full(count, 7, jnp.uint32), jnp.arange(count) % 100, jnp.arange(count) // 100)
+    keys = row_keys(
+        jax.random.key(3),
+        jnp.full(count, 7, jnp.uint32),
+        jnp.arange(count) % 100,
+        jnp.arange(count) // 100,
+    )
     drawn = np.asarray(sample(keys, jnp.broadcast_to(jnp.asarray(LOGITS), (count, 8)), config))
     observed, probs = np.bincount(drawn, minlength=8), expected(LOGITS, config)
     assert not observed[probs == 0].any()
@@ -106,13 +126,21 @@ def test_draws_follow_the_probabilities(config):
 
 
 def test_draws_follow_the_probabilities_across_blocks_of_a_large_vocabulary():
-    """Allowed ids in the first, in middle and in the last, shorter block; whole blocks without any; all other ids are forbidden."""
-    allowed, probs = np.array([0, 127, 128, 300, 301, 302, 640, 999]), np.array([0.05, 0.2, 0.1, 0.3, 0.01, 0.14, 0.15, 0.05])
+    """Allowed ids in the first, in middle and in the last, shorter block; whole blocks without any;
+    all other ids are forbidden."""
+    allowed, probs = (
+        np.array([0, 127, 128, 300, 301, 302, 640, 999]),
+        np.array([0.05, 0.2, 0.1, 0.3, 0.01, 0.14, 0.15, 0.05]),
+    )
     logits = np.full(1000, -np.inf, np.float32)
     logits[allowed] = np.log(probs) + 40
     count = 20000
     keys = jax.random.split(jax.random.key(3), count)
-    drawn = np.asarray(jax.jit(lambda k: sample(k, jnp.broadcast_to(logits, (count, 1000)), SamplingConfig()))(keys))
+    drawn = np.asarray(
+        jax.jit(lambda k: sample(k, jnp.broadcast_to(logits, (count, 1000)), SamplingConfig()))(
+            keys
+        )
+    )
     observed = np.bincount(drawn, minlength=1000)
     assert observed[allowed].sum() == count
     assert float(((observed[allowed] - count * probs) ** 2 / (count * probs)).sum()) < CHI_SQUARE[7]
@@ -124,7 +152,12 @@ def test_every_row_draws_by_its_own_settings():
     configs = [*CONFIGS, SamplingConfig(temperature=0)]
     count = each * len(configs)
     stacked = Sampling.stack([c for c in configs for _ in range(each)])
-    keys = row_keys(jax.random.key(5), jnp.full(count, 7, jnp.uint32), jnp.arange(count) % 100, jnp.arange(count) // 100)
+    keys = row_keys(
+        jax.random.key(5),
+        jnp.full(count, 7, jnp.uint32),
+        jnp.arange(count) % 100,
+        jnp.arange(count) // 100,
+    )
     logits = jnp.broadcast_to(jnp.asarray(LOGITS), (count, 8))
     kept = np.asarray(jax.nn.softmax(filter_logits(logits, stacked), axis=-1)).reshape(-1, each, 8)
     drawn = np.asarray(sample(keys, logits, stacked)).reshape(-1, each)
@@ -143,26 +176,35 @@ def test_every_row_draws_by_its_own_settings():
 
 @pytest.mark.parametrize("shape", ["peaked", "flat", "ties"])
 def test_nothing_is_lost_in_a_large_vocabulary(shape):
-    """However many tokens the nucleus holds, against sorting: no bounded set of candidates is too small."""
+    """However many tokens the nucleus holds, against sorting: no bounded set of candidates is too
+    small."""
     rng = np.random.default_rng(2)
     logits = rng.standard_normal((4, 20_000)) * {"peaked": 4.0, "flat": 0.05, "ties": 2.0}[shape]
     logits = np.round(logits) if shape == "ties" else logits
     logits[:, ::7] = -np.inf  # reserved ids
     logits = logits.astype(np.float32)
     for top_p in (0.01, 0.5, 0.9, 0.999):
-        found = np.isfinite(np.asarray(filter_logits(jnp.asarray(logits), SamplingConfig(top_p=top_p))))
+        found = np.isfinite(
+            np.asarray(filter_logits(jnp.asarray(logits), SamplingConfig(top_p=top_p)))
+        )
         for row, kept in zip(logits, found, strict=True):
             probs = np.exp(row.astype(np.float64) - row.max())
             probs /= probs.sum()
             ordered = np.sort(probs)[::-1]
             cumulated = np.cumsum(ordered)
-            # Within rounding of float32 sums, the least probability that is kept is the one at which the sorted mass reaches top_p.
-            low, high = (ordered[min(np.searchsorted(cumulated, top_p + d), len(ordered) - 1)] for d in (2e-5, -2e-5))
+            # Within rounding of float32 sums, the least probability that is kept is the one at
+            # which the sorted mass reaches top_p.
+            low, high = (
+                ordered[min(np.searchsorted(cumulated, top_p + d), len(ordered) - 1)]
+                for d in (2e-5, -2e-5)
+            )
             assert low * (1 - 1e-5) <= probs[kept].min() <= high * (1 + 1e-5)
             assert probs[~kept].max() < probs[kept].min()
             assert probs[kept].sum() >= top_p - 2e-5
     for top_k in (1, 40, 3000):
-        found = np.isfinite(np.asarray(filter_logits(jnp.asarray(logits), SamplingConfig(top_k=top_k))))
+        found = np.isfinite(
+            np.asarray(filter_logits(jnp.asarray(logits), SamplingConfig(top_k=top_k)))
+        )
         kth = np.sort(logits, axis=-1)[:, ::-1][:, top_k - 1 : top_k]
         np.testing.assert_array_equal(found, logits >= kth)
 
@@ -174,29 +216,48 @@ def test_filters_that_no_row_uses_are_not_compiled_and_change_nothing():
     for configs, wanted in (
         ([SamplingConfig(), SamplingConfig(min_p=0.1)], Filters(True, False, False, False)),
         ([SamplingConfig(temperature=0, top_k=3)], Filters(False, True, False, False)),
-        ([SamplingConfig(), SamplingConfig(temperature=0.5, top_p=0.8)], Filters(True, False, False, True)),
-        ([SamplingConfig(top_k=5), SamplingConfig(temperature=0)], Filters(True, True, True, False)),
+        (
+            [SamplingConfig(), SamplingConfig(temperature=0.5, top_p=0.8)],
+            Filters(True, False, False, True),
+        ),
+        (
+            [SamplingConfig(top_k=5), SamplingConfig(temperature=0)],
+            Filters(True, True, True, False),
+        ),
     ):
         assert Filters.of(configs) == wanted
         stacked = Sampling.stack([configs[i % len(configs)] for i in range(30)])
-        np.testing.assert_array_equal(sample(keys, logits, stacked, wanted), sample(keys, logits, stacked, ALL_FILTERS))
+        np.testing.assert_array_equal(
+            sample(keys, logits, stacked, wanted), sample(keys, logits, stacked, ALL_FILTERS)
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
 def test_a_maximum_that_is_known_changes_nothing(temperature):
     logits = jnp.asarray(5 * np.random.default_rng(0).standard_normal((40, 300)), jnp.float32)
-    keys, config = jax.random.split(jax.random.key(0), 40), SamplingConfig(temperature, top_k=20, min_p=0.01)
-    np.testing.assert_array_equal(sample(keys, logits, config, top=logits.max(-1)), sample(keys, logits, config))
+    keys, config = (
+        jax.random.split(jax.random.key(0), 40),
+        SamplingConfig(temperature, top_k=20, min_p=0.01),
+    )
+    np.testing.assert_array_equal(
+        sample(keys, logits, config, top=logits.max(-1)), sample(keys, logits, config)
+    )
 
 
 def test_greedy_takes_the_likeliest_and_the_first_of_equals():
     logits = jnp.asarray([[0.0, 2.0, 1.0], [5.0, 1.0, 5.0], [-jnp.inf, -3.0, -4.0]])
     keys = jax.random.split(jax.random.key(0), 3)
     assert sample(keys, logits, SamplingConfig(temperature=0)).tolist() == [1, 0, 1]
-    assert sample(keys, logits, SamplingConfig(temperature=0, top_k=1, top_p=0.1, min_p=0.9)).tolist() == [1, 0, 1]
+    assert sample(
+        keys, logits, SamplingConfig(temperature=0, top_k=1, top_p=0.1, min_p=0.9)
+    ).tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("config", [SamplingConfig(top_k=2), SamplingConfig(top_p=0.5), SamplingConfig(min_p=1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "config",
+    [SamplingConfig(top_k=2), SamplingConfig(top_p=0.5), SamplingConfig(min_p=1.0)],
+    ids=repr,
+)
 def test_tokens_as_likely_as_the_last_kept_one_stay(config):
     """Equal logits are treated alike: which of them has the smaller id must not matter."""
     kept = np.isfinite(np.asarray(filter_logits(jnp.asarray([0.0, 1.0, 1.0, 1.0, -2.0]), config)))
@@ -217,12 +278,22 @@ def test_a_row_draws_the_same_token_wherever_it_lies():
     rng = np.random.default_rng(0)
     count = 40
     logits = jnp.asarray(rng.standard_normal((count, 50)), jnp.float32)
-    prompt, branch, position = jnp.asarray(rng.integers(0, 2**32, count, np.uint32)), jnp.arange(count) % 4, jnp.arange(count) % 9
+    prompt, branch, position = (
+        jnp.asarray(rng.integers(0, 2**32, count, np.uint32)),
+        jnp.arange(count) % 4,
+        jnp.arange(count) % 9,
+    )
     config = SamplingConfig(temperature=1.3, top_p=0.95)
 
     def draw(rows):
         rows = jnp.asarray(rows)
-        return np.asarray(sample(row_keys(jax.random.key(1), prompt[rows], branch[rows], position[rows]), logits[rows], config))
+        return np.asarray(
+            sample(
+                row_keys(jax.random.key(1), prompt[rows], branch[rows], position[rows]),
+                logits[rows],
+                config,
+            )
+        )
 
     together = draw(range(count))
     order = rng.permutation(count)
@@ -234,7 +305,11 @@ def test_a_row_draws_the_same_token_wherever_it_lies():
 def test_prompt_branch_position_and_seed_each_change_the_key():
     def key(seed=0, prompt=1, branch=2, position=3):
         keys = row_keys(
-            jax.random.key(seed), *(jnp.asarray([x], t) for x, t in ((prompt, jnp.uint32), (branch, jnp.int32), (position, jnp.int32)))
+            jax.random.key(seed),
+            *(
+                jnp.asarray([x], t)
+                for x, t in ((prompt, jnp.uint32), (branch, jnp.int32), (position, jnp.int32))
+            ),
         )
         return tuple(np.asarray(jax.random.key_data(keys)).ravel().tolist())
 

@@ -53,7 +53,9 @@ def test_the_penalty_is_hugging_faces(penalty):
     found = np.asarray(penalized(jnp.asarray(logits), seen, jnp.full(5, penalty, jnp.float32)))
     processor = RepetitionPenaltyLogitsProcessor(penalty)
     for row, (ids, length) in enumerate(zip(tokens, lengths, strict=True)):
-        theirs = processor(torch.tensor(ids[None, :length], dtype=torch.long), torch.tensor(logits[row : row + 1]))
+        theirs = processor(
+            torch.tensor(ids[None, :length], dtype=torch.long), torch.tensor(logits[row : row + 1])
+        )
         np.testing.assert_allclose(found[row], theirs.numpy()[0], rtol=3e-7)
     if penalty == 1:
         np.testing.assert_array_equal(found, logits)
@@ -91,8 +93,12 @@ def test_a_penalty_concerns_its_own_request_alone(lm):
 def test_it_is_compiled_where_a_row_has_one():
     assert not Filters.of([SamplingConfig()]).repetition
     assert Filters.of([SamplingConfig(), SamplingConfig(repetition_penalty=1.1)]).repetition
-    assert Filters.of([SamplingConfig(temperature=0, repetition_penalty=1.1)]).repetition, "greedy too"
-    assert Sampling.stack([SamplingConfig(repetition_penalty=1.5)]).repetition_penalty.tolist() == [1.5]
+    assert Filters.of([SamplingConfig(temperature=0, repetition_penalty=1.1)]).repetition, (
+        "greedy too"
+    )
+    assert Sampling.stack([SamplingConfig(repetition_penalty=1.5)]).repetition_penalty.tolist() == [
+        1.5
+    ]
 
 
 @pytest.mark.parametrize("penalty", [0, -1, float("nan"), float("inf"), "x", True])
@@ -118,7 +124,9 @@ QWEN3 = {
 def test_they_are_read_under_our_names():
     assert sampling_values(QWEN3) == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
     assert sampling_values({"do_sample": False, "temperature": 0.6}) == {"temperature": 0.0}
-    assert sampling_values({"num_beams": 1, "typical_p": 1.0, "top_p": None, "min_p": 0.1}) == {"min_p": 0.1}
+    assert sampling_values({"num_beams": 1, "typical_p": 1.0, "top_p": None, "min_p": 0.1}) == {
+        "min_p": 0.1
+    }
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,10 @@ def test_they_are_read_under_our_names():
     [
         ({}, "the checkpoint has none"),
         ({"num_beams": 4}, "num_beams=4: nothing here does that"),
-        ({"no_repeat_ngram_size": 3, "temperature": 0.5, "penalty_alpha": 0.6}, "no_repeat_ngram_size=3, penalty_alpha=0.6"),
+        (
+            {"no_repeat_ngram_size": 3, "temperature": 0.5, "penalty_alpha": 0.6},
+            "no_repeat_ngram_size=3, penalty_alpha=0.6",
+        ),
         ({"brand_new": 1}, "brand_new=1"),
     ],
 )
@@ -137,24 +148,32 @@ def test_what_this_package_does_not_do_is_named(generation, message):
 
 def test_what_the_caller_names_wins_over_the_checkpoint():
     asked = resolve(None, {"generation_config": True, "top_p": 1.0, "n": 2}, None, QWEN3)
-    assert asked == DecodeConfig(n=2, temperature=0.6, top_k=20), "top_p=1.0 was named, though it is the default"
+    assert asked == DecodeConfig(n=2, temperature=0.6, top_k=20), (
+        "top_p=1.0 was named, though it is the default"
+    )
     config = DecodeConfig(temperature=0.9, generation_config=True)
     assert resolve(config, {}, None, QWEN3) == DecodeConfig(temperature=0.9, top_k=20, top_p=0.95)
     assert resolve(DecodeConfig(), {}, None, QWEN3) == DecodeConfig(), "only on request"
-    with pytest.raises(UsageError, match=r"temperature=0\.0 with n=8 .*'temperature': 0\.0.* of the checkpoint"):
+    with pytest.raises(
+        UsageError, match=r"temperature=0\.0 with n=8 .*'temperature': 0\.0.* of the checkpoint"
+    ):
         resolve(None, {"generation_config": True}, None, {"do_sample": False})
     with pytest.raises(UsageError, match=r"temperature=-3.* of the checkpoint"):
         resolve(None, {"generation_config": True}, None, {"temperature": -3, "do_sample": True})
 
 
 def test_checkpoints_keep_them(tmp_path):
-    lm = dataclasses.replace(tiny_lm(dataclasses.replace(TINY_MODEL, qk_norm=True, n_layers=1)), generation_config=QWEN3)
+    lm = dataclasses.replace(
+        tiny_lm(dataclasses.replace(TINY_MODEL, qk_norm=True, n_layers=1)), generation_config=QWEN3
+    )
     export(lm, tmp_path / "hf")
     hugging_face = load(tmp_path / "hf").generation_config
     assert hugging_face == QWEN3 | {"eos_token_id": list(lm.tokenizer.eos_ids)}
     lm.save(tmp_path / "ours")
     assert load(tmp_path / "ours").generation_config == QWEN3
-    assert Decoder(load(tmp_path / "ours"), n=2, generation_config=True).config == DecodeConfig(n=2, temperature=0.6, top_k=20, top_p=0.95)
+    assert Decoder(load(tmp_path / "ours"), n=2, generation_config=True).config == DecodeConfig(
+        n=2, temperature=0.6, top_k=20, top_p=0.95
+    )
 
 
 def test_nothing_ignores_the_switch(lm):
@@ -162,7 +181,11 @@ def test_nothing_ignores_the_switch(lm):
         Decoder(lm, generation_config=True)
     with pytest.raises(UsageError, match="generation_config=True"):
         Engine(lm, DecodeConfig(generation_config=True), 0)
-    for option in ({"generation_config": True}, {"system": "Be brief."}, {"continue_final_message": True}):
+    for option in (
+        {"generation_config": True},
+        {"system": "Be brief."},
+        {"continue_final_message": True},
+    ):
         with pytest.raises(UsageError, match=rf"decode\.{next(iter(option))}="):
             PipelineConfig(decode=DecodeConfig(**option))
 
@@ -182,26 +205,42 @@ def processor(tokenizer, **options):
 def test_a_system_prompt_is_the_first_turn_of_every_chat():
     (found,) = processor(chatml(), system="Be brief.").tokenize([CHAT])
     assert found.prompt == chatml().chat([{"role": "system", "content": "Be brief."}, *CHAT])
-    own, none = processor(chatml(), system="Be brief.").tokenize([Request(CHAT, system="Be kind."), Request(CHAT, system="")])
+    own, none = processor(chatml(), system="Be brief.").tokenize(
+        [Request(CHAT, system="Be kind."), Request(CHAT, system="")]
+    )
     assert own.prompt == chatml().chat([{"role": "system", "content": "Be kind."}, *CHAT])
     assert none.prompt == chatml().chat(CHAT)
 
 
-@pytest.mark.parametrize("template", [chatml().chat_template, gemma().chat_template, llama().chat_template])
+@pytest.mark.parametrize(
+    "template", [chatml().chat_template, gemma().chat_template, llama().chat_template]
+)
 @pytest.mark.parametrize("text", ["The answer is ", "The answer is", " 4\n", "x" * 50])
 def test_a_turn_is_gone_on_with_where_it_is_in_transformers(template, text):
-    tokenizer = Tokenizer(chatml().backend, ("<|im_end|>",), template, {"bos_token": "<|endoftext|>"})
+    tokenizer = Tokenizer(
+        chatml().backend, ("<|im_end|>",), template, {"bos_token": "<|endoftext|>"}
+    )
     chat = [*CHAT, {"role": "assistant", "content": text}]
     special = {"bos_token": "<|endoftext|>"}
-    theirs = tokenizer._hugging_face.apply_chat_template(chat, tokenize=False, continue_final_message=True, **special)
+    theirs = tokenizer._hugging_face.apply_chat_template(
+        chat, tokenize=False, continue_final_message=True, **special
+    )
     assert tokenizer.chat(chat, continue_final_message=True) == theirs
     assert chat[-1]["content"] == text, "the caller's chat is left as it is"
 
 
 def test_content_in_parts_is_gone_on_with_after_its_last_part():
-    parts = [*CHAT, {"role": "assistant", "content": [{"type": "text", "text": "The "}, {"type": "text", "text": "answer"}]}]
+    parts = [
+        *CHAT,
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "The "}, {"type": "text", "text": "answer"}],
+        },
+    ]
     text = chatml().chat(parts, continue_final_message=True)
-    assert text == chatml().chat([*CHAT, {"role": "assistant", "content": "The answer"}], continue_final_message=True)
+    assert text == chatml().chat(
+        [*CHAT, {"role": "assistant", "content": "The answer"}], continue_final_message=True
+    )
     assert text.endswith("assistant\nThe answer")
 
 
@@ -216,12 +255,32 @@ def test_going_on_with_a_turn_decodes_what_comes_behind_it():
 @pytest.mark.parametrize(
     ("options", "prompt", "message"),
     [
-        ({"system": "Be brief."}, "a text", r"system='Be brief\.' for prompt 0: it is a text or token ids"),
-        ({"system": "Be brief."}, [5, 6], r"system='Be brief\.' for prompt 0: it is a text or token ids"),
-        ({"system": "Be brief."}, [{"role": "system", "content": "x"}, *CHAT], "has the role system already"),
-        ({"continue_final_message": True}, "a text", "continue_final_message=True for prompt 0: it is a text"),
+        (
+            {"system": "Be brief."},
+            "a text",
+            r"system='Be brief\.' for prompt 0: it is a text or token ids",
+        ),
+        (
+            {"system": "Be brief."},
+            [5, 6],
+            r"system='Be brief\.' for prompt 0: it is a text or token ids",
+        ),
+        (
+            {"system": "Be brief."},
+            [{"role": "system", "content": "x"}, *CHAT],
+            "has the role system already",
+        ),
+        (
+            {"continue_final_message": True},
+            "a text",
+            "continue_final_message=True for prompt 0: it is a text",
+        ),
         ({"continue_final_message": True}, CHAT, "its last turn has the role 'user'"),
-        ({"continue_final_message": True}, [*CHAT, {"role": "assistant", "tool_calls": [{}]}], "the last turn has no text"),
+        (
+            {"continue_final_message": True},
+            [*CHAT, {"role": "assistant", "tool_calls": [{}]}],
+            "the last turn has no text",
+        ),
     ],
 )
 def test_options_of_chats_that_nothing_would_read_are_refused(options, prompt, message):

@@ -1,5 +1,7 @@
-"""Rows are lent as prefixes begin: more prompts are in flight than could all have all their rows, none waits for ever, and none decodes
-otherwise for it. Prompts that begin alike are prefilled once."""
+"""Rows are lent as prefixes begin: more prompts are in flight than could all have all their rows,
+none waits for ever, and none decodes
+otherwise for it. Prompts that begin alike are prefilled once.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,10 @@ def decoded(script, config, prompts, seed=7):
 # ---- lending rows
 
 
-@given(free=st.integers(0, 6), accounts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=5))
+@given(
+    free=st.integers(0, 6),
+    accounts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=5),
+)
 def test_lending_is_safe_if_some_order_lets_every_prompt_get_all_its_rows(free, accounts):
     def works(order):
         rows = free
@@ -58,7 +63,11 @@ def test_lending_is_safe_if_some_order_lets_every_prompt_get_all_its_rows(free, 
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
-@given(name=st.sampled_from(sorted(CONFIGS)), prompts=st.lists(st.sampled_from(PROMPTS), min_size=4, max_size=12), rows=st.integers(3, 7))
+@given(
+    name=st.sampled_from(sorted(CONFIGS)),
+    prompts=st.lists(st.sampled_from(PROMPTS), min_size=4, max_size=12),
+    rows=st.integers(3, 7),
+)
 @example(name="branching", prompts=[*PROMPTS, *PROMPTS], rows=3)
 @example(name="published", prompts=[*PROMPTS, *PROMPTS], rows=5)
 @example(name="fixed", prompts=[*PROMPTS, *PROMPTS], rows=7)
@@ -71,7 +80,8 @@ def test_prompts_that_wait_for_rows_all_end_and_decode_as_if_they_were_alone(nam
 
 
 def test_more_prompts_are_in_flight_than_could_all_start_all_their_samples():
-    """One sample is all that a prompt is worth here, so with its root it holds two rows where it may hold four."""
+    """One sample is all that a prompt is worth here, so with its root it holds two rows where it
+    may hold four."""
     script = Script([Plan(12, 0.5)], root=(0.5, 12))
     config = dataclasses.replace(PRICED, alpha=1.0, beta=0.5)
     results, most = decoded(script, config, ["x", "y", "z"] * 8)
@@ -108,7 +118,8 @@ def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
         return compute(settings, params, tokens, *rest)
 
     monkeypatch.setattr(engine_module, "prefill", counted)
-    prompts = ["x", "x y z", "z", " ".join("y" * 30), " ".join("z" * 20)]  # short ones first: the long one must not join them
+    # short ones first: the long one must not join them
+    prompts = ["x", "x y z", "z", " ".join("y" * 30), " ".join("z" * 20)]
     config = dataclasses.replace(PRICED, max_num_seqs=16)
     whole, _ = decoded(MIXED, config, prompts)
     assert shapes[0] == (4, 32)
@@ -120,14 +131,18 @@ def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
     for a, b in zip(whole, parts, strict=True):
         same(a, b)
     assert [together(64, 64 // n) for n in (64, 7, 2, 1)] == [64, 4, 2, 1]
-    assert [together(8, 1000), together(5, 8)] == [1, 5], "one at a time at least, and all that there is room for"
+    assert [together(8, 1000), together(5, 8)] == [1, 5], (
+        "one at a time at least, and all that there is room for"
+    )
 
 
 @given(most=st.integers(1, 64), longest=st.integers(1, 40_000), tokens=st.integers(1, 40_000))
 def test_no_prefill_is_larger_than_those_that_the_memory_is_checked_for(most, longest, tokens):
     tokens = min(tokens, longest)
     lanes = bucket(together(most, tokens), least=1)
-    assert any(lanes <= count and tokens <= padded for count, padded in largest_prefills(most, longest))
+    assert any(
+        lanes <= count and tokens <= padded for count, padded in largest_prefills(most, longest)
+    )
 
 
 def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypatch):
@@ -135,7 +150,9 @@ def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypat
     monkeypatch.setattr(engine_module, "copy_rows", lambda *a: (slots.append(a[-1]), copy(*a))[1])
     engine = Engine(FORKING.lm(max_positions=128), FORKS, 7, ScriptedNetwork())
     list(engine.run([" ".join("y" * 100), "x", "z x", "y y"]))
-    assert set(slots) == {64, 128}, "while the long prompt is in flight, some copies of prefixes of short ones are short"
+    assert set(slots) == {64, 128}, (
+        "while the long prompt is in flight, some copies of prefixes of short ones are short"
+    )
 
 
 def test_the_last_prefix_to_begin_takes_over_the_row_of_the_root():
@@ -166,9 +183,15 @@ def groups_of(sizes, shard=0):
     return found
 
 
-@given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=60), rows=st.sampled_from([64, 100, 480]))
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=60), rows=st.sampled_from([64, 100, 480])
+)
 def test_prompts_wait_only_where_most_others_fill_a_narrower_program(sizes, rows):
-    sizes = [size for size, total in zip(sizes, itertools.accumulate(sizes), strict=True) if total <= rows]
+    sizes = [
+        size
+        for size, total in zip(sizes, itertools.accumulate(sizes), strict=True)
+        if total <= rows
+    ]
     groups = groups_of(sizes)
     stepped, width = next_to_step(groups, 1, rows)
     live = sum(len(g.live()) for g in stepped)
@@ -205,8 +228,17 @@ def test_what_prompts_share_is_prefilled_once_and_changes_no_token(monkeypatch, 
     computed, compute = [], engine_module.prefill
 
     def counted(settings, params, tokens, length, hashes, pool=None, stems=None, steps=0):
-        computed.append((np.asarray(length) - (0 if stems is None else stems[..., 1]), steps or tokens.shape[2]))
-        return compute(settings, params, tokens, length, hashes, *(() if pool is None else (pool, stems, steps)))
+        computed.append(
+            (np.asarray(length) - (0 if stems is None else stems[..., 1]), steps or tokens.shape[2])
+        )
+        return compute(
+            settings,
+            params,
+            tokens,
+            length,
+            hashes,
+            *(() if pool is None else (pool, stems, steps)),
+        )
 
     monkeypatch.setattr(engine_module, "prefill", counted)
     config = dataclasses.replace(REAL, n=3, max_num_seqs=6 * devices, max_tokens=12)
@@ -214,13 +246,19 @@ def test_what_prompts_share_is_prefilled_once_and_changes_no_token(monkeypatch, 
     spread = on_mesh(model, devices, 1) if devices > 1 else model
 
     def results(lm, prompts):
-        found = {e.prompt_index: e.result for e in Engine(lm, config, 0).run(prompts) if isinstance(e, ResultEvent)}
+        found = {
+            e.prompt_index: e.result
+            for e in Engine(lm, config, 0).run(prompts)
+            if isinstance(e, ResultEvent)
+        }
         return [found[i] for i in range(len(prompts))]
 
     together = results(spread, ALIKE)
     assert all((rest <= steps).all() for rest, steps in computed)
     whole = sum(len(model.tokenizer.encode(p)) for p in ALIKE)
-    assert sum(int(rest[rest > 1].sum()) for rest, _ in computed) < whole - 2 * len(model.tokenizer.encode(STEM))
+    assert sum(int(rest[rest > 1].sum()) for rest, _ in computed) < whole - 2 * len(
+        model.tokenizer.encode(STEM)
+    )
     config = dataclasses.replace(config, max_num_seqs=6)
     for prompt, result in zip(ALIKE, together, strict=True):
         same(results(model, [prompt])[0], result)
@@ -238,8 +276,12 @@ def test_a_prompt_leaves_at_least_one_token_to_compute():
 
 def test_a_model_that_keeps_its_last_inputs_only_shares_nothing():
     """The state of a short convolution in the middle of another prompt is gone."""
-    mixed = dataclasses.replace(TINY_MODEL, n_layers=2, layer_types=("conv", "attention"), conv_kernel=3)
-    assert not Engine(dataclasses.replace(MIXED.lm(), config=mixed), CONFIG, 0, ScriptedNetwork()).shares_prefixes
+    mixed = dataclasses.replace(
+        TINY_MODEL, n_layers=2, layer_types=("conv", "attention"), conv_kernel=3
+    )
+    assert not Engine(
+        dataclasses.replace(MIXED.lm(), config=mixed), CONFIG, 0, ScriptedNetwork()
+    ).shares_prefixes
     assert Engine(MIXED.lm(), CONFIG, 0, ScriptedNetwork()).shares_prefixes
 
 

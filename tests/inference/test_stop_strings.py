@@ -36,11 +36,15 @@ def first_stop(tokenizer, ids, strings):
 
 @given(
     text=st.text(alphabet="ab é数😀\n", min_size=1, max_size=20),
-    strings=st.lists(st.text(alphabet="ab é数😀\n", min_size=1, max_size=3), min_size=1, max_size=3),
+    strings=st.lists(
+        st.text(alphabet="ab é数😀\n", min_size=1, max_size=3), min_size=1, max_size=3
+    ),
     cuts=st.sets(st.integers(1, 60)),
     family=st.sampled_from([chatml, gemma, llama]),
 )
-def test_it_is_found_at_the_token_that_completes_it_wherever_intervals_end(text, strings, cuts, family):
+def test_it_is_found_at_the_token_that_completes_it_wherever_intervals_end(
+    text, strings, cuts, family
+):
     tokenizer = family()
     ids = tuple(tokenizer.encode(text))
     found, known = None, 0
@@ -133,10 +137,17 @@ def test_a_prefix_ends_at_its_first_stop_string_and_says_which(whole, stopped):
             if not ends:
                 assert (q.text, q.stop_reason, q.token_ids) == (p.text, None, p.token_ids)
                 continue
-            assert (q.text, q.stop_reason, q.finish_reason) == (p.text[: min(ends)[0]], min(ends)[1], "stop")
+            assert (q.text, q.stop_reason, q.finish_reason) == (
+                p.text[: min(ends)[0]],
+                min(ends)[1],
+                "stop",
+            )
             assert q.state == "finished"
             fired.add(q.stop_reason)
-        assert Result.from_dict(json.loads(json.dumps(cut.to_dict(logprobs=True)))).prefixes == cut.prefixes
+        assert (
+            Result.from_dict(json.loads(json.dumps(cut.to_dict(logprobs=True)))).prefixes
+            == cut.prefixes
+        )
     assert fired == set(STOP), "the seed draws both"
 
 
@@ -147,14 +158,21 @@ def test_no_prefix_depends_on_the_interval(stopped, interval):
     """
     for a, b in zip(results(stopped[4]), results(stopped[interval]), strict=True):
         for p, q in zip(a.prefixes, b.prefixes, strict=True):
-            assert (p.token_ids, p.text, p.stop_reason, p.finish_reason) == (q.token_ids, q.text, q.stop_reason, q.finish_reason)
+            assert (p.token_ids, p.text, p.stop_reason, p.finish_reason) == (
+                q.token_ids,
+                q.text,
+                q.stop_reason,
+                q.finish_reason,
+            )
             assert p.expected_reward == pytest.approx(q.expected_reward, abs=1e-6)
         assert (a.text, a.prefix_id) == (b.text, b.prefix_id)
 
 
 def test_the_usage_counts_what_was_computed(whole, stopped):
     dropped = 0
-    for free, one, all_at_once in zip(whole, results(stopped[1]), results(stopped[24]), strict=True):
+    for free, one, all_at_once in zip(
+        whole, results(stopped[1]), results(stopped[24]), strict=True
+    ):
         held = sum(len(p.token_ids) for p in one.prefixes)
         assert one.usage.tokens == held, "nothing is computed past a stop string"
         assert all_at_once.usage.tokens == free.usage.tokens, "everything is"
@@ -178,7 +196,9 @@ def test_requests_with_other_stop_strings_run_in_one_batch(whole, stopped):
     found = results(events(FIXED, prompts))
     wanted = [whole[0], results(stopped[4])[1], whole[2]]
     for a, b in zip(found, wanted, strict=True):
-        assert [(p.token_ids, p.text) for p in a.prefixes] == [(p.token_ids, p.text) for p in b.prefixes]
+        assert [(p.token_ids, p.text) for p in a.prefixes] == [
+            (p.token_ids, p.text) for p in b.prefixes
+        ]
 
 
 def test_a_token_budget_counts_dropped_tokens():
@@ -219,7 +239,10 @@ def test_a_stop_id_is_named_and_an_end_token_is_not():
     ],
 )
 def test_impossible_stop_strings_are_refused(stop, message):
-    for make in (lambda: DecodeConfig(stop=stop), lambda: Request("x", stop=stop).over(DecodeConfig())):
+    for make in (
+        lambda: DecodeConfig(stop=stop),
+        lambda: Request("x", stop=stop).over(DecodeConfig()),
+    ):
         with pytest.raises(UsageError, match=f"stop=.*{message}"):
             make()
 

@@ -23,18 +23,24 @@ def by_text(lm):
     return decode(lm, REAL_PROMPTS[:2], REAL)
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.asarray, jnp.asarray, lambda x: np.asarray(x, np.uint16)])
+@pytest.mark.parametrize(
+    "kind", [list, tuple, np.asarray, jnp.asarray, lambda x: np.asarray(x, np.uint16)]
+)
 def test_token_ids_are_decoded_as_the_text_that_they_are_of(lm, by_text, kind):
     ids = [lm.tokenizer.encode(text) for text in REAL_PROMPTS[:2]]
     found = decode(lm, [kind(ids[0]), Request(kind(ids[1]))], REAL)
-    assert [exact(r) for r in found] == [exact(r) for r in by_text], "the text too: these ids spell it"
+    assert [exact(r) for r in found] == [exact(r) for r in by_text], (
+        "the text too: these ids spell it"
+    )
     assert [list(r.prompt_token_ids) for r in found] == ids
     assert [r.template_hash for r in found] == [None, None]
     assert [list(Result.from_dict(r.to_dict()).prompt_token_ids) for r in found] == ids
 
 
 def test_a_text_reports_the_ids_that_it_became(lm, by_text):
-    assert [list(r.prompt_token_ids) for r in by_text] == [lm.tokenizer.encode(t) for t in REAL_PROMPTS[:2]]
+    assert [list(r.prompt_token_ids) for r in by_text] == [
+        lm.tokenizer.encode(t) for t in REAL_PROMPTS[:2]
+    ]
 
 
 def test_nothing_is_put_before_or_behind_given_ids(lm):
@@ -76,7 +82,12 @@ def test_bad_token_ids_are_refused_by_value_reason_and_fix(lm, prompts, message)
 
 
 def test_reserved_and_padding_ids_are_refused(lm):
-    for i in (lm.head.first_id, lm.head.last_id - 1, lm.config.vocab_size - 1, lm.config.vocab_size):
+    for i in (
+        lm.head.first_id,
+        lm.head.last_id - 1,
+        lm.config.vocab_size - 1,
+        lm.config.vocab_size,
+    ):
         with pytest.raises(UsageError, match=rf"prompt 1 with ids {i} .*reserved or unused"):
             decode(lm, [IDS, [5, i]], REAL)
 

@@ -1,4 +1,5 @@
-"""The launch scripts as users run them: printed commands, refusals, a TPU that is taken away, and the worker on this machine.
+"""The launch scripts as users run them: printed commands, refusals, a TPU that is taken away, and
+the worker on this machine.
 
 No test can reach a real gcloud: PATH holds links to the tools that the scripts may use, and fakes.
 """
@@ -28,14 +29,16 @@ from zip_rc_jax.pipeline.policy import LARGEST_NUMBER, solution_rollouts
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOOLS = (
-    "bash basename cat cp cut dirname env git grep gzip head kill ln ls mkdir mktemp mv nohup ps rm rmdir sed setsid sleep tail tar tee"
+    "bash basename cat cp cut dirname env git grep gzip head kill ln ls mkdir mktemp mv nohup ps "
+    "rm rmdir sed setsid sleep tail tar tee"
     " touch wc"
 )
 SCRIPTS = ("tpu_train.sh", "tpu_worker.sh", "gpu_decode.sh")
 
-# A Cloud TPU in a directory $FAKE. `lives/N` lists what the TPU that the N-th create command makes is in, one state for each time that
-# it is asked for; the last one stays, and "STATE until FILE" stays until FILE exists. "STATE USER" is one that USER initiated. Every
-# worker is a directory under homes/.
+# A Cloud TPU in a directory $FAKE. `lives/N` lists what the TPU that the N-th create command makes
+# is in, one state for each time that it is asked for; the last one stays, and "STATE until FILE"
+# stays until FILE exists. "STATE USER" is one that USER initiated. Every worker is a directory
+# under homes/.
 GCLOUD = r"""#!/usr/bin/env bash
 set -u
 printf '%s\x1f' "$@" >>"$FAKE/calls"
@@ -119,14 +122,14 @@ case "$3 $4" in
     ;;
   *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
-"""
+"""  # noqa: E501
 
 GCSFUSE = r"""#!/usr/bin/env bash
 printf '%s\x1f' "$@" >>"$FAKE/mounts"
 echo >>"$FAKE/mounts"
 bucket=${*: -2:1} mount=${*: -1}
 [[ -L $mount ]] || { rmdir "$mount" && mkdir -p "$FAKE/buckets/$bucket" && ln -s "$FAKE/buckets/$bucket" "$mount"; }
-"""
+"""  # noqa: E501
 
 ZIP_RC = r"""#!/usr/bin/env bash
 # A line is one write, since the workers share the file.
@@ -155,7 +158,11 @@ def write_script(path, text):
 
 def records(path):
     """The lines of a log of arguments."""
-    return [line.rstrip("\x1f").split("\x1f") for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [line.rstrip("\x1f").split("\x1f") for line in path.read_text().splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 def wait_for(condition, seconds=20):
@@ -189,7 +196,9 @@ def checkout(tmp_path_factory):
 
 
 def commit_of(checkout):
-    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=checkout, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 class Machine:
@@ -201,28 +210,56 @@ class Machine:
         self.started: list[subprocess.Popen] = []
         for path in (self.fake / "lives", self.bin, directory / "home"):
             path.mkdir(parents=True)
-        self.env = {"PATH": f"{self.bin}:{tools}", "HOME": str(directory / "home"), "FAKE": str(self.fake), "WORKERS": "0"}
+        self.env = {
+            "PATH": f"{self.bin}:{tools}",
+            "HOME": str(directory / "home"),
+            "FAKE": str(self.fake),
+            "WORKERS": "0",
+        }
 
     def run(self, script, *arguments, timeout=30, **env):
         command = [str(self.checkout / "launch" / script), *map(str, arguments)]
         return subprocess.run(
-            command, cwd=self.checkout, env=self.env | env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            command,
+            cwd=self.checkout,
+            env=self.env | env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
         )
 
     def start(self, script, *arguments):
         """The same in the background; `shown()` of the process is what it has printed so far."""
         path = self.fake / f"output-{time.monotonic_ns()}"
-        # What runs in the background of a script ignores SIGINT and hands that on; a user's terminal does not.
-        command = [shutil.which("env"), "--default-signal=INT", str(self.checkout / "launch" / script), *map(str, arguments)]
+        # What runs in the background of a script ignores SIGINT and hands that on; a user's
+        # terminal does not.
+        command = [
+            shutil.which("env"),
+            "--default-signal=INT",
+            str(self.checkout / "launch" / script),
+            *map(str, arguments),
+        ]
         with path.open("w") as output:
-            process = subprocess.Popen(command, cwd=self.checkout, env=self.env, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command,
+                cwd=self.checkout,
+                env=self.env,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+            )
         process.shown = path.read_text
         self.started.append(process)
         return process
 
     def cloud(self, *lives, training, workers=1, queue=True):
         """Puts the fake cloud on PATH; `training` is what zip-rc does on a worker."""
-        for name, text in (("gcloud", GCLOUD), ("gcsfuse", GCSFUSE), ("mountpoint", "#!/usr/bin/env bash\nexit 1\n")):
+        for name, text in (
+            ("gcloud", GCLOUD),
+            ("gcsfuse", GCSFUSE),
+            ("mountpoint", "#!/usr/bin/env bash\nexit 1\n"),
+        ):
             write_script(self.bin / name, text)
         write_script(self.fake / "venv_bin" / "zip-rc", ZIP_RC)
         write_script(self.fake / "venv_bin" / "python", PIP)
@@ -244,7 +281,16 @@ class Machine:
             verb = f"{call[2]} {call[3]}"
             command = next((w for w in call if w.startswith("--command=")), "")
             if "describe" not in verb and "tail -c" not in command and "--status" not in command:
-                found.append(verb + (" mkdir" if "mkdir" in command else " start" if "--detach" in command else ""))
+                found.append(
+                    verb
+                    + (
+                        " mkdir"
+                        if "mkdir" in command
+                        else " start"
+                        if "--detach" in command
+                        else ""
+                    )
+                )
         return found
 
 
@@ -277,7 +323,9 @@ def test_help_teaches_with_two_examples_and_names_every_option(script, machine):
     assert examples.count("  # ") == 2
     assert examples.count(f"launch/{script} ") == 2
     text = (ROOT / "launch" / script).read_text()
-    options = set(re.findall(r"--[a-z][a-z-]+", text.split("parse() {")[1].split("\n}\n")[0])) - {"--help"}
+    options = set(re.findall(r"--[a-z][a-z-]+", text.split("parse() {")[1].split("\n}\n")[0])) - {
+        "--help"
+    }
     assert len(options) >= 9
     for option in options:
         assert f"  {option} " in found.stdout
@@ -285,7 +333,12 @@ def test_help_teaches_with_two_examples_and_names_every_option(script, machine):
 
 @pytest.mark.parametrize("example", SCRIPTS)
 def test_the_first_example_of_the_help_works_as_it_stands(example, machine):
-    line = machine.run(example, "--help").stdout.split("\nexamples:\n")[1].splitlines()[1].replace("BUCKET", "bucket")
+    line = (
+        machine.run(example, "--help")
+        .stdout.split("\nexamples:\n")[1]
+        .splitlines()[1]
+        .replace("BUCKET", "bucket")
+    )
     words = shlex.split(line)
     for word in words:
         if word.endswith((".jsonl", ".yaml")) or word.startswith("runs/"):
@@ -306,10 +359,14 @@ def test_the_scripts_hold_no_ones_own_names():
 
 def test_no_advice_needs_the_package_to_be_on_pypi():
     files = [*(ROOT / "launch").iterdir(), *(ROOT / "zip_rc_jax" / "aot").glob("*.py")]
-    advice = [line for file in files for line in file.read_text().splitlines() if "zip-rc-jax[" in line]
+    advice = [
+        line for file in files for line in file.read_text().splitlines() if "zip-rc-jax[" in line
+    ]
     assert len(advice) >= 6
     for line in advice:
-        assert re.search(r"'zip-rc-jax\[(tpu|cuda)\] @ git\+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'", line), line
+        assert re.search(
+            r"'zip-rc-jax\[(tpu|cuda)\] @ git\+https://HOST/ORGANISATION/zip_rc_jax@COMMIT'", line
+        ), line
 
 
 def test_every_script_passes_shellcheck():
@@ -321,17 +378,38 @@ def test_every_script_passes_shellcheck():
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_that_changes_while_it_runs_ends_as_it_began(script, machine, tmp_path):
-    """tpu_train.sh, called again, copies tpu_worker.sh over the one that runs, and `git pull` may change all of them."""
+    """tpu_train.sh, called again, copies tpu_worker.sh over the one that runs, and `git pull` may
+    change all of them."""
     shutil.copytree(machine.checkout, tmp_path / "copy")
     machine.checkout = tmp_path / "copy"
-    change = f"echo 'touch $FAKE/intruded' >>{machine.checkout}/launch/{script}; touch $FAKE/changed\n"
+    change = (
+        f"echo 'touch $FAKE/intruded' >>{machine.checkout}/launch/{script}; touch $FAKE/changed\n"
+    )
     (machine.fake / "in.jsonl").write_text("{}\n")
     write_script(machine.bin / "python3.12", "#!/usr/bin/env bash\n" + change)
     machine.cloud(("ACTIVE",), training=change)
     arguments = {
         "tpu_train.sh": ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST),
-        "tpu_worker.sh": ("mine.yaml", "--stage", "final", "--dir", tmp_path / "w", "--venv", tmp_path / "venv", "--no-install"),
-        "gpu_decode.sh": ("embedded:x", "--input", machine.fake / "in.jsonl", "--output", "out", "--python", "python3.12", "--dry-run"),
+        "tpu_worker.sh": (
+            "mine.yaml",
+            "--stage",
+            "final",
+            "--dir",
+            tmp_path / "w",
+            "--venv",
+            tmp_path / "venv",
+            "--no-install",
+        ),
+        "gpu_decode.sh": (
+            "embedded:x",
+            "--input",
+            machine.fake / "in.jsonl",
+            "--output",
+            "out",
+            "--python",
+            "python3.12",
+            "--dry-run",
+        ),
     }[script]
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv" / "bin").symlink_to(machine.fake / "venv_bin")
@@ -356,15 +434,20 @@ TPU_DRY_RUNS = {
         {},
         [
             "mkdir -p HOME/.cache/zip_rc_jax/launch/zip",
-            "git -C ROOT archive --format=tar.gz --output=HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz HEAD",
-            f"{TPU} queued-resources create zip --zone=us-east5-b --node-id=zip --accelerator-type=v6e-8"
+            "git -C ROOT archive --format=tar.gz "
+            "--output=HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz HEAD",
+            f"{TPU} queued-resources create zip --zone=us-east5-b --node-id=zip "
+            "--accelerator-type=v6e-8"
             " --runtime-version=v2-alpha-tpuv6e --valid-until-duration=21600s",
-            f"{TPU} queued-resources describe zip --zone=us-east5-b '--format=value(state.state,state.stateInitiator)'",
+            f"{TPU} queued-resources describe zip --zone=us-east5-b "
+            "'--format=value(state.state,state.stateInitiator)'",
             f"{TPU} tpu-vm describe zip --zone=us-east5-b '--format=value(state,acceleratorType)'",
             f"{SSH}=all '--command=mkdir -p zip_rc_launch'",
-            f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz"
+            f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml "
+            "HOME/.cache/zip_rc_jax/launch/zip/code.tar.gz"
             " zip:zip_rc_launch/ --zone=us-east5-b --quiet --worker=all",
-            f"{SSH}=all '--command=cd zip_rc_launch && env ZIP_RC_COMMIT=COMMIT {WORKER} final --dir . --platform tpu --detach"
+            f"{SSH}=all '--command=cd zip_rc_launch && env ZIP_RC_COMMIT=COMMIT {WORKER} final "
+            "--dir . --platform tpu --detach"
             " --archive code.tar.gz"
             " --run-dir gs://bucket/a/run'",
             *FOLLOW,
@@ -372,48 +455,88 @@ TPU_DRY_RUNS = {
     ),
     "at once, spot, a package, deleted, settings": (
         (
-            *("mine.yaml", "critic.steps=20", "--stage=critic", *WHERE, "--no-queue", "--spot", "--no-resume", "--run-dir=/mnt/disk/run"),
-            *("--package", "zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b", "--delete-when-done", "critic.batch_rows=2"),
+            *(
+                "mine.yaml",
+                "critic.steps=20",
+                "--stage=critic",
+                *WHERE,
+                "--no-queue",
+                "--spot",
+                "--no-resume",
+                "--run-dir=/mnt/disk/run",
+            ),
+            *(
+                "--package",
+                "zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b",
+                "--delete-when-done",
+                "critic.batch_rows=2",
+            ),
         ),
         {},
         [
-            f"{TPU} tpu-vm create zip --zone=us-east5-b --accelerator-type=v6e-8 --version=v2-alpha-tpuv6e --spot",
+            f"{TPU} tpu-vm create zip --zone=us-east5-b --accelerator-type=v6e-8 "
+            "--version=v2-alpha-tpuv6e --spot",
             f"{TPU} tpu-vm describe zip --zone=us-east5-b '--format=value(state,acceleratorType)'",
             f"{SSH}=all '--command=mkdir -p zip_rc_launch'",
-            f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml zip:zip_rc_launch/"
+            f"{TPU} tpu-vm scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml "
+            "zip:zip_rc_launch/"
             " --zone=us-east5-b --quiet --worker=all",
-            f"{SSH}=all '--command=cd zip_rc_launch && {WORKER} critic --dir . --platform tpu --detach --package"
-            r" '\''zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b'\'' --run-dir /mnt/disk/run critic.steps=20 critic.batch_rows=2'",
+            f"{SSH}=all '--command=cd zip_rc_launch && {WORKER} critic --dir . --platform tpu "
+            "--detach --package"
+            r" '\''zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b'\'' --run-dir /mnt/disk/run "
+            r"critic.steps=20 critic.batch_rows=2'",
             *FOLLOW,
             f"{TPU} tpu-vm delete zip --zone=us-east5-b --quiet",
         ],
     ),
     "environment and further flags": (
-        ("mine.yaml", "--package=zip-rc-jax[tpu]", "--wait=600", "--create-flag=--network=n", "--ssh-flag=--internal-ip", "--type=v5p-8"),
-        {"TPU_NAME": "t", "TPU_ZONE": "europe-west4-b", "TPU_TYPE": "v4-8", "GCP_PROJECT": "some-project", "RUN_DIR": "gs://b-1/r"}
+        (
+            "mine.yaml",
+            "--package=zip-rc-jax[tpu]",
+            "--wait=600",
+            "--create-flag=--network=n",
+            "--ssh-flag=--internal-ip",
+            "--type=v5p-8",
+        ),
+        {
+            "TPU_NAME": "t",
+            "TPU_ZONE": "europe-west4-b",
+            "TPU_TYPE": "v4-8",
+            "GCP_PROJECT": "some-project",
+            "RUN_DIR": "gs://b-1/r",
+        }
         | {"STAGE": "lite", "TPU_SPOT": "1", "DELETE_WHEN_DONE": "1"},
         [
-            f"{TPU} queued-resources create t --zone=europe-west4-b --project=some-project --node-id=t --accelerator-type=v5p-8"
+            f"{TPU} queued-resources create t --zone=europe-west4-b --project=some-project "
+            "--node-id=t --accelerator-type=v5p-8"
             " --runtime-version=v2-alpha-tpuv5 --valid-until-duration=600s --spot --network=n",
             f"{TPU} queued-resources describe t --zone=europe-west4-b --project=some-project"
             " '--format=value(state.state,state.stateInitiator)'",
-            f"{TPU} tpu-vm describe t --zone=europe-west4-b --project=some-project '--format=value(state,acceleratorType)'",
+            f"{TPU} tpu-vm describe t --zone=europe-west4-b --project=some-project "
+            "'--format=value(state,acceleratorType)'",
             *(
                 f"{TPU} tpu-vm {rest}"
                 for rest in (
-                    "ssh t --zone=europe-west4-b --project=some-project --quiet --internal-ip --worker=all"
+                    "ssh t --zone=europe-west4-b --project=some-project --quiet --internal-ip "
+                    "--worker=all"
                     " '--command=mkdir -p zip_rc_launch'",
-                    "scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml t:zip_rc_launch/ --zone=europe-west4-b"
+                    "scp ROOT/launch/tpu_worker.sh ROOT/launch/common.sh mine.yaml "
+                    "t:zip_rc_launch/ --zone=europe-west4-b"
                     " --project=some-project --quiet --internal-ip --worker=all",
-                    "ssh t --zone=europe-west4-b --project=some-project --quiet --internal-ip --worker=all '--command=cd zip_rc_launch &&"
-                    rf" {WORKER} lite --dir . --platform tpu --detach --package '\''zip-rc-jax[tpu]'\'' --run-dir gs://b-1/r'",
-                    "ssh t --zone=europe-west4-b --project=some-project --quiet --internal-ip --worker=all"
+                    "ssh t --zone=europe-west4-b --project=some-project --quiet --internal-ip "
+                    "--worker=all '--command=cd zip_rc_launch &&"
+                    rf" {WORKER} lite --dir . --platform tpu --detach --package "
+                    r"'\''zip-rc-jax[tpu]'\'' --run-dir gs://b-1/r'",
+                    "ssh t --zone=europe-west4-b --project=some-project --quiet --internal-ip "
+                    "--worker=all"
                     " '--command=bash zip_rc_launch/tpu_worker.sh --status --dir zip_rc_launch'",
-                    "ssh t --zone=europe-west4-b --project=some-project --quiet --internal-ip --worker=0"
+                    "ssh t --zone=europe-west4-b --project=some-project --quiet --internal-ip "
+                    "--worker=0"
                     " '--command=tail -c +1 zip_rc_launch/log'",
                 )
             ),
-            f"{TPU} queued-resources delete t --zone=europe-west4-b --project=some-project --force --quiet",
+            f"{TPU} queued-resources delete t --zone=europe-west4-b --project=some-project "
+            "--force --quiet",
         ],
     ),
 }
@@ -442,29 +565,62 @@ def test_a_dry_run_on_a_tpu_prints_the_exact_commands_and_runs_none(case, machin
         ("v4-8", "tpu-ubuntu2204-base"),
     ],
 )
-def test_the_runtime_is_the_one_that_google_names_for_jax_unless_another_is_given(kind, runtime, machine):
+def test_the_runtime_is_the_one_that_google_names_for_jax_unless_another_is_given(
+    kind, runtime, machine
+):
     arguments = ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, "--type", kind, "--dry-run")
     assert f"--runtime-version={runtime} " in machine.run("tpu_train.sh", *arguments).stdout
-    assert "--runtime-version=other " in machine.run("tpu_train.sh", *arguments, RUNTIME_VERSION="other").stdout
-    assert "--version=mine\n" in machine.run("tpu_train.sh", *arguments, "--runtime-version=mine", "--no-queue").stdout
+    assert (
+        "--runtime-version=other "
+        in machine.run("tpu_train.sh", *arguments, RUNTIME_VERSION="other").stdout
+    )
+    assert (
+        "--version=mine\n"
+        in machine.run("tpu_train.sh", *arguments, "--runtime-version=mine", "--no-queue").stdout
+    )
 
 
-ODD = ["a.b=it's", 'a.b="x y"', "a.b=$HOME `id` \\", "a.b=[1,2]", "a.b=*", "a.b=x  ;  rm -rf /", "a.b=", "a.b=!é&|<>#~"]
+ODD = [
+    "a.b=it's",
+    'a.b="x y"',
+    "a.b=$HOME `id` \\",
+    "a.b=[1,2]",
+    "a.b=*",
+    "a.b=x  ;  rm -rf /",
+    "a.b=",
+    "a.b=!é&|<>#~",
+]
 
 
 def test_odd_characters_survive_both_shells(machine):
-    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, "--dry-run", *ODD)
+    found = machine.run(
+        "tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, "--dry-run", *ODD
+    )
     (line,) = (line for line in found.stdout.splitlines() if "--detach" in line)
-    command = next(w for w in shlex.split(line) if w.startswith("--command=")).removeprefix("--command=")
+    command = next(w for w in shlex.split(line) if w.startswith("--command=")).removeprefix(
+        "--command="
+    )
     assert shlex.split(command)[-len(ODD) :] == ODD
 
 
 GIT = "zip-rc-jax[tpu] @ git+https://h/o/zip_rc_jax@1a2b"
 WORKER_PIP = "DIR/venv/bin/python -m pip install --quiet --disable-pip-version-check"
-PACKAGES, GCSFUSE_KEY = "https://packages.cloud.google.com/apt", "/usr/share/keyrings/cloud.google.asc"
+PACKAGES, GCSFUSE_KEY = (
+    "https://packages.cloud.google.com/apt",
+    "/usr/share/keyrings/cloud.google.asc",
+)
 WORKER_DRY_RUNS = {
     "everything is missing": (
-        ("--archive", "it's code.tar.gz", "--run-dir", "gs://bucket/a/run", "--platform", "tpu", "--detach", "a.b=x y"),
+        (
+            "--archive",
+            "it's code.tar.gz",
+            "--run-dir",
+            "gs://bucket/a/run",
+            "--platform",
+            "tpu",
+            "--detach",
+            "a.b=x y",
+        ),
         (),
         [
             "python3.12 -m venv DIR/venv",
@@ -472,15 +628,18 @@ WORKER_DRY_RUNS = {
             "mkdir DIR/src",
             r"tar -xzf 'it'\''s code.tar.gz' -C DIR/src",
             f"{WORKER_PIP} 'DIR/src[tpu]'",
-            f"bash -c 'set -o pipefail; curl -fsSL {PACKAGES}/doc/apt-key.gpg | sudo tee {GCSFUSE_KEY} >/dev/null'",
-            f"""bash -c 'echo "deb [signed-by={GCSFUSE_KEY}] {PACKAGES} gcsfuse-$(lsb_release -c -s) main" |"""
+            f"bash -c 'set -o pipefail; curl -fsSL {PACKAGES}/doc/apt-key.gpg | sudo tee "
+            f"{GCSFUSE_KEY} >/dev/null'",
+            f"""bash -c 'echo "deb [signed-by={GCSFUSE_KEY}] {PACKAGES} gcsfuse-$(lsb_release -c -s) main" |"""  # noqa: E501
             " sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null'",
             "sudo apt-get update -qq",
             "sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq gcsfuse",
             "mkdir -p DIR/gcs/bucket",
-            "gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 bucket DIR/gcs/bucket",
+            "gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 "
+            "bucket DIR/gcs/bucket",
             "mkdir -p DIR/gcs/bucket/a/run",
-            "env PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu DIR/venv/bin/zip-rc train mine.yaml --stage final run_dir=DIR/gcs/bucket/a/run"
+            "env PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu DIR/venv/bin/zip-rc train mine.yaml "
+            "--stage final run_dir=DIR/gcs/bucket/a/run"
             " 'a.b=x y'",
         ],
     ),
@@ -500,7 +659,8 @@ WORKER_DRY_RUNS = {
             f"{WORKER_PIP} '{GIT}'",
             f"{WORKER_PIP} --force-reinstall --no-deps '{GIT}'",
             "mkdir -p DIR/gcs/bucket/a/run",
-            "env PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu DIR/venv/bin/zip-rc train mine.yaml --stage final run_dir=DIR/gcs/bucket/a/run",
+            "env PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu DIR/venv/bin/zip-rc train mine.yaml --stage "
+            "final run_dir=DIR/gcs/bucket/a/run",
         ],
     ),
     "no install": (
@@ -525,7 +685,16 @@ def test_a_dry_run_on_a_worker_prints_the_exact_commands_and_runs_none(case, mac
         for name in ("python", "zip-rc"):
             write_script(directory / "venv" / "bin" / name, FORBIDDEN)
     before = sorted(tmp_path.rglob("*"))
-    found = machine.run("tpu_worker.sh", "mine.yaml", "--stage", "final", "--dir", directory, *arguments, "--dry-run")
+    found = machine.run(
+        "tpu_worker.sh",
+        "mine.yaml",
+        "--stage",
+        "final",
+        "--dir",
+        directory,
+        *arguments,
+        "--dry-run",
+    )
     assert found.returncode == 0, found.stderr
     assert found.stdout.replace(str(directory), "DIR").splitlines() == expected
     assert sorted(tmp_path.rglob("*")) == before
@@ -540,8 +709,14 @@ def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machin
     model, output = machine.fake / "model", machine.fake / "out"
     model.mkdir()
     venv = f"{machine.env['HOME']}/.cache/zip_rc_jax/venv-cuda"
-    settings = "env -u XLA_PYTHON_CLIENT_MEM_FRACTION XLA_CLIENT_MEM_FRACTION={} JAX_PLATFORMS=cuda,cpu JAX_COMPILATION_CACHE_DIR={}"
-    settings = settings.format("0.9", f"{machine.env['HOME']}/.cache/zip_rc_jax/xla") + " JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3"
+    settings = (
+        "env -u XLA_PYTHON_CLIENT_MEM_FRACTION XLA_CLIENT_MEM_FRACTION={} "
+        "JAX_PLATFORMS=cuda,cpu JAX_COMPILATION_CACHE_DIR={}"
+    )
+    settings = (
+        settings.format("0.9", f"{machine.env['HOME']}/.cache/zip_rc_jax/xla")
+        + " JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3"
+    )
     extra: list[str] = []
     env: dict[str, str] = {}
     pip = f"{venv}/bin/python -m pip install --quiet --disable-pip-version-check"
@@ -550,26 +725,46 @@ def test_a_dry_run_on_a_gpu_prints_the_exact_commands_and_runs_none(case, machin
         write_script(pathlib.Path(venv, "bin", "python"), FORBIDDEN)
         install = install[1:]
         env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5", "JAX_COMPILATION_CACHE_DIR": "/c"}
-        settings = settings.replace("=0.9", "=.5").replace(f"{machine.env['HOME']}/.cache/zip_rc_jax/xla", "/c")
+        settings = settings.replace("=0.9", "=.5").replace(
+            f"{machine.env['HOME']}/.cache/zip_rc_jax/xla", "/c"
+        )
     elif "package" in case:
-        extra = ["--package", "zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b", "--mem-fraction=1"]
+        extra = [
+            "--package",
+            "zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b",
+            "--mem-fraction=1",
+        ]
         install[1] = f"{pip} 'zip-rc-jax[cuda] @ git+https://h/o/zip_rc_jax@1a2b'"
         settings = settings.replace("=0.9", "=1")
         if case == "another package":
             write_script(pathlib.Path(venv, "bin", "python"), FORBIDDEN)
-            install = [install[1], install[1].replace("check '", "check --force-reinstall --no-deps '")]
+            install = [
+                install[1],
+                install[1].replace("check '", "check --force-reinstall --no-deps '"),
+            ]
     elif case == "no install":
         venv = f"{machine.fake}/venv"
         write_script(pathlib.Path(venv, "bin", "zip-rc"), FORBIDDEN)
         extra, install = ["--venv", venv, "--no-install"], []
-    arguments = (model, "--input", machine.fake / "in put.jsonl", "--output", output, "n=8", *extra, "--dry-run", "alpha=0.1")
+    arguments = (
+        model,
+        "--input",
+        machine.fake / "in put.jsonl",
+        "--output",
+        output,
+        "n=8",
+        *extra,
+        "--dry-run",
+        "alpha=0.1",
+    )
     found = machine.run("gpu_decode.sh", *arguments, "--", "--chat", "--seed=3", **env)
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines() == [
         *install,
         "nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader",
         f"{settings} {venv}/bin/python -c 'import jax; print(jax.devices())'",
-        f"{settings} {venv}/bin/zip-rc decode {model} --input '{machine.fake}/in put.jsonl' --output {output}"
+        f"{settings} {venv}/bin/zip-rc decode {model} --input '{machine.fake}/in put.jsonl' "
+        f"--output {output}"
         " n=8 alpha=0.1 --chat --seed=3",
     ]
     assert not (machine.fake / "forbidden_calls").exists()
@@ -580,11 +775,26 @@ def test_another_commit_replaces_the_one_that_an_environment_holds(machine, tmp_
     write_script(machine.fake / "venv" / "bin" / "python", PIP)
     write_script(machine.fake / "venv" / "bin" / "zip-rc", "#!/usr/bin/env bash\n")
     spec = "zip-rc-jax[tpu,cuda] @ git+https://h/o/zip_rc_jax@1a2b"
-    worker = ("mine.yaml", "--stage", "final", "--dir", tmp_path / "worker", "--venv", machine.fake / "venv", "--package", spec)
-    for script, arguments in (("tpu_worker.sh", worker), ("gpu_decode.sh", (*gpu, "--package", "zip-rc-jax[cuda] @ git+https://h/o/x"))):
+    worker = (
+        "mine.yaml",
+        "--stage",
+        "final",
+        "--dir",
+        tmp_path / "worker",
+        "--venv",
+        machine.fake / "venv",
+        "--package",
+        spec,
+    )
+    for script, arguments in (
+        ("tpu_worker.sh", worker),
+        ("gpu_decode.sh", (*gpu, "--package", "zip-rc-jax[cuda] @ git+https://h/o/x")),
+    ):
         (machine.fake / "installs").unlink(missing_ok=True)
         assert machine.run(script, *arguments).returncode == 0
-        normal, again = (install for install in records(machine.fake / "installs") if "pip" in install)
+        normal, again = (
+            install for install in records(machine.fake / "installs") if "pip" in install
+        )
         assert normal[-1] == again[-1] == arguments[arguments.index("--package") + 1]
         assert again == [*normal[:-1], "--force-reinstall", "--no-deps", normal[-1]]
 
@@ -600,7 +810,13 @@ def check_refusal(found, *parts):
         assert part in error
 
 
-GOOD = {"--stage": "final", "--name": "zip", "--zone": "us-east5-b", "--type": "v6e-8", "--run-dir": "gs://bucket/run"}
+GOOD = {
+    "--stage": "final",
+    "--name": "zip",
+    "--zone": "us-east5-b",
+    "--type": "v6e-8",
+    "--run-dir": "gs://bucket/run",
+}
 
 
 @pytest.mark.parametrize(
@@ -626,7 +842,10 @@ GOOD = {"--stage": "final", "--name": "zip", "--zone": "us-east5-b", "--type": "
         ({"--run-dir": "gs://bucket"}, ("RUN_DIR='gs://bucket'", "no directory in a bucket")),
         ({"--run-dir": "gs://Bucket/x"}, ("RUN_DIR='gs://Bucket/x'", "small letters")),
         ({"--run-dir": "/mnt/x"}, ("RUN_DIR='/mnt/x'", "preemption", "--no-resume")),
-        ({"--run-dir": None, "": ["--no-resume", "--delete-when-done"]}, ("--delete-when-done", "deleted with it")),
+        (
+            {"--run-dir": None, "": ["--no-resume", "--delete-when-done"]},
+            ("--delete-when-done", "deleted with it"),
+        ),
         ({"": ["run_dir=gs://bucket/x"]}, ("run_dir=gs://bucket/x", "--run-dir")),
         ({"": ["steps"]}, ("argument 'steps'", "section.key=value")),
         ({"": ["--spott"]}, ("option '--spott'", "--help")),
@@ -647,7 +866,12 @@ def test_bad_input_for_a_tpu_is_refused_before_anything_runs(changed, parts, mac
     given = GOOD | {k: v for k, v in changed.items() if k.startswith("--")}
     config = [changed.get("CONFIG", "mine.yaml")] if changed.get("CONFIG", "mine.yaml") else []
     options = [word for name, value in given.items() if value is not None for word in (name, value)]
-    check_refusal(machine.run("tpu_train.sh", *config, *options, *changed.get("", []), **changed.get("env", {})), *parts)
+    check_refusal(
+        machine.run(
+            "tpu_train.sh", *config, *options, *changed.get("", []), **changed.get("env", {})
+        ),
+        *parts,
+    )
     assert not (machine.fake / "forbidden_calls").exists()
 
 
@@ -656,28 +880,67 @@ def test_without_gcloud_or_a_checkout_only_what_works_is_offered(machine, tmp_pa
     check_refusal(machine.run("tpu_train.sh", *arguments), "gcloud", "not installed", "--dry-run")
     shutil.copytree(ROOT / "launch", tmp_path / "copy" / "launch")
     machine.checkout, config = tmp_path / "copy", machine.checkout / "mine.yaml"
-    check_refusal(machine.run("tpu_train.sh", config, *arguments[1:], "--dry-run"), "no git checkout", "--package")
-    assert machine.run("tpu_train.sh", config, *arguments[1:], "--dry-run", "--package", "zip-rc-jax[tpu]").returncode == 0
+    check_refusal(
+        machine.run("tpu_train.sh", config, *arguments[1:], "--dry-run"),
+        "no git checkout",
+        "--package",
+    )
+    assert (
+        machine.run(
+            "tpu_train.sh", config, *arguments[1:], "--dry-run", "--package", "zip-rc-jax[tpu]"
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         ((), ("MODEL", "not given")),
-        (("no/such/path", "--input", "IN", "--output", "out"), ("model 'no/such/path'", "no such file")),
-        (("models/x.gguf", "--input", "IN", "--output", "out"), ("model 'models/x.gguf'", "no such file")),
+        (
+            ("no/such/path", "--input", "IN", "--output", "out"),
+            ("model 'no/such/path'", "no such file"),
+        ),
+        (
+            ("models/x.gguf", "--input", "IN", "--output", "out"),
+            ("model 'models/x.gguf'", "no such file"),
+        ),
         (("embedded:x", "--output", "out"), ("INPUT", "not set")),
-        (("embedded:x", "--input", "missing", "--output", "out"), ("INPUT='missing'", "no such file")),
+        (
+            ("embedded:x", "--input", "missing", "--output", "out"),
+            ("INPUT='missing'", "no such file"),
+        ),
         (("embedded:x", "--input", "IN"), ("OUTPUT", "not set")),
         (("embedded:x", "--input", "IN", "--output", "IN"), ("it is a file",)),
-        (("embedded:x", "--input", "IN", "--output", "out", "--mem-fraction", "1.5"), ("XLA_CLIENT_MEM_FRACTION='1.5'", "above 0")),
-        (("embedded:x", "--input", "IN", "--output", "out", "--mem-fraction", "0"), ("XLA_CLIENT_MEM_FRACTION='0'", "above 0")),
-        (("embedded:x", "--input", "IN", "--output", "out", "--package", "zip-rc-jax"), ("PACKAGE='zip-rc-jax'", "[cuda]")),
-        (("embedded:x", "--input", "IN", "--output", "out", "--no-install", "--venv", "v"), ("VENV='v'", "bin/zip-rc")),
-        (("embedded:x", "--input", "IN", "--output", "out", "--python", "python2"), ("PYTHON='python2'", "3.11")),
+        (
+            ("embedded:x", "--input", "IN", "--output", "out", "--mem-fraction", "1.5"),
+            ("XLA_CLIENT_MEM_FRACTION='1.5'", "above 0"),
+        ),
+        (
+            ("embedded:x", "--input", "IN", "--output", "out", "--mem-fraction", "0"),
+            ("XLA_CLIENT_MEM_FRACTION='0'", "above 0"),
+        ),
+        (
+            ("embedded:x", "--input", "IN", "--output", "out", "--package", "zip-rc-jax"),
+            ("PACKAGE='zip-rc-jax'", "[cuda]"),
+        ),
+        (
+            ("embedded:x", "--input", "IN", "--output", "out", "--no-install", "--venv", "v"),
+            ("VENV='v'", "bin/zip-rc"),
+        ),
+        (
+            ("embedded:x", "--input", "IN", "--output", "out", "--python", "python2"),
+            ("PYTHON='python2'", "3.11"),
+        ),
         (("embedded:x", "--input", "IN", "--output", "out"), ("Python", "none was found")),
-        (("embedded:x", "--input", "IN", "--output", "out", "n"), ("argument 'n'", "section.key=value")),
-        (("embedded:x", "--input", "IN", "--output", "out", "--chat"), ("option '--chat'", "--help")),
+        (
+            ("embedded:x", "--input", "IN", "--output", "out", "n"),
+            ("argument 'n'", "section.key=value"),
+        ),
+        (
+            ("embedded:x", "--input", "IN", "--output", "out", "--chat"),
+            ("option '--chat'", "--help"),
+        ),
     ],
 )
 def test_bad_input_for_a_gpu_is_refused_before_anything_runs(arguments, parts, machine):
@@ -692,19 +955,39 @@ def test_bad_input_for_a_gpu_is_refused_before_anything_runs(arguments, parts, m
     [
         (("missing.yaml", "--stage", "final", "--no-install"), ("missing.yaml", "no such file")),
         (("mine.yaml", "--no-install"), ("--stage", "not set")),
-        (("mine.yaml", "--stage", "last", "--no-install"), ("--stage='last'", "policy|critic|final|lite")),
+        (
+            ("mine.yaml", "--stage", "last", "--no-install"),
+            ("--stage='last'", "policy|critic|final|lite"),
+        ),
         (("mine.yaml", "--stage", "final"), ("0 of them", "exactly one")),
-        (("mine.yaml", "--stage", "final", "--no-install", "--package", "x"), ("2 of them", "exactly one")),
+        (
+            ("mine.yaml", "--stage", "final", "--no-install", "--package", "x"),
+            ("2 of them", "exactly one"),
+        ),
         (("mine.yaml", "--stage", "final", "--archive", "x.tar.gz"), ("x.tar.gz", "no such file")),
-        (("mine.yaml", "--stage", "final", "--no-install", "--venv", "v"), ("--venv 'v'", "bin/zip-rc")),
-        (("mine.yaml", "--stage", "final", "--package", "x", "--platform", "gpu"), ("--platform='gpu'", "tpu|cuda|cpu")),
-        (("mine.yaml", "--stage", "final", "--package", "x", "--run-dir", "gs://x"), ("gs://x", "bucket")),
-        (("mine.yaml", "--stage", "final", "--package", "x", "steps"), ("argument 'steps'", "section.key=value")),
+        (
+            ("mine.yaml", "--stage", "final", "--no-install", "--venv", "v"),
+            ("--venv 'v'", "bin/zip-rc"),
+        ),
+        (
+            ("mine.yaml", "--stage", "final", "--package", "x", "--platform", "gpu"),
+            ("--platform='gpu'", "tpu|cuda|cpu"),
+        ),
+        (
+            ("mine.yaml", "--stage", "final", "--package", "x", "--run-dir", "gs://x"),
+            ("gs://x", "bucket"),
+        ),
+        (
+            ("mine.yaml", "--stage", "final", "--package", "x", "steps"),
+            ("argument 'steps'", "section.key=value"),
+        ),
         (("mine.yaml", "--stage"), ("--stage", "needs a value")),
     ],
 )
 def test_bad_input_for_a_worker_is_refused_before_anything_runs(arguments, parts, machine):
-    check_refusal(machine.run("tpu_worker.sh", "--dir", machine.fake / "worker", *arguments), *parts)
+    check_refusal(
+        machine.run("tpu_worker.sh", "--dir", machine.fake / "worker", *arguments), *parts
+    )
     assert not (machine.fake / "worker").exists()
 
 
@@ -713,28 +996,52 @@ def test_bad_input_for_a_worker_is_refused_before_anything_runs(arguments, parts
 
 @pytest.fixture
 def gpu(machine):
-    """A virtual environment whose programs say how they were called, a driver, and the arguments to use them."""
+    """A virtual environment whose programs say how they were called, a driver, and the arguments to
+    use them."""
     write_script(machine.bin / "nvidia-smi", '#!/usr/bin/env bash\n. "$FAKE/driver"\n')
     (machine.fake / "driver").write_text("echo 'NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB'\n")
     for name in ("python", "zip-rc"):
-        text = f'#!/usr/bin/env bash\necho "{name} $* $JAX_PLATFORMS $XLA_CLIENT_MEM_FRACTION ${{XLA_PYTHON_CLIENT_MEM_FRACTION:-}}"\n'
-        write_script(machine.fake / "venv" / "bin" / name, text + '[[ ! -e $FAKE/$(basename "$0").fails ]] || exit 5\n')
+        text = (
+            f'#!/usr/bin/env bash\necho "{name} $* $JAX_PLATFORMS $XLA_CLIENT_MEM_FRACTION '
+            f'${{XLA_PYTHON_CLIENT_MEM_FRACTION:-}}"\n'
+        )
+        write_script(
+            machine.fake / "venv" / "bin" / name,
+            text + '[[ ! -e $FAKE/$(basename "$0").fails ]] || exit 5\n',
+        )
     (machine.fake / "in.jsonl").write_text("{}\n")
-    return ("embedded:x", "--input", machine.fake / "in.jsonl", "--output", machine.fake / "out", "--venv", machine.fake / "venv")
+    return (
+        "embedded:x",
+        "--input",
+        machine.fake / "in.jsonl",
+        "--output",
+        machine.fake / "out",
+        "--venv",
+        machine.fake / "venv",
+    )
 
 
 def test_decoding_runs_with_the_memory_and_the_platform_and_reports_its_status(machine, gpu):
     found = machine.run("gpu_decode.sh", *gpu, "n=4", XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
     assert found.returncode == 0, found.stderr
     pip, check, decode = found.stdout.splitlines()
-    assert pip.startswith(f"python -m pip install --quiet --disable-pip-version-check --editable {machine.checkout}[cuda]")
+    assert pip.startswith(
+        "python -m pip install --quiet --disable-pip-version-check --editable "
+        f"{machine.checkout}[cuda]"
+    )
     assert check == "python -c import jax; print(jax.devices()) cuda,cpu 0.5 "
-    assert decode == f"zip-rc decode embedded:x --input {machine.fake}/in.jsonl --output {machine.fake}/out n=4 cuda,cpu 0.5 "
+    assert (
+        decode
+        == f"zip-rc decode embedded:x --input {machine.fake}/in.jsonl --output {machine.fake}/out "
+        "n=4 cuda,cpu 0.5 "
+    )
     assert "NVIDIA H100 80GB HBM3, 580.65.06" in found.stderr
     (machine.fake / "zip-rc.fails").touch()
     assert machine.run("gpu_decode.sh", *gpu, "--no-install").returncode == 5
     (machine.fake / "python.fails").touch()
-    check_refusal(machine.run("gpu_decode.sh", *gpu, "--no-install"), "JAX", "does not find the GPU")
+    check_refusal(
+        machine.run("gpu_decode.sh", *gpu, "--no-install"), "JAX", "does not find the GPU"
+    )
 
 
 def test_no_gpu_and_an_old_driver_are_said(machine, gpu):
@@ -749,7 +1056,13 @@ def test_no_gpu_and_an_old_driver_are_said(machine, gpu):
 
 # A TPU that is there, and is taken away.
 
-PREEMPTED = ("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE until seen", "SUSPENDING SERVICE", "SUSPENDED SERVICE")
+PREEMPTED = (
+    "WAITING_FOR_RESOURCES",
+    "PROVISIONING",
+    "ACTIVE until seen",
+    "SUSPENDING SERVICE",
+    "SUSPENDED SERVICE",
+)
 TRAIN_TWICE = r"""
 if [[ $(cat "$FAKE/life") == 1 ]]; then
   echo "step 7 on worker $worker"
@@ -765,20 +1078,38 @@ echo "worker $worker went on from step $(cat "$run/checkpoint")"
 
 
 def test_a_preempted_training_is_started_again_and_goes_on(machine):
-    """Queued, active, suspended, deleted, created again, done: two workers, real files, both shells."""
+    """Queued, active, suspended, deleted, created again, done: two workers, real files, both
+    shells."""
     machine.cloud(PREEMPTED, ("ACTIVE",), training=TRAIN_TWICE, workers=2)
-    arguments = ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--spot", "--delete-when-done")
+    arguments = (
+        "mine.yaml",
+        "--stage",
+        "final",
+        *WHERE,
+        *BUCKET,
+        *FAST,
+        "--spot",
+        "--delete-when-done",
+    )
     found = machine.run("tpu_train.sh", *arguments, *ODD)
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()
     assert "step 7 on worker 0" in lines
     assert "worker 0 went on from step 7" in lines
-    assert not any("on worker 1" in line or "worker 1 went" in line for line in lines)  # only worker 0's log is shown
+    # only worker 0's log is shown
+    assert not any("on worker 1" in line or "worker 1 went" in line for line in lines)
     states = [line.split(": ")[-1] for line in found.stderr.splitlines() if "TPU zip: " in line]
     once = ["MISSING", "WAITING_FOR_RESOURCES", "PROVISIONING", "READY"]
     assert states == [*once, "SUSPENDING", "SUSPENDED", "MISSING", "READY"]
     queued = "queued-resources"
-    assert machine.verbs() == [f"{queued} create", *DEPLOY, f"{queued} delete", f"{queued} create", *DEPLOY, f"{queued} delete"]
+    assert machine.verbs() == [
+        f"{queued} create",
+        *DEPLOY,
+        f"{queued} delete",
+        f"{queued} create",
+        *DEPLOY,
+        f"{queued} delete",
+    ]
     creates = [call for call in machine.calls if call[3] == "create"]
     assert creates[0] == creates[1]
     assert "--spot" in creates[0]
@@ -789,18 +1120,36 @@ def test_a_preempted_training_is_started_again_and_goes_on(machine):
         assert command == ["train", "mine.yaml", "--stage", "final", run_dir, *ODD, "tpu,cpu"]
         assert run_dir.endswith("/zip_rc_launch/gcs/bucket/a/run")
     for mount in records(machine.fake / "mounts"):
-        assert mount[:-1] == ["--implicit-dirs", "--rename-dir-limit=1000000", "--metadata-cache-ttl-secs=0", "bucket"]
+        assert mount[:-1] == [
+            "--implicit-dirs",
+            "--rename-dir-limit=1000000",
+            "--metadata-cache-ttl-secs=0",
+            "bucket",
+        ]
     assert (machine.fake / "commits").read_text().split() == [commit_of(machine.checkout)] * 4
     installs = records(machine.fake / "installs")
     assert len(installs) == 4
-    assert all(i[:-1] == ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"] for i in installs)
+    assert all(
+        i[:-1] == ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for i in installs
+    )
     assert all(i[-1].endswith("/zip_rc_launch/src[tpu]") for i in installs)
     assert (machine.fake / "life").read_text() == "2\n"
 
 
 def test_without_resume_a_preemption_ends_it(machine):
     machine.cloud(PREEMPTED, training=TRAIN_TWICE)
-    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--no-resume", "--package=x[tpu]")
+    found = machine.run(
+        "tpu_train.sh",
+        "mine.yaml",
+        "--stage",
+        "final",
+        *WHERE,
+        *BUCKET,
+        *FAST,
+        "--no-resume",
+        "--package=x[tpu]",
+    )
     assert found.returncode == 1
     assert "the training was preempted" in found.stderr
     assert "TPU zip is SUSPENDED. Delete what is left of it with: gcloud" in found.stderr
@@ -818,16 +1167,24 @@ def test_a_request_that_fails_after_a_preemption_is_made_again(machine):
 
 def test_requests_that_go_on_failing_after_a_preemption_end_with_the_wait(machine):
     machine.cloud(PREEMPTED, *[("FAILED",)] * 400, training=TRAIN_TWICE)
-    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--wait", "3")
+    found = machine.run(
+        "tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--wait", "3"
+    )
     assert found.returncode == 1
     assert "not ready within 3 seconds" in found.stderr
-    assert machine.verbs().count("queued-resources delete") > 2, "the preempted one, and several that failed"
+    assert machine.verbs().count("queued-resources delete") > 2, (
+        "the preempted one, and several that failed"
+    )
 
 
 def test_without_a_queue_a_preempted_tpu_is_created_until_there_is_capacity(machine):
     training = TRAIN_TWICE.replace('touch "$FAKE/seen"', 'touch "$FAKE/full" "$FAKE/seen"')
-    machine.cloud(("CREATING", "READY until seen", "PREEMPTED"), ("READY",), training=training, queue=False)
-    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "lite", *WHERE, *BUCKET, *FAST, "--no-queue")
+    machine.cloud(
+        ("CREATING", "READY until seen", "PREEMPTED"), ("READY",), training=training, queue=False
+    )
+    found = machine.run(
+        "tpu_train.sh", "mine.yaml", "--stage", "lite", *WHERE, *BUCKET, *FAST, "--no-queue"
+    )
     assert found.returncode == 0, found.stderr
     create, delete = "tpu-vm create", "tpu-vm delete"
     assert machine.verbs() == [create, *DEPLOY, delete, create, create, *DEPLOY]
@@ -836,8 +1193,13 @@ def test_without_a_queue_a_preempted_tpu_is_created_until_there_is_capacity(mach
 
 
 @pytest.mark.parametrize(("status", "workers"), [(130, 1), (134, 2)])
-def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there(machine, status, workers):
-    training = f'if [[ ! -e $FAKE/once$worker ]]; then touch "$FAKE/once$worker"; exit {status}; fi; echo fine\n'
+def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there(
+    machine, status, workers
+):
+    training = (
+        f'if [[ ! -e $FAKE/once$worker ]]; then touch "$FAKE/once$worker"; exit {status}; '
+        "fi; echo fine\n"
+    )
     machine.cloud(("ACTIVE",), training=training, workers=workers)
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     assert found.returncode == 0, found.stderr
@@ -846,7 +1208,8 @@ def test_a_training_that_was_interrupted_on_a_healthy_tpu_is_started_again_there
 
 
 def test_a_single_worker_that_crashes_is_not_started_again(machine):
-    """JAX ends a process with 134 when it has lost another one; here there is no other one, and a crash would come again."""
+    """JAX ends a process with 134 when it has lost another one; here there is no other one, and a
+    crash would come again."""
     machine.cloud(("ACTIVE",), training="exit 134\n")
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     assert found.returncode == 134
@@ -856,7 +1219,17 @@ def test_a_single_worker_that_crashes_is_not_started_again(machine):
 
 def test_restarts_are_bounded(machine):
     machine.cloud(("ACTIVE",), training="exit 130\n")
-    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--max-restarts", "1")
+    found = machine.run(
+        "tpu_train.sh",
+        "mine.yaml",
+        "--stage",
+        "final",
+        *WHERE,
+        *BUCKET,
+        *FAST,
+        "--max-restarts",
+        "1",
+    )
     assert found.returncode == 1
     assert "interrupted again, after 1 restarts" in found.stderr
     assert machine.verbs() == ["queued-resources create", *DEPLOY, *DEPLOY]
@@ -873,29 +1246,64 @@ def test_a_training_that_is_not_restarted_leaves_no_tpu_running_unnoticed(give_u
     found = machine.run("tpu_train.sh", *arguments, "--delete-when-done")
     assert found.returncode == 1
     assert "still runs" not in found.stderr
-    assert machine.verbs() == ["queued-resources create", *DEPLOY, *DEPLOY, "queued-resources delete"]
+    assert machine.verbs() == [
+        "queued-resources create",
+        *DEPLOY,
+        *DEPLOY,
+        "queued-resources delete",
+    ]
 
 
 def test_what_a_preemption_leaves_is_deleted_too_where_nothing_is_restarted(machine):
     machine.cloud(PREEMPTED, training=TRAIN_TWICE)
-    arguments = ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--no-resume", "--delete-when-done")
+    arguments = (
+        "mine.yaml",
+        "--stage",
+        "final",
+        *WHERE,
+        *BUCKET,
+        *FAST,
+        "--no-resume",
+        "--delete-when-done",
+    )
     assert machine.run("tpu_train.sh", *arguments).returncode == 1
     assert machine.verbs() == ["queued-resources create", *DEPLOY, "queued-resources delete"]
 
 
 def test_a_worker_that_fails_ends_it_with_its_status_although_another_still_waits(machine):
-    machine.cloud(("ACTIVE",), training='[[ $worker == 1 ]] && exit 3; echo "waiting for worker 1"; sleep 60\n', workers=2)
-    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, "--delete-when-done")
+    machine.cloud(
+        ("ACTIVE",),
+        training='[[ $worker == 1 ]] && exit 3; echo "waiting for worker 1"; sleep 60\n',
+        workers=2,
+    )
+    found = machine.run(
+        "tpu_train.sh",
+        "mine.yaml",
+        "--stage",
+        "final",
+        *WHERE,
+        *BUCKET,
+        *FAST,
+        "--delete-when-done",
+    )
     assert found.returncode == 3
     assert "failed with status 3" in found.stderr
     assert machine.verbs()[-1] == "queued-resources delete"
 
 
 def test_called_again_it_follows_the_training_that_runs(machine):
-    machine.cloud(("ACTIVE",), training="echo working; while [[ ! -e $FAKE/enough ]]; do sleep 0.02; done; echo finished\n")
+    machine.cloud(
+        ("ACTIVE",),
+        training="echo working; while [[ ! -e $FAKE/enough ]]; do sleep 0.02; done; echo "
+        "finished\n",
+    )
     arguments = ("mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     first = machine.start("tpu_train.sh", *arguments)
-    wait_for(lambda: "working" in first.shown() and sum("tail -c" in call[-1] for call in machine.calls) > 4)
+    wait_for(
+        lambda: (
+            "working" in first.shown() and sum("tail -c" in call[-1] for call in machine.calls) > 4
+        )
+    )
     assert first.shown().splitlines().count("working") == 1
     first.send_signal(signal.SIGINT)
     assert first.wait(timeout=20) == 130
@@ -915,9 +1323,24 @@ def test_called_again_it_follows_the_training_that_runs(machine):
 @pytest.mark.parametrize(
     ("life", "setting", "status", "parts"),
     [
-        (("WAITING_FOR_RESOURCES", "FAILED"), {}, 1, ("the request for TPU zip failed", "queued-resources delete zip")),
-        (("WAITING_FOR_RESOURCES",), {"--wait": "1"}, 1, ("not ready within 1 seconds", "WAITING_FOR_RESOURCES", "--wait")),
-        (("ACTIVE",), {"--type": "v6e-4"}, 2, ("it is there already, as v6e-8 and not v6e-4", "--name")),
+        (
+            ("WAITING_FOR_RESOURCES", "FAILED"),
+            {},
+            1,
+            ("the request for TPU zip failed", "queued-resources delete zip"),
+        ),
+        (
+            ("WAITING_FOR_RESOURCES",),
+            {"--wait": "1"},
+            1,
+            ("not ready within 1 seconds", "WAITING_FOR_RESOURCES", "--wait"),
+        ),
+        (
+            ("ACTIVE",),
+            {"--type": "v6e-4"},
+            2,
+            ("it is there already, as v6e-8 and not v6e-4", "--name"),
+        ),
         (("ACTIVE",), {"file": "unreachable"}, 1, ("workers could not be reached",)),
         (("ACTIVE",), {"file": "forbidden"}, 1, ("PERMISSION_DENIED", "could not say")),
         (("ACTIVE",), {"file": "full"}, 1, ("no more capacity", "could not be created")),
@@ -928,7 +1351,9 @@ def test_what_cannot_go_on_ends_with_a_reason(life, setting, status, parts, mach
     options = [word for name, value in setting.items() if name != "file" for word in (name, value)]
     if "file" in setting:
         (machine.fake / setting["file"]).touch()
-    found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, *options)
+    found = machine.run(
+        "tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST, *options
+    )
     assert found.returncode == status, found.stderr
     for part in parts:
         assert part in found.stderr
@@ -946,7 +1371,11 @@ def test_a_tpu_that_someone_deletes_is_not_created_again(machine):
 @pytest.mark.parametrize("training", ["sleep 60\n", "exit 130\n"])
 def test_a_tpu_that_its_user_suspends_is_not_created_again(training, machine):
     """Whether the state is seen first, or that the training was interrupted."""
-    machine.cloud(("ACTIVE until gone", "SUSPENDING USER", "SUSPENDED USER"), ("ACTIVE",), training='touch "$FAKE/gone"; ' + training)
+    machine.cloud(
+        ("ACTIVE until gone", "SUSPENDING USER", "SUSPENDED USER"),
+        ("ACTIVE",),
+        training='touch "$FAKE/gone"; ' + training,
+    )
     found = machine.run("tpu_train.sh", "mine.yaml", "--stage", "final", *WHERE, *BUCKET, *FAST)
     assert found.returncode == 1
     assert "deleted or stopped by someone else (SUSPENDED)" in found.stderr
@@ -988,16 +1417,27 @@ def worker_status(machine, directory):
 def test_a_worker_in_the_background_says_how_it_is(machine):
     directory = machine.fake / "worker"
     write_script(
-        machine.fake / "venv" / "bin" / "zip-rc", "#!/usr/bin/env bash\ntrap 'echo saved; exit 130' TERM\necho up\nsleep 60 & wait\n"
+        machine.fake / "venv" / "bin" / "zip-rc",
+        "#!/usr/bin/env bash\ntrap 'echo saved; exit 130' TERM\necho up\nsleep 60 & wait\n",
     )
-    arguments = ("mine.yaml", "--stage", "final", "--dir", directory, "--venv", machine.fake / "venv", "--no-install")
+    arguments = (
+        "mine.yaml",
+        "--stage",
+        "final",
+        "--dir",
+        directory,
+        "--venv",
+        machine.fake / "venv",
+        "--no-install",
+    )
     assert worker_status(machine, directory) == "zip_rc_status: none\n"
     assert machine.run("tpu_worker.sh", *arguments, "--detach").returncode == 0
     assert worker_status(machine, directory) == "zip_rc_status: running\n"
     assert "already runs" in machine.run("tpu_worker.sh", *arguments, "--detach").stderr
     check_refusal(machine.run("tpu_worker.sh", *arguments), "another training runs there")
     wait_for(lambda: "up" in (directory / "log").read_text())
-    os.kill(int((directory / "pid").read_text()), signal.SIGTERM)  # as a machine does that is taken away
+    # as a machine does that is taken away
+    os.kill(int((directory / "pid").read_text()), signal.SIGTERM)
     wait_for((directory / "status").exists)
     assert worker_status(machine, directory) == "zip_rc_status: 130\n"
     assert "saved" in (directory / "log").read_text()
@@ -1009,31 +1449,73 @@ def test_a_worker_in_the_background_says_how_it_is(machine):
 
 
 def test_a_failing_installation_is_reported(machine):
-    write_script(machine.fake / "venv" / "bin" / "python", "#!/usr/bin/env bash\necho 'no such package'\nexit 4\n")
+    write_script(
+        machine.fake / "venv" / "bin" / "python",
+        "#!/usr/bin/env bash\necho 'no such package'\nexit 4\n",
+    )
     directory = machine.fake / "worker"
-    arguments = ("mine.yaml", "--stage", "final", "--dir", directory, "--venv", machine.fake / "venv", "--package", "x[tpu]")
+    arguments = (
+        "mine.yaml",
+        "--stage",
+        "final",
+        "--dir",
+        directory,
+        "--venv",
+        machine.fake / "venv",
+        "--package",
+        "x[tpu]",
+    )
     assert machine.run("tpu_worker.sh", *arguments).returncode == 4
     assert worker_status(machine, directory) == "zip_rc_status: 4\n"
 
 
-@pytest.mark.parametrize(("platform", "variable"), [("tpu", "tpu,cpu"), ("cuda", "cuda,cpu"), ("cpu", "cpu"), (None, "mine")])
+@pytest.mark.parametrize(
+    ("platform", "variable"),
+    [("tpu", "tpu,cpu"), ("cuda", "cuda,cpu"), ("cpu", "cpu"), (None, "mine")],
+)
 def test_jax_must_find_the_platform_that_is_named(platform, variable, machine):
-    write_script(machine.fake / "venv" / "bin" / "zip-rc", '#!/usr/bin/env bash\necho "platforms $JAX_PLATFORMS"\n')
-    arguments = ["mine.yaml", "--stage", "final", "--dir", machine.fake / "worker", "--venv", machine.fake / "venv", "--no-install"]
-    found = machine.run("tpu_worker.sh", *arguments, *(("--platform", platform) if platform else ()), JAX_PLATFORMS="mine")
+    write_script(
+        machine.fake / "venv" / "bin" / "zip-rc",
+        '#!/usr/bin/env bash\necho "platforms $JAX_PLATFORMS"\n',
+    )
+    arguments = [
+        "mine.yaml",
+        "--stage",
+        "final",
+        "--dir",
+        machine.fake / "worker",
+        "--venv",
+        machine.fake / "venv",
+        "--no-install",
+    ]
+    found = machine.run(
+        "tpu_worker.sh",
+        *arguments,
+        *(("--platform", platform) if platform else ()),
+        JAX_PLATFORMS="mine",
+    )
     assert f"platforms {variable}\n" in found.stdout
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A run directory with a random policy of the demo's vocabulary and graded rollouts, and a config that trains on them."""
+    """A run directory with a random policy of the demo's vocabulary and graded rollouts, and a
+    config that trains on them."""
     directory = tmp_path_factory.mktemp("run")
     path = directory / "tiny.yaml"
-    text = (ROOT / "configs" / "chain_sum_demo.yaml").read_text().replace("path: embedded:chain_sum_policy", "path: ''")
+    text = (
+        (ROOT / "configs" / "chain_sum_demo.yaml")
+        .read_text()
+        .replace("path: embedded:chain_sum_policy", "path: ''")
+    )
     path.write_text(text)
-    config = load_config(path, ["policy.examples=16", "policy.train.row_tokens=160", "model.n_layers=1"])
+    config = load_config(
+        path, ["policy.examples=16", "policy.train.row_tokens=160", "model.n_layers=1"]
+    )
     tokenizer = word_level(vocabulary(LARGEST_NUMBER))
-    write_rollouts(directory / "graded", solution_rollouts(config, tokenizer), metadata={"made": "by a test"})
+    write_rollouts(
+        directory / "graded", solution_rollouts(config, tokenizer), metadata={"made": "by a test"}
+    )
     LanguageModel.create(config.model, tokenizer, 0).save(directory / "policy")
     return directory
 
@@ -1041,23 +1523,49 @@ def prepared(tmp_path_factory):
 @pytest.mark.slow
 def test_the_worker_really_trains_resumes_and_loads(prepared, machine):
     venv = pathlib.Path(sys.executable).parent.parent
-    settings = ("critic.steps=2", "critic.batch_rows=2", "critic.eval_rollouts=0", "critic.log_every=1", "critic.save_seconds=0.001")
-    arguments = (prepared / "tiny.yaml", "--stage", "critic", "--dir", machine.fake / "worker", "--venv", venv, "--no-install")
+    settings = (
+        "critic.steps=2",
+        "critic.batch_rows=2",
+        "critic.eval_rollouts=0",
+        "critic.log_every=1",
+        "critic.save_seconds=0.001",
+    )
+    arguments = (
+        prepared / "tiny.yaml",
+        "--stage",
+        "critic",
+        "--dir",
+        machine.fake / "worker",
+        "--venv",
+        venv,
+        "--no-install",
+    )
     arguments += ("--run-dir", prepared, "--platform", "cpu", *settings)
 
     def train():
-        found = machine.run("tpu_worker.sh", *arguments, timeout=120, XLA_FLAGS="--xla_backend_optimization_level=0")
-        assert worker_status(machine, machine.fake / "worker") == f"zip_rc_status: {found.returncode}\n"
+        found = machine.run(
+            "tpu_worker.sh", *arguments, timeout=120, XLA_FLAGS="--xla_backend_optimization_level=0"
+        )
+        assert (
+            worker_status(machine, machine.fake / "worker")
+            == f"zip_rc_status: {found.returncode}\n"
+        )
         return found.returncode
 
     def metrics():
-        return [json.loads(line) for line in (prepared / "critic" / "metrics.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (prepared / "critic" / "metrics.jsonl").read_text().splitlines()
+        ]
 
-    failing = machine.start("tpu_worker.sh", *arguments, "--dir", machine.fake / "other", "critic.steps=0")
+    failing = machine.start(
+        "tpu_worker.sh", *arguments, "--dir", machine.fake / "other", "critic.steps=0"
+    )
     assert train() == 0
     first = metrics()
     assert [m["step"] for m in first] == [1, 2]
-    # As if it had been killed after its first checkpoint: the second step is done again, the first is not.
+    # As if it had been killed after its first checkpoint: the second step is done again, the first
+    # is not.
     shutil.rmtree(prepared / "critic" / "model")
     shutil.rmtree(prepared / "critic" / "checkpoints" / "2")
     assert train() == 0

@@ -8,14 +8,24 @@ import datetime
 import numpy as np
 import pytest
 
-from harness.small_tokenizers import CHATML_TEMPLATE, GEMMA_TEMPLATE, LLAMA_TEMPLATE, chatml, gemma, llama
+from harness.small_tokenizers import (
+    CHATML_TEMPLATE,
+    GEMMA_TEMPLATE,
+    LLAMA_TEMPLATE,
+    chatml,
+    gemma,
+    llama,
+)
 from zip_rc_jax.models.io import chat
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.runtime.errors import UsageError
 
 PARTS_TEMPLATE = """{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}
-{%- for p in m.content %}[{{ p.text | trim }}]{% endfor %}{% endif %}{% endfor %}<assistant>"""
-ONLY_PARTS = "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+{%- for p in m.content %}[{{ p.text | trim }}]{% endfor %}{% endif %}{% endfor %}<assistant>"""  # noqa: E501
+ONLY_PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{{ p.text }}{% endfor "
+    "%}{% endfor %}"
+)
 ONE = [{"role": "user", "content": "x"}]
 
 
@@ -32,7 +42,11 @@ def part(text):
 
 CONVERSATIONS = [
     [{"role": "user", "content": " hello "}],
-    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "extra": None}, {"role": "user", "content": "c"}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "extra": None},
+        {"role": "user", "content": "c"},
+    ],
     [{"role": "user", "content": "<|im_end|> {{ 1 }} {% raw %}"}],
 ]
 FEATURES = """{% set ns = namespace(n=0, last='') %}
@@ -40,15 +54,19 @@ FEATURES = """{% set ns = namespace(n=0, last='') %}
 {%- for m in messages %}{% if loop.index0 > 5 %}{% break %}{% endif %}{% set ns.n = ns.n + 1 %}{{ turn(m) | trim }}{{ '%03d|' % ns.n }}
 {{- m | tojson(indent=2) }}{{ 'ab' * 3 }}{{ '{:>5}'.format(ns.n) }}{{ m.content.replace('l', 'L').split('o')[-1].strip() }}
 {%- endfor %}{{ [3, 1] | sort | join(', ') }}{{ messages | map(attribute='role') | list }}{{ 2 ** 5 }}{{ tools is none }}
-{{- dict(a=1) }}{% if add_generation_prompt %}{{ eos_token }}{% endif %}{{ bos_token is defined }}{{ 'x' | indent(2) | center(9) }}"""
+{{- dict(a=1) }}{% if add_generation_prompt %}{{ eos_token }}{% endif %}{{ bos_token is defined }}{{ 'x' | indent(2) | center(9) }}"""  # noqa: E501
 
 
-@pytest.mark.parametrize("template", [CHATML_TEMPLATE, GEMMA_TEMPLATE, LLAMA_TEMPLATE, PARTS_TEMPLATE, FEATURES])
+@pytest.mark.parametrize(
+    "template", [CHATML_TEMPLATE, GEMMA_TEMPLATE, LLAMA_TEMPLATE, PARTS_TEMPLATE, FEATURES]
+)
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_a_template_writes_what_it_writes_in_transformers(template, messages):
     special = {"bos_token": "<|endoftext|>"}
     tokenizer = Tokenizer(chatml().backend, ("<|im_end|>",), template, special)
-    theirs = tokenizer._hugging_face.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **special)
+    theirs = tokenizer._hugging_face.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, **special
+    )
     assert tokenizer.chat(messages) == theirs
 
 
@@ -65,7 +83,9 @@ def test_reasoning_has_all_its_names_and_tools_may_be_functions():
         return a + 1
 
     tokenizer = of(template)
-    assert tokenizer.chat([turn], tools=[add]) == tokenizer._hugging_face.apply_chat_template([turn], tokenize=False, tools=[add])
+    assert tokenizer.chat([turn], tools=[add]) == tokenizer._hugging_face.apply_chat_template(
+        [turn], tokenize=False, tools=[add]
+    )
 
 
 # ---- content
@@ -80,9 +100,14 @@ def test_a_list_of_text_parts_is_their_text_where_the_template_reads_texts(make)
 
 
 def test_a_template_that_reads_parts_gets_them_as_they_are():
-    assert of(PARTS_TEMPLATE).chat([{"role": "user", "content": [part(" a "), part("b")]}]) == "<user>[a][b]<assistant>"
+    assert (
+        of(PARTS_TEMPLATE).chat([{"role": "user", "content": [part(" a "), part("b")]}])
+        == "<user>[a][b]<assistant>"
+    )
     assert of(PARTS_TEMPLATE).chat(ONE) == "<user>x<assistant>"
-    assert of(ONLY_PARTS).chat([{"role": "user", "content": "whole"}]) == "<user>whole", "a text is one part where only parts are read"
+    assert of(ONLY_PARTS).chat([{"role": "user", "content": "whole"}]) == "<user>whole", (
+        "a text is one part where only parts are read"
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,10 +117,16 @@ def test_a_template_that_reads_parts_gets_them_as_they_are():
         ({"role": "user", "content": None}, r"turn 0 of role 'user': it has no content"),
         ({"role": "assistant", "content": None, "tool_calls": []}, r"it has no content"),
         ({"role": "user", "content": []}, r"turn 0 with content \[\]"),
-        ({"role": "user", "content": 5}, r"turn 0 with content 5: content is a text, or a list of parts"),
+        (
+            {"role": "user", "content": 5},
+            r"turn 0 with content 5: content is a text, or a list of parts",
+        ),
         ({"role": "user", "content": b"x"}, r"turn 0 of a chat: it holds a bytes"),
         ({"role": "user", "content": {"text": "x"}}, r"content is a text, or a list of parts"),
-        ({"role": "user", "content": [part("x"), {"type": "image_url", "image_url": "y"}]}, r"a part of type 'image_url'"),
+        (
+            {"role": "user", "content": [part("x"), {"type": "image_url", "image_url": "y"}]},
+            r"a part of type 'image_url'",
+        ),
         ({"role": "user", "content": [part(5)]}, r"it holds no text"),
         ({"role": "user", "content": [{"type": "text"}]}, r"it holds no text"),
         ({"role": "user", "content": [None]}, r"a part of type 'NoneType'"),
@@ -113,8 +144,16 @@ def test_turns_that_say_nothing_are_refused_by_name(turn, message):
 
 
 def test_a_turn_that_calls_a_tool_needs_no_content_and_an_empty_text_is_one():
-    template = "{% for m in messages %}{{ m.role }}{{ m.content is defined }}{{ m.tool_calls }}{% endfor %}"
-    assert of(template).chat([{"role": "assistant", "content": None, "tool_calls": [{"n": np.int64(3)}]}]) == "assistantFalse[{'n': 3}]"
+    template = (
+        "{% for m in messages %}{{ m.role }}{{ m.content is defined }}{{ m.tool_calls }}{% "
+        "endfor %}"
+    )
+    assert (
+        of(template).chat(
+            [{"role": "assistant", "content": None, "tool_calls": [{"n": np.int64(3)}]}]
+        )
+        == "assistantFalse[{'n': 3}]"
+    )
     assert of("{{ messages[0].content }}.").chat([{"role": "user", "content": ""}]) == "."
 
 
@@ -158,22 +197,31 @@ def test_the_callers_messages_stay_as_they_are():
     ],
 )
 def test_whatever_a_template_raises_is_a_refusal(template):
-    with pytest.raises(UsageError, match="chat messages: the model's template|the model's chat template: it is not valid"):
+    with pytest.raises(
+        UsageError,
+        match="chat messages: the model's template|the model's chat template: it is not valid",
+    ):
         of(template).chat(ONE)
 
 
 # ---- templates that never end
 
 
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}BODY{% endfor %}{% endfor %}{% endfor %}"
+LOOP = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}BODY{% "
+    "endfor %}{% endfor %}{% endfor %}"
+)
 ENDLESS = {
     "silent loops": LOOP.replace("BODY", "{% set x = 1 %}"),
     "empty loops": LOOP.replace("BODY", ""),
     "loops that write": LOOP.replace("BODY", "x"),
     "loops in a macro": "{% macro f() %}" + LOOP.replace("BODY", "x") + "{% endmacro %}{{ f() }}",
     "loops in a block": "{% set x %}" + LOOP.replace("BODY", "x") + "{% endset %}",
-    "loops in a marked part": "{% generation %}" + LOOP.replace("BODY", "x") + "{% endgeneration %}",
-    "loops that skip": "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor %}{% endfor %}",
+    "loops in a marked part": "{% generation %}"
+    + LOOP.replace("BODY", "x")
+    + "{% endgeneration %}",
+    "loops that skip": "{% for a in range(99999) %}{% for b in range(99999) if b < 0 %}{% endfor "
+    "%}{% endfor %}",
 }
 HUGE = [
     "{{ 'x' * 10**12 }}",
@@ -221,7 +269,12 @@ def test_the_limits_leave_large_chats_alone():
     """Ten million characters, and hundreds of turns."""
     long = "word " * 2_000_000  # only rendered here
     assert long in chatml().chat([{"role": "user", "content": long}])
-    assert chatml().chat([{"role": "user", "content": str(i)} for i in range(2000)]).count("<|im_start|>user") == 2000
+    assert (
+        chatml()
+        .chat([{"role": "user", "content": str(i)} for i in range(2000)])
+        .count("<|im_start|>user")
+        == 2000
+    )
 
 
 # ---- the date

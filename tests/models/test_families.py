@@ -1,4 +1,5 @@
-"""Parity with Hugging Face: tiny torch models of every family against ours, read from the files that torch saves, and back."""
+"""Parity with Hugging Face: tiny torch models of every family against ours, read from the files
+that torch saves, and back."""
 
 from __future__ import annotations
 
@@ -21,7 +22,17 @@ from safetensors.torch import save_file as save_torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.forwards import SLOTS, continued, empty, full, gather, padded, prefill, step
-from harness.hf_models import MODELS, ROWS, TOKENS, VOCAB, WIDTH, error, load, torch_logits, torch_model
+from harness.hf_models import (
+    MODELS,
+    ROWS,
+    TOKENS,
+    VOCAB,
+    WIDTH,
+    error,
+    load,
+    torch_logits,
+    torch_model,
+)
 from zip_rc_jax.config import ModelConfig, RopeScaling
 from zip_rc_jax.models.io import huggingface
 from zip_rc_jax.models.io.families import FAMILIES, Family, read_config, write_config
@@ -70,10 +81,13 @@ def expected(pair) -> np.ndarray:
 
 # ---- what is compared
 
-# Settings that no forward depends on, or that must be the default; all others differ from it in some model of the family.
+# Settings that no forward depends on, or that must be the default; all others differ from it in
+# some model of the family.
 BOOKKEEPING = {
-    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder", "label2id", "model_type",
-    "output_attentions", "output_hidden_states", "problem_type", "return_dict", "transformers_version",
+    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label",
+    "is_encoder_decoder", "label2id", "model_type",
+    "output_attentions", "output_hidden_states", "problem_type", "return_dict",
+    "transformers_version",
 }  # fmt: skip
 IRRELEVANT = {
     "initializer_range": "the parameters are loaded",
@@ -95,15 +109,25 @@ def flat(settings, prefix=""):
     """Nested settings with dotted names."""
     found = {}
     for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= (
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}
+        )
     return found
 
 
 @pytest.mark.parametrize("family", [family.model_type for family in FAMILIES])
 def test_the_models_differ_from_the_defaults_in_every_setting_that_matters(family):
-    configs = [torch_model(name).config for name, (model_type, _) in MODELS.items() if model_type == family]
+    configs = [
+        torch_model(name).config for name, (model_type, _) in MODELS.items() if model_type == family
+    ]
     default = flat(type(configs[0])().to_dict())
-    same = {name for name, value in default.items() if all(flat(config.to_dict()).get(name, value) == value for config in configs)}
+    same = {
+        name
+        for name, value in default.items()
+        if all(flat(config.to_dict()).get(name, value) == value for config in configs)
+    }
     assert {name for name in same if name.split(".")[0] not in BOOKKEEPING} <= IRRELEVANT.keys()
 
 
@@ -122,8 +146,12 @@ def test_full_forward(pair, expected):
 def test_every_parameter_matters_to_the_comparison(pair, expected):
     """What could be zeroed without a trace would not have been compared."""
     for path, _ in jax.tree_util.tree_leaves_with_path(pair.params):
-        changed = jax.tree_util.tree_map_with_path(lambda p, x, path=path: x * 0 if p == path else x, pair.params)
-        assert error(full(pair.config, changed, TOKENS), expected) > 10 * TOLERANCE, jax.tree_util.keystr(path)
+        changed = jax.tree_util.tree_map_with_path(
+            lambda p, x, path=path: x * 0 if p == path else x, pair.params
+        )
+        assert error(full(pair.config, changed, TOKENS), expected) > 10 * TOLERANCE, (
+            jax.tree_util.keystr(path)
+        )
 
 
 def test_cached_decoding_from_every_split_point(pair, expected):
@@ -137,7 +165,12 @@ def test_cached_decoding_from_every_split_point(pair, expected):
 
 
 def test_cached_decoding_of_gathered_and_branched_rows_of_different_lengths(pair):
-    lengths, index, at, steps = np.array([9, 6, 11, 3]), np.array([2, 0, 0, 1]), np.array([1, 3, 0, 2]), 6
+    lengths, index, at, steps = (
+        np.array([9, 6, 11, 3]),
+        np.array([2, 0, 0, 1]),
+        np.array([1, 3, 0, 2]),
+        6,
+    )
     _, cache = prefill(pair.config, pair.params, padded(TOKENS, lengths), lengths)
     pool = gather(empty(pair.config, ROWS), cache, index, at, SLOTS)
     source, position = np.zeros_like(TOKENS), np.zeros(ROWS, int)
@@ -151,11 +184,15 @@ def test_cached_decoding_of_gathered_and_branched_rows_of_different_lengths(pair
 
 def test_cached_decoding_equals_that_of_torch(pair):
     split, tokens = 8, torch.from_numpy(TOKENS.astype(np.int64))
-    _, cache = prefill(pair.config, pair.params, padded(TOKENS, np.full(ROWS, split)), np.full(ROWS, split))
+    _, cache = prefill(
+        pair.config, pair.params, padded(TOKENS, np.full(ROWS, split)), np.full(ROWS, split)
+    )
     with torch.no_grad():
         theirs = pair.torch(tokens[:, :split], use_cache=True)
         for t in range(split, WIDTH):
-            theirs = pair.torch(tokens[:, t : t + 1], past_key_values=theirs.past_key_values, use_cache=True)
+            theirs = pair.torch(
+                tokens[:, t : t + 1], past_key_values=theirs.past_key_values, use_cache=True
+            )
             ours, cache = step(pair.config, pair.params, cache, TOKENS[:, t], np.full(ROWS, t))
             assert error(ours, theirs.logits[:, 0].numpy()) < TOLERANCE
 
@@ -168,7 +205,13 @@ TOKENIZER = types.SimpleNamespace(eos_ids=(1,), save_pretrained=lambda directory
 def export(pair, directory):
     """Ours, written as a Hugging Face checkpoint."""
     family, settings = write_config(pair.config)
-    write_checkpoint(directory, settings, read_params(pair.config, family, pair.params, jnp.float32), TOKENIZER, "float32")
+    write_checkpoint(
+        directory,
+        settings,
+        read_params(pair.config, family, pair.params, jnp.float32),
+        TOKENIZER,
+        "float32",
+    )
 
 
 def read_by_torch(directory):
@@ -188,7 +231,8 @@ def test_torch_reads_what_we_write_and_gives_the_same_logits(pair, expected, tmp
 
 
 def test_config_json_says_the_same_to_transformers_4(pair, tmp_path):
-    """It knows no `rope_parameters` and, before 4.56, no `dtype`: without the older names it would rotate by the family's usual base."""
+    """It knows no `rope_parameters` and, before 4.56, no `dtype`: without the older names it would
+    rotate by the family's usual base."""
     export(pair, tmp_path / "model")
     settings = json.loads((tmp_path / "model" / "config.json").read_text())
     rope = pair.torch.config.rope_parameters
@@ -196,10 +240,16 @@ def test_config_json_says_the_same_to_transformers_4(pair, tmp_path):
     assert settings["rope_theta"] == rotation["rope_theta"]
     scaling = {name: value for name, value in rotation.items() if name != "rope_theta"}
     assert settings["rope_scaling"] == (None if scaling == {"rope_type": "default"} else scaling)
-    assert settings.get("rope_local_base_freq") == (rope["sliding_attention"]["rope_theta"] if "sliding_attention" in rope else None)
+    assert settings.get("rope_local_base_freq") == (
+        rope["sliding_attention"]["rope_theta"] if "sliding_attention" in rope else None
+    )
     assert settings["torch_dtype"] == "float32"
-    # transformers 5 reads the older names, the newer ones and both beside each other as the same model.
-    older, newer = {"rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype"}, {"rope_parameters", "dtype"}
+    # transformers 5 reads the older names, the newer ones and both beside each other as the same
+    # model.
+    older, newer = (
+        {"rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype"},
+        {"rope_parameters", "dtype"},
+    )
     for left_out in (set(), older, newer):
         kept = {name: value for name, value in settings.items() if name not in left_out}
         assert read_config(kept, "x") == (pair.family, pair.config)
@@ -230,26 +280,39 @@ def test_bfloat16_parameters_stay_near_torch_in_float32(pair, expected):
 
 def test_parameters_are_read_straight_into_their_shards(plain):
     layout = Layout(make_mesh(fsdp=2, tensor=2), TRAIN_RULES)
-    params = load_params(plain.config, plain.family, SafetensorsSource(plain.directory), jnp.float32, layout)
+    params = load_params(
+        plain.config, plain.family, SafetensorsSource(plain.directory), jnp.float32, layout
+    )
     jax.tree.map(np.testing.assert_array_equal, params, plain.params)
     axes = param_axes(plain.config)
-    jax.tree.map(lambda x, names: np.testing.assert_equal(x.sharding.is_equivalent_to(layout.sharding(names), x.ndim), True), params, axes)
+    jax.tree.map(
+        lambda x, names: np.testing.assert_equal(
+            x.sharding.is_equivalent_to(layout.sharding(names), x.ndim), True
+        ),
+        params,
+        axes,
+    )
     assert params["blocks"]["0_attention"]["gate"].addressable_shards[0].data.shape == (2, 24, 20)
 
 
 def test_a_config_that_no_family_has_is_not_written(pair):
-    for impossible in ({"scale_embedding": not pair.config.scale_embedding}, {"norm_plus_one": not pair.config.norm_plus_one}):
+    for impossible in (
+        {"scale_embedding": not pair.config.scale_embedding},
+        {"norm_plus_one": not pair.config.norm_plus_one},
+    ):
         with pytest.raises(UsageError, match=NO_FAMILY):
             write_config(dataclasses.replace(pair.config, **impossible))
 
 
 NO_FAMILY = "no Hugging Face architecture has this combination"
 OWN = ModelConfig(
-    vocab_size=VOCAB, d_model=48, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=40, rope_theta=77.0, max_positions=200
+    vocab_size=VOCAB, d_model=48, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=40,
+    rope_theta=77.0, max_positions=200
 )  # fmt: skip
 KINDS = ("sliding", "sliding", "attention", "sliding")
 GEMMA = dataclasses.replace(
-    OWN, layer_types=KINDS, sliding_window=5, norm_plus_one=True, post_norms=True, scale_embedding=True, activation="gelu_tanh"
+    OWN, layer_types=KINDS, sliding_window=5, norm_plus_one=True, post_norms=True,
+    scale_embedding=True, activation="gelu_tanh"
 )  # fmt: skip
 
 
@@ -259,17 +322,22 @@ GEMMA = dataclasses.replace(
         (OWN, {"layer_types": ("attention",) * 4}, "qwen3"),
         (OWN, {"layer_types": ("attention",) * 4, "qk_norm": False}, "llama"),
         (OWN, {"attention_scale": 32**-0.5}, "qwen3"),
-        (OWN, {"rope_scaling": RopeScaling("linear", factor=2.0, original_positions=4096)}, "qwen3"),
+        (OWN, {"rope_scaling": RopeScaling("linear", factor=2.0, original_positions=4096)},
+        "qwen3"),
         (OWN, {"rope_scaling": RopeScaling("none", factor=2.0)}, "qwen3"),
         (OWN, {"sliding_rope_theta": 5.0, "conv_bias": True}, "qwen3"),
         (OWN, {"layer_types": KINDS, "sliding_window": 5, "sliding_rope_theta": 77.0}, "qwen3"),
-        (OWN, {"layer_types": KINDS, "sliding_window": 5, "rope_scaling": RopeScaling("linear", factor=2.0)}, "qwen3"),
+        (OWN, {"layer_types": KINDS, "sliding_window": 5, "rope_scaling": RopeScaling("linear",
+        factor=2.0)}, "qwen3"),
         (GEMMA, {}, "gemma3_text"),
         (GEMMA, {"sliding_rope_theta": 5.0}, "gemma3_text"),
     ],
     ids=[
-        "full attention by name", "full attention by name, no norms", "the usual scale by number", "parts of other scalings",
-        "a factor without scaling", "settings of layers that are not there", "one base, twice", "scaled sliding layers",
+        "full attention by name", "full attention by name, no "
+                                  "norms", "the usual scale by number", "parts of other scalings",
+        "a factor without "
+        "scaling", "settings of layers that are not "
+                   "there", "one base, twice", "scaled sliding layers",
         "Gemma with the usual scale and one base", "Gemma with the usual scale",
     ],
 )  # fmt: skip
@@ -286,7 +354,8 @@ def test_a_model_is_written_however_its_config_spells_it(config, changes, model_
 @pytest.mark.parametrize(
     ("config", "changes"),
     [
-        (GEMMA, {"rope_scaling": RopeScaling("linear", factor=2.0)}),  # of its layers only the full ones can be scaled
+        # of its layers only the full ones can be scaled
+        (GEMMA, {"rope_scaling": RopeScaling("linear", factor=2.0)}),
         (GEMMA, {"attention_scale": 2.0}),  # written as 1 / scale^2, a whole number
         (OWN, {"attention_scale": 0.5}),
         (OWN, {"layer_types": KINDS, "sliding_window": 5, "sliding_rope_theta": 5.0}),
@@ -302,7 +371,9 @@ def test_shards_are_written_and_read(plain, tmp_path, monkeypatch):
     export(plain, tmp_path / "model")
     assert len(list((tmp_path / "model").glob("model-*-of-*.safetensors"))) > 3
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "model")[2], plain.params)
-    np.testing.assert_array_equal(torch_logits(read_by_torch(tmp_path / "model"), TOKENS), torch_logits(plain.torch, TOKENS))
+    np.testing.assert_array_equal(
+        torch_logits(read_by_torch(tmp_path / "model"), TOKENS), torch_logits(plain.torch, TOKENS)
+    )
 
 
 def test_an_existing_directory_is_not_overwritten(plain, tmp_path):
@@ -314,7 +385,8 @@ def test_an_existing_directory_is_not_overwritten(plain, tmp_path):
 
 
 def rewritten(pair, directory, change=lambda tensors: None, settings=None):
-    """A copy of the checkpoint after `change` of its tensors, with other contents of config.json."""
+    """A copy of the checkpoint after `change` of its tensors, with other contents of
+    config.json."""
     shutil.copytree(pair.directory, directory, dirs_exist_ok=True)
     tensors = load_file(directory / "model.safetensors")
     save_file(change(tensors) or tensors, directory / "model.safetensors")
@@ -327,17 +399,33 @@ def rewritten(pair, directory, change=lambda tensors: None, settings=None):
 @pytest.mark.parametrize(
     ("prefix", "head", "vision"),
     [
-        ("model.language_model.", "lm_head.weight", ("model.vision_tower.x.weight", "model.multi_modal_projector.y")),
-        ("language_model.model.", "language_model.lm_head.weight", ("vision_tower.x.weight", "multi_modal_projector.y")),
+        (
+            "model.language_model.",
+            "lm_head.weight",
+            ("model.vision_tower.x.weight", "model.multi_modal_projector.y"),
+        ),
+        (
+            "language_model.model.",
+            "language_model.lm_head.weight",
+            ("vision_tower.x.weight", "multi_modal_projector.y"),
+        ),
     ],
 )
 def test_a_multimodal_gemma_is_read_as_its_text_model(pair, prefix, head, vision, tmp_path):
     def rename(tensors):
-        named = {head if name == "lm_head.weight" else prefix + name.removeprefix("model."): x for name, x in tensors.items()}
+        named = {
+            head if name == "lm_head.weight" else prefix + name.removeprefix("model."): x
+            for name, x in tensors.items()
+        }
         return named | {name: np.ones(3, np.float32) for name in vision}
 
     text = json.loads((pair.directory / "config.json").read_text())
-    settings = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    settings = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": {},
+    }
     family, config, params = load(rewritten(pair, tmp_path, rename, settings))
     assert (family, config) == (pair.family, pair.config)
     jax.tree.map(np.testing.assert_array_equal, params, pair.params)
@@ -352,26 +440,80 @@ def test_a_tied_model_may_repeat_its_embedding_but_not_contradict_it(pair, tmp_p
         repeat(tensors)
         tensors["lm_head.weight"][0, 0] += 1
 
-    jax.tree.map(np.testing.assert_array_equal, load(rewritten(pair, tmp_path / "repeats", repeat))[2], pair.params)
-    with pytest.raises(UsageError, match="lm_head.weight of .*tied to the embedding, but they differ"):
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load(rewritten(pair, tmp_path / "repeats", repeat))[2],
+        pair.params,
+    )
+    with pytest.raises(
+        UsageError, match="lm_head.weight of .*tied to the embedding, but they differ"
+    ):
         load(rewritten(pair, tmp_path / "contradicts", contradict))
 
 
 def test_old_spellings_of_config_json_are_understood():
-    """`rope_theta` and `rope_scaling` beside each other, LFM2's block_ff_dim, Gemma's sliding_window_pattern: as published files say it."""
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    """`rope_theta` and `rope_scaling` beside each other, LFM2's block_ff_dim, Gemma's
+    sliding_window_pattern: as published files say it."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
     scaling["original_max_position_embeddings"] = 8192
-    llama = read_config({"model_type": "llama", "rope_theta": 5e5, "rope_scaling": scaling, "max_position_embeddings": 131072}, "x")[1]
-    assert (llama.rope_theta, llama.rope_scaling.kind, llama.rope_scaling.factor) == (5e5, "llama3", 8.0)
-    lfm2 = {"model_type": "lfm2", "block_ff_dim": 6656, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "hidden_size": 1024}
-    lfm2 |= {"num_hidden_layers": 4, "num_attention_heads": 16, "full_attn_idxs": [2], "rope_theta": 1e6, "tie_embedding": True}
+    llama = read_config(
+        {
+            "model_type": "llama",
+            "rope_theta": 5e5,
+            "rope_scaling": scaling,
+            "max_position_embeddings": 131072,
+        },
+        "x",
+    )[1]
+    assert (llama.rope_theta, llama.rope_scaling.kind, llama.rope_scaling.factor) == (
+        5e5,
+        "llama3",
+        8.0,
+    )
+    lfm2 = {
+        "model_type": "lfm2",
+        "block_ff_dim": 6656,
+        "block_multiple_of": 256,
+        "block_ffn_dim_multiplier": 1.0,
+        "hidden_size": 1024,
+    }
+    lfm2 |= {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "full_attn_idxs": [2],
+        "rope_theta": 1e6,
+        "tie_embedding": True,
+    }
     config = read_config(lfm2, "x")[1]
-    assert (config.d_ff, config.kinds, config.tied) == (4608, ("conv", "conv", "attention", "conv"), True)
-    gemma = {"model_type": "gemma3_text", "num_hidden_layers": 7, "sliding_window_pattern": 3, "sliding_window": 512}
-    gemma |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    assert (config.d_ff, config.kinds, config.tied) == (
+        4608,
+        ("conv", "conv", "attention", "conv"),
+        True,
+    )
+    gemma = {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 7,
+        "sliding_window_pattern": 3,
+        "sliding_window": 512,
+    }
+    gemma |= {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
     config = read_config(gemma, "x")[1]
     assert [i for i, kind in enumerate(config.kinds) if kind == "attention"] == [2, 5]
-    assert (config.rope_theta, config.rope_scaling.kind, config.rope_scaling.factor, config.sliding_rope_theta) == (1e6, "linear", 8.0, 1e4)
+    assert (
+        config.rope_theta,
+        config.rope_scaling.kind,
+        config.rope_scaling.factor,
+        config.sliding_rope_theta,
+    ) == (1e6, "linear", 8.0, 1e4)
 
 
 # ---- errors
@@ -384,8 +526,14 @@ NORM = "model.layers.1.input_layernorm.weight"
     ("change", "words"),
     [
         (lambda t: {k: v for k, v in t.items() if k != NORM}, f"1 missing \\({NORM}\\)"),
-        (lambda t: t | {"model.layers.1.surplus.weight": np.ones(3)}, "1 not in this architecture \\(model.layers.1.surplus.weight\\)"),
-        (lambda t: t | {NORM: t[NORM][1:]}, f"1 of another shape \\({NORM} \\(47,\\) instead of \\(48,\\)\\)"),
+        (
+            lambda t: t | {"model.layers.1.surplus.weight": np.ones(3)},
+            "1 not in this architecture \\(model.layers.1.surplus.weight\\)",
+        ),
+        (
+            lambda t: t | {NORM: t[NORM][1:]},
+            f"1 of another shape \\({NORM} \\(47,\\) instead of \\(48,\\)\\)",
+        ),
         (lambda t: t | {NORM: t[NORM] * np.nan}, f"tensors {NORM} of .*NaN"),
         (
             lambda t: t | {"model.embed_tokens.weight": t["model.embed_tokens.weight"] / 0},
@@ -438,21 +586,26 @@ BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
         ({"model_type": "mamba"}, "where: model_type 'mamba'.*llama, qwen3, lfm2, gemma3_text"),
         ({}, "where: model_type None"),
         ({"model_type": "llama", "quantization_config": BITS}, "where: quantization_config"),
-        ({"model_type": "gemma3", "text_config": {}, "quantization_config": BITS}, "where: quantization_config"),
-        ({"model_type": "gemma3", "text_config": {"quantization_config": BITS}}, "where: quantization_config"),
+        ({"model_type": "gemma3", "text_config": {}, "quantization_config": BITS},
+        "where: quantization_config"),
+        ({"model_type": "gemma3", "text_config": {"quantization_config": BITS}},
+        "where: quantization_config"),
         ({"model_type": "qwen3", "rope_scaling": YARN}, "rope_type 'yarn'"),
         ({"model_type": "gemma3_text", "rope_scaling": YARN}, "rope_type 'yarn'"),
         ({"model_type": "llama", "hidden_act": "mish"}, "activation 'mish'"),
-        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True},
+        "use_bidirectional_attention=True"),
         (
-            {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5}},
             "partial_rotary_factor=0.5",
         ),
         (
             {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": LINEAR}},
             "rope_type of sliding_attention='linear'",
         ),
-        ({"model_type": "llama", "hidden_size": "wide"}, "where: it is no valid llama config.*hidden_size"),
+        ({"model_type": "llama", "hidden_size": "wide"}, "where: it is no valid llama "
+                                                         "config.*hidden_size"),
         ({"model_type": "llama", "num_key_value_heads": 5}, "n_kv_heads=5"),
     ],
 )  # fmt: skip
@@ -462,9 +615,12 @@ def test_a_config_that_is_not_implemented_is_refused(settings, words):
 
 
 FOREIGN = {
-    "partial_rotary_factor": 0.5, "num_experts": 8, "num_local_experts": 4, "logit_scale": 0.5, "logits_scaling": 8.0, "clip_qkv": 4.0,
-    "residual_multiplier": 0.2, "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "alibi": True, "parallel_attn": True,
-    "attention_chunk_size": 64, "no_rope_layers": [1, 0], "rotary_pct": 0.25, "is_encoder_decoder": True,
+    "partial_rotary_factor": 0.5, "num_experts": 8, "num_local_experts": 4, "logit_scale": 0.5,
+    "logits_scaling": 8.0, "clip_qkv": 4.0,
+    "residual_multiplier": 0.2, "embedding_multiplier": 12.0, "attention_multiplier": 0.1,
+    "alibi": True, "parallel_attn": True,
+    "attention_chunk_size": 64, "no_rope_layers": [1, 0], "rotary_pct": 0.25,
+    "is_encoder_decoder": True,
 }  # fmt: skip
 
 
@@ -473,9 +629,14 @@ FOREIGN = {
 def test_what_no_family_computes_is_refused_by_name(model_type, name):
     with pytest.raises(UsageError, match=f"{name}={re.escape(repr(FOREIGN[name]))}.*implemented"):
         read_config({"model_type": model_type, name: FOREIGN[name]}, "where")
-    for harmless in (None, *([0] if name not in ("partial_rotary_factor", "rotary_pct") else [1.0])):
+    for harmless in (
+        None,
+        *([0] if name not in ("partial_rotary_factor", "rotary_pct") else [1.0]),
+    ):
         if harmless != 0 or name != "no_rope_layers":
-            assert read_config({"model_type": model_type, name: harmless}, "where") == read_config({"model_type": model_type}, "where")
+            assert read_config({"model_type": model_type, name: harmless}, "where") == read_config(
+                {"model_type": model_type}, "where"
+            )
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "lfm2"])
@@ -490,13 +651,34 @@ def test_soft_caps_of_other_families_are_refused(model_type, name):
 def test_partial_rotation_is_refused_wherever_it_is_stated(name, factor):
     model_type, settings = MODELS[name]
     rope = torch_model(name).config.rope_parameters
-    inside = {kind: part | {"partial_rotary_factor": factor} for kind, part in rope.items()} if "full_attention" in rope else None
-    for stated in ({"partial_rotary_factor": factor}, {"rope_parameters": inside or rope | {"partial_rotary_factor": factor}}):
+    inside = (
+        {kind: part | {"partial_rotary_factor": factor} for kind, part in rope.items()}
+        if "full_attention" in rope
+        else None
+    )
+    for stated in (
+        {"partial_rotary_factor": factor},
+        {"rope_parameters": inside or rope | {"partial_rotary_factor": factor}},
+    ):
         with pytest.raises(UsageError, match=f"partial_rotary_factor={factor}"):
             read_config({"model_type": model_type} | settings | stated, "where")
 
 
-WRONG = ["x", -1, 0, 2**60, 10**400, 1.5, float("nan"), float("inf"), [1], {}, True, {"a": {"b": 1}}, "y" * 3_000_000]
+WRONG = [
+    "x",
+    -1,
+    0,
+    2**60,
+    10**400,
+    1.5,
+    float("nan"),
+    float("inf"),
+    [1],
+    {},
+    True,
+    {"a": {"b": 1}},
+    "y" * 3_000_000,
+]
 
 
 def settings_of(name):
@@ -506,7 +688,8 @@ def settings_of(name):
 
 @pytest.mark.parametrize("name", ["llama_untied", "qwen3_sliding", "lfm2", "gemma3"])
 def test_no_wrong_value_of_a_config_is_a_traceback_or_fills_the_memory(name):
-    """A sentence of at most 600 characters that names the file, or a config of the size that was stated."""
+    """A sentence of at most 600 characters that names the file, or a config of the size that was
+    stated."""
     settings = settings_of(name)
     _, right = read_config(settings, "where")
     sizes = {
@@ -532,11 +715,27 @@ def test_no_wrong_value_of_a_config_is_a_traceback_or_fills_the_memory(name):
     assert read > 20, "what is not about numbers may hold anything"
     assert {key for key, _ in refused} >= sizes
     assert max(map(len, refused.values())) < 600
-    unnamed = {key for (key, number), text in refused.items() if "where" not in text and key not in text and "model." not in text}
-    assert unnamed <= {"rope_parameters", "layer_types", "hidden_act", "hidden_activation"}, "these name what they hold"
+    unnamed = {
+        key
+        for (key, number), text in refused.items()
+        if "where" not in text and key not in text and "model." not in text
+    }
+    assert unnamed <= {"rope_parameters", "layer_types", "hidden_act", "hidden_activation"}, (
+        "these name what they hold"
+    )
 
 
-@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim", "num_hidden_layers"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "head_dim",
+        "num_hidden_layers",
+    ],
+)
 def test_a_size_that_no_file_holds_is_refused_before_anything_is_allocated(plain, key, tmp_path):
     for value in (2**31 - 1, 10_000, 2**20):
         settings = json.loads((plain.directory / "config.json").read_text()) | {key: value}
@@ -559,17 +758,29 @@ def test_a_size_that_no_file_holds_is_refused_before_anything_is_allocated(plain
         (torch.complex64, "C64"),
     ],
 )
-def test_tensors_that_are_no_floating_point_numbers_are_refused_by_type(plain, dtype, name, tmp_path):
+def test_tensors_that_are_no_floating_point_numbers_are_refused_by_type(
+    plain, dtype, name, tmp_path
+):
     shutil.copytree(plain.directory, tmp_path, dirs_exist_ok=True)
     tensors = load_torch(plain.directory / "model.safetensors")
     key = "model.layers.0.mlp.gate_proj.weight"
     save_torch(tensors | {key: tensors[key].to(dtype)}, tmp_path / "model.safetensors")
-    with pytest.raises(UsageError, match=f"shard {tmp_path}.*tensor {key} is of type {name}; floating-point numbers are read.*bfloat16"):
+    with pytest.raises(
+        UsageError,
+        match=f"shard {tmp_path}.*tensor {key} is of type {name}; floating-point numbers are "
+        "read.*bfloat16",
+    ):
         load(tmp_path)
 
 
 def test_float64_tensors_are_read(plain, tmp_path):
-    found = load(rewritten(plain, tmp_path, lambda tensors: {name: array.astype(np.float64) for name, array in tensors.items()}))[2]
+    found = load(
+        rewritten(
+            plain,
+            tmp_path,
+            lambda tensors: {name: array.astype(np.float64) for name, array in tensors.items()},
+        )
+    )[2]
     jax.tree.map(np.testing.assert_array_equal, found, plain.params)
 
 
@@ -603,13 +814,21 @@ def test_a_tensor_in_two_shards_is_refused(plain, tmp_path):
     shutil.copy(directory / "model.safetensors", directory / "second.safetensors")
     index = {"a": "model.safetensors", "b": "second.safetensors"}
     (directory / huggingface.INDEX).write_text(json.dumps({"weight_map": index}))
-    with pytest.raises(UsageError, match=r"second.safetensors: tensor \S+ is there twice, also in model.safetensors"):
+    with pytest.raises(
+        UsageError,
+        match=r"second.safetensors: tensor \S+ is there twice, also in model.safetensors",
+    ):
         SafetensorsSource(directory)
 
 
 def test_adapters_are_told_from_models(plain, tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"}))
-    save_file({"base_model.model.x.lora_A.weight": np.ones((2, 2), np.float32)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})
+    )
+    save_file(
+        {"base_model.model.x.lora_A.weight": np.ones((2, 2), np.float32)},
+        tmp_path / "adapter_model.safetensors",
+    )
     words = "it is an adapter .LoRA. for org/base, not a whole model. Fix: merge it into that model"
     with pytest.raises(UsageError, match=words):
         huggingface.refuse_adapter(tmp_path)
@@ -624,7 +843,9 @@ def test_adapters_are_told_from_models(plain, tmp_path):
 def test_quantised_directories_are_refused_before_their_tensors_are_read(plain, name, tmp_path):
     directory = rewritten(plain, tmp_path)
     (directory / name).write_text(json.dumps({"bits": 4}))
-    with pytest.raises(UsageError, match=f"{name}: quantised Hugging Face checkpoints are not read"):
+    with pytest.raises(
+        UsageError, match=f"{name}: quantised Hugging Face checkpoints are not read"
+    ):
         SafetensorsSource(directory)
 
 

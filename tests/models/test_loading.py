@@ -1,4 +1,5 @@
-"""Published models as a user meets them: one name in, a `LanguageModel` out, and back again; single tensors are in test_families."""
+"""Published models as a user meets them: one name in, a `LanguageModel` out, and back again; single
+tensors are in test_families."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -43,7 +50,8 @@ from zip_rc_jax.pipeline.rollouts import as_rollouts
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
 
-UNTIED = {"llama_untied": llama, "qwen3_sliding": chatml, "lfm2": chatml, "gemma3": gemma}  # one model of every family
+# one model of every family
+UNTIED = {"llama_untied": llama, "qwen3_sliding": chatml, "lfm2": chatml, "gemma3": gemma}
 TIED = {"llama": llama, "qwen3": chatml, "lfm2_tied": chatml, "gemma3_tied": gemma}
 TOKENIZERS = UNTIED | TIED
 PROMPTS = ["What is 17 + 25?", "Größe, then answer"]
@@ -64,10 +72,17 @@ class Published:
 
 
 def publish(name, directory, spare=0, dtype=torch.float32) -> Published:
-    """Saves model `name` with its tokenizer; the vocabulary has `spare` rows more than the tokenizer has ids."""
+    """Saves model `name` with its tokenizer; the vocabulary has `spare` rows more than the
+    tokenizer has ids."""
     tokenizer = TOKENIZERS[name]()
     eos = list(tokenizer.eos_ids)
-    model = torch_model(name, vocab_size=tokenizer.size + spare, eos_token_id=eos[0], bos_token_id=None, pad_token_id=None).to(dtype)
+    model = torch_model(
+        name,
+        vocab_size=tokenizer.size + spare,
+        eos_token_id=eos[0],
+        bos_token_id=None,
+        pad_token_id=None,
+    ).to(dtype)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
@@ -77,7 +92,9 @@ def publish(name, directory, spare=0, dtype=torch.float32) -> Published:
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
     """Models by name (and spare rows), each made and loaded once."""
-    return functools.cache(lambda name, spare=0: publish(name, tmp_path_factory.mktemp(name), spare))
+    return functools.cache(
+        lambda name, spare=0: publish(name, tmp_path_factory.mktemp(name), spare)
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,19 +107,34 @@ def quick_compilation():
 
 
 def with_random_head(lm: LanguageModel) -> LanguageModel:
-    """A head that finds some prefixes much better than others, so that the search pauses, resumes, branches and starts anew."""
+    """A head that finds some prefixes much better than others, so that the search pauses, resumes,
+    branches and starts anew."""
     found = lm.with_head(TINY_GRID, "value")
-    rows = np.random.default_rng(1).standard_normal(found.params["zip_rows"].shape) * 6 / lm.config.d_model**0.5
-    return dataclasses.replace(found, params=found.params | {"zip_rows": jnp.asarray(rows, jnp.float32)})
+    rows = (
+        np.random.default_rng(1).standard_normal(found.params["zip_rows"].shape)
+        * 6
+        / lm.config.d_model**0.5
+    )
+    return dataclasses.replace(
+        found, params=found.params | {"zip_rows": jnp.asarray(rows, jnp.float32)}
+    )
 
 
 def all_logits(lm: LanguageModel, tokens) -> np.ndarray:
     """Logits `[B, T, V]` of one forward without a cache, reserved ids included."""
-    return full(dataclasses.replace(lm.config, tied=False), lm.params["body"] | {"unembed": lm.folded_table()}, tokens)
+    return full(
+        dataclasses.replace(lm.config, tied=False),
+        lm.params["body"] | {"unembed": lm.folded_table()},
+        tokens,
+    )
 
 
 def some_tokens(lm: LanguageModel) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, min(lm.tokenizer.size, lm.config.vocab_size), (3, 14)).astype(np.int32)
+    return (
+        np.random.default_rng(0)
+        .integers(0, min(lm.tokenizer.size, lm.config.vocab_size), (3, 14))
+        .astype(np.int32)
+    )
 
 
 def read_by_torch(directory):
@@ -116,7 +148,9 @@ def read_by_torch(directory):
 
 def reserved_softmax(logits, head) -> np.ndarray:
     """The joint `[..., B_V, B_T]` as someone without this package would compute it."""
-    cells = torch.softmax(torch.from_numpy(logits[..., head.first_id : head.last_id]), dim=-1).numpy()
+    cells = torch.softmax(
+        torch.from_numpy(logits[..., head.first_id : head.last_id]), dim=-1
+    ).numpy()
     return cells.reshape(*logits.shape[:-1], head.grid.n_reward, head.grid.n_length)
 
 
@@ -135,11 +169,15 @@ def test_a_directory_is_a_language_model(shelf, name):
     assert lm.config == read_config(published.torch.config.to_dict(), "x")[1]
     assert (lm.head, lm.info) == (None, {"source": str(published.directory)})
     assert {leaf.dtype for leaf in jax.tree.leaves(lm.params)} == {jnp.dtype("float32")}
-    assert len(lm.tokenizer.eos_ids) == 2, "one is the tokenizer's, the other is in the list of generation_config.json"
+    assert len(lm.tokenizer.eos_ids) == 2, (
+        "one is the tokenizer's, the other is in the list of generation_config.json"
+    )
     assert (lm.tokenizer.eos_ids, lm.tokenizer.size) == (ours.eos_ids, ours.size)
     assert lm.tokenizer.encode(PROMPTS[0]) == ours.encode(PROMPTS[0])
     chat = [{"role": "user", "content": "Hi"}]
-    theirs = AutoTokenizer.from_pretrained(published.directory).apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    theirs = AutoTokenizer.from_pretrained(published.directory).apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True
+    )
     assert lm.tokenizer.chat(chat) == theirs
 
 
@@ -147,22 +185,34 @@ def greedy(published, prompt, banned, count):
     """The continuation by `generate` of transformers, which never emits the ids `banned`."""
     ids = torch.tensor([published.tokenizer.encode(prompt)])
     found = published.torch.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, suppress_tokens=banned.tolist() or None,
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False,
+        suppress_tokens=banned.tolist() or None,
         eos_token_id=list(published.tokenizer.eos_ids), pad_token_id=0,
     )  # fmt: skip
     return tuple(found[0, ids.shape[1] :].tolist())
 
 
 SEARCH = zip_rc_jax.DecodeConfig(
-    candidates="branching", n=4, max_num_seqs=10, interval=2, window=2, max_tokens=12, alpha=0.5, beta=0.1, top_k=1
+    candidates="branching",
+    n=4,
+    max_num_seqs=10,
+    interval=2,
+    window=2,
+    max_tokens=12,
+    alpha=0.5,
+    beta=0.1,
+    top_k=1,
 )
 
 
 def happened(result):
-    """Which moves the search made: "pause", "resume", "fork" of a prefix, "late" start of another sample."""
+    """Which moves the search made: "pause", "resume", "fork" of a prefix, "late" start of another
+    sample."""
     moves, paused = set(), set()
     for number, decision in enumerate(result.trace):
-        for prefix, copies, finished in zip(decision.prefix_ids, decision.multiplicity, decision.finished, strict=True):
+        for prefix, copies, finished in zip(
+            decision.prefix_ids, decision.multiplicity, decision.finished, strict=True
+        ):
             if prefix < 0:
                 moves |= {"late"} if copies and number else set()
             elif not finished:
@@ -174,23 +224,31 @@ def happened(result):
 
 @pytest.mark.parametrize("name", UNTIED)
 def test_the_search_without_temperature_writes_what_transformers_writes(shelf, name):
-    """Every prefix, paused ones too. The rows of LFM2 hold convolution states, which move with them."""
+    """Every prefix, paused ones too.
+
+    The rows of LFM2 hold convolution states, which move with them.
+    """
     published = shelf(name)
     lm = with_random_head(published.lm)
     results = zip_rc_jax.decode(lm, PROMPTS, SEARCH)
     banned = np.flatnonzero(~lm.head.sampleable(published.lm.config.vocab_size))
     expected = [greedy(published, prompt, banned, SEARCH.max_tokens) for prompt in PROMPTS]
-    assert all(len(set(tokens)) > 3 for tokens in expected), "a model that repeats itself would hide a stale state"
+    assert all(len(set(tokens)) > 3 for tokens in expected), (
+        "a model that repeats itself would hide a stale state"
+    )
     assert expected[0] != expected[1]
     for result, tokens in zip(results, expected, strict=True):
         assert any(prefix.token_ids == tokens for prefix in result.prefixes)
-        assert all(prefix.token_ids == tokens[: len(prefix.token_ids)] for prefix in result.prefixes)
+        assert all(
+            prefix.token_ids == tokens[: len(prefix.token_ids)] for prefix in result.prefixes
+        )
     if name == "lfm2":
         assert set.union(*map(happened, results)) == {"pause", "resume", "fork", "late"}
 
 
 def test_what_the_search_reads_while_it_samples_is_what_a_fresh_forward_says(shelf):
-    """LFM2 at temperature 1, where every prefix is another text: their values from one forward of each, without cache and rows."""
+    """LFM2 at temperature 1, where every prefix is another text: their values from one forward of
+    each, without cache and rows."""
     lm = with_random_head(shelf("lfm2").lm)
     results = zip_rc_jax.decode(lm, PROMPTS, dataclasses.replace(SEARCH, top_k=0))
     assert set.union(*map(happened, results)) >= {"pause", "resume"}
@@ -201,32 +259,54 @@ def test_what_the_search_reads_while_it_samples_is_what_a_fresh_forward_says(she
             text = np.zeros(32, np.int32)  # of one length, so that the forward is compiled once
             text[: len(prompt) + len(prefix.token_ids)] = [*prompt, *prefix.token_ids]
             joints = np.exp(joint_log_probs(jnp.asarray(all_logits(lm, text[None])[0]), lm.head))
-            end = len(prompt) + len(prefix.token_ids) - (prefix.state == "finished")  # nobody reads the joint after the last token
+            # nobody reads the joint after the last token
+            end = len(prompt) + len(prefix.token_ids) - (prefix.state == "finished")
             mean = joints[max(end - SEARCH.window, len(prompt) - 1) : end].mean(0)
-            np.testing.assert_allclose(prefix.expected_reward, lm.head.grid.expected_reward(mean), atol=1e-5)
+            np.testing.assert_allclose(
+                prefix.expected_reward, lm.head.grid.expected_reward(mean), atol=1e-5
+            )
             if prefix.state == "paused":
-                np.testing.assert_allclose(prefix.expected_remaining, lm.head.grid.expected_length(mean), rtol=1e-4)
+                np.testing.assert_allclose(
+                    prefix.expected_remaining, lm.head.grid.expected_length(mean), rtol=1e-4
+                )
 
 
 def test_parameters_may_be_bfloat16(shelf):
-    lm = load(shelf("qwen3", 64).directory, dtype=jnp.bfloat16, zip_label="value", zip_first_id=chatml().size)
+    lm = load(
+        shelf("qwen3", 64).directory,
+        dtype=jnp.bfloat16,
+        zip_label="value",
+        zip_first_id=chatml().size,
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(lm.params)} == {jnp.dtype("bfloat16")}
     jax.tree.map(
-        lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)), lm.params["body"], shelf("qwen3", 64).lm.params["body"]
+        lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)),
+        lm.params["body"],
+        shelf("qwen3", 64).lm.params["body"],
     )
 
 
 @pytest.mark.parametrize("rules", [DECODE_RULES, TRAIN_RULES], ids=["decode", "train"])
 @pytest.mark.parametrize("name", ["qwen3", "lfm2"])
 def test_a_mesh_gets_its_shards_and_the_same_numbers(shelf, name, rules):
-    published, layout = shelf(name, 67), Layout(make_mesh(data=2, fsdp=2, tensor=2), rules)  # 67: an even number of rows
-    lm = load(published.directory, layout=layout, zip_label="correct", zip_first_id=published.tokenizer.size)
+    # 67: an even number of rows
+    published, layout = shelf(name, 67), Layout(make_mesh(data=2, fsdp=2, tensor=2), rules)
+    lm = load(
+        published.directory,
+        layout=layout,
+        zip_label="correct",
+        zip_first_id=published.tokenizer.size,
+    )
     one = load(published.directory, zip_label="correct", zip_first_id=published.tokenizer.size)
     assert_same_params(lm, one)
     assert len(lm.params["body"]["embed"].sharding.device_set) == 8
     axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
     jax.tree.map(
-        lambda x, names: np.testing.assert_equal(x.sharding.is_equivalent_to(layout.sharding(names), x.ndim), True), lm.params, axes
+        lambda x, names: np.testing.assert_equal(
+            x.sharding.is_equivalent_to(layout.sharding(names), x.ndim), True
+        ),
+        lm.params,
+        axes,
     )
 
 
@@ -253,7 +333,11 @@ def test_other_engines_read_the_joint_from_an_export(shelf, name, tmp_path):
 
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert settings["zip_rc"] == lm.head.to_dict()
-    assert (settings["tie_word_embeddings"], settings["dtype"], settings["eos_token_id"]) == (False, "float32", list(lm.tokenizer.eos_ids))
+    assert (settings["tie_word_embeddings"], settings["dtype"], settings["eos_token_id"]) == (
+        False,
+        "float32",
+        list(lm.tokenizer.eos_ids),
+    )
     for role in ("bos", "pad"):
         token = lm.tokenizer.special_tokens.get(f"{role}_token")
         assert settings[f"{role}_token_id"] == (token and lm.tokenizer.backend.token_to_id(token))
@@ -277,7 +361,9 @@ def test_a_model_stays_tied_where_its_reserved_rows_are_those_of_the_embedding(s
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_there_and_back_every_bit_is_the_same(name, tmp_path):
     published = publish(name, tmp_path / "in", dtype=torch.bfloat16)
-    assert export(load(tmp_path / "in"), tmp_path / "out") == "The unembedding was written as it is."
+    assert (
+        export(load(tmp_path / "in"), tmp_path / "out") == "The unembedding was written as it is."
+    )
     stored, written = (load_file(tmp_path / side / "model.safetensors") for side in ("in", "out"))
     assert written.keys() == stored.keys()
     for tensor, array in stored.items():
@@ -285,9 +371,13 @@ def test_there_and_back_every_bit_is_the_same(name, tmp_path):
         assert written[tensor].tobytes() == array.tobytes(), tensor
     old, new = (AutoConfig.from_pretrained(tmp_path / side).to_dict() for side in ("in", "out"))
     assert read_config(new, "out") == read_config(old, "in")
-    assert [new[key] for key in ("model_type", "architectures", "dtype")] == [old[key] for key in ("model_type", "architectures", "dtype")]
+    assert [new[key] for key in ("model_type", "architectures", "dtype")] == [
+        old[key] for key in ("model_type", "architectures", "dtype")
+    ]
     assert "zip_rc" not in new
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": list(published.tokenizer.eos_ids)}
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {
+        "eos_token_id": list(published.tokenizer.eos_ids)
+    }
 
 
 def test_an_export_may_have_several_shards(shelf, tmp_path, monkeypatch):
@@ -295,13 +385,23 @@ def test_an_export_may_have_several_shards(shelf, tmp_path, monkeypatch):
     lm = with_random_head(shelf("qwen3").lm)
     export(lm, tmp_path / "out", dtype=jnp.float32)
     shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
-    assert shards == [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    assert shards == [
+        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
+    ]
     assert len(shards) > 3
     index = json.loads((tmp_path / "out" / huggingface.INDEX).read_text())
     assert set(index["weight_map"].values()) == set(shards)
-    assert index["metadata"]["total_size"] == sum(x.nbytes for shard in shards for x in load_file(tmp_path / "out" / shard).values())
+    assert index["metadata"]["total_size"] == sum(
+        x.nbytes for shard in shards for x in load_file(tmp_path / "out" / shard).values()
+    )
     tokens = some_tokens(lm)
-    assert error(all_logits(load(tmp_path / "out"), tokens), torch_logits(read_by_torch(tmp_path / "out"), tokens)) < TOLERANCE
+    assert (
+        error(
+            all_logits(load(tmp_path / "out"), tokens),
+            torch_logits(read_by_torch(tmp_path / "out"), tokens),
+        )
+        < TOLERANCE
+    )
 
 
 def test_an_existing_directory_is_refused_before_anything_is_loaded(shelf, tmp_path, capsys):
@@ -330,14 +430,22 @@ def test_a_failure_in_the_middle_leaves_nothing(shelf, tmp_path, monkeypatch):
 
 
 def test_the_embedded_model_can_be_exported(tmp_path, capsys):
-    assert main(["export", "embedded:chain_sum_zip", str(tmp_path / "out"), "--dtype", "float32"]) == 0
-    assert "out. The reserved rows were folded into the unembedding." in " ".join(capsys.readouterr().out.split())
+    assert (
+        main(["export", "embedded:chain_sum_zip", str(tmp_path / "out"), "--dtype", "float32"]) == 0
+    )
+    assert "out. The reserved rows were folded into the unembedding." in " ".join(
+        capsys.readouterr().out.split()
+    )
     lm, model = load("embedded:chain_sum_zip"), read_by_torch(tmp_path / "out")
     question = "State the final answer to the following arithmetic problem: 4 + 3 - 2 + 9 ="
     tokens = np.asarray([lm.tokenizer.encode(question)], np.int32)
-    np.testing.assert_array_equal(AutoTokenizer.from_pretrained(tmp_path / "out").encode(question), tokens[0])
+    np.testing.assert_array_equal(
+        AutoTokenizer.from_pretrained(tmp_path / "out").encode(question), tokens[0]
+    )
     joint = np.exp(joint_log_probs(jnp.asarray(all_logits(lm, tokens)), lm.head))
-    np.testing.assert_allclose(reserved_softmax(torch_logits(model, tokens), lm.head), joint, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        reserved_softmax(torch_logits(model, tokens), lm.head), joint, atol=TOLERANCE
+    )
     assert load(tmp_path / "out").head == lm.head
 
 
@@ -353,29 +461,48 @@ def test_the_joint_of_the_authors_lies_where_the_caller_says(shelf, name, label,
     assert (lm.head.grid, lm.head.label, lm.head.first_id) == (Grid.authors(label), label, first)
     assert (lm.head.grid.n_reward, lm.head.grid.n_length) == shape
     table = published.torch.get_output_embeddings().weight.detach().numpy()
-    np.testing.assert_array_equal(lm.params["zip_rows"], table[first : first + lm.head.grid.n_cells])
+    np.testing.assert_array_equal(
+        lm.params["zip_rows"], table[first : first + lm.head.grid.n_cells]
+    )
     np.testing.assert_array_equal(lm.folded_table(), table)
     tokens = some_tokens(lm)
     joint = np.exp(joint_log_probs(jnp.asarray(all_logits(lm, tokens)), lm.head))
-    np.testing.assert_allclose(joint, reserved_softmax(torch_logits(published.torch, tokens), lm.head), atol=TOLERANCE)
+    np.testing.assert_allclose(
+        joint, reserved_softmax(torch_logits(published.torch, tokens), lm.head), atol=TOLERANCE
+    )
 
 
 def test_impossible_reserved_ranges_are_refused(shelf, tmp_path):
     published = shelf("qwen3", 64)
     size = published.tokenizer.size
     for flags, words in [
-        ({"zip_label": "value"}, "zip_label=value, zip_first_id=None: one without the other says nothing"),
+        (
+            {"zip_label": "value"},
+            "zip_label=value, zip_first_id=None: one without the other says nothing",
+        ),
         ({"zip_first_id": size}, f"zip_label=None, zip_first_id={size}: one without the other"),
         ({"zip_label": "values", "zip_first_id": size}, "label='values'"),
-        ({"zip_label": "value", "zip_first_id": size - 2}, f"tokenizer really uses ids {size - 2}, {size - 1} of it.*start it at {size}"),
-        ({"zip_label": "value", "zip_first_id": size + 9}, f"the vocabulary ends at {size + 63}, so 56 cells do not fit"),
+        (
+            {"zip_label": "value", "zip_first_id": size - 2},
+            f"tokenizer really uses ids {size - 2}, {size - 1} of it.*start it at {size}",
+        ),
+        (
+            {"zip_label": "value", "zip_first_id": size + 9},
+            f"the vocabulary ends at {size + 63}, so 56 cells do not fit",
+        ),
         ({"zip_label": "value", "zip_first_id": -1}, "reserved range -1"),
     ]:
         with pytest.raises(UsageError, match=words):
             load(published.directory, **flags)
     export(load(published.directory, zip_label="value", zip_first_id=size), tmp_path / "ours")
-    assert load(tmp_path / "ours", zip_label="value", zip_first_id=size).head == load(tmp_path / "ours").head
-    for flags in ({"zip_label": "correct", "zip_first_id": size}, {"zip_label": "value", "zip_first_id": size + 1}):
+    assert (
+        load(tmp_path / "ours", zip_label="value", zip_first_id=size).head
+        == load(tmp_path / "ours").head
+    )
+    for flags in (
+        {"zip_label": "correct", "zip_first_id": size},
+        {"zip_label": "value", "zip_first_id": size + 1},
+    ):
         with pytest.raises(UsageError, match=rf"says \('value', {size}\)"):
             load(tmp_path / "ours", **flags)
     with pytest.raises(UsageError, match="only foreign checkpoints need it"):
@@ -387,10 +514,21 @@ def test_a_damaged_zip_block_is_named(shelf, tmp_path):
     size = published.tokenizer.size
     directory = shutil.copytree(published.directory, tmp_path / "m")
     settings = json.loads((directory / "config.json").read_text())
-    good = {"grid": Grid.authors("value").to_dict(), "label": "value", "first_id": size, "used_ids": size}
+    good = {
+        "grid": Grid.authors("value").to_dict(),
+        "label": "value",
+        "first_id": size,
+        "used_ids": size,
+    }
     for block, words in [
-        ({key: value for key, value in good.items() if key != "grid"}, "zip_rc block of .*damaged .*grid"),
-        (good | {"grid": {"reward_centres": [1, 0], "length_edges": [0, 8]}}, "zip_rc block of .*damaged .*ascend"),
+        (
+            {key: value for key, value in good.items() if key != "grid"},
+            "zip_rc block of .*damaged .*grid",
+        ),
+        (
+            good | {"grid": {"reward_centres": [1, 0], "length_edges": [0, 8]}},
+            "zip_rc block of .*damaged .*ascend",
+        ),
         (good | {"first_id": "x"}, "zip_rc block of .*damaged"),
         ("x", "zip_rc block of .*damaged"),
         (good | {"first_id": size - 1}, f"tokenizer really uses ids {size - 1} of it"),
@@ -405,15 +543,36 @@ def test_a_damaged_zip_block_is_named(shelf, tmp_path):
 
 def test_the_command_line_decodes_and_exports_the_authors_checkpoints(shelf, tmp_path, capsys):
     published = shelf("qwen3_sliding", 64)
-    flags = [str(published.directory), "--zip-label", "value", "--zip-first-id", str(published.tokenizer.size)]
+    flags = [
+        str(published.directory),
+        "--zip-label",
+        "value",
+        "--zip-first-id",
+        str(published.tokenizer.size),
+    ]
     options = {"n": 2, "max_num_seqs": 4, "interval": 3, "window": 2, "max_tokens": 6}
     arguments = [f"{key}={value}" for key, value in options.items()]
-    assert main(["decode", *flags, "--prompt", PROMPTS[0], "--output", str(tmp_path / "results"), *arguments]) == 0
+    assert (
+        main(
+            [
+                "decode",
+                *flags,
+                "--prompt",
+                PROMPTS[0],
+                "--output",
+                str(tmp_path / "results"),
+                *arguments,
+            ]
+        )
+        == 0
+    )
     (row,) = map(json.loads, (tmp_path / "results" / "results.jsonl").read_text().splitlines())
     assert main(["export", *flags, str(tmp_path / "ours"), "--dtype", "float32"]) == 0
     assert "were folded into the unembedding" in " ".join(capsys.readouterr().out.split())
     (result,) = zip_rc_jax.decode(load(tmp_path / "ours"), PROMPTS[:1], **options)
-    assert [prefix["token_ids"] for prefix in row["prefixes"]] == [list(prefix.token_ids) for prefix in result.prefixes]
+    assert [prefix["token_ids"] for prefix in row["prefixes"]] == [
+        list(prefix.token_ids) for prefix in result.prefixes
+    ]
     assert row["expected_reward"] == pytest.approx(result.expected_reward)
     assert main(["decode", *flags[:3], "--prompt", PROMPTS[0]]) == 2
     assert "give both or neither" in capsys.readouterr().err
@@ -455,22 +614,39 @@ def test_what_the_hub_does_not_give_is_named(problem, words, monkeypatch, capsys
         raise problem
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    with pytest.raises(UsageError, match=f"model 'org/name': it is no local path, and the hub did not give it .*{words}") as found:
+    with pytest.raises(
+        UsageError,
+        match=f"model 'org/name': it is no local path, and the hub did not give it .*{words}",
+    ) as found:
         load("org/name")
     assert "\n" not in str(found.value)
     assert main(["export", "org/name", "nowhere"]) == 2
     assert "model 'org/name'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["org/name/more", "name", "./org/name", "/org/name", "~/name", "org/name.gguf", "embedded:name"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "org/name/more",
+        "name",
+        "./org/name",
+        "/org/name",
+        "~/name",
+        "org/name.gguf",
+        "embedded:name",
+    ],
+)
 def test_other_names_are_never_looked_up(name, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it asked the hub"))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it asked the hub")
+    )
     with pytest.raises(UsageError):
         load(name)
 
 
 def test_the_cache_of_the_hub_is_enough_when_offline(shelf, tmp_path, monkeypatch):
-    """As `huggingface-cli download` leaves it: links in snapshots/ to content in blobs/, and the name of the newest in refs/."""
+    """As `huggingface-cli download` leaves it: links in snapshots/ to content in blobs/, and the
+    name of the newest in refs/."""
     repository, commit = tmp_path / "models--org--name", "0123456789abcdef0123456789abcdef01234567"
     snapshot = repository / "snapshots" / commit
     for directory in (repository / "blobs", repository / "refs", snapshot):
@@ -497,7 +673,9 @@ def test_an_incomplete_directory_is_named(shelf, tmp_path):
 
     (directory / "pytorch_model.bin").write_bytes(b"")
     weights.rename(tmp_path / "weights")
-    with pytest.raises(UsageError, match="model.safetensors is not there.*convert pytorch_model.bin to safetensors"):
+    with pytest.raises(
+        UsageError, match="model.safetensors is not there.*convert pytorch_model.bin to safetensors"
+    ):
         load(directory)
     (tmp_path / "weights").rename(weights)
 
@@ -519,13 +697,20 @@ def test_an_incomplete_directory_is_named(shelf, tmp_path):
 
 def test_a_wrong_path_of_a_checkpoint_of_the_authors_is_said_to_be_wrong(tmp_path):
     (tmp_path / "empty").mkdir()
-    for name, words in (("none", "no such directory"), ("none.gguf", "no such directory"), ("empty", "no config.json there")):
+    for name, words in (
+        ("none", "no such directory"),
+        ("none.gguf", "no such directory"),
+        ("empty", "no config.json there"),
+    ):
         with pytest.raises(UsageError, match=f"model {tmp_path / name}: there is {words}"):
             load(tmp_path / name, zip_label="value", zip_first_id=151669)
 
 
 def test_a_tokenizer_may_have_more_ids_than_the_model_has_rows(shelf):
-    """Gemma's knows an image token that its text models lack. The model loads, takes a head, and refuses such a prompt."""
+    """Gemma's knows an image token that its text models lack.
+
+    The model loads, takes a head, and refuses such a prompt.
+    """
     published = shelf("gemma3", -1)
     lm = published.lm
     last = lm.tokenizer.backend.id_to_token(lm.tokenizer.size - 1)
@@ -534,7 +719,9 @@ def test_a_tokenizer_may_have_more_ids_than_the_model_has_rows(shelf):
     assert found.config == lm.config
     assert found.without_head().config == lm.config
     engine = Engine(found, SEARCH, 0)
-    assert [job.ids for job in engine.processor.tokenize(PROMPTS)] == [lm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert [job.ids for job in engine.processor.tokenize(PROMPTS)] == [
+        lm.tokenizer.encode(prompt) for prompt in PROMPTS
+    ]
     with pytest.raises(UsageError, match=f"{lm.tokenizer.size - 1} .*reserved or unused"):
         engine.processor.tokenize([f"{PROMPTS[0]} {last}"])
 
@@ -543,12 +730,19 @@ def test_a_checkpoint_of_ours_with_unknown_settings_is_from_another_version(lm, 
     lm.save(tmp_path / "m")
     path = tmp_path / "m" / "meta" / "metadata"
     meta = json.loads(path.read_text())
-    for changed in ({**meta, "model": meta["model"] | {"rope_thetas": 3}}, {key: meta[key] for key in ("format", "model")}):
+    for changed in (
+        {**meta, "model": meta["model"] | {"rope_thetas": 3}},
+        {key: meta[key] for key in ("format", "model")},
+    ):
         if DIGESTS in changed:  # every version writes the digest of what it wrote
             body = {**changed, DIGESTS: {"params": changed[DIGESTS]["params"]}}
             changed[DIGESTS] = {**body[DIGESTS], "meta": json_digest(body)}
         path.write_text(json.dumps(changed))
-        with pytest.raises(UsageError, match=f"model {tmp_path / 'm'}: another version of this package wrote it.*(rope_thetas|tokenizer)"):
+        with pytest.raises(
+            UsageError,
+            match=f"model {tmp_path / 'm'}: another version of this package wrote "
+            "it.*(rope_thetas|tokenizer)",
+        ):
             load(tmp_path / "m")
 
 
@@ -570,7 +764,7 @@ assert 0 < len(result.prefixes[0].token_ids) <= 4
 export(lm, {str(tmp_path / "out")!r})
 assert zip_rc_jax.load({str(tmp_path / "out")!r}).head == lm.head
 assert sys.modules["torch"] is None
-"""
+"""  # noqa: E501
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
 
@@ -580,19 +774,35 @@ assert sys.modules["torch"] is None
 
 @pytest.mark.parametrize("lacking", [1, 7])
 def test_ids_without_a_row_are_never_sampled_and_never_reserved(tmp_path, lacking):
-    """The head's padding gives the vocabulary more rows again; the tokenizer's ids in them stay unused."""
+    """The head's padding gives the vocabulary more rows again; the tokenizer's ids in them stay
+    unused."""
     tokenizer = llama()
     directory = tmp_path / "in"
-    model = torch_model("llama_untied", vocab_size=tokenizer.size - lacking, eos_token_id=354, bos_token_id=None, pad_token_id=None)
+    model = torch_model(
+        "llama_untied",
+        vocab_size=tokenizer.size - lacking,
+        eos_token_id=354,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
     model.save_pretrained(directory)
     used = {"pad_token": "<|reserved_special_token_1|>"}
-    everything = {f"extra{i}_token": f"<|reserved_special_token_{i}|>" for i in range(40)}  # roles: none is a free placeholder
-    Tokenizer(tokenizer.backend, ("<|eot_id|>",), tokenizer.chat_template, used | everything).save_pretrained(directory)
+    # roles: none is a free placeholder
+    everything = {f"extra{i}_token": f"<|reserved_special_token_{i}|>" for i in range(40)}
+    Tokenizer(
+        tokenizer.backend, ("<|eot_id|>",), tokenizer.chat_template, used | everything
+    ).save_pretrained(directory)
     lm = load(directory)
     rows = tokenizer.size - lacking
-    assert (lm.config.vocab_size, lm.tokenizer.size, lm.tokenizer.used) == (rows, tokenizer.size, rows)
+    assert (lm.config.vocab_size, lm.tokenizer.size, lm.tokenizer.used) == (
+        rows,
+        tokenizer.size,
+        rows,
+    )
     headed = lm.with_head(TINY_GRID, "value")
-    assert headed.head.first_id >= tokenizer.size, "ids that the tokenizer really has are no reserved ids"
+    assert headed.head.first_id >= tokenizer.size, (
+        "ids that the tokenizer really has are no reserved ids"
+    )
     allowed = headed.head.sampleable(headed.config.vocab_size)
     assert not allowed[rows:].any()
     assert allowed[:rows].all()
@@ -601,8 +811,12 @@ def test_ids_without_a_row_are_never_sampled_and_never_reserved(tmp_path, lackin
         engine.processor.tokenize([f"x <|reserved_special_token_{40 - lacking}|>"])
     with pytest.raises(UsageError, match="stop_token_ids"):
         Engine(headed, dataclasses.replace(SEARCH, stop_token_ids=(rows,)), 0)
-    results = zip_rc_jax.decode(headed, PROMPTS, dataclasses.replace(SEARCH, top_k=0, temperature=50.0, max_tokens=24))
-    assert max(i for result in results for prefix in result.prefixes for i in prefix.token_ids) < rows
+    results = zip_rc_jax.decode(
+        headed, PROMPTS, dataclasses.replace(SEARCH, top_k=0, temperature=50.0, max_tokens=24)
+    )
+    assert (
+        max(i for result in results for prefix in result.prefixes for i in prefix.token_ids) < rows
+    )
     headed.save(tmp_path / "ours")
     export(headed, tmp_path / "out", dtype=jnp.float32)
     for again in (load(tmp_path / "ours"), load(tmp_path / "out")):
@@ -642,7 +856,9 @@ def test_prompts_begin_as_the_tokenizer_says_in_decoding_and_in_the_rollouts_mad
     assert jobs[2].ids == AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
         chat, tokenize=True, add_generation_prompt=True, return_dict=False
     )
-    bare = Engine(lm, dataclasses.replace(SEARCH, add_special_tokens=False), 0).processor.tokenize(prompts)
+    bare = Engine(lm, dataclasses.replace(SEARCH, add_special_tokens=False), 0).processor.tokenize(
+        prompts
+    )
     assert [job.ids.count(bos) for job in bare] == [0, 1, 1]
     problem = Problem(0, "chain_sum", 0, 0, "What is 17?", "17", {})
     for added, ids in ((True, jobs), (False, bare)):
@@ -695,6 +911,10 @@ def test_every_damaged_file_of_a_directory_is_named(shelf, name, damage, tmp_pat
 
 
 def test_an_adapter_is_told_from_a_model(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    with pytest.raises(UsageError, match=r"adapter \(LoRA\) for org/base.*merge it into that model"):
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "org/base"})
+    )
+    with pytest.raises(
+        UsageError, match=r"adapter \(LoRA\) for org/base.*merge it into that model"
+    ):
         load(tmp_path)

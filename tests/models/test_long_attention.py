@@ -1,4 +1,5 @@
-"""Attention that never holds `[T, T]` scores: equal to plain attention in values and gradients, also packed, sliding and on a mesh."""
+"""Attention that never holds `[T, T]` scores: equal to plain attention in values and gradients,
+also packed, sliding and on a mesh."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask, splash_attention_mask_info
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask,
+    splash_attention_mask_info,
+)
 from jax.extend.core import jaxprs_in_params
 
 from harness.forwards import fast_jit
@@ -17,7 +21,12 @@ from harness.tiny import TINY_GRID, TINY_MODEL, randomised
 from zip_rc_jax.aot import programs
 from zip_rc_jax.config import TrainConfig
 from zip_rc_jax.models.attention import full as attention
-from zip_rc_jax.models.attention.full import choose_attention, packed_attention, packed_mask, visible_blocks
+from zip_rc_jax.models.attention.full import (
+    choose_attention,
+    packed_attention,
+    packed_mask,
+    visible_blocks,
+)
 from zip_rc_jax.models.transformer import forward_packed, init_params
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
@@ -73,12 +82,18 @@ def value_and_gradients(name, layout, arrays, ids, window, scale=0.3):
         out = packed_attention(name, layout, ids, scale, window)(q, k, v)
         return jnp.sum(weights * out), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays, ids)
+    (_, out), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(
+        *arrays, ids
+    )
     return out, gradients
 
 
 @pytest.mark.parametrize("window", [0, 2, 5, 8, 19], ids=lambda w: f"window{w}")
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 2, 10), (3, 3, 8), (4, 1, 6)], ids=["grouped", "full", "single"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"),
+    [(4, 2, 10), (3, 3, 8), (4, 1, 6)],
+    ids=["grouped", "full", "single"],
+)
 def test_chunked_attention_equals_every_query_on_its_own(heads, kv_heads, dim, window):
     """Rows of 37 tokens in blocks of 8: the last block is padded."""
     ids, arrays = packed_rows(2, 37), inputs(2, 37, heads, kv_heads, dim)
@@ -108,7 +123,12 @@ def test_chunked_attention_in_bfloat16_is_as_close_as_plain_attention():
         out, gradients = value_and_gradients(name, ONE, half, ids, 0)
         assert out.dtype == jnp.bfloat16
         assert all(g.dtype == jnp.bfloat16 for g in gradients)
-        errors.append([float(jnp.abs(a - b).max()) for a, b in zip((out, *gradients), (exact, *exact_gradients), strict=True)])
+        errors.append(
+            [
+                float(jnp.abs(a - b).max())
+                for a, b in zip((out, *gradients), (exact, *exact_gradients), strict=True)
+            ]
+        )
     assert np.all(np.array(errors[1]) < 1.5 * np.array(errors[0]) + 1e-3), errors
 
 
@@ -125,13 +145,18 @@ def test_rows_and_heads_on_eight_devices_equal_one(name):
 def test_the_tpu_kernel_equals_plain_attention(dim, window):
     """Interpreted; two blocks of 128 tokens."""
     ids, arrays = packed_rows(1, 256), inputs(1, 256, 4, 2, dim)
-    found, expected = (value_and_gradients(name, ONE, arrays, ids, window, scale=dim**-0.5) for name in ("splash", "plain"))
+    found, expected = (
+        value_and_gradients(name, ONE, arrays, ids, window, scale=dim**-0.5)
+        for name in ("splash", "plain")
+    )
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_a_whole_model_with_sliding_layers_and_convolutions_trains_the_same():
-    config = dataclasses.replace(TINY_MODEL, layer_types=("sliding", "conv", "attention"), sliding_window=11, conv_kernel=3)
+    config = dataclasses.replace(
+        TINY_MODEL, layer_types=("sliding", "conv", "attention"), sliding_window=11, conv_kernel=3
+    )
     params = randomised(init_params(config, 0), 1)
     ids = packed_rows(2, 37)
     tokens = jnp.asarray(np.random.default_rng(3).integers(0, config.vocab_size, ids.shape))
@@ -141,13 +166,17 @@ def test_a_whole_model_with_sliding_layers_and_convolutions_trains_the_same():
     @functools.partial(fast_jit, static_argnames=("name",))
     def gradient(params, name):
         def loss(params):
-            hidden = forward_packed(config, params, tokens, positions, ids, layout=ONE, remat=True, attention=name)
+            hidden = forward_packed(
+                config, params, tokens, positions, ids, layout=ONE, remat=True, attention=name
+            )
             return jnp.square(hidden @ jnp.arange(1.0, config.d_model + 1)).mean()
 
         return jax.grad(loss)(params)
 
     plain, chunked = gradient(params, "plain"), gradient(params, "chunked")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max()), plain, chunked)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max()), plain, chunked
+    )
 
 
 # ---- which blocks
@@ -158,7 +187,12 @@ def test_a_whole_model_with_sliding_layers_and_convolutions_trains_the_same():
 def test_the_blocks_are_those_in_which_anything_is_visible(steps, window):
     mask = np.asarray(packed_mask(jnp.ones((1, steps), jnp.int32), window))[0]
     count = -(-steps // 8)
-    wanted = [(i, j) for i in range(count) for j in range(count) if mask[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].any()]
+    wanted = [
+        (i, j)
+        for i in range(count)
+        for j in range(count)
+        if mask[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].any()
+    ]
     assert visible_blocks(steps, 8, window).tolist() == [list(pair) for pair in wanted]
 
 
@@ -167,7 +201,12 @@ def test_the_blocks_are_those_in_which_anything_is_visible(steps, window):
 def test_of_packed_rows_only_blocks_with_a_segment_in_common_are_looked_at(seed, window):
     ids = packed_rows(2, 64, seed)
     mask = np.asarray(packed_mask(ids, window)).any(axis=0)
-    wanted = [(i, j) for i in range(8) for j in range(8) if mask[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].any()]
+    wanted = [
+        (i, j)
+        for i in range(8)
+        for j in range(8)
+        if mask[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].any()
+    ]
     (queries, keys, starts), count = attention._pairs(8, window, ids)
     found = list(zip(queries[:count].tolist(), keys[:count].tolist(), strict=True))
     assert found == sorted(found)
@@ -180,9 +219,16 @@ def test_of_packed_rows_only_blocks_with_a_segment_in_common_are_looked_at(seed,
 @pytest.mark.parametrize("window", [0, 100, 128, 200])
 def test_the_tpu_kernel_runs_exactly_these_blocks(window):
     shape = (1024, 1024)
-    mask = splash_attention_mask.LocalMask(shape, (window - 1, 0), 0) if window else splash_attention_mask.CausalMask(shape)
+    mask = (
+        splash_attention_mask.LocalMask(shape, (window - 1, 0), 0)
+        if window
+        else splash_attention_mask.CausalMask(shape)
+    )
     heads = splash_attention_mask.MultiHeadMask([mask])
-    for process in (splash_attention_mask_info.process_mask, splash_attention_mask_info.process_mask_dkv):
+    for process in (
+        splash_attention_mask_info.process_mask,
+        splash_attention_mask_info.process_mask_dkv,
+    ):
         found, _ = process(heads, (128, 128), head_shards=1, q_seq_shards=1)
         assert np.sum(np.asarray(found.block_mask) > 0) == len(visible_blocks(1024, 128, window))
 
@@ -190,11 +236,23 @@ def test_the_tpu_kernel_runs_exactly_these_blocks(window):
 def test_the_implementation_fits_platform_and_length(monkeypatch):
     monkeypatch.undo()
     assert [choose_attention("auto", p, 256) for p in ("cpu", "gpu", "tpu")] == ["plain"] * 3
-    assert [choose_attention("auto", p, 512) for p in ("cpu", "gpu", "tpu")] == ["chunked", "plain", "plain"]
-    assert [choose_attention("auto", p, 32768) for p in ("cpu", "gpu", "tpu")] == ["chunked", "chunked", "splash"]
+    assert [choose_attention("auto", p, 512) for p in ("cpu", "gpu", "tpu")] == [
+        "chunked",
+        "plain",
+        "plain",
+    ]
+    assert [choose_attention("auto", p, 32768) for p in ("cpu", "gpu", "tpu")] == [
+        "chunked",
+        "chunked",
+        "splash",
+    ]
     assert choose_attention("auto", "tpu", 1000) == "chunked"
     assert choose_attention("plain", "tpu", 32768) == "plain"
-    with pytest.raises(UsageError, match=r"attention='splash' with rows of 1000 tokens: .*blocks of 128.*Fix: make row_tokens a multiple"):
+    with pytest.raises(
+        UsageError,
+        match=r"attention='splash' with rows of 1000 tokens: .*blocks of 128.*Fix: make "
+        r"row_tokens a multiple",
+    ):
         choose_attention("splash", "tpu", 1000)
 
 
@@ -214,19 +272,26 @@ def array_sizes(jaxpr):
 def largest_array(name, layer_types):
     """Of a whole training step with KL on one row of 32,768 tokens."""
     model = dataclasses.replace(
-        TINY_MODEL, n_layers=len(layer_types), layer_types=layer_types, sliding_window=1024 * ("sliding" in layer_types), n_heads=2,
+        TINY_MODEL, n_layers=len(layer_types), layer_types=layer_types,
+        sliding_window=1024 * ("sliding" in layer_types), n_heads=2,
         n_kv_heads=1, head_dim=8, max_positions=LONG,
     )  # fmt: skip
     train = TrainConfig(label="value", batch_rows=1, row_tokens=LONG, kl_weight=1.0, attention=name)
     head = programs.head_for(model, TINY_GRID, "value")
     state = programs.abstract_state(ONE, model, head, train)
     batch = programs.abstract_batch(ONE, model, train)
-    traced = train_step.trace(TrainSpec(model, head, ONE, train), state, state.params["body"], batch)
+    traced = train_step.trace(
+        TrainSpec(model, head, ONE, train), state, state.params["body"], batch
+    )
     return max(array_sizes(traced.jaxpr.jaxpr))
 
 
-@pytest.mark.parametrize(("name", "layer_types"), [("auto", ("sliding", "attention")), ("splash", ("attention",))])
-def test_a_training_step_on_32768_tokens_has_no_array_of_their_square(monkeypatch, name, layer_types):
+@pytest.mark.parametrize(
+    ("name", "layer_types"), [("auto", ("sliding", "attention")), ("splash", ("attention",))]
+)
+def test_a_training_step_on_32768_tokens_has_no_array_of_their_square(
+    monkeypatch, name, layer_types
+):
     monkeypatch.undo()  # blocks as they are
     assert LONG * 16 < largest_array(name, layer_types) < LONG**2 / 100
 

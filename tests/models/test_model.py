@@ -1,4 +1,5 @@
-"""The transformer: cached decoding equals the full forward, parts equal slow numpy, and no setting is unread."""
+"""The transformer: cached decoding equals the full forward, parts equal slow numpy, and no setting
+is unread."""
 
 from __future__ import annotations
 
@@ -13,14 +14,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.configs import CONFIGS, EACH_MODEL, MIXED_MODEL, OTHER_MODEL, compiled_init, initialised, parameters
-from harness.forwards import LAYOUT, SLOTS, cached, continued, empty, extend, fast_jit, full, gather, padded, place, prefill, step, uncached
+from harness.configs import (
+    CONFIGS,
+    EACH_MODEL,
+    MIXED_MODEL,
+    OTHER_MODEL,
+    compiled_init,
+    initialised,
+    parameters,
+)
+from harness.forwards import (
+    LAYOUT,
+    SLOTS,
+    cached,
+    continued,
+    empty,
+    extend,
+    fast_jit,
+    full,
+    gather,
+    padded,
+    place,
+    prefill,
+    step,
+    uncached,
+)
 from harness.tiny import TINY_MODEL
 from zip_rc_jax.config import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.models.attention.full import attend, rope_frequencies, rotate, rotation
 from zip_rc_jax.models.kv_cache import AttentionCache, Cache, ConvCache
 from zip_rc_jax.models.stacks import segments, unstack
-from zip_rc_jax.models.transformer import forward_cached, forward_packed, init_params, logits, param_axes, param_shapes, unembedding
+from zip_rc_jax.models.transformer import (
+    forward_cached,
+    forward_packed,
+    init_params,
+    logits,
+    param_axes,
+    param_shapes,
+    unembedding,
+)
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=["tiny", "other", "mixed"])
 ROWS, WIDTH = 5, 16
@@ -41,9 +73,12 @@ def close(a, b):
 
 @every_config
 def test_cached_decoding_equals_the_full_forward_for_every_split_point(config):
-    """The prefill is always as wide as the longest prompt; what lies behind the split is other tokens, which nobody may see."""
+    """The prefill is always as wide as the longest prompt; what lies behind the split is other
+    tokens, which nobody may see."""
     for split in range(1, WIDTH):
-        out, cache = prefill(config, parameters(config), padded(TOKENS, np.full(ROWS, split)), np.full(ROWS, split))
+        out, cache = prefill(
+            config, parameters(config), padded(TOKENS, np.full(ROWS, split)), np.full(ROWS, split)
+        )
         close(out[:, :split], expected(config)[:, :split])
         for t in range(split, WIDTH):
             out, cache = step(config, parameters(config), cache, TOKENS[:, t], np.full(ROWS, t))
@@ -54,7 +89,9 @@ def test_cached_decoding_equals_the_full_forward_for_every_split_point(config):
 def test_rows_of_different_lengths_decode_side_by_side(config):
     """The prefill is padded on the right; then every row goes on at its own position."""
     lengths, params = np.array([5, 12, 1, 9, 16]), parameters(config)
-    continuation = np.random.default_rng(1).integers(0, config.vocab_size, (ROWS, 7)).astype(np.int32)
+    continuation = (
+        np.random.default_rng(1).integers(0, config.vocab_size, (ROWS, 7)).astype(np.int32)
+    )
     whole = full(config, params, continued(TOKENS, lengths, continuation))
     out, cache = prefill(config, params, padded(TOKENS, lengths), lengths)
     for row, length in enumerate(lengths):
@@ -66,14 +103,17 @@ def test_rows_of_different_lengths_decode_side_by_side(config):
 
 @every_config
 def test_chunked_prefill_with_other_chunks_in_every_row_is_the_same_path(config):
-    """Chunks of one to four tokens, padded to four; a row that has no more feeds its last token again."""
+    """Chunks of one to four tokens, padded to four; a row that has no more feeds its last token
+    again."""
     rng, cache, done, width = np.random.default_rng(2), empty(config, ROWS), np.zeros(ROWS, int), 4
     tokens = np.concatenate([TOKENS, TOKENS[:, :width]], axis=1)
     while (done < WIDTH).any():
         counts = np.minimum(rng.integers(1, width + 1, ROWS), np.maximum(WIDTH - done, 1))
         first = np.minimum(done, WIDTH - 1)
         chunk = np.stack([tokens[row, start : start + width] for row, start in enumerate(first)])
-        out, cache = extend(config, parameters(config), cache, padded(chunk, counts, seed=done[0]), first, counts)
+        out, cache = extend(
+            config, parameters(config), cache, padded(chunk, counts, seed=done[0]), first, counts
+        )
         for row, (start, count) in enumerate(zip(first, counts, strict=True)):
             close(out[row, :count], expected(config)[row, start : start + count])
         done = first + counts
@@ -81,7 +121,8 @@ def test_chunked_prefill_with_other_chunks_in_every_row_is_the_same_path(config)
 
 @every_config
 def test_gathered_and_branched_rows_decode_as_if_they_had_never_moved(config):
-    """Rows are permuted, one is branched twice, one dropped, the slots shrink to what is needed, and all move into another pool."""
+    """Rows are permuted, one is branched twice, one dropped, the slots shrink to what is needed,
+    and all move into another pool."""
     params, lengths = parameters(config), np.array([10, 7, 10, 3, 9])
     _, cache = prefill(config, params, padded(TOKENS, lengths), lengths)
     index, at, pool_rows = np.array([4, 1, 1, 1, 0]), np.array([2, 0, 5, 3, 1]), 7
@@ -90,13 +131,19 @@ def test_gathered_and_branched_rows_decode_as_if_they_had_never_moved(config):
     for stack in pool.stacks.values():
         for leaf in jax.tree.leaves(stack):
             assert np.isnan(leaf[:, :, [4, 6]]).all(), "rows that are not targets stay as they are"
-            written = leaf[:, :, at, :, :12] if isinstance(stack, AttentionCache) else leaf[:, :, at]
+            written = (
+                leaf[:, :, at, :, :12] if isinstance(stack, AttentionCache) else leaf[:, :, at]
+            )
             assert not np.isnan(written).any()
         if isinstance(stack, AttentionCache):
-            assert np.isnan(stack.k[:, :, :, :, 12:]).all(), "slots past the written ones stay as they are"
+            assert np.isnan(stack.k[:, :, :, :, 12:]).all(), (
+                "slots past the written ones stay as they are"
+            )
     pool = place(jax.tree.map(jnp.nan_to_num, pool))
 
-    continuation = np.random.default_rng(2).integers(0, config.vocab_size, (pool_rows, 6)).astype(np.int32)
+    continuation = (
+        np.random.default_rng(2).integers(0, config.vocab_size, (pool_rows, 6)).astype(np.int32)
+    )
     position, source = np.zeros(pool_rows, int), np.zeros((pool_rows, WIDTH), np.int32)
     position[at], source[at] = lengths[index], TOKENS[index]
     whole = full(config, params, continued(source, position, continuation))
@@ -121,7 +168,8 @@ def test_feeding_the_last_token_again_changes_nothing(config):
 
 @every_config
 def test_rows_that_are_not_live_keep_their_state(config):
-    """What a paused row does while its neighbours go on: it is fed something, and nothing of that is kept."""
+    """What a paused row does while its neighbours go on: it is fed something, and nothing of that
+    is kept."""
     params, at, live = parameters(config), np.full(ROWS, 8), np.arange(ROWS) % 2 == 0
     _, before = prefill(config, params, padded(TOKENS, at), at)
     out, after = step(config, params, before, np.where(live, TOKENS[:, 8], 3), at, live)
@@ -133,23 +181,36 @@ def test_rows_that_are_not_live_keep_their_state(config):
 
 @functools.partial(fast_jit, static_argnames=("config", "slots"))
 def cached_unrolled(config, params, tokens, positions, cache, slots):
-    hidden, cache = forward_cached(config, params, tokens, positions, cache, layout=LAYOUT, slots=slots, unrolled=True)
+    hidden, cache = forward_cached(
+        config, params, tokens, positions, cache, layout=LAYOUT, slots=slots, unrolled=True
+    )
     return logits(config, hidden, unembedding(config, params)), cache
 
 
-@pytest.mark.parametrize(("rows", "slots"), [(3, 10), (3, 24), (4, 15), (9, 15)], ids=["all rows", "all", "most", "a part"])
+@pytest.mark.parametrize(
+    ("rows", "slots"),
+    [(3, 10), (3, 24), (4, 15), (9, 15)],
+    ids=["all rows", "all", "most", "a part"],
+)
 @every_config
 def test_layers_with_arrays_of_their_own_compute_the_same(config, rows, slots):
-    """Two shards, of which three rows each are fed; the cache may have more rows and slots than are looked at."""
+    """Two shards, of which three rows each are fed; the cache may have more rows and slots than are
+    looked at."""
     params = unstack(config, parameters(config))
     which, split = np.arange(6) % ROWS, 7
     tokens, wanted = TOKENS[which], expected(config)[which]
-    cache = jax.tree.map(lambda x: x + 7, Cache.empty(config, 2, rows, SLOTS, jnp.float32, unrolled=True))
+    cache = jax.tree.map(
+        lambda x: x + 7, Cache.empty(config, 2, rows, SLOTS, jnp.float32, unrolled=True)
+    )
     positions = jnp.broadcast_to(jnp.arange(split), (6, split))
-    before, cache = cached_unrolled(config, params, jnp.asarray(tokens[:, :split]), positions, cache, slots)
+    before, cache = cached_unrolled(
+        config, params, jnp.asarray(tokens[:, :split]), positions, cache, slots
+    )
     close(before, wanted[:, :split])
     for at in range(split, 9):
-        out, cache = cached_unrolled(config, params, jnp.asarray(tokens[:, at : at + 1]), jnp.full((6, 1), at), cache, slots)
+        out, cache = cached_unrolled(
+            config, params, jnp.asarray(tokens[:, at : at + 1]), jnp.full((6, 1), at), cache, slots
+        )
         close(out[:, 0], wanted[:, at])
 
 
@@ -162,7 +223,9 @@ def test_rotations_are_not_computed_anew_in_every_layer():
         return forward_packed(config, params, TOKENS, positions, ids, layout=LAYOUT, unrolled=True)
 
     params = unstack(config, init_params(config, 0))
-    text = forward.lower(params, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape)).compile().as_text()
+    text = (
+        forward.lower(params, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape)).compile().as_text()
+    )
     assert text.count(" cosine(") == text.count(" sine(") == 1
 
 
@@ -182,7 +245,8 @@ def test_a_forward_of_the_first_rows_of_every_shard_leaves_the_others_alone(conf
 
 
 def test_the_cache_holds_what_each_layer_type_needs():
-    """Keys and values per slot for attention, and only the last inputs for convolutions, however long the row."""
+    """Keys and values per slot for attention, and only the last inputs for convolutions, however
+    long the row."""
     stacks = Cache.empty(MIXED_MODEL, 2, 3, 50, jnp.bfloat16).stacks
     layers = [stack for segment in segments(MIXED_MODEL.kinds) for stack in segment.stacks]
     assert [stack.name for stack in layers] == list(stacks)
@@ -190,10 +254,20 @@ def test_the_cache_holds_what_each_layer_type_needs():
         held = stacks[stack.name]
         if stack.kind == "conv":
             assert isinstance(held, ConvCache)
-            assert held.inputs.shape == (len(stack.layers), 2, 3, MIXED_MODEL.conv_kernel, MIXED_MODEL.d_model)
+            assert held.inputs.shape == (
+                len(stack.layers),
+                2,
+                3,
+                MIXED_MODEL.conv_kernel,
+                MIXED_MODEL.d_model,
+            )
         else:
             assert isinstance(held, AttentionCache)
-            assert held.k.shape == held.v.shape == (len(stack.layers), 2, 3, MIXED_MODEL.n_kv_heads, 50, MIXED_MODEL.head_dim)
+            assert (
+                held.k.shape
+                == held.v.shape
+                == (len(stack.layers), 2, 3, MIXED_MODEL.n_kv_heads, 50, MIXED_MODEL.head_dim)
+            )
         assert {leaf.dtype for leaf in jax.tree.leaves(held)} == {jnp.dtype("bfloat16")}
 
 
@@ -231,7 +305,9 @@ def test_attention_survives_large_scores_and_ignores_what_is_masked():
 
 def turned(x, positions, theta):
     """`x [B, T, H, D]` rotated, unscaled frequencies."""
-    return rotate(x, *rotation(jnp.asarray(positions), rope_frequencies(x.shape[-1], theta, RopeScaling())))
+    return rotate(
+        x, *rotation(jnp.asarray(positions), rope_frequencies(x.shape[-1], theta, RopeScaling()))
+    )
 
 
 def test_rope_equals_multiplication_by_unit_complex_numbers():
@@ -241,7 +317,9 @@ def test_rope_equals_multiplication_by_unit_complex_numbers():
     pairs = x[..., :4] + 1j * x[..., 4:]  # channel i pairs with channel i + D/2
     frequency = np.array([1 / 50.0 ** (2 * i / 8) for i in range(4)])
     z = pairs * np.exp(1j * positions[:, :, None, None] * frequency)
-    np.testing.assert_allclose(turned(x, positions, 50.0), np.concatenate([z.real, z.imag], -1), atol=2e-5)
+    np.testing.assert_allclose(
+        turned(x, positions, 50.0), np.concatenate([z.real, z.imag], -1), atol=2e-5
+    )
 
 
 def test_rope_products_depend_on_distance_alone():
@@ -258,7 +336,9 @@ def test_rope_products_depend_on_distance_alone():
 
 def test_rope_scaling_stretches_the_long_wavelengths():
     plain = rope_frequencies(64, 10000.0, RopeScaling())
-    np.testing.assert_allclose(rope_frequencies(64, 10000.0, RopeScaling("linear", 8.0)), plain / 8, rtol=1e-6)
+    np.testing.assert_allclose(
+        rope_frequencies(64, 10000.0, RopeScaling("linear", 8.0)), plain / 8, rtol=1e-6
+    )
     scaled = rope_frequencies(64, 10000.0, RopeScaling("llama3", 8.0, 1.0, 4.0, 8192))
     wavelength = 2 * np.pi / plain
     short, long = wavelength < 8192 / 4, wavelength > 8192
@@ -271,7 +351,8 @@ def test_rope_scaling_stretches_the_long_wavelengths():
 
 @pytest.mark.parametrize("config", [TINY_MODEL, OTHER_MODEL], ids=["tiny", "other"])
 def test_the_whole_forward_equals_plain_numpy(config):
-    """Layers written out once more, with loops over layers and heads; no shared code. (test_families has the other features.)"""
+    """Layers written out once more, with loops over layers and heads; no shared code.
+    (test_families has the other features.)"""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), parameters(config))
     tokens = TOKENS[0]
 
@@ -280,7 +361,9 @@ def test_the_whole_forward_equals_plain_numpy(config):
 
     def turn(x, theta=config.rope_theta):
         half = x.shape[-1] // 2
-        z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half))
+        z = (x[..., :half] + 1j * x[..., half:]) * np.exp(
+            1j * np.arange(len(x))[:, None] * theta ** (-np.arange(half) / half)
+        )
         return np.concatenate([z.real, z.imag], -1)
 
     x = p["embed"][tokens]
@@ -299,7 +382,9 @@ def test_the_whole_forward_equals_plain_numpy(config):
         y = norm(x, w["mlp_norm"])
         gate = y @ w["gate"]
         x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
-    close(expected(config)[0], norm(x, p["final_norm"]) @ p["embed" if config.tied else "unembed"].T)
+    close(
+        expected(config)[0], norm(x, p["final_norm"]) @ p["embed" if config.tied else "unembed"].T
+    )
 
 
 # ---- packing
@@ -321,14 +406,28 @@ def test_recomputing_layers_in_the_backward_pass_changes_no_gradient():
 
     def loss(params, remat):
         ones = jnp.ones_like(tokens)
-        hidden = forward_packed(EACH_MODEL, params, tokens, positions, ones, layout=LAYOUT, remat=remat)
+        hidden = forward_packed(
+            EACH_MODEL, params, tokens, positions, ones, layout=LAYOUT, remat=remat
+        )
         return jnp.square(hidden @ jnp.arange(1.0, EACH_MODEL.d_model + 1)).mean()
 
     for remat in (False, True):
-        assert ("remat" in str(jax.make_jaxpr(functools.partial(loss, remat=remat))(parameters(EACH_MODEL)))) == remat
-    plain, recomputed = (fast_jit(jax.grad(functools.partial(loss, remat=remat)))(parameters(EACH_MODEL)) for remat in (False, True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max()), plain, recomputed)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain)), "every parameter has a gradient"
+        assert (
+            "remat"
+            in str(jax.make_jaxpr(functools.partial(loss, remat=remat))(parameters(EACH_MODEL)))
+        ) == remat
+    plain, recomputed = (
+        fast_jit(jax.grad(functools.partial(loss, remat=remat)))(parameters(EACH_MODEL))
+        for remat in (False, True)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max()),
+        plain,
+        recomputed,
+    )
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain)), (
+        "every parameter has a gradient"
+    )
 
 
 @every_config
@@ -339,8 +438,11 @@ def test_no_position_sees_the_future(config):
 
 
 def test_a_model_of_short_sight_sees_as_far_as_its_layers_reach():
-    """Two sliding layers of window 3 and a convolution of 3 taps reach 2 tokens back each, so position t depends on t - 6 to t."""
-    config = dataclasses.replace(TINY_MODEL, layer_types=("sliding", "conv", "sliding"), sliding_window=3, conv_kernel=3)
+    """Two sliding layers of window 3 and a convolution of 3 taps reach 2 tokens back each, so
+    position t depends on t - 6 to t."""
+    config = dataclasses.replace(
+        TINY_MODEL, layer_types=("sliding", "conv", "sliding"), sliding_window=3, conv_kernel=3
+    )
     params, changed = parameters(config), TOKENS.copy()
     changed[:, 2] = (changed[:, 2] + 1) % config.vocab_size
     seen = np.abs(full(config, params, changed) - full(config, params, TOKENS)).max((0, 2))
@@ -353,32 +455,47 @@ def test_a_model_of_short_sight_sees_as_far_as_its_layers_reach():
 
 # A change of every setting of EACH_MODEL. `max_positions` is the decoder's.
 SHAPES = {  # those that change the parameters' shapes, or which there are
-    "vocab_size": 77, "d_model": 48, "n_layers": 2, "n_heads": 3, "n_kv_heads": 2, "head_dim": 8, "d_ff": 56,
+    "vocab_size": 77, "d_model": 48, "n_layers": 2, "n_heads": 3, "n_kv_heads": 2, "head_dim": 8,
+    "d_ff": 56,
     "layer_types": ("sliding", "attention", "conv"), "conv_kernel": 3, "conv_bias": False,
-    "qk_norm": False, "post_norms": False, "attention_bias": False, "mlp_bias": False, "tied": False,
+    "qk_norm": False, "post_norms": False, "attention_bias": False, "mlp_bias": False,
+    "tied": False,
 }  # fmt: skip
 VALUES = {  # those that change what the same parameters compute
-    "sliding_window": [4], "rope_theta": [500.0], "sliding_rope_theta": [70.0, 0.0], "rms_eps": [2e-2], "norm_plus_one": [False],
-    "attention_scale": [0.4, 0.0], "logit_softcap": [1.0, 0.0], "activation": ["silu", "gelu", "relu"],
+    "sliding_window": [4], "rope_theta": [500.0], "sliding_rope_theta": [70.0, 0.0],
+    "rms_eps": [2e-2], "norm_plus_one": [False],
+    "attention_scale": [0.4, 0.0], "logit_softcap": [1.0, 0.0], "activation": ["silu", "gelu",
+    "relu"],
     "scale_embedding": [False], "rope_scaling": [
-        RopeScaling(), RopeScaling("linear", 4.0), RopeScaling("llama3", 2.0, 1.5, 3.0, 150), RopeScaling("llama3", 4.0, 0.5, 3.0, 150),
+        RopeScaling(), RopeScaling("linear", 4.0), RopeScaling("llama3", 2.0, 1.5, 3.0, 150),
+        RopeScaling("llama3", 4.0, 0.5, 3.0, 150),
         RopeScaling("llama3", 4.0, 1.5, 2.5, 150), RopeScaling("llama3", 4.0, 1.5, 3.0, 120),
     ],
 }  # fmt: skip
 
 
 def test_every_setting_is_changed_below():
-    assert {*SHAPES, *VALUES, "max_positions"} == {field.name for field in dataclasses.fields(ModelConfig)}
+    assert {*SHAPES, *VALUES, "max_positions"} == {
+        field.name for field in dataclasses.fields(ModelConfig)
+    }
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_size_and_switch_is_read(name):
-    before = dataclasses.replace(EACH_MODEL, layer_types=(), sliding_window=0, conv_kernel=0) if name == "n_layers" else EACH_MODEL
+    before = (
+        dataclasses.replace(EACH_MODEL, layer_types=(), sliding_window=0, conv_kernel=0)
+        if name == "n_layers"
+        else EACH_MODEL
+    )
     after = dataclasses.replace(before, **{name: SHAPES[name]})
-    assert jax.tree.map(lambda s: s.shape, param_shapes(after)) != jax.tree.map(lambda s: s.shape, param_shapes(before))
+    assert jax.tree.map(lambda s: s.shape, param_shapes(after)) != jax.tree.map(
+        lambda s: s.shape, param_shapes(before)
+    )
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALUES.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in VALUES.items() for value in values]
+)
 def test_every_value_is_read(name, value):
     changed = full(dataclasses.replace(EACH_MODEL, **{name: value}), parameters(EACH_MODEL), TOKENS)
     assert np.abs(changed - expected(EACH_MODEL)).max() > 1e-4
@@ -387,12 +504,37 @@ def test_every_value_is_read(name, value):
 def test_switches_decide_which_parameters_exist():
     shapes = param_shapes(TINY_MODEL)
     assert "unembed" not in shapes
-    assert set(shapes["blocks"]["0_attention"]) == {"mixer_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down"}
+    assert set(shapes["blocks"]["0_attention"]) == {
+        "mixer_norm",
+        "q",
+        "k",
+        "v",
+        "o",
+        "mlp_norm",
+        "gate",
+        "up",
+        "down",
+    }
     other = param_shapes(dataclasses.replace(TINY_MODEL, qk_norm=True, tied=False, vocab_size=77))
     assert other["unembed"].shape == other["embed"].shape == (77, 32)
-    assert other["blocks"]["0_attention"]["q_norm"].shape == other["blocks"]["0_attention"]["k_norm"].shape == (3, 10)
+    assert (
+        other["blocks"]["0_attention"]["q_norm"].shape
+        == other["blocks"]["0_attention"]["k_norm"].shape
+        == (3, 10)
+    )
     mixed = param_shapes(MIXED_MODEL)["blocks"]
-    common = {"mixer_norm", "mixer_post_norm", "mlp_norm", "mlp_post_norm", "gate", "up", "down", "gate_bias", "up_bias", "down_bias"}
+    common = {
+        "mixer_norm",
+        "mixer_post_norm",
+        "mlp_norm",
+        "mlp_post_norm",
+        "gate",
+        "up",
+        "down",
+        "gate_bias",
+        "up_bias",
+        "down_bias",
+    }
     for stack in (stack for segment in segments(MIXED_MODEL.kinds) for stack in segment.stacks):
         conv = {"conv_in", "conv_in_bias", "conv", "conv_bias", "conv_out", "conv_out_bias"}
         attention = {"q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm"}
@@ -421,8 +563,14 @@ def test_abstract_parameters_are_those_of_initialisation_and_every_axis_has_a_na
     params = initialised(config)
     described = jax.tree.map(lambda s: (s.shape, s.dtype), param_shapes(config))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == described
-    assert all(jax.tree.leaves(jax.tree.map(lambda x, axes: len(axes) == x.ndim, params, param_axes(config))))
-    assert list(params["blocks"]) == [stack.name for segment in segments(config.kinds) for stack in segment.stacks]
+    assert all(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, axes: len(axes) == x.ndim, params, param_axes(config))
+        )
+    )
+    assert list(params["blocks"]) == [
+        stack.name for segment in segments(config.kinds) for stack in segment.stacks
+    ]
 
 
 @every_config
@@ -447,12 +595,20 @@ def test_parameters_are_a_function_of_the_seed():
 def test_bfloat16_parameters_give_finite_bfloat16_hidden_states_near_float32(config):
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters(config))
     tokens = jnp.asarray(TOKENS)
-    hidden = jax.eval_shape(lambda: forward_packed(config, params, tokens, tokens, tokens, layout=LAYOUT))
+    hidden = jax.eval_shape(
+        lambda: forward_packed(config, params, tokens, tokens, tokens, layout=LAYOUT)
+    )
     assert hidden.dtype == jnp.bfloat16
     half = full(config, params, TOKENS)
     assert np.abs(half - expected(config)).mean() < 0.05 * np.abs(expected(config)).mean()
     out, cache = cached(
-        config, params, tokens, jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape), empty(config, ROWS, jnp.bfloat16), None, None
+        config,
+        params,
+        tokens,
+        jnp.broadcast_to(jnp.arange(WIDTH), TOKENS.shape),
+        empty(config, ROWS, jnp.bfloat16),
+        None,
+        None,
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
     assert np.abs(np.asarray(out) - half).mean() < 0.02 * np.abs(half).mean()
@@ -475,10 +631,15 @@ def unrolled(kinds):
 
 
 def fewest_stacks(kinds):
-    """By trying every cut into consecutive pieces; a piece costs the shortest pattern that it repeats."""
+    """By trying every cut into consecutive pieces; a piece costs the shortest pattern that it
+    repeats."""
 
     def cost(piece):
-        return next(n for n in range(1, len(piece) + 1) if len(piece) % n == 0 and piece[:n] * (len(piece) // n) == piece)
+        return next(
+            n
+            for n in range(1, len(piece) + 1)
+            if len(piece) % n == 0 and piece[:n] * (len(piece) // n) == piece
+        )
 
     found = []
     for cuts in itertools.product([False, True], repeat=len(kinds) - 1):
@@ -491,7 +652,9 @@ def fewest_stacks(kinds):
 def test_segments_apply_every_layer_once_and_in_order(kinds):
     assert unrolled(kinds) == list(enumerate(kinds))
     stacks = [stack for segment in segments(kinds) for stack in segment.stacks]
-    assert [stack.name for stack in stacks] == [f"{number}_{stack.kind}" for number, stack in enumerate(stacks)]
+    assert [stack.name for stack in stacks] == [
+        f"{number}_{stack.kind}" for number, stack in enumerate(stacks)
+    ]
 
 
 @given(st.lists(st.sampled_from(LAYER_TYPES), min_size=1, max_size=9).map(tuple))
@@ -512,11 +675,15 @@ def test_segments_have_the_fewest_stacks_and_then_the_fewest_segments(kinds):
     ids=["28 equal layers", "LFM2 350M", "Gemma 3 1B", "5 equal layers", "one layer"],
 )
 def test_segments_of_known_models(kinds, lengths_and_repeats):
-    assert [(len(segment.stacks), segment.repeats) for segment in segments(kinds)] == lengths_and_repeats
+    assert [
+        (len(segment.stacks), segment.repeats) for segment in segments(kinds)
+    ] == lengths_and_repeats
 
 
 def test_stacks_of_a_repeated_pattern_take_every_pattern_length_th_layer():
     first, last = segments(GEMMA_1B)
-    assert [stack.layers for stack in first.stacks] == [tuple(range(offset, 24, 6)) for offset in range(6)]
+    assert [stack.layers for stack in first.stacks] == [
+        tuple(range(offset, 24, 6)) for offset in range(6)
+    ]
     assert [stack.kind for stack in first.stacks] == ["sliding"] * 5 + ["attention"]
     assert last.stacks[0].layers == (24, 25)

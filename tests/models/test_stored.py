@@ -1,4 +1,5 @@
-"""What a checkpoint holds is what comes out of it, or an error that names it: digests, damaged files, paths that lose weights."""
+"""What a checkpoint holds is what comes out of it, or an error that names it: digests, damaged
+files, paths that lose weights."""
 
 from __future__ import annotations
 
@@ -41,24 +42,44 @@ def by_hand(x):
     raw, sums = x.tobytes(), [0, 0]
     for index in range(len(raw) // width):
         place = index * 0x9E3779B1 & mask
-        mixed = ((int.from_bytes(raw[index * width : (index + 1) * width], "little") ^ place) * 0x85EBCA6B) & mask
+        mixed = (
+            (int.from_bytes(raw[index * width : (index + 1) * width], "little") ^ place)
+            * 0x85EBCA6B
+        ) & mask
         mixed ^= mixed >> 15
         sums = [(sums[0] + mixed * 0x9E3779B1) & mask, (sums[1] + mixed * (place | 1)) & mask]
     return f"{x.dtype.name}[{','.join(map(str, x.shape))}]:{sums[0]:08x}{sums[1]:08x}"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool", "float8_e4m3fn"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool", "float8_e4m3fn"]
+)
 @pytest.mark.parametrize("on_host", [True, False], ids=["by NumPy", "by XLA"])
 def test_the_digest_of_an_array_is_the_same_on_every_mesh_and_by_hand(monkeypatch, dtype, on_host):
     monkeypatch.setattr(digests, "_ON_HOST", 2**22 if on_host else 0)
     x = (3 * jax.random.normal(jax.random.key(0), (8, 4, 6))).astype(dtype)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    specs = [(), ("data",), ("fsdp", "tensor", "data"), (None, ("data", "tensor")), (("tensor", "fsdp", "data"),)]
-    found = {array_digest(jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))) for spec in specs}
+    specs = [
+        (),
+        ("data",),
+        ("fsdp", "tensor", "data"),
+        (None, ("data", "tensor")),
+        (("tensor", "fsdp", "data"),),
+    ]
+    found = {
+        array_digest(jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))) for spec in specs
+    }
     assert found | {array_digest(x)} == {by_hand(np.asarray(x))}
 
 
-@pytest.mark.parametrize("x", [np.float32([[0.0, 1.5], [-2.0, 1e-42]]), np.array([True, False, True]), np.arange(3, dtype=np.uint16)])
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.float32([[0.0, 1.5], [-2.0, 1e-42]]),
+        np.array([True, False, True]),
+        np.arange(3, dtype=np.uint16),
+    ],
+)
 @pytest.mark.parametrize("on_host", [True, False], ids=["by NumPy", "by XLA"])
 def test_every_bit_of_an_array_counts(monkeypatch, x, on_host):
     monkeypatch.setattr(digests, "_ON_HOST", 2**22 if on_host else 0)
@@ -73,7 +94,17 @@ def test_every_bit_of_an_array_counts(monkeypatch, x, on_host):
 
 def test_order_shape_and_type_of_an_array_count():
     x = np.float32([[1, -1], [2, 0]])
-    others = [x.T, x[::-1], x.reshape(4), x.reshape(1, 4), -x, x.astype(np.int32), x.view(np.int32), np.zeros_like(x), np.ones_like(x)]
+    others = [
+        x.T,
+        x[::-1],
+        x.reshape(4),
+        x.reshape(1, 4),
+        -x,
+        x.astype(np.int32),
+        x.view(np.int32),
+        np.zeros_like(x),
+        np.ones_like(x),
+    ]
     assert len({array_digest(y) for y in [x, *others]}) == 1 + len(others)
     assert array_digest(np.zeros((0, 3), np.float32)) == "float32[0,3]:0000000000000000"
 
@@ -86,7 +117,9 @@ def test_differing_arrays_are_named_also_missing_ones():
 
 def test_the_digest_of_json_does_not_depend_on_how_it_is_written():
     value = {"b": [1, 0.1, None, "ü\n"], "a": {10: 1, 2: (3, 4)}}
-    assert json_digest(value) == json_digest(json.loads(json.dumps(value, indent=3, ensure_ascii=False)))
+    assert json_digest(value) == json_digest(
+        json.loads(json.dumps(value, indent=3, ensure_ascii=False))
+    )
     assert json_digest(value) != json_digest({**value, "b": [1, 0.1, None, "u\n"]})
 
 
@@ -105,7 +138,8 @@ def damages(raw, draw, flips):
 
 
 def with_damage(directory, draw, flips):
-    """Damages every file below `directory`, one after the other, each in many ways; what is yielded says which."""
+    """Damages every file below `directory`, one after the other, each in many ways; what is yielded
+    says which."""
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         raw = path.read_bytes()
         for what, changed in damages(raw, draw, flips):
@@ -141,7 +175,11 @@ def test_a_damaged_model_is_refused_by_name_or_comes_out_whole(tmp_path, lm, see
         assert everything(found) == everything(lm), what
         assert_equal(found.params, lm.params)
     assert flipped >= 2 * flips, "those of meta and arrays"
-    whole_arrays = {what for what in refused if what.endswith((", zeros", ", gone", ", cut after 0")) and what.startswith("params/ocdbt")}
+    whole_arrays = {
+        what
+        for what in refused
+        if what.endswith((", zeros", ", gone", ", cut after 0")) and what.startswith("params/ocdbt")
+    }
     assert whole_arrays, "the arrays cannot do without their files"
 
 
@@ -170,12 +208,15 @@ def test_a_damaged_model_leaves_no_pages_of_tracebacks_behind(tmp_path, lm, capf
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stored_as", ["float32", "bfloat16"])
-def test_a_model_is_checked_and_cast_whatever_its_types_are(tmp_path, monkeypatch, lm, dtype, stored_as):
+def test_a_model_is_checked_and_cast_whatever_its_types_are(
+    tmp_path, monkeypatch, lm, dtype, stored_as
+):
     monkeypatch.setattr(stored, "TOGETHER", 1000)
     lm.save(tmp_path / "m", jnp.dtype(stored_as))
     layout = Layout(make_mesh(data=2, fsdp=2, tensor=2), TRAIN_RULES)
     assert_equal(
-        load(tmp_path / "m", dtype=dtype, layout=layout).params, jax.tree.map(lambda x: x.astype(stored_as).astype(dtype), lm.params)
+        load(tmp_path / "m", dtype=dtype, layout=layout).params,
+        jax.tree.map(lambda x: x.astype(stored_as).astype(dtype), lm.params),
     )
     path = largest_file(tmp_path / "m")
     raw = path.read_bytes()
@@ -187,13 +228,23 @@ def test_a_model_is_checked_and_cast_whatever_its_types_are(tmp_path, monkeypatc
             continue
         finally:
             path.write_bytes(raw)
-        assert_equal(found.params, jax.tree.map(lambda x: x.astype(stored_as).astype(dtype), lm.params))
+        assert_equal(
+            found.params, jax.tree.map(lambda x: x.astype(stored_as).astype(dtype), lm.params)
+        )
 
 
 def test_groups_of_arrays_stay_below_the_limit_where_they_can(monkeypatch):
     monkeypatch.setattr(stored, "TOGETHER", 100)
-    leaves = {name: np.zeros(size, np.uint8) for name, size in zip("abcdef", (60, 40, 1, 300, 99, 1), strict=True)}
-    assert [list(group) for group in stored.groups(leaves)] == [["a", "b"], ["c"], ["d"], ["e", "f"]]
+    leaves = {
+        name: np.zeros(size, np.uint8)
+        for name, size in zip("abcdef", (60, 40, 1, 300, 99, 1), strict=True)
+    }
+    assert [list(group) for group in stored.groups(leaves)] == [
+        ["a", "b"],
+        ["c"],
+        ["d"],
+        ["e", "f"],
+    ]
 
 
 def edit_meta(model, change):
@@ -207,7 +258,10 @@ def test_models_from_before_there_were_digests_are_read(tmp_path, lm):
     lm.save(tmp_path / "m")
     edit_meta(tmp_path / "m", lambda meta: meta.pop("digests"))
     assert_equal(load(tmp_path / "m").params, lm.params)
-    assert_equal(load(tmp_path / "m", dtype="bfloat16").params, jax.tree.map(lambda x: x.astype("bfloat16"), lm.params))
+    assert_equal(
+        load(tmp_path / "m", dtype="bfloat16").params,
+        jax.tree.map(lambda x: x.astype("bfloat16"), lm.params),
+    )
 
 
 @pytest.mark.parametrize("name", ["chain_sum_policy", "chain_sum_zip"])
@@ -216,7 +270,9 @@ def test_the_models_that_ship_have_digests(tmp_path, name):
     meta = json.loads((model / "meta" / "metadata").read_text())
     assert meta["digests"]["params"] == array_digests(load(model, dtype=meta["dtype"]).params)
     edit_meta(model, lambda meta: meta["model"].update(rope_theta=meta["model"]["rope_theta"] + 1))
-    with pytest.raises(UsageError, match=r"meta/metadata \(sizes, tokenizer, head\) does not fit its digest"):
+    with pytest.raises(
+        UsageError, match=r"meta/metadata \(sizes, tokenizer, head\) does not fit its digest"
+    ):
         load(model)
 
 
@@ -257,7 +313,11 @@ def states(layout=None):
     state = init_state(layout.shard(lm.params, axes), CONFIG)
     state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), state)
     return [
-        dataclasses.replace(jax.tree.map(lambda x, s=step: x + jnp.asarray(s, x.dtype), state), step=state.step + step) for step in (2, 4)
+        dataclasses.replace(
+            jax.tree.map(lambda x, s=step: x + jnp.asarray(s, x.dtype), state),
+            step=state.step + step,
+        )
+        for step in (2, 4)
     ]
 
 
@@ -277,7 +337,9 @@ def restored(directory, like):
 
 
 @pytest.mark.parametrize(("seed", "flips"), [pytest.param(1, 4, marks=pytest.mark.slow)])
-def test_a_damaged_checkpoint_of_training_comes_out_whole_or_is_named_and_the_one_before_is_used(tmp_path, capsys, seed, flips):
+def test_a_damaged_checkpoint_of_training_comes_out_whole_or_is_named_and_the_one_before_is_used(
+    tmp_path, capsys, seed, flips
+):
     saved = states()
     save_both(tmp_path / "whole", saved)
     expected, before = {int(state.step): state for state in saved}, 0
@@ -300,11 +362,15 @@ def test_a_damaged_checkpoint_of_training_comes_out_whole_or_is_named_and_the_on
 
 
 @pytest.mark.parametrize("name", ["settings", "data"])
-def test_settings_and_position_of_a_checkpoint_cannot_change_without_being_noticed(tmp_path, capsys, name):
+def test_settings_and_position_of_a_checkpoint_cannot_change_without_being_noticed(
+    tmp_path, capsys, name
+):
     saved = states()
     save_both(tmp_path / "c", saved)
     path = tmp_path / "c" / "4" / name / "metadata"
-    changed = path.read_text().replace('"steps": 6', '"steps": 7').replace('"next": 40', '"next": 41')
+    changed = (
+        path.read_text().replace('"steps": 6', '"steps": 7').replace('"next": 40', '"next": 41')
+    )
     assert changed != path.read_text()
     path.write_text(changed)
     check_earlier(tmp_path / "c", SETTINGS)
@@ -313,8 +379,12 @@ def test_settings_and_position_of_a_checkpoint_cannot_change_without_being_notic
     assert "do not fit their digest" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("there", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "mesh"])
-@pytest.mark.parametrize("here", [None, {"data": 1, "fsdp": 4, "tensor": 2}], ids=["on one device", "on another mesh"])
+@pytest.mark.parametrize(
+    "there", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "mesh"]
+)
+@pytest.mark.parametrize(
+    "here", [None, {"data": 1, "fsdp": 4, "tensor": 2}], ids=["on one device", "on another mesh"]
+)
 def test_a_checkpoint_is_checked_on_any_mesh(tmp_path, there, here):
     saved = states(there and Layout(make_mesh(**there), TRAIN_RULES))
     like = states(here and Layout(make_mesh(**here), TRAIN_RULES))[0]
@@ -348,7 +418,9 @@ def test_a_save_that_left_no_index_is_an_error(tmp_path):
     checkpoints.save(saved[0], {})
     checkpoints.manager.wait_until_finished()
     (tmp_path / "c" / "2" / "state" / "manifest.ocdbt").unlink()
-    with pytest.raises(UsageError, match=r"checkpoint in .*could not be written \(.*no index of the arrays"):
+    with pytest.raises(
+        UsageError, match=r"checkpoint in .*could not be written \(.*no index of the arrays"
+    ):
         checkpoints.save(saved[1], {})
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path / "d", SETTINGS)
@@ -376,14 +448,18 @@ def lose(monkeypatch, damage):
 LOSSES = {
     "no index": lambda path: os.unlink(path / "params" / "manifest.ocdbt"),
     "no meta": lambda path: shutil.rmtree(path / "meta"),
-    "another meta": lambda path: edit_meta(path, lambda meta: meta["info"].update(made="elsewhere")),
+    "another meta": lambda path: edit_meta(
+        path, lambda meta: meta["info"].update(made="elsewhere")
+    ),
     "other arrays": lambda path: array_bits(largest_file(path / "params"), random.Random(0), 30),
     "an old meta": lambda path: edit_meta(path, lambda meta: meta.pop("digests")),
 }
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_model_that_does_not_come_back_as_it_was_saved_is_an_error(tmp_path, monkeypatch, lm, loss):
+def test_a_model_that_does_not_come_back_as_it_was_saved_is_an_error(
+    tmp_path, monkeypatch, lm, loss
+):
     lose(monkeypatch, LOSSES[loss])
     with pytest.raises(UsageError, match="what was read back is not what was written"):
         lm.save(tmp_path / "m")
@@ -416,9 +492,13 @@ FIT = (
 
 @pytest.mark.parametrize("name", UNFIT)
 @pytest.mark.parametrize("where", ["itself", "above"])
-def test_paths_where_orbax_loses_arrays_are_refused_before_anything_is_written(tmp_path, lm, name, where):
+def test_paths_where_orbax_loses_arrays_are_refused_before_anything_is_written(
+    tmp_path, lm, name, where
+):
     path = tmp_path / name if where == "itself" else tmp_path / name / "m"
-    with pytest.raises(UsageError, match=r"model path .* its path .*Fix: choose a path of plain letters"):
+    with pytest.raises(
+        UsageError, match=r"model path .* its path .*Fix: choose a path of plain letters"
+    ):
         lm.save(path)
     with pytest.raises(UsageError, match="checkpoint directory"):
         Checkpoints(path, {})
@@ -428,13 +508,20 @@ def test_paths_where_orbax_loses_arrays_are_refused_before_anything_is_written(t
 def test_a_relative_path_is_refused_for_the_folder_above_it(tmp_path, monkeypatch, lm):
     (tmp_path / "[x]").mkdir()
     monkeypatch.chdir(tmp_path / "[x]")
-    with pytest.raises(UsageError, match=r"model path 'm': the path of a folder above it, '.*\[x\]/m/', contains '\['"):
+    with pytest.raises(
+        UsageError,
+        match=r"model path 'm': the path of a folder above it, '.*\[x\]/m/', contains '\['",
+    ):
         lm.save("m")
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/m", "s3://bucket/m", "http://host/m", "file:///tmp/m"])
+@pytest.mark.parametrize(
+    "path", ["gs://bucket/m", "s3://bucket/m", "http://host/m", "file:///tmp/m"]
+)
 def test_addresses_are_refused(path, lm):
-    with pytest.raises(UsageError, match="addresses are not supported; a bucket is used through a mount"):
+    with pytest.raises(
+        UsageError, match="addresses are not supported; a bucket is used through a mount"
+    ):
         lm.save(path)
 
 
@@ -468,9 +555,14 @@ def test_a_file_or_a_foreign_directory_is_never_replaced_by_a_model(tmp_path, lm
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("precious")
     for name in ("file", "run"):
-        with pytest.raises(UsageError, match=rf"model path {tmp_path}/{name}: a .* is there, which is not overwritten"):
+        with pytest.raises(
+            UsageError,
+            match=rf"model path {tmp_path}/{name}: a .* is there, which is not overwritten",
+        ):
             lm.save(tmp_path / name)
-    assert [p.read_text() for p in (tmp_path / "file", tmp_path / "run" / "thesis.tex")] == ["precious"] * 2
+    assert [p.read_text() for p in (tmp_path / "file", tmp_path / "run" / "thesis.tex")] == [
+        "precious"
+    ] * 2
     (tmp_path / "empty").mkdir()
     lm.save(tmp_path / "empty")
     lm.save(tmp_path / "empty")

@@ -1,4 +1,5 @@
-"""The bench of an evaluation on a tiny model: what it samples, what it keeps, and what it refuses."""
+"""The bench of an evaluation on a tiny model: what it samples, what it keeps, and what it
+refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from zip_rc_jax.config import DecodeConfig, EvaluateConfig, GradeConfig, PipelineConfig, RolloutConfig
+from zip_rc_jax.config import (
+    DecodeConfig,
+    EvaluateConfig,
+    GradeConfig,
+    PipelineConfig,
+    RolloutConfig,
+)
 from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.inference.collect import run_all
@@ -47,16 +54,32 @@ def test_equal_problems_get_samples_of_their_own(lm, bench):
 
 def test_an_evaluation_shares_no_samples_with_rollouts_of_the_same_seed(lm, bench):
     config = dataclasses.replace(CONFIG, rollout=RolloutConfig(seed=CONFIG.evaluate.seed))
-    rollouts = run_all(evaluate.Engine(lm, FIXED, config.rollout.seed), with_own_samples(QUESTIONS, config.rollout.seed))
+    rollouts = run_all(
+        evaluate.Engine(lm, FIXED, config.rollout.seed),
+        with_own_samples(QUESTIONS, config.rollout.seed),
+    )
     mine = samples(bench.decode(lm, FIXED, "fixed"))
     for found, result in zip(mine, rollouts, strict=True):
         assert set(found).isdisjoint(x.token_ids for x in result.prefixes)
-    assert len({evaluation_seed(CONFIG), evaluation_seed(dataclasses.replace(CONFIG, evaluate=EvaluateConfig(seed=1))), 0, 1}) == 4
+    assert (
+        len(
+            {
+                evaluation_seed(CONFIG),
+                evaluation_seed(dataclasses.replace(CONFIG, evaluate=EvaluateConfig(seed=1))),
+                0,
+                1,
+            }
+        )
+        == 4
+    )
 
 
 def test_a_pool_of_samples_that_a_budget_cut_is_refused(lm, bench):
     cut = bench.decode(lm, dataclasses.replace(FIXED, token_budget=8), "cut")
-    with pytest.raises(UsageError, match=r"samples \[0, 1\] of problem 0: they are not finished.*Fix: .*without a budget"):
+    with pytest.raises(
+        UsageError,
+        match=r"samples \[0, 1\] of problem 0: they are not finished.*Fix: .*without a budget",
+    ):
         sample_pool(PROBLEMS, cut)
 
 
@@ -82,13 +105,18 @@ def test_a_cut_off_sample_is_worth_what_the_switch_says(lm, tmp_path, monkeypatc
             found = EvaluationRunner(config, grader, tmp_path).decode(lm, FIXED, "fixed")
         reasons = [x.finish_reason for r in found.results for x in r.prefixes]
         assert set(reasons) == {"stop", "length"}
-        assert [g for of_prompt in found.grades for g in of_prompt] == [float(unfinished == "graded" or r == "stop") for r in reasons]
+        assert [g for of_prompt in found.grades for g in of_prompt] == [
+            float(unfinished == "graded" or r == "stop") for r in reasons
+        ]
 
 
 def test_a_model_that_fails_ends_the_evaluation_before_anything_is_kept(lm, bench, tmp_path):
     """Where it failed there is no answer, and a score of 0 would look like a wrong one."""
     broken = dataclasses.replace(lm, params=jax.tree.map(lambda x: x * np.nan, lm.params))
-    with pytest.raises(UsageError, match=r"problem 0 \(level 0, seed 0\): the model's logits after the prompt are not finite"):
+    with pytest.raises(
+        UsageError,
+        match=r"problem 0 \(level 0, seed 0\): the model's logits after the prompt are not finite",
+    ):
         bench.decode(broken, dataclasses.replace(FIXED, strategy="reward_threshold"), "broken")
     assert not list(tmp_path.iterdir())
 
@@ -136,13 +164,15 @@ model = types.SimpleNamespace(digest=lambda: word, tokenizer=types.SimpleNamespa
 for _ in range(2):
     assert bench.decode(model, DecodeConfig(), "run").results == [result]
     evaluate.run_all = None
-"""
+"""  # noqa: E501
 
 
 def test_what_was_written_as_utf_8_is_read_as_utf_8_whatever_the_locale(tmp_path):
     ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", IN_ASCII, str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | ascii_locale, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        command, env=os.environ | ascii_locale, capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -150,10 +180,15 @@ def test_what_other_code_decoded_is_decoded_anew(lm, bench, monkeypatch):
     """The report names one commit, and everything in it was made by that."""
     bench.decode(lm, FIXED, "fixed")
     decoded = []
-    monkeypatch.setattr(evaluate, "run_all", lambda *arguments: decoded.append(1) or run_all(*arguments))
+    monkeypatch.setattr(
+        evaluate, "run_all", lambda *arguments: decoded.append(1) or run_all(*arguments)
+    )
     bench.decode(lm, FIXED, "fixed")
     assert not decoded
-    for version in ({"version": "0.1.0", "commit": "an earlier one"}, {"version": "another", "commit": None}):
+    for version in (
+        {"version": "0.1.0", "commit": "an earlier one"},
+        {"version": "another", "commit": None},
+    ):
         decoded.clear()
         monkeypatch.setattr(evaluate, "code_version", lambda version=version: version)
         bench.decode(lm, FIXED, "fixed")

@@ -1,4 +1,5 @@
-"""Nothing is lost: runs that are killed, checkpoints that are cut, disks that are full, and batches that cannot be learned from."""
+"""Nothing is lost: runs that are killed, checkpoints that are cut, disks that are full, and batches
+that cannot be learned from."""
 
 from __future__ import annotations
 
@@ -29,7 +30,15 @@ from zip_rc_jax.training.step import train_step
 from zip_rc_jax.training.trainer import Interrupted, train
 
 CONFIG = TrainConfig(
-    label="value", steps=6, batch_rows=4, row_tokens=48, learning_rate=1e-2, kl_weight=0.5, kl_top_k=5, loss_chunk=64, log_every=1
+    label="value",
+    steps=6,
+    batch_rows=4,
+    row_tokens=48,
+    learning_rate=1e-2,
+    kl_weight=0.5,
+    kl_top_k=5,
+    loss_chunk=64,
+    log_every=1,
 )
 
 
@@ -67,13 +76,16 @@ KILLED_STEPS = 150  # more than three kills let pass, however fast a step is
 
 
 def kill_again_and_again(directory, seed, kills):
-    """Starts a run, kills it `kills` times at moments between its steps that nothing but `seed` decides, and lets it finish."""
+    """Starts a run, kills it `kills` times at moments between its steps that nothing but `seed`
+    decides, and lets it finish."""
     draw = random.Random(seed)
-    config = prepare(directory, steps=KILLED_STEPS, save_seconds=0.01)  # a checkpoint is on its way at almost every moment
+    # a checkpoint is on its way at almost every moment
+    config = prepare(directory, steps=KILLED_STEPS, save_seconds=0.01)
     stage, reached = directory / "run" / "final", 0
     for number in range(kills):
         with started(["train", config, "--stage", "final"], directory) as here:
-            wait_for_step(stage, reached + draw.randint(1, 5), here)  # no earlier process came so far: this one is at its steps
+            # no earlier process came so far: this one is at its steps
+            wait_for_step(stage, reached + draw.randint(1, 5), here)
             time.sleep(draw.random() * 0.3)
             how = signal.SIGTERM if number % 3 == 2 else signal.SIGKILL
             here.processes[0].send_signal(how)
@@ -103,8 +115,14 @@ def test_a_run_killed_at_any_moments_ends_bit_for_bit_as_an_unharmed_one(tmp_pat
 
 def test_a_run_killed_once_ends_bit_for_bit_as_an_unharmed_one(tmp_path):
     """The same in short: one SIGKILL, while the next checkpoint is being written."""
-    assert main(["train", str(prepare(tmp_path / "a", steps=20)), "--stage", "final", "mesh.fsdp=1"]) == 0
-    config, stage = prepare(tmp_path / "b", steps=20, save_seconds=0.01), tmp_path / "b" / "run" / "final"
+    assert (
+        main(["train", str(prepare(tmp_path / "a", steps=20)), "--stage", "final", "mesh.fsdp=1"])
+        == 0
+    )
+    config, stage = (
+        prepare(tmp_path / "b", steps=20, save_seconds=0.01),
+        tmp_path / "b" / "run" / "final",
+    )
     with started(["train", config, "--stage", "final"], tmp_path) as here:
         wait_for_step(stage, 3, here)
         here.processes[0].kill()
@@ -116,8 +134,11 @@ def test_a_run_killed_once_ends_bit_for_bit_as_an_unharmed_one(tmp_path):
     assert_equal(load(stage).params, load(unharmed).params)
 
 
-def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(tmp_path, monkeypatch, whole):
-    """It comes after the run has stopped, while the checkpoint is still being written in the background."""
+def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(
+    tmp_path, monkeypatch, whole
+):
+    """It comes after the run has stopped, while the checkpoint is still being written in the
+    background."""
     close, unheard = trainer.Checkpoints.close, []
 
     def signalled(checkpoints):
@@ -130,7 +151,8 @@ def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(tmp_
 
     monkeypatch.setattr(trainer.Checkpoints, "close", signalled)
     stop_at(monkeypatch, 2)
-    before = signal.signal(signal.SIGTERM, ended)  # what would end the process at once, were it not for the run
+    # what would end the process at once, were it not for the run
+    before = signal.signal(signal.SIGTERM, ended)
     try:
         with pytest.raises(Interrupted, match="stopped by signal 15 at step 2 of 6"):
             run(tmp_path)
@@ -142,14 +164,28 @@ def test_a_second_signal_does_not_cut_the_save_that_the_first_one_asked_for(tmp_
 
 
 def test_a_run_holds_parameters_and_moments_and_nothing_else_of_their_size(tmp_path, monkeypatch):
-    """Of the table's shape: the parameter and its two moments. Started afresh and resumed, no other copy outlives the start."""
+    """Of the table's shape: the parameter and its two moments.
+
+    Started afresh and resumed, no other copy outlives the start.
+    """
     config = prepare(tmp_path, steps=4)
-    arguments = ["train", str(config), "--stage", "final", "mesh.fsdp=1", "final.kl_weight=0", "final.eval_rollouts=0"]
+    arguments = [
+        "train",
+        str(config),
+        "--stage",
+        "final",
+        "mesh.fsdp=1",
+        "final.kl_weight=0",
+        "final.eval_rollouts=0",
+    ]
     tables = []
 
     def counting(*args):
         result = hooked(*args)
-        tables.append(sum(x.shape == (TINY_MODEL.vocab_size, TINY_MODEL.d_model) for x in jax.live_arrays()) - before)
+        tables.append(
+            sum(x.shape == (TINY_MODEL.vocab_size, TINY_MODEL.d_model) for x in jax.live_arrays())
+            - before
+        )
         return result
 
     stop_at(monkeypatch, 2)
@@ -206,7 +242,9 @@ def stopped(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_after_damage_the_run_goes_on_from_the_checkpoint_before_and_says_so(tmp_path, capsys, stopped, whole, damage):
+def test_after_damage_the_run_goes_on_from_the_checkpoint_before_and_says_so(
+    tmp_path, capsys, stopped, whole, damage
+):
     directory = shutil.copytree(stopped, tmp_path / "run")
     DAMAGES[damage](directory / "checkpoints" / "4")
     model = run(directory)
@@ -222,9 +260,14 @@ def test_when_no_checkpoint_can_be_read_they_are_refused_by_name(tmp_path, stopp
     directory = shutil.copytree(stopped, tmp_path / "run")
     for step in "24":
         cut(directory / "checkpoints" / step)
-    with pytest.raises(UsageError, match=r"checkpoints/4 cannot be read.*checkpoints/2 .*Fix: delete .*/checkpoints"):
+    with pytest.raises(
+        UsageError,
+        match=r"checkpoints/4 cannot be read.*checkpoints/2 .*Fix: delete .*/checkpoints",
+    ):
         run(directory)
-    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["2", "4"], "nothing is deleted"
+    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["2", "4"], (
+        "nothing is deleted"
+    )
 
 
 def test_as_many_checkpoints_are_kept_as_the_config_says(tmp_path):
@@ -233,11 +276,15 @@ def test_as_many_checkpoints_are_kept_as_the_config_says(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5", "6"]
 
 
-def test_memory_that_was_kept_is_given_back_before_a_checkpoint_copies_the_state(tmp_path, monkeypatch):
+def test_memory_that_was_kept_is_given_back_before_a_checkpoint_copies_the_state(
+    tmp_path, monkeypatch
+):
     order, saved, stacked = [], [], trainer.stacked
     monkeypatch.setattr(trainer, "give_back_freed_memory", lambda: order.append("give back"))
     monkeypatch.setattr(trainer, "stacked", lambda *args: order.append("copy") or stacked(*args))
-    monkeypatch.setattr(trainer.Checkpoints, "save", lambda self, state, position: saved.append(int(state.step)))
+    monkeypatch.setattr(
+        trainer.Checkpoints, "save", lambda self, state, position: saved.append(int(state.step))
+    )
     run(tmp_path, dataclasses.replace(CONFIG, save_seconds=1e-9))
     assert saved == [1, 2, 3, 4, 5, 6]
     assert order == ["give back", "copy"] * 6 + ["copy"], "the last one is the model"
@@ -256,8 +303,13 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(tmp_path, whol
             run(directory, often)
     before = sorted(p.name for p in (directory / "checkpoints").iterdir())
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # every longer file fails to be written, as on a full disk
-        with pytest.raises(UsageError, match=r"could not be written .*the last complete one is that of step 2\. Fix: make room"):
+        # every longer file fails to be written, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+        with pytest.raises(
+            UsageError,
+            match=r"could not be written .*the last complete one is that of step 2\. Fix: make "
+            r"room",
+        ):
             run(directory, often)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -270,13 +322,19 @@ def test_a_full_disk_is_reported_where_the_model_itself_no_longer_fits(tmp_path,
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-        with pytest.raises(UsageError, match=rf"model {tmp_path}/model: it could not be written \(.*\), and .*\. Fix: make room"):
+        with pytest.raises(
+            UsageError,
+            match=rf"model {tmp_path}/model: it could not be written \(.*\), and .*\. Fix: make "
+            r"room",
+        ):
             run(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "model").exists()
     assert_equal(run(tmp_path).params, whole[0].params)
-    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == [], "what was half written is gone"
+    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == [], (
+        "what was half written is gone"
+    )
 
 
 def test_a_full_disk_is_reported_by_every_command_of_the_shell(tmp_path, capsys):
@@ -297,14 +355,20 @@ def test_a_full_disk_is_reported_by_every_command_of_the_shell(tmp_path, capsys)
 def test_a_run_that_no_longer_learns_ends_and_leaves_the_batch(tmp_path, monkeypatch):
     """Non-finite steps 2, 4, 5 and 6 with a limit of two in a row: step 5 ends the run."""
     batches, on_mesh = [], trainer._on_mesh
-    monkeypatch.setattr(trainer, "_on_mesh", lambda batch, layout: batches.append(batch) or on_mesh(batch, layout))
+    monkeypatch.setattr(
+        trainer, "_on_mesh", lambda batch, layout: batches.append(batch) or on_mesh(batch, layout)
+    )
 
     def poisoned(settings, state, teacher, batch):
         bad = len(batches) in (2, 4, 5, 6)
-        return train_step(settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if bad else teacher, batch)
+        return train_step(
+            settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if bad else teacher, batch
+        )
 
     monkeypatch.setattr(trainer, "train_step", poisoned)
-    with pytest.raises(UsageError, match=r"step 5: loss nan .*2 steps in a row .*skipped_batch_5\.npz"):
+    with pytest.raises(
+        UsageError, match=r"step 5: loss nan .*2 steps in a row .*skipped_batch_5\.npz"
+    ):
         run(tmp_path, dataclasses.replace(CONFIG, max_skipped=2))
     with np.load(tmp_path / "skipped_batch_5.npz") as found:
         assert set(found) == {k for k, v in vars(batches[4]).items() if v is not None}
@@ -317,7 +381,12 @@ def test_skipped_steps_that_are_not_in_a_row_end_nothing(tmp_path, monkeypatch):
     count = itertools.count(1)
 
     def poisoned(settings, state, teacher, batch):
-        return train_step(settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if next(count) % 2 else teacher, batch)
+        return train_step(
+            settings,
+            state,
+            jax.tree.map(lambda x: x * np.nan, teacher) if next(count) % 2 else teacher,
+            batch,
+        )
 
     monkeypatch.setattr(trainer, "train_step", poisoned)
     assert run(tmp_path, dataclasses.replace(CONFIG, max_skipped=2)).info["skipped_steps"] == 3
@@ -325,12 +394,17 @@ def test_skipped_steps_that_are_not_in_a_row_end_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("remembered", [True, False], ids=["", "a checkpoint of before"])
 def test_skipped_steps_in_a_row_are_counted_across_a_resume(tmp_path, monkeypatch, remembered):
-    """Steps 3 and 4 are not finite, and between them the run is stopped. Checkpoints that do not have the count begin at 0."""
+    """Steps 3 and 4 are not finite, and between them the run is stopped.
+
+    Checkpoints that do not have the count begin at 0.
+    """
 
     def poisoned(settings, state, teacher, batch):
         step = int(state.step) + 1
         bad = step in (3, 4)
-        result = train_step(settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if bad else teacher, batch)
+        result = train_step(
+            settings, state, jax.tree.map(lambda x: x * np.nan, teacher) if bad else teacher, batch
+        )
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return result

@@ -14,11 +14,24 @@ import pytest
 import yaml
 
 import zip_rc_jax
-from harness.documents import DOCS, DOCUMENTS, ROOT, assert_prints, links, name_of, python_blocks, run_blocks
+from harness.documents import (
+    DOCS,
+    DOCUMENTS,
+    ROOT,
+    assert_prints,
+    links,
+    name_of,
+    python_blocks,
+    run_blocks,
+)
 
 # Models that a reader has and these machines do not, and what stands in for them.
 INSTEAD = {"runs/mine/final": "embedded:chain_sum_zip"}
-SLOW = {"docs/tutorials/decode.md", "docs/tutorials/own_policy.md", "docs/tutorials/train_a_head.md"}
+SLOW = {
+    "docs/tutorials/decode.md",
+    "docs/tutorials/own_policy.md",
+    "docs/tutorials/train_a_head.md",
+}
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
@@ -64,7 +77,9 @@ def test_every_link_and_picture_is_there(path):
     for target in links(path.read_text()):
         assert (path.parent / target).exists(), target
         if DOCS in path.parents:
-            assert (path.parent / target).resolve().is_relative_to(DOCS), f"{target} is no page of the site"
+            assert (path.parent / target).resolve().is_relative_to(DOCS), (
+                f"{target} is no page of the site"
+            )
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -75,7 +90,9 @@ def test_every_included_file_is_there(path):
 
 def test_every_picture_is_shown_somewhere():
     shown = {(p.parent / t).resolve() for p in DOCUMENTS for t in links(p.read_text())}
-    unseen = [name_of(p) for p in DOCS.rglob("*") if p.suffix in (".svg", ".png") and p not in shown]
+    unseen = [
+        name_of(p) for p in DOCS.rglob("*") if p.suffix in (".svg", ".png") and p not in shown
+    ]
     assert unseen == []
 
 
@@ -83,7 +100,11 @@ def test_every_picture_is_shown_somewhere():
 
 
 def documented():
-    return re.findall(r"^::: ([\w.]+)$", "".join(p.read_text() for p in sorted(DOCS.glob("api/*.md"))), re.MULTILINE)
+    return re.findall(
+        r"^::: ([\w.]+)$",
+        "".join(p.read_text() for p in sorted(DOCS.glob("api/*.md"))),
+        re.MULTILINE,
+    )
 
 
 @pytest.mark.parametrize("name", documented())
@@ -125,7 +146,9 @@ def test_the_python_of_a_page_runs_and_prints_what_stands_there(path, monkeypatc
 def _load_instead(load):
     # Published models are absent here; the smallest one stands in (`make smollm2`).
     smollm2 = str(ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    return lambda source, **options: load(INSTEAD.get(source, smollm2 if "Qwen" in source else source), **options)
+    return lambda source, **options: load(
+        INSTEAD.get(source, smollm2 if "Qwen" in source else source), **options
+    )
 
 
 @pytest.mark.slow
@@ -135,7 +158,10 @@ def test_the_pictures_of_the_concepts_are_what_their_script_draws(tmp_path):
     drawn = sorted(tmp_path.glob("*.svg"))
     assert len(drawn) == 3
     for path in drawn:
-        was, is_ = (" ".join(re.findall(r"<text[^>]*>([^<]*)<", p.read_text())) for p in (DOCS / "images" / path.name, path))
+        was, is_ = (
+            " ".join(re.findall(r"<text[^>]*>([^<]*)<", p.read_text()))
+            for p in (DOCS / "images" / path.name, path)
+        )
         assert was
         assert_prints(is_, was, path.name)
 
@@ -162,7 +188,9 @@ def test_a_notebook_runs_from_top_to_bottom_and_prints_what_it_shows(path, tmp_p
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     shown = nbformat.read(path, as_version=4)
     ran = copy.deepcopy(shown)
-    nbclient.NotebookClient(ran, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(
+        ran, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     for number, (was, is_) in enumerate(zip(shown.cells, ran.cells, strict=True)):
         if was.cell_type == "code":
             assert_prints(_printed(is_), _printed(was), f"{path.name}, cell {number}")
@@ -198,7 +226,14 @@ def test_a_block_that_says_why_it_does_not_run_does_not_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("printed", "equal"),
-    [("P 0.79, 86", True), ("P 0.80, 86", True), ("P 0.81, 86", False), ("P 0.79, 87", False), ("P 0.7, 86", False), ("Q 0.79, 86", False)],
+    [
+        ("P 0.79, 86", True),
+        ("P 0.80, 86", True),
+        ("P 0.81, 86", False),
+        ("P 0.79, 87", False),
+        ("P 0.7, 86", False),
+        ("Q 0.79, 86", False),
+    ],
 )
 def test_only_the_last_digit_of_a_decimal_number_may_differ(printed, equal):
     try:

@@ -1,8 +1,10 @@
-"""Every reader of foreign bytes, fed with bytes that hypothesis makes: a `UsageError` in one paragraph, or a right result.
+"""Every reader of foreign bytes, fed with bytes that hypothesis makes: a `UsageError` in one
+paragraph, or a right result.
 
-Files are made by the code that makes them, changed at random places, and read by the code that reads them. Where a file
-carries a digest, a right result is what was written. Where it carries none (published models, texts of people), it is one
-that keeps the promises of its reader. `pytest -s` prints how many inputs were refused and how many were read.
+Files are made by the code that makes them, changed at random places, and read by the code that
+reads them. Where a file carries a digest, a right result is what was written. Where it carries none
+(published models, texts of people), it is one that keeps the promises of its reader. `pytest -s`
+prints how many inputs were refused and how many were read.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ def counts():
 
 
 def refused_or(name, read):
-    """What `read()` gives; None where it is refused in one short paragraph. Any other exception fails the test."""
+    """What `read()` gives; None where it is refused in one short paragraph.
+
+    Any other exception fails the test.
+    """
     try:
         found = read()
     except UsageError as error:
@@ -77,7 +82,28 @@ EDIT = st.one_of(
 EDITS = st.lists(EDIT, min_size=1, max_size=3)
 # Pieces that parsers of text know.
 PIECES = st.sampled_from(
-    ["{", "}", "[", "]", '"', ":", ",", "null", "NaN", "1e400", "-1", "true", "\\ud800", "0" * 30, "- ", "\t", "&a ", "*a", "!!", "\ufeff"]
+    [
+        "{",
+        "}",
+        "[",
+        "]",
+        '"',
+        ":",
+        ",",
+        "null",
+        "NaN",
+        "1e400",
+        "-1",
+        "true",
+        "\\ud800",
+        "0" * 30,
+        "- ",
+        "\t",
+        "&a ",
+        "*a",
+        "!!",
+        "\ufeff",
+    ]
 )
 TEXT_EDITS = st.lists(st.tuples(SHARE, st.integers(0, 6), PIECES), min_size=1, max_size=3)
 
@@ -142,9 +168,17 @@ def model(tmp_path_factory):
 def test_a_model(model, share, edits):
     directory, lm, files = model
     path = choose(files, share)
-    found = with_changed(path, damaged(path.read_bytes(), edits), lambda: refused_or("model", lambda: load(directory)))
+    found = with_changed(
+        path,
+        damaged(path.read_bytes(), edits),
+        lambda: refused_or("model", lambda: load(directory)),
+    )
     if found is not None:
-        assert (found.config, found.head, found.tokenizer.to_dict()) == (lm.config, lm.head, lm.tokenizer.to_dict()), path
+        assert (found.config, found.head, found.tokenizer.to_dict()) == (
+            lm.config,
+            lm.head,
+            lm.tokenizer.to_dict(),
+        ), path
         jax.tree.map(np.testing.assert_array_equal, found.params, lm.params)
 
 
@@ -172,7 +206,11 @@ def assert_same(found, made):
 def test_a_dataset(dataset, share, edits):
     directory, made, files = dataset
     path = choose(files, share)
-    found = with_changed(path, damaged(path.read_bytes(), edits), lambda: refused_or("dataset", lambda: read_rollouts(directory)))
+    found = with_changed(
+        path,
+        damaged(path.read_bytes(), edits),
+        lambda: refused_or("dataset", lambda: read_rollouts(directory)),
+    )
     if found is not None:
         assert_same(found, made)
 
@@ -181,7 +219,9 @@ def test_a_dataset(dataset, share, edits):
 def table(tmp_path_factory):
     path = tmp_path_factory.mktemp("table") / "r.parquet"
     made = [dataclasses.replace(r, task="") for r in rollouts(12)]
-    info = GenerationInfo(model_id="m", temperature=1.0, min_p=0.1, max_model_len=64, reasoning_enabled=False)
+    info = GenerationInfo(
+        model_id="m", temperature=1.0, min_p=0.1, max_model_len=64, reasoning_enabled=False
+    )
     write_parquet(path, made, settings=info, metadata={"a": 1})
     return path, read_parquet(path)
 
@@ -191,7 +231,9 @@ def table(tmp_path_factory):
 def test_a_parquet_table(table, edits):
     path, made = table
     content = path.read_bytes()
-    found = with_changed(path, damaged(content, edits), lambda: refused_or("Parquet", lambda: read_parquet(path)))
+    found = with_changed(
+        path, damaged(content, edits), lambda: refused_or("Parquet", lambda: read_parquet(path))
+    )
     if found is not None:
         assert_same(found, made)
 
@@ -200,7 +242,10 @@ def test_a_parquet_table(table, edits):
 @settings(max_examples=150)
 def test_a_journal(tmp_path_factory, edits):
     path = tmp_path_factory.mktemp("journal") / "results.partial.jsonl"
-    journal, values = Journal(path, fingerprint={"a": 1}), [{"x": i, "text": "é" * i} for i in range(5)]
+    journal, values = (
+        Journal(path, fingerprint={"a": 1}),
+        [{"x": i, "text": "é" * i} for i in range(5)],
+    )
     for value in values:
         journal.add(value)
     path.write_bytes(damaged(path.read_bytes(), edits))
@@ -218,7 +263,9 @@ def test_chunks(tmp_path_factory, share, edits):
         partial.add(number, made[3 * number : 3 * number + 3])
     path = choose(files_of(directory), share)
     path.write_bytes(damaged(path.read_bytes(), edits))
-    found = refused_or("chunks", lambda: list(PartialRollouts(directory, fingerprint={"a": 1}).all()))
+    found = refused_or(
+        "chunks", lambda: list(PartialRollouts(directory, fingerprint={"a": 1}).all())
+    )
     if found is not None:  # a damaged chunk is made again
         known = {(r.prompt_index, r.sample_index): r for r in made}
         for r in found:
@@ -244,7 +291,11 @@ def test_a_hugging_face_directory(published, share, edits):
     as_text = len(edits[0]) == 3 and isinstance(edits[0][0], float)
     if as_text and path.suffix == ".safetensors":
         return
-    content = misspelled(content.decode(), edits).encode("utf-8", "surrogatepass") if as_text else damaged(content, edits)
+    content = (
+        misspelled(content.decode(), edits).encode("utf-8", "surrogatepass")
+        if as_text
+        else damaged(content, edits)
+    )
     lm = with_changed(path, content, lambda: refused_or("Hugging Face", lambda: load(directory)))
     if lm is not None:
         assert all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(lm.params))
@@ -268,7 +319,14 @@ def test_a_tokenizer(published, share, edits):
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    write_gguf(path, torch_model("llama", hidden_act="silu", rope_parameters={"rope_type": "default", "rope_theta": 321.0}))
+    write_gguf(
+        path,
+        torch_model(
+            "llama",
+            hidden_act="silu",
+            rope_parameters={"rope_type": "default", "rope_theta": 321.0},
+        ),
+    )
     return path
 
 
@@ -276,7 +334,9 @@ def gguf_file(tmp_path_factory):
 @settings(max_examples=120)
 def test_a_gguf_file(gguf_file, edits):
     content = gguf_file.read_bytes()
-    found = with_changed(gguf_file, damaged(content, edits), lambda: refused_or("GGUF", lambda: read_gguf(gguf_file)))
+    found = with_changed(
+        gguf_file, damaged(content, edits), lambda: refused_or("GGUF", lambda: read_gguf(gguf_file))
+    )
     if found is not None:
         assert all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(found[1]))
 
@@ -289,7 +349,9 @@ JSON = st.recursive(
     max_leaves=8,
 )
 LINE = st.dictionaries(
-    st.sampled_from(["question", "problem", "answer", "level", "id"]), JSON | st.sampled_from(["What?", "42", 42, "#### 7"]), max_size=5
+    st.sampled_from(["question", "problem", "answer", "level", "id"]),
+    JSON | st.sampled_from(["What?", "42", 42, "#### 7"]),
+    max_size=5,
 )
 
 
@@ -337,7 +399,12 @@ def test_options_of_the_command_line(options):
 
 @given(
     st.text(max_size=400),
-    st.lists(st.sampled_from(["Answer:", "\\boxed{", "####", "<answer>", "The answer is", "\n", "42", "}", "$"]), max_size=12),
+    st.lists(
+        st.sampled_from(
+            ["Answer:", "\\boxed{", "####", "<answer>", "The answer is", "\n", "42", "}", "$"]
+        ),
+        max_size=12,
+    ),
 )
 @settings(max_examples=400)
 def test_a_response(text, pieces):
@@ -351,27 +418,59 @@ def test_a_response(text, pieces):
 JUNK = (
     JSON
     | st.binary(max_size=5)
-    | st.sampled_from([math.nan, math.inf, 10**400, -1, 0, 1, 2**31, 2**64, (), (0,), (1, -1), object(), np.int64(2), np.float32(0.5), ""])
+    | st.sampled_from(
+        [
+            math.nan,
+            math.inf,
+            10**400,
+            -1,
+            0,
+            1,
+            2**31,
+            2**64,
+            (),
+            (0,),
+            (1, -1),
+            object(),
+            np.int64(2),
+            np.float32(0.5),
+            "",
+        ]
+    )
 )
 FIELDS = [f.name for f in dataclasses.fields(Request) if f.name != "prompt"]
-TURN = st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "x"]), JSON | st.sampled_from(["user", "assistant"]), max_size=4)
+TURN = st.dictionaries(
+    st.sampled_from(["role", "content", "tool_calls", "x"]),
+    JSON | st.sampled_from(["user", "assistant"]),
+    max_size=4,
+)
 
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine(tiny_lm(), DecodeConfig(n=2, max_num_seqs=4, interval=4, window=2, max_tokens=8), seed=0)
+    return Engine(
+        tiny_lm(), DecodeConfig(n=2, max_num_seqs=4, interval=4, window=2, max_tokens=8), seed=0
+    )
 
 
 @given(
     st.lists(
-        st.tuples(JUNK | st.just("1 + 2 =") | st.lists(TURN, max_size=2), st.dictionaries(st.sampled_from(FIELDS), JUNK, max_size=3)),
+        st.tuples(
+            JUNK | st.just("1 + 2 =") | st.lists(TURN, max_size=2),
+            st.dictionaries(st.sampled_from(FIELDS), JUNK, max_size=3),
+        ),
         max_size=3,
     )
 )
 @settings(max_examples=400)
 def test_requests(engine, asked):
-    """A good request between them is always accepted, and each of the others is accepted or refused for itself."""
-    requests = [Request("1 + 2 ="), *(Request(prompt, **options) for prompt, options in asked), "3 + 4 ="]
+    """A good request between them is always accepted, and each of the others is accepted or refused
+    for itself."""
+    requests = [
+        Request("1 + 2 ="),
+        *(Request(prompt, **options) for prompt, options in asked),
+        "3 + 4 =",
+    ]
     found = list(engine.processor.tokenize(iter(requests), "result"))
     assert [x.number for x in found] == list(range(len(requests)))
     assert all(isinstance(x, TokenizedRequest | RejectedRequest) for x in found)

@@ -26,7 +26,10 @@ def printed(capsys, monkeypatch, tmp_path):
 
 
 def test_the_own_policy_solves_problems_with_fewer_tokens_than_all_four_samples(printed):
-    lines = [re.fullmatch(r"(\w+) +(\d) of 6 solved with (\d+) tokens", line) for line in printed("own_policy.py")]
+    lines = [
+        re.fullmatch(r"(\w+) +(\d) of 6 solved with (\d+) tokens", line)
+        for line in printed("own_policy.py")
+    ]
     assert [line and line[1] for line in lines] == ["zip_rc", "best_two"]
     assert all(line and int(line[2]) >= 3 for line in lines)
     assert int(lines[1][3]) < int(lines[0][3])
@@ -46,7 +49,9 @@ def test_the_own_answers_group_as_their_equivalence_says(printed):
     for name, key in (("groups", int), ("parity groups", lambda answer: int(answer) % 2)):
         groups = ast.literal_eval(found[name])
         assert all(
-            (a == b) == (key(x) == key(y)) for a, x in zip(groups, answers, strict=True) for b, y in zip(groups, answers, strict=True)
+            (a == b) == (key(x) == key(y))
+            for a, x in zip(groups, answers, strict=True)
+            for b, y in zip(groups, answers, strict=True)
         )
     assert found["by vote"] in answers
     assert found["the shortest"] in answers

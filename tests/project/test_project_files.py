@@ -47,17 +47,27 @@ def test_the_hooks_run_the_tools_that_lint_runs():
     tools = {pathlib.Path(hook["entry"].split()[0]).name for hook in repository["hooks"]}
     lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
     assert tools == set(re.findall(r"\$\(BIN\)/(\w+)", lint))
-    assert all(hook["entry"].startswith(".venv/bin/") and hook["language"] == "system" for hook in repository["hooks"])
+    assert all(
+        hook["entry"].startswith(".venv/bin/") and hook["language"] == "system"
+        for hook in repository["hooks"]
+    )
 
 
 def test_the_workflow_runs_what_ci_runs_on_the_oldest_python_and_a_newer_one():
     workflow = read_yaml(".github/workflows/ci.yml")
     (job,) = workflow["jobs"].values()
     assert {"run": "bash .ci/run"} in job["steps"]
-    (versions,) = [step["with"]["python-version"].split() for step in job["steps"] if "python-version" in step.get("with", {})]
+    (versions,) = [
+        step["with"]["python-version"].split()
+        for step in job["steps"]
+        if "python-version" in step.get("with", {})
+    ]
     lowest = re.match(r">=([0-9.]+)", PROJECT["requires-python"])[1]
     assert versions[0] == lowest
-    assert all(f"Programming Language :: Python :: {version}" in PROJECT["classifiers"] for version in versions)
+    assert all(
+        f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
+        for version in versions
+    )
 
 
 def test_every_target_that_ci_and_contributing_name_is_in_the_makefile():
@@ -73,23 +83,37 @@ def test_every_script_is_executable():
 
 
 def test_the_jax_part_of_the_suite_names_files_that_are_there():
-    listed = (ROOT / "Makefile").read_text().partition("JAX_TESTS :=")[2].partition("\n\n")[0].replace("\\", "").split()
+    listed = (
+        (ROOT / "Makefile")
+        .read_text()
+        .partition("JAX_TESTS :=")[2]
+        .partition("\n\n")[0]
+        .replace("\\", "")
+        .split()
+    )
     assert len(listed) > 5
     assert all((ROOT / path).exists() for path in listed)
 
 
 def test_jax_and_flax_come_in_pairs_on_the_oldest_python_and_as_a_range_on_others():
     found = {
-        (item.partition(">")[0], item.partition("python_version ")[2]): item for item in PROJECT["dependencies"] if "python_version" in item
+        (item.partition(">")[0], item.partition("python_version ")[2]): item
+        for item in PROJECT["dependencies"]
+        if "python_version" in item
     }
-    assert set(found) == {(name, marker) for name in ("jax", "flax") for marker in ("< '3.12'", ">= '3.12'")}
+    assert set(found) == {
+        (name, marker) for name in ("jax", "flax") for marker in ("< '3.12'", ">= '3.12'")
+    }
     assert ">=0.10.2,<0.13;" in found["jax", ">= '3.12'"]
 
 
 def test_nothing_private_of_jax_is_imported():
     pattern = re.compile(r"^\s*(?:from|import) +jax(?:\.\w+)*\._", re.MULTILINE)
     private = [
-        path for folder in ("zip_rc_jax", "benchmarks") for path in (ROOT / folder).rglob("*.py") if pattern.search(path.read_text())
+        path
+        for folder in ("zip_rc_jax", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if pattern.search(path.read_text())
     ]
     assert not private
     assert pattern.search("    from jax._src import distributed"), "the pattern finds none"

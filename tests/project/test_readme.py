@@ -59,8 +59,13 @@ def test_the_picture_of_the_readme_is_what_its_command_draws(tmp_path):
 def told_commands():
     """Every complete `zip-rc` command of the documents and of the help of each command."""
     texts = {name_of(path): path.read_text() for path in DOCUMENTS}
-    subparsers = next(a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    texts |= {f"{name} --help": parser.description.replace("\n         ", " ") for name, parser in subparsers.choices.items()}
+    subparsers = next(
+        a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)
+    )
+    texts |= {
+        f"{name} --help": parser.description.replace("\n         ", " ")
+        for name, parser in subparsers.choices.items()
+    }
     told = [(where, command) for where, text in texts.items() for command in commands(text)]
     assert len(told) > 25, "the pattern still finds them"
     return [pytest.param(command, id=f"{where}: {command[:60]}") for where, command in told]
@@ -76,16 +81,24 @@ def test_commands_are_understood(command):
     if getattr(arguments, "config", None):
         load_config(ROOT / arguments.config, arguments.overrides)
     elif arguments.command == "decode":
-        zip_rc_jax.DecodeConfig(**yaml.safe_load("{" + ", ".join(arguments.overrides).replace("=", ": ") + "}"))
+        zip_rc_jax.DecodeConfig(
+            **yaml.safe_load("{" + ", ".join(arguments.overrides).replace("=", ": ") + "}")
+        )
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_what_documents_point_to_is_there(path):
     text = path.read_text()
-    for name in re.findall(r"(?<![\w/.])(?:benchmarks|configs|launch|tests|zip_rc_jax|docs|examples)/[\w/.]*\w", text):
+    for name in re.findall(
+        r"(?<![\w/.])(?:benchmarks|configs|launch|tests|zip_rc_jax|docs|examples)/[\w/.]*\w", text
+    ):
         assert (ROOT / name).exists(), name
-    for target in re.findall(r"`make ([\w./-]+)", text) + re.findall(r"^make ([\w./-]+)", text, re.MULTILINE):
-        assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    for target in re.findall(r"`make ([\w./-]+)", text) + re.findall(
+        r"^make ([\w./-]+)", text, re.MULTILINE
+    ):
+        assert re.search(
+            rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE
+        ), target
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -93,4 +106,6 @@ def test_a_block_that_does_not_run_says_why(path):
     """Documents name a language for every block, so that no Python is overlooked."""
     for block in blocks(path):
         assert block.language, f"line {block.line}: name a language, such as text or bash"
-        assert not block.not_run or block.language == "python", f"line {block.line}: only Python runs"
+        assert not block.not_run or block.language == "python", (
+            f"line {block.line}: only Python runs"
+        )

@@ -49,15 +49,22 @@ def imported(tree):
     """Every name of a module that a file imports from this package, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield from ([f"{node.module}.{a.name}" for a in node.names] if node.module == "zip_rc_jax" else [node.module])
+            yield from (
+                [f"{node.module}.{a.name}" for a in node.names]
+                if node.module == "zip_rc_jax"
+                else [node.module]
+            )
         elif isinstance(node, ast.Import):
             yield from (a.name for a in node.names)
 
 
 def rooms_imported(path):
     names = (name.split(".") for name in imported(ast.parse(path.read_text())))
-    found = {parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "zip_rc_jax"}
-    return {room if room in FLOOR_OF else "__init__" for room in found}  # a public name comes from the top
+    found = {
+        parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "zip_rc_jax"
+    }
+    # a public name comes from the top
+    return {room if room in FLOOR_OF else "__init__" for room in found}
 
 
 def test_no_import_runs_upwards():
@@ -84,10 +91,16 @@ def test_at_most_six_python_files_lie_at_the_root_of_the_package():
 def test_imports_are_absolute():
     """So that the test above sees them."""
     for path in modules():
-        assert not [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.level], path
+        assert not [
+            n
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.ImportFrom) and n.level
+        ], path
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+@pytest.mark.parametrize(
+    "path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS))
+)
 def test_no_test_module_imports_another(path):
     """What tests share lies in tests/harness."""
     names = {part for name in imported(ast.parse(path.read_text())) for part in name.split(".")}
@@ -95,5 +108,12 @@ def test_no_test_module_imports_another(path):
 
 
 def test_tests_lie_in_the_folders_of_the_package():
-    folders = {path.relative_to(TESTS).parts[0] for path in TESTS.rglob("test_*.py") if path.parent != TESTS}
-    assert folders - {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()} <= {"project", "launch"}
+    folders = {
+        path.relative_to(TESTS).parts[0]
+        for path in TESTS.rglob("test_*.py")
+        if path.parent != TESTS
+    }
+    assert folders - {folder.name for folder in PACKAGE.iterdir() if folder.is_dir()} <= {
+        "project",
+        "launch",
+    }

@@ -20,7 +20,9 @@ MODULES = tuple(EXTRAS)
 
 def names(requirements):
     """The modules of requirements, as PyPI's names spell them."""
-    return {re.match(r"[A-Za-z0-9_.-]+", item)[0].lower().replace("-", "_") for item in requirements}
+    return {
+        re.match(r"[A-Za-z0-9_.-]+", item)[0].lower().replace("-", "_") for item in requirements
+    }
 
 
 def run_without(modules, *arguments, directory):
@@ -32,8 +34,12 @@ def run_without(modules, *arguments, directory):
 
 
 def test_every_optional_module_is_in_the_extra_that_its_error_names():
-    listed = {extra: names(PROJECT["optional-dependencies"][extra]) for extra in ("eval", "train", "gguf")}
-    assert {module: extra for extra in listed for module in listed[extra] - {"zip_rc_jax"}} == EXTRAS
+    listed = {
+        extra: names(PROJECT["optional-dependencies"][extra]) for extra in ("eval", "train", "gguf")
+    }
+    assert {
+        module: extra for extra in listed for module in listed[extra] - {"zip_rc_jax"}
+    } == EXTRAS
     assert not names(PROJECT["dependencies"]) & set(EXTRAS), "the base has it already"
 
 
@@ -47,7 +53,10 @@ def test_training_includes_what_evaluation_needs_and_all_includes_everything():
 def test_an_import_of_a_missing_module_is_an_error_that_names_its_extra(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with (
-        pytest.raises(UsageError, match=rf"{module}.*not installed\. Fix: pip install 'zip-rc-jax\[{EXTRAS[module]}\]'"),
+        pytest.raises(
+            UsageError,
+            match=rf"{module}.*not installed\. Fix: pip install 'zip-rc-jax\[{EXTRAS[module]}\]'",
+        ),
         optional_import(),
     ):
         __import__(module)
@@ -63,7 +72,9 @@ def test_a_check_names_all_that_is_missing_at_once_and_passes_where_nothing_is(m
     check_extra("train", "zip-rc train")
     for module in ("grain", "matplotlib"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=r"packages matplotlib, grain: zip-rc train needs them.*\[train\]"):
+    with pytest.raises(
+        UsageError, match=r"packages matplotlib, grain: zip-rc train needs them.*\[train\]"
+    ):
         check_extra("train", "zip-rc train")
     with pytest.raises(UsageError, match=r"package matplotlib: zip-rc evaluate needs it.*\[eval\]"):
         check_extra("eval", "zip-rc evaluate")
@@ -73,7 +84,9 @@ def test_a_check_names_all_that_is_missing_at_once_and_passes_where_nothing_is(m
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "gguf"])
 def test_a_command_names_the_extra_before_it_reads_its_config(module, tmp_path):
     commands = (
-        (["evaluate", "nowhere.yaml"],) if EXTRAS[module] == "eval" else (["train", "nowhere.yaml", "--stage", "critic"], ["grade", "x"])
+        (["evaluate", "nowhere.yaml"],)
+        if EXTRAS[module] == "eval"
+        else (["train", "nowhere.yaml", "--stage", "critic"], ["grade", "x"])
     )
     for command in commands:
         done = run_without([module], *command, directory=tmp_path)
@@ -85,7 +98,9 @@ def test_a_command_names_the_extra_before_it_reads_its_config(module, tmp_path):
 
 @pytest.mark.parametrize("command", ["demo", "rollout", "label"])
 def test_the_other_stages_name_the_extra_of_training(command, tmp_path):
-    done = run_without(["grain"], command, *(["x.yaml"] if command != "demo" else []), directory=tmp_path)
+    done = run_without(
+        ["grain"], command, *(["x.yaml"] if command != "demo" else []), directory=tmp_path
+    )
     assert (done.returncode, "zip-rc-jax[train]" in done.stderr) == (2, True)
 
 
@@ -100,9 +115,17 @@ def test_a_gguf_file_names_its_extra(tmp_path):
 def test_the_embedded_model_decodes_and_votes_over_formulas_with_the_base_alone(tmp_path):
     question = "State the final answer to the following arithmetic problem: 4 + 3 - 2 ="
     options = ("n=2", "interval=8", "window=4", "max_tokens=96")
-    done = run_without(MODULES, "decode", "embedded:chain_sum_zip", "--prompt", question, *options, directory=tmp_path)
+    done = run_without(
+        MODULES,
+        "decode",
+        "embedded:chain_sum_zip",
+        "--prompt",
+        question,
+        *options,
+        directory=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "P(correct)" in done.stdout
     code = f"import sys; sys.modules.update(dict.fromkeys({list(MODULES)!r}))\n"
-    code += "from zip_rc_jax.grading.votes import group_answers; print(group_answers(['(x-1)(x+1)', 'x^2-1', 'x^2']))"
+    code += "from zip_rc_jax.grading.votes import group_answers; print(group_answers(['(x-1)(x+1)', 'x^2-1', 'x^2']))"  # noqa: E501
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[0, 0, 1]\n"

@@ -1,4 +1,5 @@
-"""Killed and stopped while chunks are joined: what stays on the disk, what is said, and that the same command ends as if nothing was."""
+"""Killed and stopped while chunks are joined: what stays on the disk, what is said, and that the
+same command ends as if nothing was."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def config(tmp_path):
 @contextlib.contextmanager
 def joining(config):
     """A process that grades, at the moment when it joins its chunks."""
-    with started(["grade", config], config.parent, command=lambda _: [sys.executable, "-c", NEVER_JOINED]) as here:
+    with started(
+        ["grade", config], config.parent, command=lambda _: [sys.executable, "-c", NEVER_JOINED]
+    ) as here:
         end = time.monotonic() + SECONDS
         while "joining" not in here.text():
             assert here.processes[0].poll() is None, here.text()
@@ -79,7 +82,9 @@ def test_a_kill_while_chunks_are_joined_leaves_nothing_for_ever(config):
     assert cli.main(["grade", str(config)]) == 0
     assert names(run) == ["graded", "grades.json"]
     graded = read_rollouts(run / "graded")
-    assert [r.output_token_ids.tolist() for r in graded] == [r.output_token_ids.tolist() for r in make_rollouts(12)]
+    assert [r.output_token_ids.tolist() for r in graded] == [
+        r.output_token_ids.tolist() for r in make_rollouts(12)
+    ]
 
 
 def test_a_sigterm_while_chunks_are_joined_says_what_is_kept_and_how_to_go_on(config):
@@ -88,7 +93,11 @@ def test_a_sigterm_while_chunks_are_joined_says_what_is_kept_and_how_to_go_on(co
         here.processes[0].send_signal(signal.SIGTERM)
         assert here.wait() == [130], here.text()
         last = here.text().strip().splitlines()[-1]
-    assert last == "zip-rc grade: grade: stopped while its chunks were joined. All of them are kept. The same command resumes."
+    assert (
+        last
+        == "zip-rc grade: grade: stopped while its chunks were joined. All of them are kept. The "
+        "same command resumes."
+    )
     assert names(run) == [".graded.partial"], "no half of a dataset"
     assert cli.main(["grade", str(config)]) == 0
     assert names(run) == ["graded", "grades.json"]
@@ -158,10 +167,24 @@ def test_only_temporaries_of_the_dead_are_removed(tmp_path, kind):
     dead.wait()
     mine = made(age=old)
     of_the_dead = made((f"-{pid}-", f"-{dead.pid}-"))
-    same_number = made((r"-([0-9]+)-([0-9a-f]{8})\.tmp", r"-1-\2.tmp"))  # a process of this number began at another time
-    elsewhere, elsewhere_silent = (made((r"\.[0-9a-f]{8}-", ".00000000-"), age=age) for age in (60, old))
-    earlier, earlier_silent = (made((r"\.[0-9a-f]{8}-[0-9]+-[0-9]+-", "."), age=age) for age in (60, old))
-    foreign = [tmp_path / name for name in (".graded.tmp", "graded.tmp", ".graded.partial", ".graded.0123.tmp", ".graded.x-1-2-3.tmp")]
+    # a process of this number began at another time
+    same_number = made((r"-([0-9]+)-([0-9a-f]{8})\.tmp", r"-1-\2.tmp"))
+    elsewhere, elsewhere_silent = (
+        made((r"\.[0-9a-f]{8}-", ".00000000-"), age=age) for age in (60, old)
+    )
+    earlier, earlier_silent = (
+        made((r"\.[0-9a-f]{8}-[0-9]+-[0-9]+-", "."), age=age) for age in (60, old)
+    )
+    foreign = [
+        tmp_path / name
+        for name in (
+            ".graded.tmp",
+            "graded.tmp",
+            ".graded.partial",
+            ".graded.0123.tmp",
+            ".graded.x-1-2-3.tmp",
+        )
+    ]
     for path in foreign:
         path.mkdir()
         aged(path, old)
@@ -174,8 +197,12 @@ def test_only_temporaries_of_the_dead_are_removed(tmp_path, kind):
 
 
 def test_a_living_process_of_another_number_keeps_its_temporaries(tmp_path):
-    code = "import sys, pathlib, time; from zip_rc_jax.runtime.temporaries import temporary_path\n" + (
-        f"temporary_path(pathlib.Path({str(tmp_path / 'graded')!r})).mkdir(); print('made', flush=True); time.sleep(600)"
+    code = (
+        "import sys, pathlib, time; from zip_rc_jax.runtime.temporaries import temporary_path\n"
+        + (
+            f"temporary_path(pathlib.Path({str(tmp_path / 'graded')!r})).mkdir(); print('made', "
+            "flush=True); time.sleep(600)"
+        )
     )
     here = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
@@ -195,15 +222,34 @@ def test_a_living_process_of_another_number_keeps_its_temporaries(tmp_path):
 def test_every_writer_names_its_temporaries_so_and_leaves_none(tmp_path, monkeypatch):
     seen = []
     replace, rename = pathlib.Path.replace, pathlib.Path.rename
-    monkeypatch.setattr(pathlib.Path, "replace", lambda self, to: seen.append(self.name) or replace(self, to))
-    monkeypatch.setattr(pathlib.Path, "rename", lambda self, to: seen.append(self.parent.parent.name) or rename(self, to))
+    monkeypatch.setattr(
+        pathlib.Path, "replace", lambda self, to: seen.append(self.name) or replace(self, to)
+    )
+    monkeypatch.setattr(
+        pathlib.Path,
+        "rename",
+        lambda self, to: seen.append(self.parent.parent.name) or rename(self, to),
+    )
     rollouts = [r for r in make_rollouts(9) if len(r.output_token_ids)]
     write_rollouts(tmp_path / "r", rollouts, metadata={})
     write_text(tmp_path / "t.txt", "x")
     unlabelled = [r for r in rollouts if r.correct != r.correct and r.value != r.value]
-    write_parquet(tmp_path / "p.parquet", unlabelled, settings=GenerationInfo("m", 1.0, 0.0, 9, False))
+    write_parquet(
+        tmp_path / "p.parquet", unlabelled, settings=GenerationInfo("m", 1.0, 0.0, 9, False)
+    )
     monkeypatch.undo()
-    assert len([name for name in seen if re.fullmatch(rf"\..+\.[0-9a-f]{{8}}-{os.getpid()}-[0-9]+-[0-9a-f]{{8}}\.tmp", name)]) >= 3
+    assert (
+        len(
+            [
+                name
+                for name in seen
+                if re.fullmatch(
+                    rf"\..+\.[0-9a-f]{{8}}-{os.getpid()}-[0-9]+-[0-9a-f]{{8}}\.tmp", name
+                )
+            ]
+        )
+        >= 3
+    )
     assert names(tmp_path) == ["p.parquet", "r", "t.txt"]
 
 
@@ -214,10 +260,19 @@ def test_leftovers_beside_a_parquet_file_and_chunks_go_too(tmp_path):
     partial.mkdir()
     for path in (tmp_path / "p.parquet", partial / "chunk-00000000.jsonl"):
         leftover = temporary_path(path)
-        leftover.with_name(leftover.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")).write_text("half")
-    rollouts = [r for r in make_rollouts(9) if len(r.output_token_ids) and r.correct == r.correct and r.value == r.value]
-    write_parquet(tmp_path / "p.parquet", rollouts, settings=GenerationInfo("m", 1.0, 0.0, 9, False))
-    assert_same(read_rollouts(chunked(tmp_path / "graded", range(3), lambda part: make_rollouts(len(part)))), [
+        leftover.with_name(leftover.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")).write_text(
+            "half"
+        )
+    rollouts = [
+        r
+        for r in make_rollouts(9)
+        if len(r.output_token_ids) and r.correct == r.correct and r.value == r.value
+    ]
+    write_parquet(
+        tmp_path / "p.parquet", rollouts, settings=GenerationInfo("m", 1.0, 0.0, 9, False)
+    )
+    assert_same(read_rollouts(chunked(tmp_path / "graded", range(3),
+    lambda part: make_rollouts(len(part)))), [
         *make_rollouts(2), *make_rollouts(1)], tolerance=1e-7)  # fmt: skip
     assert names(tmp_path) == ["graded", "p.parquet"]
 
@@ -225,7 +280,9 @@ def test_leftovers_beside_a_parquet_file_and_chunks_go_too(tmp_path):
 def test_of_several_processes_the_first_one_cleans_up(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "is_primary", lambda: False)
     removed = []
-    monkeypatch.setattr("zip_rc_jax.pipeline.chunks.remove_leftovers", lambda *args: removed.append(args))
+    monkeypatch.setattr(
+        "zip_rc_jax.pipeline.chunks.remove_leftovers", lambda *args: removed.append(args)
+    )
     chunked(tmp_path / "graded", range(3), lambda part: make_rollouts(len(part)))
     assert removed == []
 
@@ -235,7 +292,9 @@ def test_of_several_processes_the_first_one_cleans_up(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", ["evaluate", "decode", "grade", "export"])
-def test_a_command_that_is_asked_to_stop_says_so_and_ends_as_after_ctrl_c(tmp_path, capsys, monkeypatch, number, command):
+def test_a_command_that_is_asked_to_stop_says_so_and_ends_as_after_ctrl_c(
+    tmp_path, capsys, monkeypatch, number, command
+):
     before = signal.getsignal(number)
 
     def asked(*_):
@@ -244,10 +303,16 @@ def test_a_command_that_is_asked_to_stop_says_so_and_ends_as_after_ctrl_c(tmp_pa
 
     monkeypatch.setattr(f"zip_rc_jax.cli.{command}.run", asked)
     (tmp_path / "c.yaml").write_text("{}")
-    arguments = {"decode": ["model", "--prompt", "x"], "export": ["model", str(tmp_path / "out")]}.get(command, [str(tmp_path / "c.yaml")])
+    arguments = {
+        "decode": ["model", "--prompt", "x"],
+        "export": ["model", str(tmp_path / "out")],
+    }.get(command, [str(tmp_path / "c.yaml")])
     assert cli.main([command, *arguments]) == 130
     again = "resumes" if command in ("evaluate", "grade") else "starts anew"
-    assert capsys.readouterr().err == f"zip-rc {command}: stopped by {number.name}. The same command {again}.\n"
+    assert (
+        capsys.readouterr().err
+        == f"zip-rc {command}: stopped by {number.name}. The same command {again}.\n"
+    )
     assert signal.getsignal(number) == before, "it is as it was"
 
 
@@ -283,18 +348,33 @@ rollouts = make_rollouts(40)
 write_rollouts(sys.argv[1] + "/r", rollouts, metadata={"b": 1, "a": {"d": [2], "c": 3}})
 labelled = [r for r in rollouts if len(r.output_token_ids) and r.correct == r.correct and r.value == r.value]
 write_parquet(sys.argv[1] + "/p.parquet", labelled, settings=GenerationInfo("m", 1.0, 0.0, 9, False), metadata={"b": 1, "a": 2})
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
 def test_equal_rollouts_are_equal_bytes_in_every_file_whoever_writes_them(tmp_path):
-    """Three processes of other hash seeds. Protocol buffers order the fields of an example by an address, another one in each."""
+    """Three processes of other hash seeds.
+
+    Protocol buffers order the fields of an example by an address, another one in each.
+    """
     here = []
     for seed in ("1", "2", "3"):
         (tmp_path / seed).mkdir()
-        here.append(subprocess.Popen([sys.executable, "-c", WRITES, str(tmp_path / seed)], env={**os.environ, "PYTHONHASHSEED": seed}))
+        here.append(
+            subprocess.Popen(
+                [sys.executable, "-c", WRITES, str(tmp_path / seed)],
+                env={**os.environ, "PYTHONHASHSEED": seed},
+            )
+        )
     assert [process.wait(SECONDS) for process in here] == [0, 0, 0]
-    files = [{p.relative_to(tmp_path / seed): p.read_bytes() for p in (tmp_path / seed).rglob("*") if p.is_file()} for seed in "123"]
+    files = [
+        {
+            p.relative_to(tmp_path / seed): p.read_bytes()
+            for p in (tmp_path / seed).rglob("*")
+            if p.is_file()
+        }
+        for seed in "123"
+    ]
     assert len(files[0]) == 7  # a shard, three files of TFDS and ours, digests, summary, the table
     for other in files[1:]:
         assert other.keys() == files[0].keys()

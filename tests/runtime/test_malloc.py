@@ -10,8 +10,9 @@ import pytest
 
 from zip_rc_jax.runtime import malloc as host_memory
 
-# Prints whether freed memory is kept, and the page faults of an execution with temporaries of a size. The least of seven, because
-# something small may come to lie where they were, and they then need another place.
+# Prints whether freed memory is kept, and the page faults of an execution with temporaries of a
+# size. The least of seven, because something small may come to lie where they were, and they then
+# need another place.
 PROGRAM = """
 import ctypes, resource, sys
 
@@ -29,8 +30,9 @@ for _ in range(7):
     square(a).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(kept, min(faults))
-"""
-SMALL, LARGE, LARGEST = 3072, 5120, 24576  # rows whose temporaries have 36 MiB, 100 MiB and 2.25 GiB
+"""  # noqa: E501
+# rows whose temporaries have 36 MiB, 100 MiB and 2.25 GiB
+SMALL, LARGE, LARGEST = 3072, 5120, 24576
 
 # Runs the command line and prints how many arenas `malloc` then has.
 ARENAS = """
@@ -49,9 +51,10 @@ file = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size
 libc.malloc_info(0, file)
 libc.fclose(file)
 print(len(re.findall(rb"<heap nr=", text.value)))
-"""
+"""  # noqa: E501
 
-# Prints the megabytes that the process has before, while and after it has 256 of them, and once it has given them back.
+# Prints the megabytes that the process has before, while and after it has 256 of them, and once it
+# has given them back.
 GIVEN_BACK = """
 import os
 from zip_rc_jax.runtime.malloc import give_back_freed_memory, keep_freed_memory
@@ -73,17 +76,34 @@ give_back_freed_memory()
 resident()
 """
 
-glibc = pytest.mark.skipif(not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="malloc is not glibc's")
+glibc = pytest.mark.skipif(
+    not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names,
+    reason="malloc is not glibc's",
+)
 
 
 def run(program, *arguments):
-    ours = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES", "XLA_FLAGS"))}
-    done = subprocess.run([sys.executable, "-c", program, *arguments], env=ours, capture_output=True, text=True, timeout=120, check=True)
+    ours = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("MALLOC_", "GLIBC_TUNABLES", "XLA_FLAGS"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=ours,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     return done.stdout.split()
 
 
 @glibc
-@pytest.mark.parametrize(("how", "rows"), [("one arena", SMALL), ("one arena", LARGE), ("one arena", LARGEST), ("keep", SMALL)])
+@pytest.mark.parametrize(
+    ("how", "rows"),
+    [("one arena", SMALL), ("one arena", LARGE), ("one arena", LARGEST), ("keep", SMALL)],
+)
 def test_executions_take_no_new_pages_once_freed_memory_is_kept(how, rows):
     pages = 4 * rows**2 // os.sysconf("SC_PAGE_SIZE")
     kept, faults = run(PROGRAM, how, str(rows))

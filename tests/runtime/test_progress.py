@@ -7,7 +7,9 @@ import time
 from zip_rc_jax.runtime.progress import progress
 
 
-def test_the_time_left_is_that_of_the_work_after_the_first_part_which_also_compiles(monkeypatch, capsys):
+def test_the_time_left_is_that_of_the_work_after_the_first_part_which_also_compiles(
+    monkeypatch, capsys
+):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with progress("work", 10, done=2) as bar:

@@ -17,9 +17,15 @@ def check(given, stored=STORED, **more):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (STORED | {"seed": 5}, r"run x: it was made with other settings: seed was 0, now 5\. Fix: delete it\."),
+        (
+            STORED | {"seed": 5},
+            r"run x: it was made with other settings: seed was 0, now 5\. Fix: delete it\.",
+        ),
         (STORED | {"train": STORED["train"] | {"steps": 8}}, r"train\.steps was 7, now 8"),
-        (STORED | {"train": STORED["train"] | {"sizes": [1, 3]}}, r"train\.sizes was \[1, 2\], now \[1, 3\]"),
+        (
+            STORED | {"train": STORED["train"] | {"sizes": [1, 3]}},
+            r"train\.sizes was \[1, 2\], now \[1, 3\]",
+        ),
         (STORED | {"more": "x"}, r"more was None, now 'x'"),
         ({"train": STORED["train"]}, r"seed was 0, now None"),
         (STORED | {f"a{i}": i for i in range(7)}, r"a4 was None, now 4; and 2 more"),

@@ -51,21 +51,29 @@ def os_error(number, path="/some/where"):
 
 def through_orbax(number):
     """How TensorStore says it, inside what Orbax says."""
-    error = ValueError(f"UNKNOWN: Failed writing: \"/m/d/1a\": Failed to write 6 bytes to file 17: ... [os_error_code='{number}']")
+    error = ValueError(
+        'UNKNOWN: Failed writing: "/m/d/1a": Failed to write 6 bytes to file 17: ... '
+        f"[os_error_code='{number}']"
+    )
     wrapped = Exception("Encountered error while writing array index")
     wrapped.__cause__ = error
     return wrapped
 
 
 def through_safetensors(number):
-    return RuntimeError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+    return RuntimeError(
+        f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+    )
 
 
 @pytest.mark.parametrize("number", HELPS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("said", [os_error, through_orbax, through_safetensors])
 def test_the_fix_suits_the_reason_whoever_failed(number, said):
     with (
-        pytest.raises(UsageError, match=r"model x: it could not be written \(.*\), and nothing of it was kept\. Fix: ") as found,
+        pytest.raises(
+            UsageError,
+            match=r"model x: it could not be written \(.*\), and nothing of it was kept\. Fix: ",
+        ) as found,
         writing("model x"),
     ):
         raise said(number)
@@ -84,7 +92,9 @@ def test_a_bare_exception_and_a_long_one_are_short_errors():
 
 @pytest.mark.parametrize("number", HELPS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_files_that_cannot_be_written_leave_the_old_one_and_nothing_else(tmp_path, monkeypatch, number, step):
+def test_files_that_cannot_be_written_leave_the_old_one_and_nothing_else(
+    tmp_path, monkeypatch, number, step
+):
     (tmp_path / "f").write_text("old")
     failing = {"fsync": (os, "fsync"), "replace": (pathlib.Path, "replace")}[step]
 
@@ -92,8 +102,14 @@ def test_files_that_cannot_be_written_leave_the_old_one_and_nothing_else(tmp_pat
         raise os_error(number, str(tmp_path / "f"))
 
     monkeypatch.setattr(*failing, fail)
-    for write in (lambda p: write_text(p, "new"), lambda p: write_json(p, {"new": 1}), lambda p: write_jsonl(p, ["new"])):
-        with pytest.raises(UsageError, match=rf"file {tmp_path}/f: it could not be written .* unchanged\. Fix: ") as found:
+    for write in (
+        lambda p: write_text(p, "new"),
+        lambda p: write_json(p, {"new": 1}),
+        lambda p: write_jsonl(p, ["new"]),
+    ):
+        with pytest.raises(
+            UsageError, match=rf"file {tmp_path}/f: it could not be written .* unchanged\. Fix: "
+        ) as found:
             write(tmp_path / "f")
         assert HELPS[number] in found.value.fix
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
@@ -141,7 +157,9 @@ def test_what_is_in_the_way_is_found_and_nothing_is_left(tmp_path, number):
 
 @pytest.mark.parametrize("number", HELPS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("step", ["mkdir", "open", "write", "fsync", "replace"])
-def test_a_failure_of_each_step_of_the_trial_is_said_with_its_fix(tmp_path, monkeypatch, number, step):
+def test_a_failure_of_each_step_of_the_trial_is_said_with_its_fix(
+    tmp_path, monkeypatch, number, step
+):
     def fail(*_, **__):
         raise os_error(number)
 
@@ -153,7 +171,11 @@ def test_a_failure_of_each_step_of_the_trial_is_said_with_its_fix(tmp_path, monk
     elif step == "write":
         opened = pathlib.Path.open
         monkeypatch.setattr(
-            pathlib.Path, "open", lambda self, mode="r", *_, **how: Full(self, mode) if "w" in mode else opened(self, mode, **how)
+            pathlib.Path,
+            "open",
+            lambda self, mode="r", *_, **how: (
+                Full(self, mode) if "w" in mode else opened(self, mode, **how)
+            ),
         )
     else:
         monkeypatch.setattr(os if step == "fsync" else pathlib.Path, step, fail)
@@ -230,7 +252,9 @@ RUN_DIRS = {
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", RUN_DIRS)
-def test_a_run_dir_that_cannot_be_written_is_refused_by_every_stage_before_a_model_is_loaded(tmp_path, capsys, no_models, stage, kind):
+def test_a_run_dir_that_cannot_be_written_is_refused_by_every_stage_before_a_model_is_loaded(
+    tmp_path, capsys, no_models, stage, kind
+):
     in_the_way(tmp_path)
     before = tree(tmp_path)
     arguments, _ = STAGES[stage]
@@ -252,21 +276,30 @@ def prepare_config(directory, run_dir):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_file_with_the_name_of_the_result_is_found_before_a_model_is_loaded(tmp_path, capsys, no_models, stage):
+def test_a_file_with_the_name_of_the_result_is_found_before_a_model_is_loaded(
+    tmp_path, capsys, no_models, stage
+):
     arguments, result = STAGES[stage]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / result).write_text("precious")
-    assert main([arguments[0], str(prepare_config(tmp_path, tmp_path / "run")), *arguments[1:]]) == 2
+    assert (
+        main([arguments[0], str(prepare_config(tmp_path, tmp_path / "run")), *arguments[1:]]) == 2
+    )
     assert f"{result} in it is a file, not a directory" in capsys.readouterr().err
     assert (tmp_path / "run" / result).read_text() == "precious"
 
 
 @pytest.mark.parametrize("name", ["file", "file/out", "loop/out", "x" * 256])
 @pytest.mark.parametrize("command", ["decode", "export"])
-def test_an_output_that_cannot_be_written_is_refused_before_a_model_is_loaded(tmp_path, capsys, no_models, command, name):
+def test_an_output_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    tmp_path, capsys, no_models, command, name
+):
     in_the_way(tmp_path)
     output = str(tmp_path / name)
-    arguments = {"decode": ["decode", "m", "--prompt", "x", "--output", output], "export": ["export", "m", output]}[command]
+    arguments = {
+        "decode": ["decode", "m", "--prompt", "x", "--output", output],
+        "export": ["export", "m", output],
+    }[command]
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert name in said or "file name too long" in said.lower() or name[:100] in said
@@ -287,7 +320,9 @@ def test_an_export_that_fails_half_way_says_why_and_leaves_nothing(tmp_path, mon
 
 
 @pytest.mark.parametrize("number", [n for n in HELPS if n != errno.ECHILD], ids=errno.errorcode.get)
-def test_what_the_shell_is_told_about_any_other_failure_of_writing_has_its_fix(tmp_path, monkeypatch, capsys, number):
+def test_what_the_shell_is_told_about_any_other_failure_of_writing_has_its_fix(
+    tmp_path, monkeypatch, capsys, number
+):
     def fail(*_):
         raise os_error(number, str(tmp_path / "somewhere"))
 
@@ -301,12 +336,27 @@ def test_what_the_shell_is_told_about_any_other_failure_of_writing_has_its_fix(t
 def test_the_run_dir_may_begin_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     config = prepare(tmp_path, steps=1)
-    assert main(["train", str(config), "--stage", "final", "mesh.fsdp=1", "run_dir=~/mine", "final.eval_rollouts=0"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                str(config),
+                "--stage",
+                "final",
+                "mesh.fsdp=1",
+                "run_dir=~/mine",
+                "final.eval_rollouts=0",
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "mine" / "final" / "model").is_dir()
     assert main(["decode", "~/mine/final", "--prompt", "1 + 1", "max_tokens=2", "n=1"]) == 0
 
 
-def test_a_finished_stage_is_not_refused_where_nothing_can_be_written_any_more(tmp_path, monkeypatch):
+def test_a_finished_stage_is_not_refused_where_nothing_can_be_written_any_more(
+    tmp_path, monkeypatch
+):
     config = prepare(tmp_path, steps=1)
     arguments = ["train", str(config), "--stage", "final", "mesh.fsdp=1", "final.eval_rollouts=0"]
     assert main(arguments) == 0

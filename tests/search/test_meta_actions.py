@@ -1,4 +1,5 @@
-"""The search picks what the text and the authors' 60 published decisions say, alone or in any batch."""
+"""The search picks what the text and the authors' 60 published decisions say, alone or in any
+batch."""
 
 from __future__ import annotations
 
@@ -30,28 +31,50 @@ def golden_cases():
     for c in range(int(data["count"])):
         fields = {key.split("/")[1]: data[key] for key in data.files if key.startswith(f"{c}/")}
         name = str(fields.pop("grid"))
-        yield Grid(tuple(data[f"grid/{name}/reward_centres"]), tuple(data[f"grid/{name}/length_edges"])), fields
+        yield (
+            Grid(
+                tuple(data[f"grid/{name}/reward_centres"]), tuple(data[f"grid/{name}/length_edges"])
+            ),
+            fields,
+        )
 
 
 def golden_decision(grid, case, dtype, **options):
-    """Our decision without and with the no-harm pass on one golden case, in 8 slots of which the case fills the first (one compilation)."""
+    """Our decision without and with the no-harm pass on one golden case, in 8 slots of which the
+    case fills the first (one compilation)."""
     config = DecodeConfig(alpha=float(case["alpha"]), beta=float(case["beta"]), no_harm=False)
     n = len(case["unfinished"])
 
     def padded(x):
         return np.concatenate([x, np.zeros((8 - n, *x.shape[1:]), x.dtype)])[None]
 
-    inputs = padded(case["joint"].astype(dtype)), padded(case["unfinished"].astype(bool)), padded(case["tokens_so_far"].astype(dtype))
+    inputs = (
+        padded(case["joint"].astype(dtype)),
+        padded(case["unfinished"].astype(bool)),
+        padded(case["tokens_so_far"].astype(dtype)),
+    )
     options["exists"] = np.arange(8)[None] < n
     actions = [
-        choose_meta_action(*inputs, grid=grid, config=dataclasses.replace(config, no_harm=no_harm), **options) for no_harm in (False, True)
+        choose_meta_action(
+            *inputs, grid=grid, config=dataclasses.replace(config, no_harm=no_harm), **options
+        )
+        for no_harm in (False, True)
     ]
-    return [jax.tree.map(lambda x: np.asarray(x)[:, :n] if x.ndim == 2 else np.asarray(x), action) for action in actions]
+    return [
+        jax.tree.map(lambda x: np.asarray(x)[:, :n] if x.ndim == 2 else np.asarray(x), action)
+        for action in actions
+    ]
 
 
 def random_group(rng, prompts, n, grid=GRID, unfinished=0.7):
-    joint = rng.dirichlet(np.full(grid.n_cells, 0.4), (prompts, n)).reshape(prompts, n, grid.n_reward, grid.n_length)
-    return joint, rng.random((prompts, n)) < unfinished, rng.integers(0, 40, (prompts, n)).astype(float)
+    joint = rng.dirichlet(np.full(grid.n_cells, 0.4), (prompts, n)).reshape(
+        prompts, n, grid.n_reward, grid.n_length
+    )
+    return (
+        joint,
+        rng.random((prompts, n)) < unfinished,
+        rng.integers(0, 40, (prompts, n)).astype(float),
+    )
 
 
 def prices(grid, config, joint, tokens):
@@ -69,7 +92,9 @@ def assert_same(a, b, rows=slice(None), slots=slice(None), **tolerance):
     np.testing.assert_array_equal(np.asarray(a.multiplicity)[rows][:, slots], b.multiplicity)
     np.testing.assert_array_equal(np.asarray(a.keep)[rows][:, slots], b.keep)
     np.testing.assert_array_equal(np.asarray(a.future_bin)[rows], b.future_bin)
-    np.testing.assert_allclose(np.asarray(a.utility)[rows], b.utility, **(tolerance or {"atol": 2e-6}))
+    np.testing.assert_allclose(
+        np.asarray(a.utility)[rows], b.utility, **(tolerance or {"atol": 2e-6})
+    )
 
 
 # ---- the authors' decisions
@@ -77,14 +102,16 @@ def assert_same(a, b, rows=slice(None), slots=slice(None), **tolerance):
 
 @pytest.mark.parametrize("given_normaliser", [True, False])
 def test_the_published_decisions_are_reproduced_in_float64(given_normaliser):
-    """With the normaliser of the file, and with our own: it is the mean of tokens so far plus expected remaining tokens."""
+    """With the normaliser of the file, and with our own: it is the mean of tokens so far plus
+    expected remaining tokens."""
     with jax.enable_x64(True):
         for grid, case in golden_cases():
             options = {"normalizer": case["normaliser"][None]} if given_normaliser else {}
             chosen, after = golden_decision(grid, case, np.float64, **options)
             np.testing.assert_array_equal(chosen.keep[0], case["keep"])
             assert chosen.future_bin[0] == case["future_bin"]
-            # The file's utility carries the authors' tie margin of 1e-12 on top of U; utility_after does not.
+            # The file's utility carries the authors' tie margin of 1e-12 on top of U; utility_after
+            # does not.
             assert float(chosen.utility[0]) == pytest.approx(case["utility"], abs=1e-9)
             np.testing.assert_array_equal(after.keep[0], case["keep_after_no_harm"])
             assert after.future_bin[0] == case["future_bin"]
@@ -98,9 +125,14 @@ def test_float32_takes_the_same_decisions_except_at_near_ties():
     for grid, case in golden_cases():
         chosen, after = golden_decision(grid, case, np.float32)
         assert chosen.utility.dtype == np.float32
-        for action, keep, u in [(chosen, "keep", "utility"), (after, "keep_after_no_harm", "utility_after")]:
+        for action, keep, u in [
+            (chosen, "keep", "utility"),
+            (after, "keep_after_no_harm", "utility_after"),
+        ]:
             assert float(action.utility[0]) == pytest.approx(case[u], abs=2e-6)
-            if (np.asarray(action.keep[0]) != case[keep]).any() or action.future_bin[0] != case["future_bin"]:
+            if (np.asarray(action.keep[0]) != case[keep]).any() or action.future_bin[0] != case[
+                "future_bin"
+            ]:
                 different += 1
                 config = DecodeConfig(alpha=float(case["alpha"]), beta=float(case["beta"]))
                 exact = reference.utility(
@@ -129,7 +161,9 @@ def test_published_equals_the_written_search(seed, alpha, beta, skill):
     config = DecodeConfig(alpha=alpha, beta=beta, skill=skill)
     with jax.enable_x64(True):
         got = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config)
-        before = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(config, no_harm=False))
+        before = choose_meta_action(
+            joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(config, no_harm=False)
+        )
     for p in range(6):
         options = prices(GRID, config, joint[p], tokens[p])
         keep, bin_, u = reference.published(joint[p], unfinished[p], **options)
@@ -141,23 +175,38 @@ def test_published_equals_the_written_search(seed, alpha, beta, skill):
 
 
 @settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), beta=st.sampled_from([0.0, 0.05, 0.3]), alpha=st.sampled_from([0.0, 0.1, 1.0]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    beta=st.sampled_from([0.0, 0.05, 0.3]),
+    alpha=st.sampled_from([0.0, 0.1, 1.0]),
+)
 def test_exhaustive_equals_brute_force_and_is_never_below_published(seed, beta, alpha):
     joint, unfinished, tokens = random_group(np.random.default_rng(seed), 6, 4)
     config = DecodeConfig(alpha=alpha, beta=beta, candidates="exhaustive")
     with jax.enable_x64(True):
         got = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config)
-        published = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(config, candidates="published"))
+        published = choose_meta_action(
+            joint,
+            unfinished,
+            tokens,
+            grid=GRID,
+            config=dataclasses.replace(config, candidates="published"),
+        )
     assert (np.asarray(got.utility) >= np.asarray(published.utility) - 1e-11).all()
     for p in range(6):
         options = prices(GRID, config, joint[p], tokens[p])
-        assert float(got.utility[p]) == pytest.approx(reference.exhaustive(joint[p], unfinished[p], **options), abs=1e-12)
-        exact = reference.utility(joint[p], unfinished[p], got.multiplicity[p].tolist(), int(got.future_bin[p]), **options)
+        assert float(got.utility[p]) == pytest.approx(
+            reference.exhaustive(joint[p], unfinished[p], **options), abs=1e-12
+        )
+        exact = reference.utility(
+            joint[p], unfinished[p], got.multiplicity[p].tolist(), int(got.future_bin[p]), **options
+        )
         assert float(got.utility[p]) == pytest.approx(exact, abs=1e-12)
 
 
 def branching_groups(seed, prompts, n, config):
-    """Groups with one root (the last slot), at least one empty slot to grow into, and their reference optimum."""
+    """Groups with one root (the last slot), at least one empty slot to grow into, and their
+    reference optimum."""
     rng = np.random.default_rng(seed)
     joint, unfinished, tokens = random_group(rng, prompts, n + 1)
     unfinished[:, n], tokens[:, n] = True, 0
@@ -171,14 +220,20 @@ def branching_groups(seed, prompts, n, config):
         options = prices(GRID, config, joint[p, samples], tokens[p, samples])
         extra = min(int(free[p]), n - int(exists[p, :n].sum()))
         optimum.append(reference.branching(joint[p, here], unfinished[p, here], extra, **options))
-    return (joint, unfinished, tokens), {"exists": exists, "max_new_prefixes": free}, np.array(optimum)
+    return (
+        (joint, unfinished, tokens),
+        {"exists": exists, "max_new_prefixes": free},
+        np.array(optimum),
+    )
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.05), (0.1, 0.3), (1.0, 0.05), (0.1, 0.01)])
 def test_branching_is_almost_always_the_full_optimum_and_never_below_published(alpha, beta):
-    """The climb against every multiplicity vector of 4 samples: at least 95% exact, at worst 0.01 of utility below.
+    """The climb against every multiplicity vector of 4 samples: at least 95% exact, at worst 0.01
+    of utility below.
 
-    Over 5120 such groups of other seeds (16 pairs of prices) 99.6% were exact and the worst was 0.008 below.
+    Over 5120 such groups of other seeds (16 pairs of prices) 99.6% were exact and the worst was
+    0.008 below.
     """
     config = DecodeConfig(alpha=alpha, beta=beta, n=4, candidates="branching")
     arrays, options, optimum = branching_groups(11, 25, 4, config)
@@ -192,7 +247,9 @@ def test_branching_is_almost_always_the_full_optimum_and_never_below_published(a
         )
     gap = optimum - np.asarray(got.utility)
     assert (gap > -1e-10).all()
-    assert (gap < 1e-9).mean() >= 0.95, f"{(gap > 1e-9).sum()} of {len(gap)} below the optimum, by up to {gap.max():.2g}"
+    assert (gap < 1e-9).mean() >= 0.95, (
+        f"{(gap > 1e-9).sum()} of {len(gap)} below the optimum, by up to {gap.max():.2g}"
+    )
     assert gap.max() < 0.01
     grown = options["exists"][:, :-1].any(-1)
     assert (np.asarray(got.utility)[grown] >= np.asarray(published.utility)[grown] - 1e-11).all()
@@ -202,7 +259,11 @@ def test_branching_is_almost_always_the_full_optimum_and_never_below_published(a
 
 
 def root_only(n, prompts=1):
-    joint = np.random.default_rng(0).dirichlet(np.full(GRID.n_cells, 0.4), (prompts, n + 1)).reshape(prompts, n + 1, 3, 3)
+    joint = (
+        np.random.default_rng(0)
+        .dirichlet(np.full(GRID.n_cells, 0.4), (prompts, n + 1))
+        .reshape(prompts, n + 1, 3, 3)
+    )
     exists = np.zeros((prompts, n + 1), bool)
     exists[:, n] = True
     return (joint, np.ones((prompts, n + 1), bool), np.zeros((prompts, n + 1))), exists
@@ -216,9 +277,18 @@ def test_the_first_decision_chooses_how_many_samples_to_start():
         got = choose_meta_action(*arrays, grid=GRID, config=config, exists=exists)
         assert not np.asarray(got.multiplicity)[0, :6].any()
         started.append(int(got.multiplicity[0, 6]))
-        scale = reference.expected_length(arrays[0][0, 6], GRID.length_edges)  # N: the root stands for one sample
-        options = {"alpha": 1.0, "beta": beta, "scale": scale, "centres": GRID.reward_centres, "edges": GRID.length_edges}
-        assert float(got.utility[0]) == pytest.approx(reference.branching(arrays[0][0, 6:], [True], 6, **options), abs=2e-6)
+        # N: the root stands for one sample
+        scale = reference.expected_length(arrays[0][0, 6], GRID.length_edges)
+        options = {
+            "alpha": 1.0,
+            "beta": beta,
+            "scale": scale,
+            "centres": GRID.reward_centres,
+            "edges": GRID.length_edges,
+        }
+        assert float(got.utility[0]) == pytest.approx(
+            reference.branching(arrays[0][0, 6:], [True], 6, **options), abs=2e-6
+        )
     assert started[0] == 6
     assert started[-1] == 0
     assert started == sorted(started, reverse=True)
@@ -229,10 +299,13 @@ def test_new_prefixes_stay_within_their_budget_and_within_n():
     exists = np.ones((8, 7), bool)
     exists[:, 2:6] = False
     config = DecodeConfig(alpha=0.0, beta=0.0001, n=5, candidates="branching")
-    got = choose_meta_action(*arrays, grid=GRID, config=config, exists=exists, max_new_prefixes=np.arange(8))
+    got = choose_meta_action(
+        *arrays, grid=GRID, config=config, exists=exists, max_new_prefixes=np.arange(8)
+    )
     multiplicity = np.asarray(got.multiplicity)
     added = np.maximum(multiplicity[:, :6] - 1, 0).sum(1) + multiplicity[:, 6]
-    np.testing.assert_array_equal(added, np.minimum(np.arange(8), 3))  # cheap enough to take all: 5 allowed, 2 there
+    # cheap enough to take all: 5 allowed, 2 there
+    np.testing.assert_array_equal(added, np.minimum(np.arange(8), 3))
 
 
 def test_finished_prefixes_are_never_branched_and_count_towards_n():
@@ -241,27 +314,35 @@ def test_finished_prefixes_are_never_branched_and_count_towards_n():
     unfinished = np.zeros((4, 5), bool)
     unfinished[:, 4] = True
     config = DecodeConfig(alpha=0.0, beta=0.0001, n=4, candidates="branching")
-    full = choose_meta_action(arrays[0], unfinished, arrays[2], grid=GRID, config=config, exists=exists)
+    full = choose_meta_action(
+        arrays[0], unfinished, arrays[2], grid=GRID, config=config, exists=exists
+    )
     np.testing.assert_array_equal(full.multiplicity, [[1, 1, 1, 1, 0]] * 4)
     exists[:, 3] = False
-    grown = choose_meta_action(arrays[0], unfinished, arrays[2], grid=GRID, config=config, exists=exists)
+    grown = choose_meta_action(
+        arrays[0], unfinished, arrays[2], grid=GRID, config=config, exists=exists
+    )
     assert (np.asarray(grown.multiplicity)[:, 3:] == [0, 1]).all()
 
 
 def test_a_copied_prefix_is_worth_two_independent_ones():
-    """A second copy of a prefix of known length costs no latency, so with alpha = 0 it is free and doubles the odds."""
+    """A second copy of a prefix of known length costs no latency, so with alpha = 0 it is free and
+    doubles the odds."""
     joint = np.zeros((1, 3, 3, 3))
     joint[0, 0, 0, 1] = joint[0, 0, 2, 1] = 0.5  # even odds, sure to end in bin 1
     joint[0, 2, 0, 2] = 1  # the root is hopeless
     exists = np.array([[True, False, True]])
     config = DecodeConfig(alpha=0.0, beta=0.1, n=2, candidates="branching")
-    got = choose_meta_action(joint, np.ones((1, 3), bool), np.zeros((1, 3)), grid=GRID, config=config, exists=exists)
+    got = choose_meta_action(
+        joint, np.ones((1, 3), bool), np.zeros((1, 3)), grid=GRID, config=config, exists=exists
+    )
     np.testing.assert_array_equal(got.multiplicity, [[2, 0, 0]])
     assert float(got.utility[0]) == pytest.approx(0.75 - 0.1)
 
 
 def test_branching_is_never_below_published_in_groups_of_eight():
-    """The root only adds choices: same prompts, same normaliser, float32, every prefix in place except two free slots."""
+    """The root only adds choices: same prompts, same normaliser, float32, every prefix in place
+    except two free slots."""
     grid = Grid.authors("value")
     joint, unfinished, tokens = random_group(np.random.default_rng(12), 32, 9, grid, unfinished=0.8)
     unfinished[:, 8] = True
@@ -270,9 +351,21 @@ def test_branching_is_never_below_published_in_groups_of_eight():
     exists = np.tile(exists, (32, 1))
     for alpha, beta in [(0.0, 0.1), (0.1, 0.03), (1.0, 0.1)]:
         config = DecodeConfig(alpha=alpha, beta=beta, n=8)
-        published = choose_meta_action(joint[:, :8], unfinished[:, :8], tokens[:, :8], grid=grid, config=config, exists=exists[:, :8])
+        published = choose_meta_action(
+            joint[:, :8],
+            unfinished[:, :8],
+            tokens[:, :8],
+            grid=grid,
+            config=config,
+            exists=exists[:, :8],
+        )
         branching = choose_meta_action(
-            joint, unfinished, tokens, grid=grid, config=dataclasses.replace(config, candidates="branching"), exists=exists
+            joint,
+            unfinished,
+            tokens,
+            grid=grid,
+            config=dataclasses.replace(config, candidates="branching"),
+            exists=exists,
         )
         assert (np.asarray(branching.utility) >= np.asarray(published.utility) - 2e-6).all()
         assert (np.asarray(branching.utility) > np.asarray(published.utility) + 1e-3).any()
@@ -283,14 +376,20 @@ def test_branching_is_never_below_published_in_groups_of_eight():
 
 @pytest.mark.parametrize("candidates", SETS)
 def test_prompts_do_not_see_each_other_and_empty_slots_do_not_exist(candidates):
-    """A prompt alone equals the prompt in a shuffled batch, with padding slots full of NaN in between its prefixes."""
+    """A prompt alone equals the prompt in a shuffled batch, with padding slots full of NaN in
+    between its prefixes."""
     rng = np.random.default_rng(3)
     joint, unfinished, tokens = random_group(rng, 6, 4)
     unfinished[:, -1] = True  # the root, when branching
     config = dataclasses.replace(CONFIG, candidates=candidates)
     together = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config)
     order = rng.permutation(6)
-    assert_same(choose_meta_action(joint[order], unfinished[order], tokens[order], grid=GRID, config=config), _rows(together, order))
+    assert_same(
+        choose_meta_action(
+            joint[order], unfinished[order], tokens[order], grid=GRID, config=config
+        ),
+        _rows(together, order),
+    )
     slots = np.array([0, 2, 3, 6])
     padded = np.full((6, 7, 3, 3), np.nan), rng.random((6, 7)) < 0.5, np.full((6, 7), np.nan)
     for target, source in zip(padded, (joint, unfinished, tokens), strict=True):
@@ -302,7 +401,11 @@ def test_prompts_do_not_see_each_other_and_empty_slots_do_not_exist(candidates):
     assert not np.asarray(apart.keep)[:, [1, 4, 5]].any()
     for p in range(6):
         one = slice(p, p + 1)
-        assert_same(together, choose_meta_action(joint[one], unfinished[one], tokens[one], grid=GRID, config=config), rows=one)
+        assert_same(
+            together,
+            choose_meta_action(joint[one], unfinished[one], tokens[one], grid=GRID, config=config),
+            rows=one,
+        )
 
 
 def _rows(action, index):
@@ -317,7 +420,9 @@ def test_permuting_the_prefixes_permutes_the_decision(candidates):
     order = rng.permutation(4)
     with jax.enable_x64(True):
         straight = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config)
-        permuted = choose_meta_action(joint[:, order], unfinished[:, order], tokens[:, order], grid=GRID, config=config)
+        permuted = choose_meta_action(
+            joint[:, order], unfinished[:, order], tokens[:, order], grid=GRID, config=config
+        )
     assert_same(straight, permuted, slots=order, atol=1e-12)
 
 
@@ -325,8 +430,12 @@ def test_unnormalised_joints_and_a_common_scale_of_all_lengths_change_nothing():
     joint, unfinished, tokens = random_group(np.random.default_rng(5), 6, 4)
     longer = Grid(GRID.reward_centres, tuple(3 * t for t in GRID.length_edges))
     straight = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG)
-    assert_same(choose_meta_action(joint * 7, unfinished, tokens, grid=GRID, config=CONFIG), straight)
-    assert_same(choose_meta_action(joint, unfinished, tokens * 3, grid=longer, config=CONFIG), straight)
+    assert_same(
+        choose_meta_action(joint * 7, unfinished, tokens, grid=GRID, config=CONFIG), straight
+    )
+    assert_same(
+        choose_meta_action(joint, unfinished, tokens * 3, grid=longer, config=CONFIG), straight
+    )
 
 
 @pytest.mark.parametrize("candidates", SETS)
@@ -339,7 +448,9 @@ def test_a_broken_joint_loses_its_slot_and_nothing_else(candidates):
     exists = np.ones((6, 4), bool)
     exists[1, 0] = exists[2] = False
     got = choose_meta_action(broken, unfinished, tokens, grid=GRID, config=config)
-    assert_same(got, choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config, exists=exists))
+    assert_same(
+        got, choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config, exists=exists)
+    )
     assert not np.asarray(got.keep)[2].any()
     assert got.utility[2] == 0
 
@@ -351,10 +462,22 @@ def test_a_broken_joint_loses_its_slot_and_nothing_else(candidates):
 def test_free_compute_keeps_everything_and_dear_compute_stops(candidates):
     joint, unfinished, tokens = random_group(np.random.default_rng(7), 6, 4)
     unfinished[:, -1] = True
-    free = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, candidates=candidates, beta=0.0))
+    free = choose_meta_action(
+        joint,
+        unfinished,
+        tokens,
+        grid=GRID,
+        config=dataclasses.replace(CONFIG, candidates=candidates, beta=0.0),
+    )
     assert np.asarray(free.keep)[:, :3].all()
     assert (np.asarray(free.future_bin) == -1).all()
-    dear = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, candidates=candidates, beta=100.0))
+    dear = choose_meta_action(
+        joint,
+        unfinished,
+        tokens,
+        grid=GRID,
+        config=dataclasses.replace(CONFIG, candidates=candidates, beta=100.0),
+    )
     np.testing.assert_array_equal(dear.multiplicity, ~unfinished)
 
 
@@ -366,9 +489,12 @@ def test_a_prompt_that_must_extend_takes_its_best_action_that_does(candidates):
     config = dataclasses.replace(CONFIG, candidates=candidates, beta=100.0, n=4, no_harm=False)
     must = np.array([True, False, True, False])
     exists = np.ones((4, 4), bool)
-    got = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config, must_extend=must, exists=exists)
+    got = choose_meta_action(
+        joint, unfinished, tokens, grid=GRID, config=config, must_extend=must, exists=exists
+    )
     extended = (np.asarray(got.multiplicity) * unfinished).sum(1)
-    assert extended.tolist() == [1, 0, int(candidates == "branching"), 0]  # all but the root finished: nothing to extend, except from it
+    # all but the root finished: nothing to extend, except from it
+    assert extended.tolist() == [1, 0, int(candidates == "branching"), 0]
     assert np.isfinite(np.asarray(got.utility)).all()
 
 
@@ -377,7 +503,11 @@ def test_ties_prefer_the_larger_keep_set_and_then_no_planned_pause():
     joint = np.zeros((1, 3, 3, 3))
     joint[:, :, 0, 0] = 1
     got = choose_meta_action(
-        joint, np.ones((1, 3), bool), np.zeros((1, 3)), grid=GRID, config=dataclasses.replace(CONFIG, beta=0.0, no_harm=False)
+        joint,
+        np.ones((1, 3), bool),
+        np.zeros((1, 3)),
+        grid=GRID,
+        config=dataclasses.replace(CONFIG, beta=0.0, no_harm=False),
     )
     assert got.keep.all()
     assert got.future_bin[0] == -1
@@ -386,7 +516,9 @@ def test_ties_prefer_the_larger_keep_set_and_then_no_planned_pause():
 def test_the_no_harm_pass_only_adds_and_never_lowers_the_utility():
     joint, unfinished, tokens = random_group(np.random.default_rng(9), 64, 6)
     with jax.enable_x64(True):
-        before = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, no_harm=False))
+        before = choose_meta_action(
+            joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, no_harm=False)
+        )
         after = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG)
     assert (np.asarray(after.keep) >= np.asarray(before.keep)).all()
     assert (np.asarray(after.keep) != np.asarray(before.keep)).any()
@@ -397,7 +529,13 @@ def test_the_no_harm_pass_only_adds_and_never_lowers_the_utility():
 def test_sharpening_is_applied_to_the_joint_before_everything_else():
     joint, unfinished, tokens = random_group(np.random.default_rng(10), 6, 4)
     sharp = joint**2 / (joint**2).sum((-1, -2), keepdims=True)
-    got = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, joint_temperature=0.5))
+    got = choose_meta_action(
+        joint,
+        unfinished,
+        tokens,
+        grid=GRID,
+        config=dataclasses.replace(CONFIG, joint_temperature=0.5),
+    )
     assert_same(got, choose_meta_action(sharp, unfinished, tokens, grid=GRID, config=CONFIG))
 
 
@@ -409,9 +547,17 @@ def test_new_prices_do_not_recompile_and_the_call_works_inside_jit():
     outside = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG)
     compiled = meta_actions._search._cache_size()
     for alpha, beta in [(0.0, 0.01), (1.0, 0.5), (0.25, 0.0)]:
-        choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, alpha=alpha, beta=beta))
+        choose_meta_action(
+            joint,
+            unfinished,
+            tokens,
+            grid=GRID,
+            config=dataclasses.replace(CONFIG, alpha=alpha, beta=beta),
+        )
     assert meta_actions._search._cache_size() == compiled
-    inside = jax.jit(lambda *a: choose_meta_action(*a, grid=GRID, config=CONFIG))(joint.astype(np.float32), unfinished, tokens)
+    inside = jax.jit(lambda *a: choose_meta_action(*a, grid=GRID, config=CONFIG))(
+        joint.astype(np.float32), unfinished, tokens
+    )
     assert_same(inside, outside)
 
 
@@ -429,7 +575,11 @@ def test_new_prices_do_not_recompile_and_the_call_works_inside_jit():
     ],
 )
 def test_wrong_shapes_are_usage_errors_that_name_the_shapes(change, named):
-    arguments = {"joint": np.ones((2, 3, 3, 3)), "unfinished": np.ones((2, 3), bool), "tokens_so_far": np.ones((2, 3))} | change
+    arguments = {
+        "joint": np.ones((2, 3, 3, 3)),
+        "unfinished": np.ones((2, 3), bool),
+        "tokens_so_far": np.ones((2, 3)),
+    } | change
     with pytest.raises(UsageError, match=named) as error:
         choose_meta_action(**arguments, grid=GRID, config=CONFIG)
     assert str(np.shape(change[named])) in str(error.value)
@@ -438,11 +588,29 @@ def test_wrong_shapes_are_usage_errors_that_name_the_shapes(change, named):
 def test_prices_may_be_one_number_for_all_prompts_or_one_for_each():
     joint, unfinished, tokens = random_group(np.random.default_rng(17), 6, 4)
     for alpha, beta in [(0.2, 0.3), (np.float32(0.2), jnp.asarray(0.3)), (np.full(6, 0.2), 0.3)]:
-        got = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=alpha, beta=beta)
-        assert_same(got, choose_meta_action(joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, alpha=0.2, beta=0.3)))
-    inside = jax.jit(lambda beta: choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=0.2, beta=beta))(0.3)
+        got = choose_meta_action(
+            joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=alpha, beta=beta
+        )
+        assert_same(
+            got,
+            choose_meta_action(
+                joint,
+                unfinished,
+                tokens,
+                grid=GRID,
+                config=dataclasses.replace(CONFIG, alpha=0.2, beta=0.3),
+            ),
+        )
+    inside = jax.jit(
+        lambda beta: choose_meta_action(
+            joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=0.2, beta=beta
+        )
+    )(0.3)
     assert_same(inside, got)
-    with pytest.raises(UsageError, match=r"alpha of shape \(2,\).*pass alpha of shape \(6,\) or alpha as one number"):
+    with pytest.raises(
+        UsageError,
+        match=r"alpha of shape \(2,\).*pass alpha of shape \(6,\) or alpha as one number",
+    ):
         choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG, alpha=[0.1, 0.2])
     for name, value in (("alpha", 1.5), ("beta", -1), ("beta", [0.1] * 5 + [np.nan])):
         with pytest.raises(UsageError, match=rf"{name}=(1\.5|-1|nan): "):
@@ -454,11 +622,19 @@ def test_the_old_names_of_arguments_work_with_a_warning():
     options = {"grid": GRID, "config": CONFIG}
     with pytest.warns(DeprecationWarning, match="normaliser is now called normalizer"):
         old = choose_meta_action(joint, unfinished, tokens, **options, normaliser=np.full(6, 30.0))
-    assert_same(old, choose_meta_action(joint, unfinished, tokens, **options, normalizer=np.full(6, 30.0)))
-    with pytest.raises(UsageError, match=r"argument 'normalisr' of choose_meta_action: nothing reads it"):
+    assert_same(
+        old, choose_meta_action(joint, unfinished, tokens, **options, normalizer=np.full(6, 30.0))
+    )
+    with pytest.raises(
+        UsageError, match=r"argument 'normalisr' of choose_meta_action: nothing reads it"
+    ):
         choose_meta_action(joint, unfinished, tokens, **options, normalisr=1)
-    with pytest.raises(UsageError, match=r"arguments free_rows and max_new_prefixes: they are the same one"):
-        choose_meta_action(joint, unfinished, tokens, **options, free_rows=np.ones(6), max_new_prefixes=np.ones(6))
+    with pytest.raises(
+        UsageError, match=r"arguments free_rows and max_new_prefixes: they are the same one"
+    ):
+        choose_meta_action(
+            joint, unfinished, tokens, **options, free_rows=np.ones(6), max_new_prefixes=np.ones(6)
+        )
 
 
 def test_more_prefixes_than_a_pool_has_rows_are_decided_for():
@@ -472,33 +648,60 @@ def test_more_prefixes_than_a_pool_has_rows_are_decided_for():
 
 def test_a_root_where_none_is_expected_is_refused():
     given_ = search_inputs(*random_group(np.random.default_rng(20), 2, 4), grid=GRID, config=CONFIG)
-    with pytest.raises(UsageError, match=r"has_root=True with candidates='published'.*set has_root=False"):
+    with pytest.raises(
+        UsageError, match=r"has_root=True with candidates='published'.*set has_root=False"
+    ):
         meta_actions.search(dataclasses.replace(given_, has_root=True), grid=GRID, config=CONFIG)
     with pytest.raises(UsageError, match=r"joint of shape \(2, 4, 3, 2\)"):
-        meta_actions.search(dataclasses.replace(given_, joint=given_.joint[..., :2]), grid=GRID, config=CONFIG)
+        meta_actions.search(
+            dataclasses.replace(given_, joint=given_.joint[..., :2]), grid=GRID, config=CONFIG
+        )
 
 
 def test_exhaustive_refuses_more_than_ten_prefixes():
     config = dataclasses.replace(CONFIG, candidates="exhaustive")
     with pytest.raises(UsageError, match="11 prefixes"):
-        choose_meta_action(np.ones((1, 11, 3, 3)), np.ones((1, 11), bool), np.ones((1, 11)), grid=GRID, config=config)
+        choose_meta_action(
+            np.ones((1, 11, 3, 3)),
+            np.ones((1, 11), bool),
+            np.ones((1, 11)),
+            grid=GRID,
+            config=config,
+        )
 
 
 @pytest.mark.parametrize("label", ["correct", "value"])
-@pytest.mark.parametrize(("candidates", "n"), [("published", 8), ("published", 32), ("exhaustive", 10), ("branching", 32)])
+@pytest.mark.parametrize(
+    ("candidates", "n"),
+    [("published", 8), ("published", 32), ("exhaustive", 10), ("branching", 32)],
+)
 def test_the_memory_of_a_call_is_what_the_docstring_says(candidates, n, label):
     grid, prompts, slots = Grid.authors(label), 2, n + (candidates == "branching")
     config = dataclasses.replace(CONFIG, candidates=candidates, n=n)
 
     def call(joint, unfinished, tokens, exists, max_new_prefixes, must_extend):
         return choose_meta_action(
-            joint, unfinished, tokens, grid=grid, config=config, exists=exists, max_new_prefixes=max_new_prefixes, must_extend=must_extend
+            joint,
+            unfinished,
+            tokens,
+            grid=grid,
+            config=config,
+            exists=exists,
+            max_new_prefixes=max_new_prefixes,
+            must_extend=must_extend,
         )
 
-    shapes = {"joint": ((prompts, slots, grid.n_reward, grid.n_length), jnp.float32), "max_new_prefixes": ((prompts,), jnp.int32)}
+    shapes = {
+        "joint": ((prompts, slots, grid.n_reward, grid.n_length), jnp.float32),
+        "max_new_prefixes": ((prompts,), jnp.int32),
+    }
     shapes |= {"must_extend": ((prompts,), bool), "tokens": ((prompts, slots), jnp.int32)}
     shapes |= dict.fromkeys(("unfinished", "exists"), ((prompts, slots), bool))
-    compiled = jax.jit(call).lower(**{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}).compile()
+    compiled = (
+        jax.jit(call)
+        .lower(**{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()})
+        .compile()
+    )
     count = {"published": n**2 + 1, "exhaustive": 2**n, "branching": (n + 2) * (n + 5)}[candidates]
     stated = 2.5 * count * (grid.n_cells + slots) * 4
     assert stated / 2.5 < compiled.memory_analysis().temp_size_in_bytes / prompts <= stated
@@ -508,7 +711,8 @@ def test_the_memory_of_a_call_is_what_the_docstring_says(candidates, n, label):
 
 
 def near_ties(rng, prompts, n, grid, branching):
-    """Groups in which many actions are as good as each other: prefixes come in copies, with few different values."""
+    """Groups in which many actions are as good as each other: prefixes come in copies, with few
+    different values."""
     joint = rng.integers(0, 3, (prompts, n, grid.n_reward, grid.n_length)).astype(np.float32) + 1e-3
     joint[:, 1::2] = joint[:, ::2][:, : joint[:, 1::2].shape[1]]
     unfinished, tokens = rng.random((prompts, n)) < 0.7, rng.integers(0, 3, (prompts, n)) * 8
@@ -519,19 +723,28 @@ def near_ties(rng, prompts, n, grid, branching):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("candidates", SETS)
-@pytest.mark.parametrize("grid", [GRID, Grid.authors("value"), Grid.authors("correct")], ids=["small", "value", "correct"])
+@pytest.mark.parametrize(
+    "grid",
+    [GRID, Grid.authors("value"), Grid.authors("correct")],
+    ids=["small", "value", "correct"],
+)
 def test_a_decision_is_the_same_bit_by_bit_in_any_company(candidates, grid):
-    """Alone, and at every place of a batch of every size that the engine pads to: all that is returned, the rounding included."""
+    """Alone, and at every place of a batch of every size that the engine pads to: all that is
+    returned, the rounding included."""
     branching = candidates == "branching"
     n = 4 + branching
     joint, unfinished, tokens = near_ties(np.random.default_rng(13), 150, n, grid, branching)
     config = dataclasses.replace(CONFIG, candidates=candidates, n=4)
 
     def decide(index):
-        got = choose_meta_action(joint[index], unfinished[index], tokens[index], grid=grid, config=config)
+        got = choose_meta_action(
+            joint[index], unfinished[index], tokens[index], grid=grid, config=config
+        )
         return [np.asarray(x) for x in (got.keep, got.future_bin, got.utility, got.multiplicity)]
 
-    alone = [np.concatenate(parts) for parts in zip(*(decide([p]) for p in range(150)), strict=True)]
+    alone = [
+        np.concatenate(parts) for parts in zip(*(decide([p]) for p in range(150)), strict=True)
+    ]
     assert len(np.unique(alone[2])) > 50
     for size in (2, 3, 4, 8, 16, 17, 32, 64, 128, 150):
         for shift in (0, 5, 11):
@@ -553,15 +766,25 @@ def test_lists_will_do_and_no_prompts_give_no_decision():
     straight = choose_meta_action(**given_, grid=GRID, config=CONFIG)
     lists = {name: value.tolist() for name, value in given_.items()}
     assert_same(choose_meta_action(**lists, grid=GRID, config=CONFIG), straight)
-    numbers = given_ | {"unfinished": given_["unfinished"].astype(int), "tokens_so_far": given_["tokens_so_far"].astype(np.int64)}
+    numbers = given_ | {
+        "unfinished": given_["unfinished"].astype(int),
+        "tokens_so_far": given_["tokens_so_far"].astype(np.int64),
+    }
     assert_same(choose_meta_action(**numbers, grid=GRID, config=CONFIG), straight)
     on_device = {name: jnp.asarray(value) for name, value in given_.items()}
     assert_same(choose_meta_action(**on_device, grid=GRID, config=CONFIG), straight)
     for candidates in SETS:
         none = choose_meta_action(
-            **{k: v[:0] for k, v in given_.items()}, grid=GRID, config=dataclasses.replace(CONFIG, candidates=candidates)
+            **{k: v[:0] for k, v in given_.items()},
+            grid=GRID,
+            config=dataclasses.replace(CONFIG, candidates=candidates),
         )
-        assert [x.shape for x in (none.keep, none.future_bin, none.utility, none.multiplicity)] == [(0, 4), (0,), (0,), (0, 4)]
+        assert [x.shape for x in (none.keep, none.future_bin, none.utility, none.multiplicity)] == [
+            (0, 4),
+            (0,),
+            (0,),
+            (0, 4),
+        ]
 
 
 @pytest.mark.parametrize("candidates", SETS)
@@ -587,11 +810,20 @@ def test_a_joint_with_a_negative_cell_loses_its_slot_like_any_broken_one(candida
         ({"joint": []}, r"joint of shape \(0,\)"),
         ({"unfinished": None}, r"unfinished of type object"),
         ({"unfinished": np.full((3, 4), "yes")}, r"unfinished of type <U3"),
-        ({"unfinished": np.full((3, 4), 2)}, r"unfinished of type int64: it holds other values than 0 and 1"),
-        ({"unfinished": np.full((3, 4), np.nan)}, r"unfinished of type float64: it holds other values"),
+        (
+            {"unfinished": np.full((3, 4), 2)},
+            r"unfinished of type int64: it holds other values than 0 and 1",
+        ),
+        (
+            {"unfinished": np.full((3, 4), np.nan)},
+            r"unfinished of type float64: it holds other values",
+        ),
         ({"tokens_so_far": [["a"] * 4] * 3}, r"tokens_so_far of type <U1"),
         ({"exists": object()}, r"exists of type object"),
-        ({"max_new_prefixes": [1.5, 1, 1]}, r"max_new_prefixes of type float64: it holds no whole numbers"),
+        (
+            {"max_new_prefixes": [1.5, 1, 1]},
+            r"max_new_prefixes of type float64: it holds no whole numbers",
+        ),
         ({"max_new_prefixes": [np.nan, 1, 1]}, r"max_new_prefixes of type float64"),
         ({"alpha": ["a"] * 3}, r"alpha of type"),
         ({"grid": (0, 1)}, r"grid=\(0, 1\): it is no Grid"),

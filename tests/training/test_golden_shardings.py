@@ -1,4 +1,5 @@
-"""Where every parameter and every field of a batch of each shipped config lies, against what was stored.
+"""Where every parameter and every field of a batch of each shipped config lies, against what was
+stored.
 
 A change in `sharding.py` or in the axes of a parameter shows here, for each config.
 `PYTHONPATH=tests python tests/training/test_golden_shardings.py` stores anew.
@@ -30,24 +31,44 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
 
 def shardings(name):
-    """Sizes of the mesh; and per parameter and batch field, shape, partition spec and the shape of one device's share.
+    """Sizes of the mesh; and per parameter and batch field, shape, partition spec and the shape of
+    one device's share.
 
-    The mesh has two devices on `tensor` if key and value heads and vocabulary divide by two, else one.
+    The mesh has two devices on `tensor` if key and value heads and vocabulary divide by two, else
+    one.
     """
     path = ROOT / "configs" / f"{name}.yaml"
     config = with_model(load_config(path), path.name)
     tensor = 1 if config.model.n_kv_heads % 2 or config.model.vocab_size % 2 else 2
     layout = Layout(make_mesh(data=2, fsdp=4 // tensor, tensor=tensor), TRAIN_RULES)
     grid = config.grid.grid("value")
-    shapes = {"body": param_shapes(config.model), "zip_rows": jax.ShapeDtypeStruct((grid.n_cells, config.model.d_model), "float32")}
+    shapes = {
+        "body": param_shapes(config.model),
+        "zip_rows": jax.ShapeDtypeStruct((grid.n_cells, config.model.d_model), "float32"),
+    }
     axes = {"body": param_axes(config.model), "zip_rows": ("cells", "embed")}
-    placed = jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout.sharding(a, s.shape)), shapes, axes)
+    placed = jax.tree.map(
+        lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout.sharding(a, s.shape)),
+        shapes,
+        axes,
+    )
     train = config.policy.train if name.endswith("policy") else config.final
-    batch = next(iter(train_batches(rollouts(), label="value", batch_rows=train.batch_rows, row_tokens=32, seed=0)))
+    batch = next(
+        iter(
+            train_batches(
+                rollouts(), label="value", batch_rows=train.batch_rows, row_tokens=32, seed=0
+            )
+        )
+    )
     return {
         "mesh": dict(layout.mesh.shape),
-        "parameters": {jax.tree_util.keystr(path, simple=True, separator="/"): described(x) for path, x in _leaves(placed)},
-        "batch": {name: described(x) for name, x in vars(_on_mesh(batch, layout)).items() if x is not None},
+        "parameters": {
+            jax.tree_util.keystr(path, simple=True, separator="/"): described(x)
+            for path, x in _leaves(placed)
+        },
+        "batch": {
+            name: described(x) for name, x in vars(_on_mesh(batch, layout)).items() if x is not None
+        },
     }
 
 
@@ -64,7 +85,9 @@ def text(found):
     """JSON with one line per array."""
     parts = [f' "mesh": {json.dumps(found["mesh"])}']
     for part in ("parameters", "batch"):
-        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in found[part].items())
+        lines = ",\n".join(
+            f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in found[part].items()
+        )
         parts.append(f' "{part}": {{\n{lines}\n }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 

@@ -43,21 +43,34 @@ def records(directory):
 def board(directory):
     """(name -> [(step, value)], name -> [(step, PNG)]) as TensorBoard shows them."""
     reader = EventAccumulator(str(directory / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
-    scalars = {name: [(e.step, e.value) for e in reader.Scalars(name)] for name in reader.Tags()["scalars"]}
-    images = {name: [(e.step, e.encoded_image_string) for e in reader.Images(name)] for name in reader.Tags()["images"]}
+    scalars = {
+        name: [(e.step, e.value) for e in reader.Scalars(name)] for name in reader.Tags()["scalars"]
+    }
+    images = {
+        name: [(e.step, e.encoded_image_string) for e in reader.Images(name)]
+        for name in reader.Tags()["images"]
+    }
     return scalars, images
 
 
 def curves(found):
     """The same of JSONL records; TensorBoard's numbers are float32."""
     names = dict.fromkeys(name for record in found for name in record if name != "step")
-    return {name: [(r["step"], float(np.float32(r[name]))) for r in found if name in r] for name in names}
+    return {
+        name: [(r["step"], float(np.float32(r[name]))) for r in found if name in r]
+        for name in names
+    }
 
 
 def test_tensorboard_shows_the_numbers_of_the_records(tmp_path):
     written = [
         {"step": 1, "train/loss": 2.5, "train/tokens_per_second": 1e5 / 3},
-        {"step": 300, "train/loss": -0.1, "train/tokens_per_second": 0.0, "eval/within_prompt_auc": 0.625},
+        {
+            "step": 300,
+            "train/loss": -0.1,
+            "train/tokens_per_second": 0.0,
+            "eval/within_prompt_auc": 0.625,
+        },
         {"step": 2**40, "train/loss": 1e-30, "train/tokens_per_second": 7.0},
     ]
     with Tracker(tmp_path, 0) as tracker:
@@ -69,26 +82,49 @@ def test_tensorboard_shows_the_numbers_of_the_records(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_number_that_does_not_exist_is_null_in_strict_json_and_nan_where_numbers_are_shown(tmp_path):
+def test_a_number_that_does_not_exist_is_null_in_strict_json_and_nan_where_numbers_are_shown(
+    tmp_path,
+):
     with Tracker(tmp_path, 0) as tracker:
-        tracker.record({"step": 1, "train/loss": math.nan, "eval/within_prompt_auc": math.inf, "train/tokens_per_second": 1.0})
+        tracker.record(
+            {
+                "step": 1,
+                "train/loss": math.nan,
+                "eval/within_prompt_auc": math.inf,
+                "train/tokens_per_second": 1.0,
+            }
+        )
         shown = tracker.status
     ((step, value),) = board(tmp_path)[0]["train/loss"]
     assert (step, math.isnan(value)) == (1, True)
     line = (tmp_path / "metrics.jsonl").read_text()
     found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert found == {"step": 1, "train/loss": None, "eval/within_prompt_auc": None, "train/tokens_per_second": 1.0}
+    assert found == {
+        "step": 1,
+        "train/loss": None,
+        "eval/within_prompt_auc": None,
+        "train/tokens_per_second": 1.0,
+    }
     with Tracker(tmp_path, 1) as tracker:
         assert tracker.status == "loss nan  within-prompt AUC nan  1 tok/s"
     assert shown == "loss nan  within-prompt AUC inf  1 tok/s"
 
 
 def test_rollouts_reach_the_disk_with_the_checkpoint_that_follows_them(tmp_path, monkeypatch):
-    """A bucket that is mounted with gcsfuse has a file's new lines no sooner than at fsync or close."""
+    """A bucket that is mounted with gcsfuse has a file's new lines no sooner than at fsync or
+    close."""
     synced, saved = [], []
     fsync, save = os.fsync, trainer.Checkpoints.save
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(pathlib.Path(os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd))
-    monkeypatch.setattr(trainer.Checkpoints, "save", lambda *args: synced.clear() or save(*args) or saved.append(len(records(tmp_path))))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: synced.append(pathlib.Path(os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd),
+    )
+    monkeypatch.setattr(
+        trainer.Checkpoints,
+        "save",
+        lambda *args: synced.clear() or save(*args) or saved.append(len(records(tmp_path))),
+    )
     seen = []
 
     def step(*args):
@@ -96,7 +132,9 @@ def test_rollouts_reach_the_disk_with_the_checkpoint_that_follows_them(tmp_path,
         return train_step(*args)
 
     monkeypatch.setattr(trainer, "train_step", step)
-    train(tiny_lm(), rollouts(), dataclasses.replace(CONFIG, save_seconds=1e-9), tmp_path, source={})
+    train(
+        tiny_lm(), rollouts(), dataclasses.replace(CONFIG, save_seconds=1e-9), tmp_path, source={}
+    )
     assert saved == [1, 2, 3, 4, 5, 6]
     assert all({"metrics.jsonl", "tensorboard"} <= names for names in seen[1:])
 
@@ -108,7 +146,9 @@ def test_after_a_resume_no_step_stands_twice_and_no_curve_runs_backwards(tmp_pat
         with Tracker(tmp_path, start) as tracker:
             for step in range(start + 1, end + 1):
                 tracker.heatmap(step, JOINTS, TINY_GRID)
-                tracker.record({"step": step, "train/loss": loss + step, "train/tokens_per_second": 1.0})
+                tracker.record(
+                    {"step": step, "train/loss": loss + step, "train/tokens_per_second": 1.0}
+                )
 
     run(0, 4, 100.0)
     if torn:  # killed in the middle of writing
@@ -123,11 +163,15 @@ def test_after_a_resume_no_step_stands_twice_and_no_curve_runs_backwards(tmp_pat
     assert [r["train/loss"] - r["step"] for r in records(tmp_path)] == expected
     # TensorBoard cannot read a torn point; the JSONL record of step 4 was whole.
     if torn and at == 4:
-        assert scalars["train/loss"] == [p for p in curves(records(tmp_path))["train/loss"] if p[0] != 4], "only the torn point is lost"
+        assert scalars["train/loss"] == [
+            p for p in curves(records(tmp_path))["train/loss"] if p[0] != 4
+        ], "only the torn point is lost"
     else:
         assert scalars == curves(records(tmp_path))
     assert [step for step, _ in images["eval/joint"]] == [1, 2, 3, 4, 5, 6]
-    assert sorted(p.name for p in (tmp_path / "heatmaps").iterdir()) == [f"step_00000{i}.png" for i in range(1, 7)]
+    assert sorted(p.name for p in (tmp_path / "heatmaps").iterdir()) == [
+        f"step_00000{i}.png" for i in range(1, 7)
+    ]
 
 
 def test_heat_maps_that_an_interrupted_run_drew_of_later_steps_are_removed(tmp_path):
@@ -149,9 +193,18 @@ def test_of_several_processes_only_one_writes(tmp_path):
 
 def test_the_bar_shows_the_newest_of_everything_also_after_a_resume(tmp_path):
     with Tracker(tmp_path, 0) as tracker:
-        tracker.record({"step": 1, "train/loss": 3.0, "train/joint": 1.0, "train/kl": 0.25, "eval/within_prompt_auc": 0.75,
+        tracker.record({"step": 1, "train/loss": 3.0, "train/joint": 1.0, "train/kl": 0.25,
+        "eval/within_prompt_auc": 0.75,
                         "train/tokens_per_second": 10.0})  # fmt: skip
-        tracker.record({"step": 2, "train/loss": 2.0, "train/joint": 0.5, "train/kl": 0.125, "train/tokens_per_second": 12345.6})
+        tracker.record(
+            {
+                "step": 2,
+                "train/loss": 2.0,
+                "train/joint": 0.5,
+                "train/kl": 0.125,
+                "train/tokens_per_second": 12345.6,
+            }
+        )
         shown = "loss 2.0000  joint 0.5000  kl 0.1250  within-prompt AUC 0.7500  12,346 tok/s"
         assert tracker.status == shown
     with Tracker(tmp_path, 2) as tracker:
@@ -167,10 +220,15 @@ def test_the_heat_map_in_tensorboard_is_the_file_and_shows_both_joints(tmp_path)
     assert png == (tmp_path / "heatmaps" / "step_000050.png").read_bytes()
     (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("eval/joint")
     assert matplotlib.image.imread(io.BytesIO(png)).shape == (event.height, event.width, 4)
-    figure = drawing.joint_heatmaps(JOINTS.predicted, JOINTS.observed, TINY_GRID, ["step 50"], "a note about $x")
+    figure = drawing.joint_heatmaps(
+        JOINTS.predicted, JOINTS.observed, TINY_GRID, ["step 50"], "a note about $x"
+    )
     for axis, joint in zip(figure.axes, (JOINTS.predicted, JOINTS.observed), strict=False):
         np.testing.assert_array_equal(axis.images[0].get_array(), joint)
-    assert [axis.get_title() for axis in figure.axes[:2]] == ["step 50: predicted (total variation 0.67)", "step 50: empirical"]
+    assert [axis.get_title() for axis in figure.axes[:2]] == [
+        "step 50: predicted (total variation 0.67)",
+        "step 50: empirical",
+    ]
     assert figure.get_suptitle() == "a note about $x"
 
 
@@ -178,8 +236,10 @@ def rollouts(n=24, seed=0):
     rng = np.random.default_rng(seed)
     return [
         Rollout(
-            prompt_index=i // 4, sample_index=i % 4, level=0, seed=0, task="chain_sum", prompt="", question="", answer="", entry_json="",
-            prompt_token_ids=rng.integers(2, 20, 3), output_token_ids=[*rng.integers(2, 20, rng.integers(1, 14)), 0], response="",
+            prompt_index=i // 4, sample_index=i % 4, level=0, seed=0, task="chain_sum", prompt="",
+            question="", answer="", entry_json="",
+            prompt_token_ids=rng.integers(2, 20, 3), output_token_ids=[*rng.integers(2, 20,
+            rng.integers(1, 14)), 0], response="",
             finished=bool(i % 5), correct=float(i % 2), value=float(rng.random()),
         )
         for i in range(n)
@@ -193,10 +253,16 @@ def test_the_joints_are_means_over_the_positions_of_finished_rollouts(lm, label)
     used = [r for r in data if r.finished and r is not data[3]]
     ids = np.zeros((len(used), 20), np.int32)
     for row, r in zip(ids, used, strict=True):
-        row[: 3 + len(r.output_token_ids)] = np.concatenate([r.prompt_token_ids, r.output_token_ids])
+        row[: 3 + len(r.output_token_ids)] = np.concatenate(
+            [r.prompt_token_ids, r.output_token_ids]
+        )
     at = jnp.broadcast_to(jnp.arange(20), ids.shape)
-    hidden = forward_packed(TINY_MODEL, lm.params["body"], ids, at, np.ones_like(ids), layout=lm.layout)
-    scores = np.exp(np.asarray(hidden, np.float64) @ np.asarray(lm.params["zip_rows"], np.float64).T)
+    hidden = forward_packed(
+        TINY_MODEL, lm.params["body"], ids, at, np.ones_like(ids), layout=lm.layout
+    )
+    scores = np.exp(
+        np.asarray(hidden, np.float64) @ np.asarray(lm.params["zip_rows"], np.float64).T
+    )
     predicted, observed, positions = np.zeros((3, 3)), np.zeros((3, 3)), 0
     for r, row in zip(used, scores, strict=True):
         for i in range(len(r.output_token_ids)):
@@ -208,7 +274,11 @@ def test_the_joints_are_means_over_the_positions_of_finished_rollouts(lm, label)
     found = mean_joints(predict_rollouts(lm, data, ForwardSettings(7 * 32)), data, label, TINY_GRID)
     np.testing.assert_allclose(found.predicted, predicted / positions, atol=1e-5)
     np.testing.assert_allclose(found.observed, observed / positions, atol=1e-12)
-    assert (found.positions, found.rollouts, found.left_out) == (positions, len(used), len(data) - len(used))
+    assert (found.positions, found.rollouts, found.left_out) == (
+        positions,
+        len(used),
+        len(data) - len(used),
+    )
 
 
 def test_without_a_finished_rollout_there_is_no_joint_to_compare_with(lm):
@@ -223,21 +293,31 @@ def test_a_rollout_that_was_cut_off_has_no_true_length_to_be_compared_with(lm):
     data = rollouts(16)
     some = [dataclasses.replace(r, finished=i % 3 > 0) for i, r in enumerate(data)]
     kept = [r for r in some if r.finished]
-    mixed, whole = (validate(lm, x, label="value", last=2, settings=ForwardSettings(512)).metrics["eval/length_mae"] for x in (some, kept))
+    mixed, whole = (
+        validate(lm, x, label="value", last=2, settings=ForwardSettings(512)).metrics[
+            "eval/length_mae"
+        ]
+        for x in (some, kept)
+    )
     assert mixed == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("evaluations", "log_every", "at"), [(3, 5, [2, 4, 6]), (2, 1, [3, 6]), (4, 4, [2, 3, 5, 6]), (9, 1, [1, 2, 3, 4, 5, 6])]
+    ("evaluations", "log_every", "at"),
+    [(3, 5, [2, 4, 6]), (2, 1, [3, 6]), (4, 4, [2, 3, 5, 6]), (9, 1, [1, 2, 3, 4, 5, 6])],
 )
 def test_a_run_is_evaluated_as_often_as_is_asked_for(tmp_path, evaluations, log_every, at):
-    data, config = rollouts(), dataclasses.replace(CONFIG, evaluations=evaluations, log_every=log_every)
+    data, config = (
+        rollouts(),
+        dataclasses.replace(CONFIG, evaluations=evaluations, log_every=log_every),
+    )
     train(tiny_lm(), data[8:], config, tmp_path, source={}, validation=data[:8])
     assert [r["step"] for r in records(tmp_path) if "eval/within_prompt_auc" in r] == at
 
 
 CONFIG = TrainConfig(
-    label="value", steps=6, batch_rows=4, row_tokens=24, learning_rate=1e-2, trainable="zip_rows", log_every=1, evaluations=3,
+    label="value", steps=6, batch_rows=4, row_tokens=24, learning_rate=1e-2, trainable="zip_rows",
+    log_every=1, evaluations=3,
 )  # fmt: skip
 
 
@@ -272,4 +352,6 @@ def test_a_run_that_was_interrupted_shows_the_same_as_one_that_was_not(tmp_path,
         shown = curves(records(directory))
         shown.pop("train/tokens_per_second")
         assert shown == scalars
-        assert sorted(p.name for p in (directory / "heatmaps").iterdir()) == [f"step_00000{step}.png" for step in (2, 4, 6)]
+        assert sorted(p.name for p in (directory / "heatmaps").iterdir()) == [
+            f"step_00000{step}.png" for step in (2, 4, 6)
+        ]

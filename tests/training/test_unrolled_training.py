@@ -1,4 +1,5 @@
-"""Training whose layers have arrays of their own, and the optimizer in one pass: the same numbers as the stacked form and as optax."""
+"""Training whose layers have arrays of their own, and the optimizer in one pass: the same numbers
+as the stacked form and as optax."""
 
 from __future__ import annotations
 
@@ -14,12 +15,30 @@ import pytest
 from jax.sharding import Mesh
 
 from harness.configs import CONFIGS, EACH_MODEL, parameters
-from harness.runs import CONFIG, LITE, assert_equal, batches, copied, interrupt, records, rollouts, settings, sigterm, without_clock
+from harness.runs import (
+    CONFIG,
+    LITE,
+    assert_equal,
+    batches,
+    copied,
+    interrupt,
+    records,
+    rollouts,
+    settings,
+    sigterm,
+    without_clock,
+)
 from harness.tiny import tiny_lm
 from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.runtime.sharding import MESH_AXES, TRAIN_RULES, Layout, single_device
 from zip_rc_jax.training.checkpoint import Checkpoints
-from zip_rc_jax.training.step import adamw_update, change_bodies, init_state, prefers_unrolled, train_step
+from zip_rc_jax.training.step import (
+    adamw_update,
+    change_bodies,
+    init_state,
+    prefers_unrolled,
+    train_step,
+)
 from zip_rc_jax.training.trainer import Interrupted, stacked, train
 
 KEPT = dataclasses.replace(CONFIG, remat=False)
@@ -44,7 +63,9 @@ def test_unrolled_steps_are_the_stacked_ones():
             state, metrics = train_step(setting, state, teacher, batch)
             if not losses:  # of later steps, Adam makes much of the smallest differences
                 gradients = jax.tree.map(np.array, stacked(setting, state).opt_state[1].mu)
-            losses.append([float(metrics[name]) for name in ("loss", "joint", "kl", "nll", "grad_norm")])
+            losses.append(
+                [float(metrics[name]) for name in ("loss", "joint", "kl", "nll", "grad_norm")]
+            )
         found.append((losses, gradients, stacked(setting, state)))
     (losses, gradients, state), (own_losses, own_gradients, own_state) = found
     assert losses[2][0] != losses[0][0], "the weights moved"
@@ -75,7 +96,11 @@ def test_a_checkpoint_holds_stacked_arrays_whatever_the_step_works_on(tmp_path, 
         train(tiny_lm(), rollouts(), KEPT, tmp_path, source={})
     lm = tiny_lm()
     template = init_state(copied(lm.params), KEPT)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", json.loads((tmp_path / "settings.json").read_text()), KEPT.keep_checkpoints)
+    checkpoints = Checkpoints(
+        tmp_path / "checkpoints",
+        json.loads((tmp_path / "settings.json").read_text()),
+        KEPT.keep_checkpoints,
+    )
     state, _ = checkpoints.restore(template)
     checkpoints.close()
     assert int(state.step) == 2
@@ -83,10 +108,17 @@ def test_a_checkpoint_holds_stacked_arrays_whatever_the_step_works_on(tmp_path, 
 
 
 def test_only_one_cpu_device_that_keeps_activations_in_float32_is_unrolled():
-    one, two = single_device(TRAIN_RULES), Layout(Mesh(np.asarray(jax.devices()[:2]).reshape(1, 2, 1), MESH_AXES), TRAIN_RULES)
+    one, two = (
+        single_device(TRAIN_RULES),
+        Layout(Mesh(np.asarray(jax.devices()[:2]).reshape(1, 2, 1), MESH_AXES), TRAIN_RULES),
+    )
     assert prefers_unrolled(one, KEPT)
     assert not prefers_unrolled(two, KEPT)
-    for other in (CONFIG, dataclasses.replace(LITE, remat=False), dataclasses.replace(KEPT, compute_dtype="bfloat16")):
+    for other in (
+        CONFIG,
+        dataclasses.replace(LITE, remat=False),
+        dataclasses.replace(KEPT, compute_dtype="bfloat16"),
+    ):
         assert not prefers_unrolled(one, other)
 
 
@@ -104,14 +136,23 @@ def test_the_update_is_that_of_the_optax_chain(size):
     jax.tree.map(np.testing.assert_array_equal, theirs, state.opt_state)
     rng = np.random.default_rng(0)
     for _ in range(3):
-        grads = jax.tree.map(lambda p: jnp.asarray(size * rng.standard_normal(p.shape), jnp.float32), params)
+        grads = jax.tree.map(
+            lambda p: jnp.asarray(size * rng.standard_normal(p.shape), jnp.float32), params
+        )
         norm = optax.tree.norm(grads)
         assert (norm > CONFIG.clip) == (size == 1.0)
-        moved, opt_state = adamw_update(setting, state, grads, norm, jnp.float32(rate), jnp.bool_(True))
+        moved, opt_state = adamw_update(
+            setting, state, grads, norm, jnp.float32(rate), jnp.bool_(True)
+        )
         state = dataclasses.replace(state, params=moved, opt_state=opt_state)
         updates, theirs = chain.update(grads, theirs, params)
         scale = {"body": -rate, "zip_rows": -rate * CONFIG.zip_lr_multiplier}
-        params = {name: jax.tree.map(lambda p, u, s=scale[name]: p + s * u, params[name], updates[name]) for name in params}
+        params = {
+            name: jax.tree.map(lambda p, u, s=scale[name]: p + s * u, params[name], updates[name])
+            for name in params
+        }
     assert jax.tree.structure(opt_state) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves((moved, opt_state)), jax.tree.leaves((params, theirs)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((moved, opt_state)), jax.tree.leaves((params, theirs)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)

@@ -1,4 +1,5 @@
-"""The sizes of a model that is to be compiled, read without its parameters where the format allows."""
+"""The sizes of a model that is to be compiled, read without its parameters where the format
+allows."""
 
 from __future__ import annotations
 

@@ -36,7 +36,12 @@ class DecodeOutput:
     """
 
     def __init__(
-        self, directory: pathlib.Path, lm: LanguageModel, prompts: Sequence[TextOrChat], chat: dict[str, Any], asked: dict[str, Any]
+        self,
+        directory: pathlib.Path,
+        lm: LanguageModel,
+        prompts: Sequence[TextOrChat],
+        chat: dict[str, Any],
+        asked: dict[str, Any],
     ):
         """Args: `asked` are the further parts of the fingerprint.
 
@@ -47,10 +52,15 @@ class DecodeOutput:
         self.results, self.metadata = directory / "results.jsonl", directory / "metadata.json"
         self.partial = directory / "results.partial.jsonl"
         begun = self._begun()
-        dated = any(not isinstance(prompt, str) for prompt in prompts) and reads_clock(lm.tokenizer.chat_template)
+        dated = any(not isinstance(prompt, str) for prompt in prompts) and reads_clock(
+            lm.tokenizer.chat_template
+        )
         self.time = _time(begun, directory) if dated else None
         with template_time(self.time):
-            texts = [prompt if isinstance(prompt, str) else lm.tokenizer.chat(prompt, **chat) for prompt in prompts]
+            texts = [
+                prompt if isinstance(prompt, str) else lm.tokenizer.chat(prompt, **chat)
+                for prompt in prompts
+            ]
         self.fingerprint = {"model": lm.digest(), **asked, "prompts": hash_of(texts)}
         if self.time:
             self.fingerprint["template_time"] = self.time.isoformat()
@@ -66,7 +76,8 @@ class DecodeOutput:
             check_same_settings(f"file {self.results}", begun, self.fingerprint, fix=START_AGAIN)
 
     def _begun(self) -> dict[str, Any] | None:
-        """The fingerprint that the files there were made or begun with; None where none is known."""
+        """The fingerprint that the files there were made or begun with; None where none is
+        known."""
         try:
             if self.partial.exists():
                 with self.partial.open("rb") as lines:
@@ -88,4 +99,8 @@ def _time(begun: dict[str, Any] | None, directory: pathlib.Path) -> datetime.dat
     try:
         return datetime.datetime.fromisoformat(recorded)
     except (TypeError, ValueError):
-        raise UsageError(f"template_time={shown(recorded)} in {directory}", "it is no time", "delete the results to start again") from None
+        raise UsageError(
+            f"template_time={shown(recorded)} in {directory}",
+            "it is no time",
+            "delete the results to start again",
+        ) from None

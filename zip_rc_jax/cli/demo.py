@@ -14,14 +14,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "demo",
         help="the whole path on the embedded policy, in minutes on 2 CPU cores",
-        description="Samples rollouts from the embedded chain_sum policy, grades them, trains critic, final model and ZIP-RC-Lite,\n"
-        "decodes held-out problems with the adaptive search and all baselines, shows one problem being solved, and writes\n"
-        "pareto.png, report.html, results.jsonl, pool.jsonl and metadata.json to run_dir/report.\n\n"
+        description="Samples rollouts from the embedded chain_sum policy, grades them, trains "
+        "critic, final model and ZIP-RC-Lite,\n"
+        "decodes held-out problems with the adaptive search and all baselines, shows one problem "
+        "being solved, and writes\n"
+        "pareto.png, report.html, results.jsonl, pool.jsonl and metadata.json to "
+        "run_dir/report.\n\n"
         "example: zip-rc demo run_dir=runs/mine final.steps=1000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
-    parser.add_argument("--config", default=None, help=f"default: the embedded demo config. {CONFIG_HELP}")
+    parser.add_argument(
+        "--config", default=None, help=f"default: the embedded demo config. {CONFIG_HELP}"
+    )
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -48,7 +53,11 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
     from zip_rc_jax.runtime.malloc import give_back_freed_memory
 
     stages = [
-        *([] if config.policy.path else [("train the policy", lambda: train_stage(config, "policy"))]),
+        *(
+            []
+            if config.policy.path
+            else [("train the policy", lambda: train_stage(config, "policy"))]
+        ),
         ("sample rollouts", lambda: make_rollouts(config)),
         ("grade", lambda: make_grades(config)),
         ("train critic", lambda: train_stage(config, "critic")),
@@ -64,8 +73,16 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
         give_back_freed_memory()
         console.print(f"{title}: {time.monotonic() - started:.0f} s", style="dim")
     console.rule("one held-out problem, live", align="left")
-    hard = problems(config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts)[-1]
+    hard = problems(
+        config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts
+    )[-1]
     final = load(run_directory(config) / "final", dtype=config.dtype)
-    decode_prompts(final, prompt_texts([hard], config, final.tokenizer), config.decode, config.evaluate.seed, live=True)
+    decode_prompts(
+        final,
+        prompt_texts([hard], config, final.tokenizer),
+        config.decode,
+        config.evaluate.seed,
+        live=True,
+    )
     console.print(f"answer: {hard.answer}", markup=False)
     console.print(f"report: {run_directory(config) / 'report' / 'report.html'}")

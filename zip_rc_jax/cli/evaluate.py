@@ -14,9 +14,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         commands,
         "evaluate",
         "compare the search with its baselines on held-out problems",
-        "Decodes `evaluate.prompts` held-out problems online with every setting of the sweep and with the baselines,\n"
+        "Decodes `evaluate.prompts` held-out problems online with every setting of the sweep and "
+        "with the baselines,\n"
         "under one cost meter, on all accelerators of the host.\n"
-        "Output: run_dir/report with report.html, pareto.png, results.jsonl, pool.jsonl, metadata.json.\n"
+        "Output: run_dir/report with report.html, pareto.png, results.jsonl, pool.jsonl, "
+        "metadata.json.\n"
         "Finished settings survive Ctrl-C.\n\n"
         "example: zip-rc evaluate configs/chain_sum.yaml evaluate.prompts=800",
         together=False,
@@ -40,9 +42,17 @@ def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
 
     directory = run_directory(config)
     check_output(config, "report", ".partial")
-    layout = sampling_layout(config.decode.max_num_seqs, max(config.evaluate.samples, config.decode.n))
-    lite = load(directory / "lite", layout=layout, dtype=config.dtype) if (directory / "lite" / "model").is_dir() else None
-    found = evaluate(config, load(directory / "final", layout=layout, dtype=config.dtype), argv=argv, lite=lite)
+    layout = sampling_layout(
+        config.decode.max_num_seqs, max(config.evaluate.samples, config.decode.n)
+    )
+    lite = (
+        load(directory / "lite", layout=layout, dtype=config.dtype)
+        if (directory / "lite" / "model").is_dir()
+        else None
+    )
+    found = evaluate(
+        config, load(directory / "final", layout=layout, dtype=config.dtype), argv=argv, lite=lite
+    )
     for table in (
         full_table(found.runs, found.curves, found.pool, found.alphas),
         metric_table("Policy and prediction quality", found.quality),

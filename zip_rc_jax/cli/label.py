@@ -13,11 +13,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         commands,
         "label",
         "label the rollouts with the critic's value",
-        "value = mean expected reward of the critic over the last `label.last` labelled positions.\n"
-        "Reads run_dir/graded and run_dir/critic, writes run_dir/labelled. Finished chunks survive Ctrl-C.\n"
+        "value = mean expected reward of the critic over the last `label.last` labelled "
+        "positions.\n"
+        "Reads run_dir/graded and run_dir/critic, writes run_dir/labelled. Finished chunks "
+        "survive Ctrl-C.\n"
         f"{DATA_HELP}\n\n"
         "example: zip-rc label configs/chain_sum_demo.yaml\n"
-        "example: zip-rc label configs/chain_sum_demo.yaml run_dir=runs/theirs data=theirs_graded.parquet --format parquet",
+        "example: zip-rc label configs/chain_sum_demo.yaml run_dir=runs/theirs "
+        "data=theirs_graded.parquet --format parquet",
         together=True,
     )
     add_format(parser, "labelled")

@@ -54,10 +54,14 @@ def decode_prompts(
     tokens = sum(r.usage.tokens for r in results.values())
     if not rest:  # the call before was interrupted after its last prompt
         return [results[i] for i in range(len(prompts))]
-    with contextlib.nullcontext() if live else progress("decode", len(prompts), len(results)) as bar:
+    with (
+        contextlib.nullcontext() if live else progress("decode", len(prompts), len(results)) as bar
+    ):
         # What a prompt gives does not depend on the others, so nothing shows that some were decoded
         # before.
-        for event in decode_stream(lm, [prompts[i] for i in rest], config, seed=seed, chat_template_kwargs=chat):
+        for event in decode_stream(
+            lm, [prompts[i] for i in rest], config, seed=seed, chat_template_kwargs=chat
+        ):
             event = dataclasses.replace(event, prompt_index=rest[event.prompt_index])
             if live:
                 _print_event(event)
@@ -74,7 +78,10 @@ def decode_prompts(
 def print_answers(results: Sequence[Result]) -> None:
     """Each answer as the model wrote it, and what it cost."""
     for result in results:
-        text = f"{_shown(result)}\n  P(correct) {result.expected_reward:.2f}, {result.usage.tokens} tokens"
+        text = (
+            f"{_shown(result)}\n  P(correct) {result.expected_reward:.2f}, "
+            f"{result.usage.tokens} tokens"
+        )
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -85,14 +92,19 @@ def _print_event(event: StepEvent | ResultEvent) -> None:
     answer = extract_answer(r.text) or _shown(r).strip()
     console.print(
         f"prompt {event.prompt_index}: prefix {r.prefix_id} answers [bold]{escape(answer)}[/bold] "
-        f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in {r.usage.serial_steps} serial steps"
+        f"with P(correct) {r.expected_reward:.2f}; {r.usage.tokens} tokens in "
+        f"{r.usage.serial_steps} serial steps"
     )
 
 
 def _print_step(event: StepEvent) -> None:
     d = event.decision
     plan = "" if d.future_bin < 0 else f", plans to pause at length bin {d.future_bin}"
-    table = RichTable(title=f"prompt {event.prompt_index}, step {d.step}, utility {d.utility:.3f}{plan}", title_justify="left", box=None)
+    table = RichTable(
+        title=f"prompt {event.prompt_index}, step {d.step}, utility {d.utility:.3f}{plan}",
+        title_justify="left",
+        box=None,
+    )
     for column, justify in (
         ("prefix", "right"),
         ("P(correct)", "right"),
@@ -105,7 +117,9 @@ def _print_step(event: StepEvent) -> None:
         action = _action(prefix, d.multiplicity[i], d.finished[i])
         name = "root" if prefix < 0 else str(prefix)
         left = f"{d.expected_remaining[i]:.0f}"
-        table.add_row(name, f"{d.expected_reward[i]:.2f}", left, action, Text(event.new_text.get(prefix, "")))
+        table.add_row(
+            name, f"{d.expected_reward[i]:.2f}", left, action, Text(event.new_text.get(prefix, ""))
+        )
     console.print(table)
 
 

@@ -49,9 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The `zip-rc` parser."""
     parser = argparse.ArgumentParser(
         prog="zip-rc",
-        description="ZIP-RC in JAX: train a head in reserved logits, and decode with the adaptive search that reads it.",
-        epilog="Stages of a run: rollout -> grade -> train --stage critic -> label -> train --stage lite -> train --stage final "
-        "-> evaluate. Each reads and writes run_dir, and the same command resumes it after an interruption.",
+        description="ZIP-RC in JAX: train a head in reserved logits, and decode with the adaptive "
+        "search that reads it.",
+        epilog="Stages of a run: rollout -> grade -> train --stage critic -> label -> train "
+        "--stage lite -> train --stage final "
+        "-> evaluate. Each reads and writes run_dir, and the same command resumes it after an "
+        "interruption.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -111,7 +114,10 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         return _end(2, f"zip-rc {arguments.command}: {error}")
     except KeyboardInterrupt as stop:
         again = "resumes" if _resumes(arguments) else "starts anew"
-        return _end(130, f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command {again}.")
+        return _end(
+            130,
+            f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command {again}.",
+        )
     except OSError as error:
         if error.errno not in FIXES:
             raise
@@ -119,11 +125,20 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     except jax.errors.JaxRuntimeError as error:
         if not distributed.is_multiprocess():
             raise
-        gone = f"process {jax.process_index()} of {jax.process_count()} lost the others, or one of them: {str(error).splitlines()[0]}"
-        return _end(130, f"zip-rc {arguments.command}: {gone}. The same command, in all of them, resumes.")
+        gone = (
+            f"process {jax.process_index()} of {jax.process_count()} lost the others, or one "
+            f"of them: {str(error).splitlines()[0]}"
+        )
+        return _end(
+            130, f"zip-rc {arguments.command}: {gone}. The same command, in all of them, resumes."
+        )
     if distributed.is_primary():
         seconds = time.monotonic() - started
-        print(f"zip-rc {arguments.command}: done in {seconds:.0f} s, {sum(compiling):.0f} s of it compiling", file=sys.stderr)
+        print(
+            f"zip-rc {arguments.command}: done in {seconds:.0f} s, {sum(compiling):.0f} s of it "
+            "compiling",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -168,10 +183,17 @@ def _quiet() -> None:
     import jax
 
     if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla"))
+        jax.config.update(
+            "jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "zip_rc_jax" / "xla")
+        )
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     # Old names of settings, which Python would not speak of.
     warnings.filterwarnings("default", message=".* was renamed to ", category=DeprecationWarning)
-    for name, level in (("absl", logging.WARNING), ("orbax", logging.WARNING), ("grain", logging.WARNING), ("jax", logging.ERROR)):
+    for name, level in (
+        ("absl", logging.WARNING),
+        ("orbax", logging.WARNING),
+        ("grain", logging.WARNING),
+        ("jax", logging.ERROR),
+    ):
         logging.getLogger(name).setLevel(level)

@@ -13,10 +13,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         commands,
         "rollout",
         "sample the policy on the training problems",
-        "Samples `rollout.samples` responses to each of `rollout.prompts` training problems from the starting policy.\n"
-        "Output: run_dir/rollouts, a TensorFlow Datasets directory in ArrayRecord files. Finished chunks survive Ctrl-C.\n"
-        "With --format parquet also run_dir/rollouts.parquet; after the sampling too, which is not repeated for it.\n\n"
-        "example: zip-rc rollout configs/chain_sum_demo.yaml rollout.prompts=1000 run_dir=runs/small --format parquet",
+        "Samples `rollout.samples` responses to each of `rollout.prompts` training problems from "
+        "the starting policy.\n"
+        "Output: run_dir/rollouts, a TensorFlow Datasets directory in ArrayRecord files. Finished "
+        "chunks survive Ctrl-C.\n"
+        "With --format parquet also run_dir/rollouts.parquet; after the sampling too, which is "
+        "not repeated for it.\n\n"
+        "example: zip-rc rollout configs/chain_sum_demo.yaml rollout.prompts=1000 "
+        "run_dir=runs/small --format parquet",
         together=True,
     )
     add_format(parser, "rollouts")

@@ -15,16 +15,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "train",
         "train the policy, the critic, the final model or ZIP-RC-Lite",
         "Stages:\n"
-        "  policy  next-token training of a demo policy on worked chain sums, from scratch or from policy.start\n"
+        "  policy  next-token training of a demo policy on worked chain sums, from scratch or "
+        "from policy.start\n"
         "  critic  the joint on `correct`, no KL (reads run_dir/graded)\n"
         "  final   the joint on `value`, with KL to the starting policy (reads run_dir/labelled)\n"
-        "  lite    only the reserved rows, so every next-token logit stays bit-identical (reads run_dir/labelled)\n"
-        "Output: run_dir/STAGE with model/, checkpoints/, metrics.jsonl, tensorboard/, heatmaps/, settings.json, environment.json.\n"
-        "It runs on all devices there are: `mesh.data`, `mesh.fsdp`, `mesh.tensor` say how, and any of them gives the same model.\n"
+        "  lite    only the reserved rows, so every next-token logit stays bit-identical (reads "
+        "run_dir/labelled)\n"
+        "Output: run_dir/STAGE with model/, checkpoints/, metrics.jsonl, tensorboard/, heatmaps/, "
+        "settings.json, environment.json.\n"
+        "It runs on all devices there are: `mesh.data`, `mesh.fsdp`, `mesh.tensor` say how, and "
+        "any of them gives the same model.\n"
         "Watch eval/within_prompt_auc: at 0.5 the head cannot select.\n"
         f"{DATA_HELP}\n\n"
         "example: zip-rc train configs/chain_sum_demo.yaml --stage critic critic.steps=1000\n"
-        "example: zip-rc train configs/chain_sum_demo.yaml --stage critic run_dir=runs/theirs data=theirs_graded.parquet",
+        "example: zip-rc train configs/chain_sum_demo.yaml --stage critic run_dir=runs/theirs "
+        "data=theirs_graded.parquet",
         together=True,
     )
     parser.add_argument("--stage", required=True, choices=TRAIN_STAGES, help="what to train")

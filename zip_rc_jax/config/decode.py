@@ -23,12 +23,16 @@ MOST_STOPS, LONGEST_STOP = 64, 1024
 
 
 def _divides(value: float) -> bool:
-    """Whether it is a positive number in float32, too: smaller ones would be 0 there, and larger ones infinite."""
+    """Whether it is a positive number in float32, too: smaller ones would be 0 there, and larger
+    ones infinite."""
     return 2.0**-126 <= value <= 2.0**127
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    """Stop ids as a tuple, each once. Raises UsageError for what is no list of whole numbers, or holds more than `MOST_STOP_IDS`."""
+    """Stop ids as a tuple, each once.
+
+    Raises UsageError for what is no list of whole numbers, or holds more than `MOST_STOP_IDS`.
+    """
     problem = f"stop_token_ids={shown(value)}", "it is not a list of ids", "write it as [1, 2]"
     if isinstance(value, (str, bytes, bytearray, Mapping)):
         raise UsageError(*problem)
@@ -39,7 +43,12 @@ def _ids(value: Any) -> tuple[int, ...]:
         raise UsageError(*problem) from None
     if any(isinstance(i, (bool, np.bool_)) for i in found):
         raise UsageError(*problem)
-    require(len(found) <= MOST_STOP_IDS, problem[0], "every token is compared with each of them", f"give at most {MOST_STOP_IDS}")
+    require(
+        len(found) <= MOST_STOP_IDS,
+        problem[0],
+        "every token is compared with each of them",
+        f"give at most {MOST_STOP_IDS}",
+    )
     return ids
 
 
@@ -56,11 +65,30 @@ def _strings(value: Any) -> tuple[str, ...]:
     if not isinstance(given, (list, tuple)) or not all(isinstance(x, str) for x in given):
         raise UsageError(name, "it is not a list of texts", fix)
     require(all(given), name, "an empty text stops everything at once", "leave it out")
-    require(len(given) <= MOST_STOPS, name, "every text is compared with each of them", f"give at most {MOST_STOPS}")
+    require(
+        len(given) <= MOST_STOPS,
+        name,
+        "every text is compared with each of them",
+        f"give at most {MOST_STOPS}",
+    )
     longest = max(map(len, given), default=0)
-    require(longest <= LONGEST_STOP, name, f"one has {longest} characters", f"use at most {LONGEST_STOP}")
-    bad = [x for x in given if "\N{REPLACEMENT CHARACTER}" in x or x != x.encode("utf-8", "ignore").decode()]
-    require(not bad, name, "it holds U+FFFD or half a surrogate pair, which stand for broken text", "leave it out")
+    require(
+        longest <= LONGEST_STOP,
+        name,
+        f"one has {longest} characters",
+        f"use at most {LONGEST_STOP}",
+    )
+    bad = [
+        x
+        for x in given
+        if "\N{REPLACEMENT CHARACTER}" in x or x != x.encode("utf-8", "ignore").decode()
+    ]
+    require(
+        not bad,
+        name,
+        "it holds U+FFFD or half a surrogate pair, which stand for broken text",
+        "leave it out",
+    )
     return tuple(dict.fromkeys(map(str, given)))
 
 
@@ -108,9 +136,21 @@ class SamplingConfig:
             "logits are divided by it, in float32",
             "use 0 for greedy or a positive number",
         )
-        require(self.top_k >= 0, f"top_k={shown(self.top_k)}", "it counts tokens", "use 0 to keep all")
-        require(0 < self.top_p <= 1, f"top_p={self.top_p}", "it is a probability", "use a number in (0, 1]")
-        require(0 <= self.min_p <= 1, f"min_p={self.min_p}", "it is a fraction of the largest probability", "use a number in [0, 1]")
+        require(
+            self.top_k >= 0, f"top_k={shown(self.top_k)}", "it counts tokens", "use 0 to keep all"
+        )
+        require(
+            0 < self.top_p <= 1,
+            f"top_p={self.top_p}",
+            "it is a probability",
+            "use a number in (0, 1]",
+        )
+        require(
+            0 <= self.min_p <= 1,
+            f"min_p={self.min_p}",
+            "it is a fraction of the largest probability",
+            "use a number in [0, 1]",
+        )
         require(
             _divides(self.repetition_penalty),
             f"repetition_penalty={self.repetition_penalty}",
@@ -147,9 +187,11 @@ class DecodeConfig:
       utility: what "zip_rc" maximizes: "sampling" (the paper's) or your own, given as a strategy
         is, see `search.Utility`.
       answer: "value" (the finished prefix with the highest value) or "vote" (the answer with the
-        largest sum of values); or a function `(prefixes) -> prefix or None`, given as a strategy is.
+        largest sum of values); or a function `(prefixes) -> prefix or None`, given as a strategy
+        is.
       answer_extractor: how a vote reads the answer in a text: "stated"
-        (`grading.extract_answer`), or a function `(text) -> answer or None`, given as a strategy is.
+        (`grading.extract_answer`), or a function `(text) -> answer or None`, given as a strategy
+        is.
       answer_equivalence: which answers vote together: "grader" (`grading.equivalent`), "text"
         (equal texts), or a symmetric function `(a, b) -> bool`, given as a strategy is.
       abstain: allow a prompt to end before any prefix has finished.
@@ -232,13 +274,42 @@ class DecodeConfig:
         system = self.system
         plain = isinstance(system, str) and system == system.encode("utf-8", "ignore").decode()
         require(plain, f"system={shown(system)}", "it is not a text", "write it as text")
-        require(0 <= self.alpha <= 1, f"alpha={self.alpha}", "it weighs compute against latency", "use a number in [0, 1]")
-        require(0 <= self.beta <= 1e30, f"beta={self.beta}", "it is a price", "use a number from 0 to 1e30")
+        require(
+            0 <= self.alpha <= 1,
+            f"alpha={self.alpha}",
+            "it weighs compute against latency",
+            "use a number in [0, 1]",
+        )
+        require(
+            0 <= self.beta <= 1e30,
+            f"beta={self.beta}",
+            "it is a price",
+            "use a number from 0 to 1e30",
+        )
         for field in ("n", "interval", "window", "max_tokens", "max_num_seqs"):
-            require(getattr(self, field) >= 1, f"{field}={shown(getattr(self, field))}", "it counts at least one", "use a positive number")
-        for field in ("n", "interval", "window", "max_tokens", "max_num_seqs", "top_k", "length_budget", "token_budget"):
+            require(
+                getattr(self, field) >= 1,
+                f"{field}={shown(getattr(self, field))}",
+                "it counts at least one",
+                "use a positive number",
+            )
+        for field in (
+            "n",
+            "interval",
+            "window",
+            "max_tokens",
+            "max_num_seqs",
+            "top_k",
+            "length_budget",
+            "token_budget",
+        ):
             value = getattr(self, field)
-            require(value < 2**31, f"{field}={shown(value)}", "counts are held in 32 bits", "use a number below 2147483648")
+            require(
+                value < 2**31,
+                f"{field}={shown(value)}",
+                "counts are held in 32 bits",
+                "use a number below 2147483648",
+            )
         one_of("candidates", self.candidates, CANDIDATES)
         for plugins in OF_DECODING:
             plugins.check(getattr(self, plugins.setting))
@@ -251,23 +322,36 @@ class DecodeConfig:
         require(
             self.temperature > 0 or self.n == 1,
             f"temperature={self.temperature} with n={self.n}",
-            "greedy samples of one prompt are all the same, and each would cost as much as the first",
+            "greedy samples of one prompt are all the same, and each would cost as much as the "
+            "first",
             "use n=1, or a temperature above 0",
         )
         require(
-            (self.strategy == "length_budget") == (self.length_budget >= 1) or not POLICIES.is_builtin(self.strategy),
+            (self.strategy == "length_budget") == (self.length_budget >= 1)
+            or not POLICIES.is_builtin(self.strategy),
             f"length_budget={self.length_budget} with strategy={self.strategy!r}",
             "strategy='length_budget' needs a budget in tokens, and the others do not read it",
             "set both, or leave length_budget at 0",
         )
         require(
-            0 <= self.reward_threshold <= 1, f"reward_threshold={self.reward_threshold}", "rewards lie in [0, 1]", "use a number in [0, 1]"
+            0 <= self.reward_threshold <= 1,
+            f"reward_threshold={self.reward_threshold}",
+            "rewards lie in [0, 1]",
+            "use a number in [0, 1]",
         )
-        require(0 <= self.abstain_below <= 1, f"abstain_below={self.abstain_below}", "rewards lie in [0, 1]", "use a number in [0, 1]")
+        require(
+            0 <= self.abstain_below <= 1,
+            f"abstain_below={self.abstain_below}",
+            "rewards lie in [0, 1]",
+            "use a number in [0, 1]",
+        )
         for field in ("token_budget", "time_budget"):
             value = getattr(self, field)
             require(
-                math.isfinite(value) and value >= 0, f"{field}={shown(value)}", "it limits what a prompt may spend", "use 0 for no limit"
+                math.isfinite(value) and value >= 0,
+                f"{field}={shown(value)}",
+                "it limits what a prompt may spend",
+                "use 0 for no limit",
             )
         require(
             math.isfinite(self.skill) and self.skill >= 0,
@@ -281,7 +365,12 @@ class DecodeConfig:
             "log-probs are divided by it, in float32",
             "use 1 to leave it",
         )
-        require(0 < self.joint_top_p <= 1, f"joint_top_p={self.joint_top_p}", "it is a probability", "use a number in (0, 1]")
+        require(
+            0 < self.joint_top_p <= 1,
+            f"joint_top_p={self.joint_top_p}",
+            "it is a probability",
+            "use a number in (0, 1]",
+        )
 
     def seqs_per_shard(self, shards: int) -> int:
         """Prefixes that each of `shards` shards holds: an equal part of `max_num_seqs`, rounded up,
@@ -293,4 +382,6 @@ class DecodeConfig:
 
     @property
     def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        return SamplingConfig(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty
+        )

@@ -21,22 +21,27 @@ from zip_rc_jax.runtime.settings import nearest
 from zip_rc_jax.runtime.storage import in_short
 
 MOST_BYTES = 1 << 20  # of a config
-MOST_INTERPOLATIONS = 20  # values that name others multiply: 80 in a row would make texts of gigabytes
+# values that name others multiply: 80 in a row would make texts of gigabytes
+MOST_INTERPOLATIONS = 20
 
 
-def load_config(path: str | pathlib.Path, overrides: list[str] | tuple[str, ...] = ()) -> PipelineConfig:
+def load_config(
+    path: str | pathlib.Path, overrides: list[str] | tuple[str, ...] = ()
+) -> PipelineConfig:
     """Reads a YAML file, applies `section.key=value` overrides and validates everything.
 
     Raises:
-      UsageError: the file is missing or not YAML, a key is unknown (the message names the nearest known key) or stands there twice, or
-        a value is impossible. The message names the file, with the line where YAML knows it, or the override.
+      UsageError: the file is missing or not YAML, a key is unknown (the message names the nearest
+        known key) or stands there twice, or a value is impossible. The message names the file, with
+        the line where YAML knows it, or the override.
     """
     text = _text(pathlib.Path(path))
     interpolations = sum(part.count("${") for part in (text, *overrides))
     if interpolations > MOST_INTERPOLATIONS:
         raise UsageError(
             f"config {path}",
-            f"it has {interpolations} interpolations (${{...}}), and {MOST_INTERPOLATIONS} are allowed",
+            f"it has {interpolations} interpolations (${{...}}), and {MOST_INTERPOLATIONS} are "
+            "allowed",
             "write the values",
         )
     merged = OmegaConf.structured(PipelineConfig)
@@ -45,7 +50,11 @@ def load_config(path: str | pathlib.Path, overrides: list[str] | tuple[str, ...]
         merged = _merged(merged, loaded)
     for item in overrides:
         if "=" not in item or item.startswith("="):
-            raise UsageError(f"override {item!r}", "overrides have the form section.key=value", "write for example decode.beta=0.02")
+            raise UsageError(
+                f"override {item!r}",
+                "overrides have the form section.key=value",
+                "write for example decode.beta=0.02",
+            )
         with _naming(f"override {item!r} of {path}"):
             item.encode()  # the command line's bytes may be no UTF-8
             merged = _merged(merged, OmegaConf.from_dotlist([item]))
@@ -69,12 +78,18 @@ def _text(path: pathlib.Path) -> str:
     except (OSError, ValueError) as error:
         raise UsageError(f"config {path}", f"it cannot be read ({in_short(error)})", fix) from None
     if len(data) > MOST_BYTES:
-        raise UsageError(f"config {path}", f"it has more than {MOST_BYTES:,} bytes, and a config has a few thousand", fix)
+        raise UsageError(
+            f"config {path}",
+            f"it has more than {MOST_BYTES:,} bytes, and a config has a few thousand",
+            fix,
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"config {path}", f"it is no UTF-8 text: byte {error.start} is {data[error.start]:#04x}", "save it as UTF-8"
+            f"config {path}",
+            f"it is no UTF-8 text: byte {error.start} is {data[error.start]:#04x}",
+            "save it as UTF-8",
         ) from None
 
 
@@ -83,7 +98,9 @@ def _merged(known: Any, given: Any) -> Any:
     OmegaConf raises.
     """
     if isinstance(given, (DictConfig, ListConfig)) and (missing := OmegaConf.missing_keys(given)):
-        raise ValueError(f"{sorted(missing)[0]} is ???, which OmegaConf takes for a value that is still to come")
+        raise ValueError(
+            f"{sorted(missing)[0]} is ???, which OmegaConf takes for a value that is still to come"
+        )
     if isinstance(given, DictConfig):
         plain = OmegaConf.to_container(given, resolve=False)
         renamed = new_names(PipelineConfig, plain) if isinstance(plain, dict) else plain
@@ -100,16 +117,30 @@ def _naming(what: str) -> Iterator[None]:
     except UsageError as error:
         raise UsageError(f"{error.value} in {what}", error.reason, error.fix) from None
     except ConfigKeyError as error:
-        raise UsageError(f"config key {str(error.full_key)!r} in {what}", "no stage reads this key", _nearest(error)) from None
+        raise UsageError(
+            f"config key {str(error.full_key)!r} in {what}",
+            "no stage reads this key",
+            _nearest(error),
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        fix = "correct it there: YAML indents with spaces, and wants quotes around texts with special characters"
-        raise UsageError(f"{what}{where}", f"it is not YAML: {error.problem or error.context}", fix) from None
-    except Exception as error:  # OmegaConf and PyYAML let KeyError, AttributeError, RecursionError, ... of odd values through
+        fix = (
+            "correct it there: YAML indents with spaces, and wants quotes around texts with "
+            "special characters"
+        )
+        raise UsageError(
+            f"{what}{where}", f"it is not YAML: {error.problem or error.context}", fix
+        ) from None
+    # OmegaConf and PyYAML let KeyError, AttributeError, RecursionError, ... of odd values through
+    except Exception as error:
         key = str(getattr(error, "full_key", None) or "")
         value = f"{key} in {what}" if key else what
-        raise UsageError(value, in_short(error).replace("'$VALUE' of type '$VALUE_TYPE' ", ""), "correct the value") from None
+        raise UsageError(
+            value,
+            in_short(error).replace("'$VALUE' of type '$VALUE_TYPE' ", ""),
+            "correct the value",
+        ) from None
 
 
 def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -130,13 +161,25 @@ def _values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def _check(name: str, value: Any) -> None:
     """Raises UsageError for what no file that a run leaves could hold."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise UsageError(name, f"a whole number of {value.bit_length()} bits stands there", "use one of 64 bits at most")
+        raise UsageError(
+            name,
+            f"a whole number of {value.bit_length()} bits stands there",
+            "use one of 64 bits at most",
+        )
     if isinstance(value, float) and math.isnan(value):
         raise UsageError(f"{name}=nan", "it is no number", "use a number")
     if isinstance(value, str) and not _is_plain(value):
-        raise UsageError(f"{name}={value!r}", "it holds half a surrogate pair or a NUL", "write it in UTF-8, without them")
+        raise UsageError(
+            f"{name}={value!r}",
+            "it holds half a surrogate pair or a NUL",
+            "write it in UTF-8, without them",
+        )
     if not isinstance(value, (bool, int, float, str, type(None))):
-        raise UsageError(f"{name}={value!r}", f"a {type(value).__name__} stands there", "write a number, text, true or false")
+        raise UsageError(
+            f"{name}={value!r}",
+            f"a {type(value).__name__} stands there",
+            "write a number, text, true or false",
+        )
 
 
 def _is_plain(text: str) -> bool:
@@ -144,5 +187,9 @@ def _is_plain(text: str) -> bool:
 
 
 def _nearest(error: ConfigKeyError) -> str:
-    known = [f.name for f in dataclasses.fields(error.object_type)] if dataclasses.is_dataclass(error.object_type) else []
+    known = (
+        [f.name for f in dataclasses.fields(error.object_type)]
+        if dataclasses.is_dataclass(error.object_type)
+        else []
+    )
     return nearest(str(error.key), known, "known keys here are")

@@ -1,4 +1,5 @@
-"""Settings that name a function, or are one: policies, utilities, and how answers are read and compared.
+"""Settings that name a function, or are one: policies, utilities, and how answers are read and
+compared.
 
 Such a setting takes three kinds of values: a registered name, "package.module:function", or a
 callable. Built-in names are short forms of "package.module:function", so nothing is imported
@@ -152,11 +153,19 @@ class Plugins:
         value = f"{self.setting}={shown(function)}"
         if not callable(function):
             known = ", ".join(self.names)
-            raise UsageError(value, "it is neither a name nor a function", f"use one of {known}, or pass a function{self.signature}")
+            raise UsageError(
+                value,
+                "it is neither a name nor a function",
+                f"use one of {known}, or pass a function{self.signature}",
+            )
         try:
             hash(function)
         except TypeError:
-            raise UsageError(value, "it is not hashable, and settings are", "pass a function or a frozen dataclass") from None
+            raise UsageError(
+                value,
+                "it is not hashable, and settings are",
+                "pass a function or a frozen dataclass",
+            ) from None
         try:
             signature = inspect.signature(function)
         except (TypeError, ValueError):  # functions of C do not always tell
@@ -185,7 +194,10 @@ def _place(function: Any) -> tuple[str, str]:
 POLICIES = Plugins(
     "strategy",
     "(inputs, *, grid, config) -> MetaAction",
-    {name: f"zip_rc_jax.search.policies:{name}" for name in ("zip_rc", "fixed", "reward_threshold", "length_budget", "half_finished")},
+    {
+        name: f"zip_rc_jax.search.policies:{name}"
+        for name in ("zip_rc", "fixed", "reward_threshold", "length_budget", "half_finished")
+    },
     positional=1,
     keywords=("grid", "config"),
 )
@@ -199,7 +211,10 @@ UTILITIES = Plugins(
 ANSWER_CHOICES = Plugins(
     "answer",
     "(prefixes) -> prefix or None",
-    {"value": "zip_rc_jax.inference.tree:best_prefix", "vote": "zip_rc_jax.inference.tree:voted_prefix"},
+    {
+        "value": "zip_rc_jax.inference.tree:best_prefix",
+        "vote": "zip_rc_jax.inference.tree:voted_prefix",
+    },
     positional=1,
 )
 ANSWER_EXTRACTORS = Plugins(
@@ -211,7 +226,10 @@ ANSWER_EXTRACTORS = Plugins(
 ANSWER_EQUIVALENCES = Plugins(
     "answer_equivalence",
     "(a, b) -> bool",
-    {"grader": "zip_rc_jax.grading.grader:equivalent", "text": "zip_rc_jax.grading.votes:same_text"},
+    {
+        "grader": "zip_rc_jax.grading.grader:equivalent",
+        "text": "zip_rc_jax.grading.votes:same_text",
+    },
     positional=2,
 )
 OF_DECODING = (POLICIES, UTILITIES, ANSWER_CHOICES, ANSWER_EXTRACTORS, ANSWER_EQUIVALENCES)

@@ -78,7 +78,11 @@ def new_names(cls: type, values: Mapping[Any, Any], where: str = "") -> dict[Any
                 both = f"{where}{name} and {where}{new}"
                 raise UsageError(both, "they are two names of one setting", f"leave out {name}")
         inner = types.get(new) if isinstance(new, str) else None
-        if isinstance(value, Mapping) and isinstance(inner, type) and dataclasses.is_dataclass(inner):
+        if (
+            isinstance(value, Mapping)
+            and isinstance(inner, type)
+            and dataclasses.is_dataclass(inner)
+        ):
             value = new_names(inner, value, f"{where}{new}.")
         found[new] = value
     return found

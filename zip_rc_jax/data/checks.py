@@ -26,7 +26,8 @@ def check_tokens(rollouts: Sequence[Rollout], used_ids: int) -> None:
         number = int(np.argmax(foreign))
         raise UsageError(
             f"rollout {number}",
-            f"it has token id {largest[number]}, and the model's tokenizer has {used_ids} ids, so another model sampled it",
+            f"it has token id {largest[number]}, and the model's tokenizer has {used_ids} ids, so "
+            "another model sampled it",
             "use the model that the rollouts come from (`policy.path` in a config)",
         )
 
@@ -49,11 +50,19 @@ def check_records(rollouts: object) -> Sequence[Rollout]:
         raise UsageError("rollouts", "there are none to train on", "pass at least one rollout")
     for number, rollout in enumerate(rollouts):
         if not isinstance(rollout, Rollout):
-            raise UsageError(f"rollout {number}, {shown(rollout)}", "it is no Rollout", "make one with zip_rc_jax.Rollout(...)")
+            raise UsageError(
+                f"rollout {number}, {shown(rollout)}",
+                "it is no Rollout",
+                "make one with zip_rc_jax.Rollout(...)",
+            )
         for name in ("prompt_token_ids", "output_token_ids"):
             ids = getattr(rollout, name)
             if ids.ndim != 1 or (ids < 0).any():
-                raise UsageError(f"rollout {number}, {name}={shown(ids.tolist())}", "it is no list of token ids", "pass ids >= 0")
+                raise UsageError(
+                    f"rollout {number}, {name}={shown(ids.tolist())}",
+                    "it is no list of token ids",
+                    "pass ids >= 0",
+                )
     return rollouts
 
 

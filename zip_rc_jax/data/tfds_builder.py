@@ -1,4 +1,7 @@
-"""The TFDS builder of rollout records. Only this module needs TFDS to be imported; see `rollouts`."""
+"""The TFDS builder of rollout records.
+
+Only this module needs TFDS to be imported; see `rollouts`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ FORMAT_VERSION = "1.0.0"
 
 
 class _SameBytes(tfds.core.ExampleWriter):
-    """Equal rollouts become equal bytes: protocol buffers write the fields of an example in another order in every process."""
+    """Equal rollouts become equal bytes: protocol buffers write the fields of an example in another
+    order in every process."""
 
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
         return super().write(path, ((key, _canonical(example)) for key, example in examples))
@@ -27,11 +31,16 @@ def _canonical(example: bytes) -> bytes:
 
 
 class ZipRollouts(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of rollout records; `write_rollouts` drives it. One split, "train", in the order given."""
+    """TFDS builder of rollout records; `write_rollouts` drives it.
 
-    __module__ = Rollout.__module__  # TFDS writes it into the dataset, whose bytes do not follow this file's name
+    One split, "train", in the order given.
+    """
+
+    # TFDS writes it into the dataset, whose bytes do not follow this file's name
+    __module__ = Rollout.__module__
     VERSION = tfds.core.Version(FORMAT_VERSION)
-    # Where TFDS looks for checksum files. Its own property needs importlib_resources, which it no longer installs.
+    # Where TFDS looks for checksum files. Its own property needs importlib_resources, which it no
+    # longer installs.
     code_path = epath.Path(__file__)
 
     def __init__(self, *, rollouts: Iterable[Rollout] = (), **kwargs: Any):
@@ -66,5 +75,7 @@ class ZipRollouts(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, rollout in enumerate(self._rollouts):
             # "surrogatepass": JSON input may hold half a surrogate pair, which plain UTF-8 refuses.
-            texts = {name: getattr(rollout, name).encode("utf-8", "surrogatepass") for name in TEXTS}
+            texts = {
+                name: getattr(rollout, name).encode("utf-8", "surrogatepass") for name in TEXTS
+            }
             yield key, vars(rollout) | texts

@@ -1,13 +1,14 @@
-"""Evaluation: baselines under one cost meter, comparison at equal cost, prediction quality, figures and tables.
+"""Evaluation: baselines under one cost meter, comparison at equal cost, prediction quality, figures
+and tables.
 
 From plain arrays (see `evaluation.arrays` for their shapes):
 
-majority_vote, weighted_vote, best_of_n   what a rule that chooses among n samples reaches on each prompt
-pass_at_k                                 whether any of k samples is right
+majority_vote, weighted_vote, best_of_n what a rule that chooses among n samples reaches on each
+prompt pass_at_k                                 whether any of k samples is right
 curves                                    all of these at 1 to n samples, with their cost
 normalized_cost                           compute and latency in mean samples
-within_prompt_auc                         whether values tell right from wrong among samples of one prompt
-paired_comparison                         a difference of two methods and its bootstrap interval
+within_prompt_auc whether values tell right from wrong among samples of one prompt
+ paired_comparison                         a difference of two methods and its bootstrap interval
 answer_ids                                equal numbers for equal answers
 
 Names are loaded when first used.

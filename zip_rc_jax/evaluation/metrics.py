@@ -1,7 +1,8 @@
 """Prediction quality and uncertainty: pure functions of host arrays.
 
-An *outcome* is 0/1 (or a reward in [0, 1], correct when above 0.5). Where a number does not exist (no items, only one class,
-no predicted errors) the result is NaN, never 0: an absent measurement must not look like a bad one. NaN inputs raise.
+An *outcome* is 0/1 (or a reward in [0, 1], correct when above 0.5). Where a number does not exist
+(no items, only one class, no predicted errors) the result is NaN, never 0: an absent measurement
+must not look like a bad one. NaN inputs raise.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class LengthCalibration:
     """Predicted against observed remaining length.
 
     Attributes:
-      mean_error: mean of predicted - observed in tokens; positive means that the head expects too much.
+      mean_error: mean of predicted - observed in tokens; positive means that the head expects too
+        much.
       mean_absolute_error: mean of |predicted - observed| in tokens.
       table: bins with about equally many items, ascending in the prediction.
     """
@@ -95,12 +97,17 @@ def empirical_joint(rewards: Any, lengths: Any, grid: Grid) -> np.ndarray:
     """
     rewards, lengths = np.asarray(rewards), np.asarray(lengths)
     if rewards.shape != lengths.shape or not rewards.ndim or not rewards.shape[-1]:
-        raise ValueError(f"every rollout needs a reward and a length, and there must be one; got {rewards.shape} and {lengths.shape}")
+        raise ValueError(
+            "every rollout needs a reward and a length, and there must be one; got "
+            f"{rewards.shape} and {lengths.shape}"
+        )
     cell = grid.cell(rewards, lengths)
     lead, n = cell.shape[:-1], cell.shape[-1]
     groups = int(np.prod(lead, dtype=np.int64))
     offset = np.arange(groups)[:, None] * grid.n_cells
-    counts = np.bincount((cell.reshape(groups, n) + offset).ravel(), minlength=groups * grid.n_cells)
+    counts = np.bincount(
+        (cell.reshape(groups, n) + offset).ravel(), minlength=groups * grid.n_cells
+    )
     return counts.reshape(*lead, grid.n_reward, grid.n_length) / n
 
 
@@ -112,8 +119,9 @@ def binary_metrics(prob: Any, outcome: Any) -> dict[str, float]:
       outcome: same shape.
 
     Returns:
-      `binary/accuracy`, `binary/f1` (of the class correct), `binary/error_recall` (share of incorrect answers that were called
-      incorrect), `binary/error_precision` (share of answers called incorrect that are). NaN where the denominator is empty.
+      `binary/accuracy`, `binary/f1` (of the class correct), `binary/error_recall` (share of
+      incorrect answers that were called incorrect), `binary/error_precision` (share of answers
+      called incorrect that are). NaN where the denominator is empty.
     """
     prob, outcome = _flat_pair(prob, outcome)
     said, true = prob > THRESHOLD, outcome > THRESHOLD
@@ -131,40 +139,51 @@ def brier(prob: Any, outcome: Any) -> float:
     return _mean((prob - outcome) ** 2)
 
 
-def _table(predicted: np.ndarray, observed: np.ndarray, edges: np.ndarray) -> tuple[CalibrationBin, ...]:
+def _table(
+    predicted: np.ndarray, observed: np.ndarray, edges: np.ndarray
+) -> tuple[CalibrationBin, ...]:
     which = np.searchsorted(edges[1:-1], predicted, side="right")
     bins = []
     for i in range(len(edges) - 1):
         inside = which == i
         if inside.any():
             means = float(predicted[inside].mean()), float(observed[inside].mean())
-            bins.append(CalibrationBin(float(edges[i]), float(edges[i + 1]), *means, int(inside.sum())))
+            bins.append(
+                CalibrationBin(float(edges[i]), float(edges[i + 1]), *means, int(inside.sum()))
+            )
     return tuple(bins)
 
 
 def reliability(prob: Any, outcome: Any, bins: int = 10) -> tuple[CalibrationBin, ...]:
-    """Predicted against observed frequency in `bins` equal-width bins of [0, 1]; empty bins are left out.
+    """Predicted against observed frequency in `bins` equal-width bins of [0, 1]; empty bins are
+    left out.
 
     Raises:
       ValueError: a probability outside [0, 1], NaN, or shapes that differ.
     """
     prob, outcome = _flat_pair(prob, outcome)
     if ((prob < 0) | (prob > 1)).any():
-        raise ValueError(f"probabilities must lie in [0, 1]; got {prob[(prob < 0) | (prob > 1)][:5]}")
+        raise ValueError(
+            f"probabilities must lie in [0, 1]; got {prob[(prob < 0) | (prob > 1)][:5]}"
+        )
     return _table(prob, outcome, np.linspace(0, 1, bins + 1))
 
 
 def ece(prob: Any, outcome: Any, bins: int = 10) -> float:
-    """Expected calibration error: mean over items of |predicted - observed| of their equal-width bin; NaN without items."""
+    """Expected calibration error: mean over items of |predicted - observed| of their equal-width
+    bin; NaN without items."""
     table = reliability(prob, outcome, bins)
-    return _ratio(sum(b.count * abs(b.predicted - b.observed) for b in table), sum(b.count for b in table))
+    return _ratio(
+        sum(b.count * abs(b.predicted - b.observed) for b in table), sum(b.count for b in table)
+    )
 
 
 def length_calibration(predicted: Any, observed: Any, bins: int = 8) -> LengthCalibration:
     """Calibration of the remaining length in tokens (any shape; both the same).
 
-    Bins are quantiles of the prediction, because lengths spread over orders of magnitude; equal predictions share a bin, so
-    there may be fewer than `bins`. Without items: NaN errors and an empty table.
+    Bins are quantiles of the prediction, because lengths spread over orders of magnitude; equal
+    predictions share a bin, so there may be fewer than `bins`. Without items: NaN errors and an
+    empty table.
     """
     predicted, observed = _flat_pair(predicted, observed)
     if not predicted.size:
@@ -176,7 +195,8 @@ def length_calibration(predicted: Any, observed: Any, bins: int = 8) -> LengthCa
 
 
 def auc(score: Any, outcome: Any) -> float:
-    """Probability that a correct item scores above an incorrect one, ties counting 1/2 (exact rank formula).
+    """Probability that a correct item scores above an incorrect one, ties counting 1/2 (exact rank
+    formula).
 
     Returns NaN when there are not items of both outcomes. Any shape; both the same.
     """
@@ -190,20 +210,24 @@ def auc(score: Any, outcome: Any) -> float:
     return float((rank[inverse][positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
 
 
-def within_prompt_auc(score: Any, outcome: Any, mask: Any = None, pair_weighted: bool = False) -> tuple[float, int]:
+def within_prompt_auc(
+    score: Any, outcome: Any, mask: Any = None, pair_weighted: bool = False
+) -> tuple[float, int]:
     """AUC among the samples of one prompt: whether the score can select at all.
 
-    A pooled AUC mostly measures that some prompts are easy; this one compares only samples of the same prompt.
+    A pooled AUC mostly measures that some prompts are easy; this one compares only samples of the
+    same prompt.
 
     Args:
       score: `[P, n]`.
       outcome: `[P, n]`.
       mask: `[P, n]` bool, which samples exist (all if None); the others may hold anything.
-      pair_weighted: weigh every (correct, incorrect) pair alike instead of every mixed prompt alike.
+      pair_weighted: weigh every (correct, incorrect) pair alike instead of every mixed prompt
+        alike.
 
     Returns:
-      (AUC, number of mixed prompts). Prompts without samples of both outcomes say nothing and are left out; the AUC is NaN if
-      none is left.
+      (AUC, number of mixed prompts). Prompts without samples of both outcomes say nothing and are
+      left out; the AUC is NaN if none is left.
 
     Raises:
       ValueError: shapes that differ, or a NaN that is not masked.
@@ -215,7 +239,9 @@ def within_prompt_auc(score: Any, outcome: Any, mask: Any = None, pair_weighted:
     wins = np.zeros(len(score))
     for j in range(score.shape[1]):  # one column at a time keeps memory at [P, n]
         other = score[:, j : j + 1]
-        wins += np.where(wrong[:, j : j + 1] & right, (score > other) + (score == other) / 2, 0.0).sum(1)
+        wins += np.where(
+            wrong[:, j : j + 1] & right, (score > other) + (score == other) / 2, 0.0
+        ).sum(1)
     pairs = right.sum(1) * wrong.sum(1)
     mixed = pairs > 0
     if pair_weighted:
@@ -223,11 +249,14 @@ def within_prompt_auc(score: Any, outcome: Any, mask: Any = None, pair_weighted:
     return _mean(wins[mixed] / pairs[mixed]), int(mixed.sum())
 
 
-def paired_bootstrap(difference: Any, resamples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+def paired_bootstrap(
+    difference: Any, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
     """Mean over prompts and its 95% percentile interval.
 
     Args:
-      difference: `[P]` difference of two methods on each prompt (pairing removes the variance of prompt difficulty).
+      difference: `[P]` difference of two methods on each prompt (pairing removes the variance of
+        prompt difficulty).
       resamples: bootstrap resamples of the P prompts.
       seed: seed of the resampling; the same seed gives the same interval.
 
@@ -239,7 +268,10 @@ def paired_bootstrap(difference: Any, resamples: int = 2000, seed: int = 0) -> t
     """
     difference = np.asarray(difference, np.float64)
     if difference.ndim != 1 or np.isnan(difference).any() or resamples < 1:
-        raise ValueError(f"need a vector without NaN and at least one resample; got shape {difference.shape}, resamples={resamples}")
+        raise ValueError(
+            f"need a vector without NaN and at least one resample; got shape {difference.shape}, "
+            f"resamples={resamples}"
+        )
     n = len(difference)
     if not n:
         return float("nan"), float("nan"), float("nan")
@@ -252,14 +284,17 @@ def paired_bootstrap(difference: Any, resamples: int = 2000, seed: int = 0) -> t
 
 
 def pass_at_k(correct: Any, k: int) -> np.ndarray:
-    """Unbiased pass@k per prompt, `1 - C(n - c, k) / C(n, k)` with c correct of n samples: `[P, n]` -> `[P]` float64.
+    """Unbiased pass@k per prompt, `1 - C(n - c, k) / C(n, k)` with c correct of n samples: `[P, n]`
+    -> `[P]` float64.
 
     Raises:
       ValueError: k outside 1..n, or not a matrix.
     """
     right = np.asarray(correct, np.float64) > THRESHOLD
     if right.ndim != 2 or not 1 <= k <= right.shape[1]:
-        raise ValueError(f"k={k} of samples {right.shape}: pass@k needs a [P, n] matrix and 1 <= k <= n")
+        raise ValueError(
+            f"k={k} of samples {right.shape}: pass@k needs a [P, n] matrix and 1 <= k <= n"
+        )
     n, wrong = right.shape[1], (~right).sum(1)
     # A product of k ratios instead of binomials, which overflow for large n.
     factors = [np.clip(wrong - i, 0, None) / (n - i) for i in range(k)]

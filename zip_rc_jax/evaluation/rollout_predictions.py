@@ -1,4 +1,5 @@
-"""What a trained head says about finished rollouts: value labels, validation, prediction metrics."""
+"""What a trained head says about finished rollouts: value labels, validation, prediction
+metrics."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ class RolloutPredictions:
 
 @dataclasses.dataclass(frozen=True)
 class MeanJoints:
-    """Predicted against observed (reward, remaining length), averaged over the same labelled positions of finished rollouts.
+    """Predicted against observed (reward, remaining length), averaged over the same labelled
+    positions of finished rollouts.
 
     A truncated rollout has no true length, so it is left out on both sides.
 
@@ -65,7 +67,8 @@ class MeanJoints:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Named numbers for the record of a step, and the joints for its heat map (None if every rollout would be left out)."""
+    """Named numbers for the record of a step, and the joints for its heat map (None if every
+    rollout would be left out)."""
 
     metrics: dict[str, float]
     joints: MeanJoints | None
@@ -134,28 +137,47 @@ def predict_rollouts(
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _some_logits(model: ModelConfig, table: jax.Array, hidden: jax.Array, at: jax.Array) -> jax.Array:
+def _some_logits(
+    model: ModelConfig, table: jax.Array, hidden: jax.Array, at: jax.Array
+) -> jax.Array:
     return logits(model, jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0], table)
 
 
-def first_logits(lm: LanguageModel, rollouts: Sequence[Rollout], ids: Sequence[int], settings: ForwardSettings, title: str) -> np.ndarray:
-    """Logits of the tokens `ids [K]` right after every prompt: float32 `[N, K]`; with a progress bar of that title."""
+def first_logits(
+    lm: LanguageModel,
+    rollouts: Sequence[Rollout],
+    ids: Sequence[int],
+    settings: ForwardSettings,
+    title: str,
+) -> np.ndarray:
+    """Logits of the tokens `ids [K]` right after every prompt: float32 `[N, K]`; with a progress
+    bar of that title."""
     table = unembedding(lm.config, lm.params["body"])[np.asarray(ids)]
     result = np.empty((len(rollouts), len(ids)), np.float32)
     for hidden, spans in rollout_batches(lm, rollouts, settings, title):
         at = np.zeros(len(hidden), np.int32)
         at[: len(spans)] = [span.start for _, span in spans]
-        result[[i for i, _ in spans]] = gather(_some_logits(lm.config, table, hidden, at))[: len(spans)]
+        result[[i for i, _ in spans]] = gather(_some_logits(lm.config, table, hidden, at))[
+            : len(spans)
+        ]
     return result
 
 
 def final_values(found: Sequence[RolloutPredictions], last: int) -> np.ndarray:
-    """`[n]` float32: mean expected reward over the last `last` labelled positions of each rollout (all of them if it has fewer)."""
+    """`[n]` float32: mean expected reward over the last `last` labelled positions of each rollout
+    (all of them if it has fewer)."""
     # Summed in float64: a mean of rewards up to 1 is then none above it.
     return np.array([p.reward[-last:].mean(dtype=np.float64) for p in found], np.float32)
 
 
-def validate(lm: LanguageModel, rollouts: Sequence[Rollout], *, label: str, last: int, settings: ForwardSettings) -> Validation:
+def validate(
+    lm: LanguageModel,
+    rollouts: Sequence[Rollout],
+    *,
+    label: str,
+    last: int,
+    settings: ForwardSettings,
+) -> Validation:
     """Predictions for held-back rollouts against what became of them.
 
     Args:
@@ -168,30 +190,49 @@ def validate(lm: LanguageModel, rollouts: Sequence[Rollout], *, label: str, last
     """
     found = predict_rollouts(lm, rollouts, settings)
     assert lm.head is not None
-    return Validation(validation_metrics(found, rollouts, last), mean_joints(found, rollouts, label, lm.head.grid))
+    return Validation(
+        validation_metrics(found, rollouts, last), mean_joints(found, rollouts, label, lm.head.grid)
+    )
 
 
-def mean_joints(found: Sequence[RolloutPredictions], rollouts: Sequence[Rollout], label: str, grid: Grid) -> MeanJoints | None:
+def mean_joints(
+    found: Sequence[RolloutPredictions], rollouts: Sequence[Rollout], label: str, grid: Grid
+) -> MeanJoints | None:
     """See `MeanJoints`; None if no rollout has both a true length and a label.
 
     Args:
       found: the predictions of each rollout.
     """
-    used = [(p, r) for p, r in zip(found, rollouts, strict=True) if r.finished and not np.isnan(getattr(r, label))]
+    used = [
+        (p, r)
+        for p, r in zip(found, rollouts, strict=True)
+        if r.finished and not np.isnan(getattr(r, label))
+    ]
     if not used:
         return None
     lengths = [len(p.remaining) for p, _ in used]
     remaining = np.concatenate([np.arange(m, 0, -1) for m in lengths])
     rewards = np.repeat([getattr(r, label) for _, r in used], lengths)
     predicted = np.average(np.stack([p.mean_joint for p, _ in used]), axis=0, weights=lengths)
-    return MeanJoints(predicted, empirical_joint(rewards, remaining, grid), len(remaining), len(used), len(rollouts) - len(used))
+    return MeanJoints(
+        predicted,
+        empirical_joint(rewards, remaining, grid),
+        len(remaining),
+        len(used),
+        len(rollouts) - len(used),
+    )
 
 
-def validation_metrics(found: Sequence[RolloutPredictions], rollouts: Sequence[Rollout], last: int) -> dict[str, float]:
-    """Within-prompt AUC of the final value against `correct`, over prompts that have both outcomes, and the mean error of
-    the remaining length in tokens, over finished rollouts (a truncated one has no true length; NaN if there are no others).
+def validation_metrics(
+    found: Sequence[RolloutPredictions], rollouts: Sequence[Rollout], last: int
+) -> dict[str, float]:
+    """Within-prompt AUC of the final value against `correct`, over prompts that have both outcomes,
+    and the mean error of
+    the remaining length in tokens, over finished rollouts (a truncated one has no true length; NaN
+    if there are no others).
 
-    This is the number the whole method stands on: a head that cannot tell good from bad within a prompt cannot select.
+    This is the number the whole method stands on: a head that cannot tell good from bad within a
+    prompt cannot select.
     """
     values = final_values(found, last)
     prompts, where = np.unique([r.prompt_index for r in rollouts], return_inverse=True)
@@ -199,14 +240,27 @@ def validation_metrics(found: Sequence[RolloutPredictions], rollouts: Sequence[R
     slot = np.zeros(len(rollouts), int)
     for p in range(len(prompts)):
         slot[where == p] = np.arange(counts[p])
-    score, outcome, mask = (np.zeros((len(prompts), counts.max()), kind) for kind in (np.float64, np.float64, bool))
-    score[where, slot], outcome[where, slot], mask[where, slot] = values, [r.correct for r in rollouts], True
+    score, outcome, mask = (
+        np.zeros((len(prompts), counts.max()), kind) for kind in (np.float64, np.float64, bool)
+    )
+    score[where, slot], outcome[where, slot], mask[where, slot] = (
+        values,
+        [r.correct for r in rollouts],
+        True,
+    )
     auc, mixed = within_prompt_auc(score, outcome, mask)
     length = length_errors([p for p, r in zip(found, rollouts, strict=True) if r.finished])
-    return {"eval/within_prompt_auc": auc, "eval/mixed_prompts": float(mixed), "eval/length_mae": length.mean_absolute_error}
+    return {
+        "eval/within_prompt_auc": auc,
+        "eval/mixed_prompts": float(mixed),
+        "eval/length_mae": length.mean_absolute_error,
+    }
 
 
 def length_errors(found: Sequence[RolloutPredictions]) -> LengthCalibration:
     """Calibration of the remaining length at all labelled positions of finished rollouts."""
     predicted = np.concatenate([np.empty(0), *(p.remaining for p in found)])
-    return length_calibration(predicted, np.concatenate([np.empty(0), *(np.arange(len(p.remaining), 0, -1) for p in found)]))
+    return length_calibration(
+        predicted,
+        np.concatenate([np.empty(0), *(np.arange(len(p.remaining), 0, -1) for p in found)]),
+    )

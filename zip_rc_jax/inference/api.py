@@ -70,11 +70,17 @@ def resolve(
     options = new_names(DecodeConfig, options)
     renamed = {ALIASES.get(name, name): value for name, value in options.items()}
     if len(renamed) < len(options):
-        raise UsageError(f"decoding options {', '.join(options)}", "two of them are the same one", f"leave out {', '.join(ALIASES)}")
+        raise UsageError(
+            f"decoding options {', '.join(options)}",
+            "two of them are the same one",
+            f"leave out {', '.join(ALIASES)}",
+        )
     for name in renamed:
         if name not in known:
             fix = nearest(name, known, "the options are")
-            raise UsageError(f"decoding option {name!r}", "nothing reads it, and options are never ignored", fix)
+            raise UsageError(
+                f"decoding option {name!r}", "nothing reads it, and options are never ignored", fix
+            )
     base = defaults_of(head) if config is None else config
     asked = renamed.get("generation_config", base.generation_config)
     if generation is None or asked is not True:
@@ -181,7 +187,9 @@ class Decoder:
         Arguments left out are the decoder's.
         """
         told = _Told(False, return_joints)
-        return _results(_events(self._start(prompts, told, seed, on_error, chat_template_kwargs, options)))
+        return _results(
+            _events(self._start(prompts, told, seed, on_error, chat_template_kwargs, options))
+        )
 
     __call__ = decode
 
@@ -263,7 +271,9 @@ class Decoder:
         config = resolve(self.config, options, None, self.lm.generation_config)
         shared = self._shared(config)
         seed = self._seed if seed is None else seed
-        processor = shared.engine.processor_for(config, seed, self._variables if variables is None else variables)
+        processor = shared.engine.processor_for(
+            config, seed, self._variables if variables is None else variables
+        )
         jobs = processor.tokenize(prompts, on_error)
         mine = (told.mark(job) for job in jobs)
         if isinstance(jobs, Sequence):

@@ -16,7 +16,12 @@ from zip_rc_jax.inference.tree import SearchTree
 from zip_rc_jax.search.inputs import SearchInputs
 
 
-def lanes_of(rows: list[tuple[int, TokenizedRequest, int]], stop_ids: Callable[[TokenizedRequest], tuple[int, ...]], most_ids: int, shape: tuple[int, int]) -> StepInputs:
+def lanes_of(
+    rows: list[tuple[int, TokenizedRequest, int]],
+    stop_ids: Callable[[TokenizedRequest], tuple[int, ...]],
+    most_ids: int,
+    shape: tuple[int, int],
+) -> StepInputs:
     """The requests of the rows to step.
 
     Args:
@@ -27,7 +32,11 @@ def lanes_of(rows: list[tuple[int, TokenizedRequest, int]], stop_ids: Callable[[
     jobs = list({job.number: job for _, job, _ in rows}.values())
     place = {job.number: i for i, job in enumerate(jobs)}
     lanes = shape[0] * shape[1]
-    active, quota, which = np.zeros(lanes, bool), np.zeros(lanes, np.int32), np.zeros(lanes, np.int32)
+    active, quota, which = (
+        np.zeros(lanes, bool),
+        np.zeros(lanes, np.int32),
+        np.zeros(lanes, np.int32),
+    )
     for lane, job, tokens in rows:  # lanes that are not stepped get the first request
         active[lane], quota[lane], which[lane] = True, tokens, place[job.number]
 
@@ -40,13 +49,18 @@ def lanes_of(rows: list[tuple[int, TokenizedRequest, int]], stop_ids: Callable[[
         per_lane([job.key for job in jobs], np.uint32),
         quota.reshape(shape),
         per_lane([job.config.max_tokens for job in jobs], np.int32),
-        per_lane([(*(ids := stop_ids(job)), *[-1] * (most_ids - len(ids))) for job in jobs], np.int32),
+        per_lane(
+            [(*(ids := stop_ids(job)), *[-1] * (most_ids - len(ids))) for job in jobs], np.int32
+        ),
         jax.tree.map(per_lane, Sampling.stack([job.config.sampling for job in jobs])),
     )
 
 
-def search_inputs_of(groups: list[SearchTree], grid: Grid, n: int, branching: bool, size: int) -> SearchInputs:
-    """The prefixes of all groups in `n` slots each, and when branching the root in one more, padded to `size` prompts."""
+def search_inputs_of(
+    groups: list[SearchTree], grid: Grid, n: int, branching: bool, size: int
+) -> SearchInputs:
+    """The prefixes of all groups in `n` slots each, and when branching the root in one more, padded
+    to `size` prompts."""
     shape = (size, n + branching)
     joint = np.full((*shape, grid.n_cells), 1 / grid.n_cells, np.float32)
     unfinished, exists = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -60,8 +74,21 @@ def search_inputs_of(groups: list[SearchTree], grid: Grid, n: int, branching: bo
         if branching:
             joint[p, n] = group.root_joint
             unfinished[p, n] = exists[p, n] = True
-        new_prefixes[p] = group.unborn if branching else 0  # else all samples are there from the start
-        must_extend[p] = not group.job.config.abstain and not any(b.finished for b in group.branches)
+        # else all samples are there from the start
+        new_prefixes[p] = group.unborn if branching else 0
+        must_extend[p] = not group.job.config.abstain and not any(
+            b.finished for b in group.branches
+        )
         alpha[p], beta[p] = group.job.config.alpha, group.job.config.beta
     tables = joint.reshape(*shape, grid.n_reward, grid.n_length)
-    return SearchInputs(tables, unfinished, tokens, exists, new_prefixes, alpha, beta, must_extend, has_root=branching)
+    return SearchInputs(
+        tables,
+        unfinished,
+        tokens,
+        exists,
+        new_prefixes,
+        alpha,
+        beta,
+        must_extend,
+        has_root=branching,
+    )

@@ -1,4 +1,7 @@
-"""The model as the decoder sees it: an empty cache, and a function from new tokens to logits. Tests put a scripted model here."""
+"""The model as the decoder sees it: an empty cache, and a function from new tokens to logits.
+
+Tests put a scripted model here.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,26 @@ class Network(Protocol):
     def layout(self) -> Layout: ...
 
     def empty_cache(self, shards: int, rows: int, slots: int) -> Any:
-        """A pytree with `axes()` and `copy_row(source, from_row, to_row, slots)`, as `models.cache.Cache`.
+        """A pytree with `axes()` and `copy_row(source, from_row, to_row, slots)`, as
+        `models.cache.Cache`.
 
         A source may have fewer slots than are copied.
         """
 
     def logits(
-        self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, live: jax.Array, cache: Any, slots: int
+        self,
+        params: Any,
+        tokens: jax.Array,
+        positions: jax.Array,
+        last: jax.Array,
+        live: jax.Array,
+        cache: Any,
+        slots: int,
     ) -> tuple[jax.Array, Any]:
         """Feeds tokens to the first `N / X` rows of each of the `X` shards of the cache.
 
-        One function for prefill (`T` = prompt length) and step (`T` = 1). Reserved ids carry the joint.
+        One function for prefill (`T` = prompt length) and step (`T` = 1). Reserved ids carry the
+        joint.
 
         Args:
           tokens, positions: `[N, T]` int32.
@@ -48,12 +60,14 @@ class Network(Protocol):
         """
 
     def temporary_bytes(self, rows: int, tokens: int, slots: int) -> int:
-        """Most bytes that `logits` holds per device besides its arguments and results, for `rows` rows of each shard."""
+        """Most bytes that `logits` holds per device besides its arguments and results, for `rows`
+        rows of each shard."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerNetwork:
-    """`models.transformer` with params `{"body": ..., "table": [V, d] unembedding with the reserved rows folded in}`.
+    """`models.transformer` with params `{"body": ..., "table": [V, d] unembedding with the reserved
+    rows folded in}`.
 
     Attributes:
       config, layout: of the model.
@@ -70,7 +84,14 @@ class TransformerNetwork:
         return Cache.empty(self.config, shards, rows, slots, jnp.dtype(self.dtype), self.unrolled)
 
     def logits(
-        self, params: Any, tokens: jax.Array, positions: jax.Array, last: jax.Array, live: jax.Array, cache: Cache, slots: int
+        self,
+        params: Any,
+        tokens: jax.Array,
+        positions: jax.Array,
+        last: jax.Array,
+        live: jax.Array,
+        cache: Cache,
+        slots: int,
     ) -> tuple[jax.Array, Any]:
         hidden, cache_out = forward_cached(
             self.config,
@@ -89,7 +110,11 @@ class TransformerNetwork:
 
     def temporary_bytes(self, rows: int, tokens: int, slots: int) -> int:
         c, ways = self.config, self.layout.mesh.shape["tensor"]
-        heads, kv, hidden = c.n_heads * c.head_dim // ways, c.n_kv_heads * c.head_dim // ways, c.d_ff // ways
+        heads, kv, hidden = (
+            c.n_heads * c.head_dim // ways,
+            c.n_kv_heads * c.head_dim // ways,
+            c.d_ff // ways,
+        )
         scores = 2 * 4 * rows * (c.n_heads // ways) * tokens * slots
         activations = 4 * rows * tokens * (4 * c.d_model + 2 * hidden + 2 * heads)
         # One layer is worked on at a time: its cache and its weights may be copied.

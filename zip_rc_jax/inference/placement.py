@@ -1,4 +1,5 @@
-"""Which rows of the pool are taken, whether more may be, and the moves that keep the live ones first. Host code."""
+"""Which rows of the pool are taken, whether more may be, and the moves that keep the live ones
+first. Host code."""
 
 from __future__ import annotations
 
@@ -33,18 +34,22 @@ class Shard:
         heapq.heappush(self.free, row)
 
     def expected(self, most: int) -> float:
-        """Rows that the next prompt will probably take, at most `most`: a guess, on which only speed depends."""
+        """Rows that the next prompt will probably take, at most `most`: a guess, on which only
+        speed depends."""
         return min(most, sum(self.taken) / len(self.taken)) if self.taken else most
 
 
 def safe(free: int, accounts: Iterable[tuple[int, int]]) -> bool:
-    """Whether there is an order in which every prompt gets all the rows that it may ever need, and ends (the banker's algorithm).
+    """Whether there is an order in which every prompt gets all the rows that it may ever need, and
+    ends (the banker's algorithm).
 
-    While that holds, prompts together may need more rows than there are: some wait, but never all of them.
+    While that holds, prompts together may need more rows than there are: some wait, but never all
+    of them.
 
     Args:
       free: rows.
-      accounts: per prompt, (rows that it may still take, rows that it holds); when it ends it has given back both.
+      accounts: per prompt, (rows that it may still take, rows that it holds); when it ends it has
+        given back both.
     """
     for claim, held in sorted(accounts):
         if claim > free:
@@ -68,11 +73,14 @@ class Place:
         setattr(self.record, self.field, row)
 
 
-def live_rows_first(live: Sequence[Place], paused: Sequence[Place], shard: Shard, width: int, scratch: int) -> list[Move]:
+def live_rows_first(
+    live: Sequence[Place], paused: Sequence[Place], shard: Shard, width: int, scratch: int
+) -> list[Move]:
     """Moves live rows until all of them are below `width`; updates the places and the free rows.
 
-    A live row goes to a free one if there is one below `width`; otherwise it takes the place of a paused one, which goes to a free row or,
-    where there is none, to the live row's, through `scratch`.
+    A live row goes to a free one if there is one below `width`; otherwise it takes the place of a
+    paused one, which goes to a free row or, where there is none, to the live row's, through
+    `scratch`.
 
     Args:
       live, paused: who holds the taken rows of the shard.

@@ -1,4 +1,5 @@
-"""What callers ask for, and what the engine makes of it: a `TokenizedRequest` that can be decoded, or the reason why it cannot."""
+"""What callers ask for, and what the engine makes of it: a `TokenizedRequest` that can be decoded,
+or the reason why it cannot."""
 
 from __future__ import annotations
 
@@ -35,14 +36,14 @@ SYSTEM_ROLES = ("system", "developer")
 class Request:
     """A prompt with options of its own. None takes the engine's.
 
-    Requests with different options run in the same batch and in the same compiled programs. What is not here belongs to the engine: how
-    the strategy decides, interval, window and rows.
+    Requests with different options run in the same batch and in the same compiled programs. What is
+    not here belongs to the engine: how the strategy decides, interval, window and rows.
 
     Attributes:
       prompt: a text that is already templated, a chat for the model's own template, or token ids.
         Token ids are read as they are: nothing is put before or behind them.
-      seed: of the randomness. The same prompt and seed give the same tokens, also twice in one batch; give them different seeds to get
-        different samples.
+      seed: of the randomness. The same prompt and seed give the same tokens, also twice in one
+        batch; give them different seeds to get different samples.
       n, max_tokens: at most the engine's.
       alpha, beta, answer, abstain, abstain_below, temperature, top_k, top_p, min_p,
         repetition_penalty, stop, stop_token_ids, token_budget, time_budget, system,
@@ -83,7 +84,9 @@ class Request:
             most = getattr(config, name)
             if options.get(name, 0) > most:
                 raise UsageError(
-                    f"{name}={shown(options[name])} of a request", f"the engine has {name}={most}", f"use at most {most}, or raise it"
+                    f"{name}={shown(options[name])} of a request",
+                    f"the engine has {name}={most}",
+                    f"use at most {most}, or raise it",
                 )
         return dataclasses.replace(config, **options) if options else config
 
@@ -131,10 +134,15 @@ def key_data(seed: int) -> tuple[int, ...]:
     """Data of the random key of `seed`.
 
     Raises:
-      UsageError: it is no seed. Keys have 32 bits, so a larger one would give the samples of a smaller one.
+      UsageError: it is no seed. Keys have 32 bits, so a larger one would give the samples of a
+        smaller one.
     """
     if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UsageError(f"seed={shown(seed)}", "it is not a whole number of 32 bits", f"use one from 0 to {2**32 - 1}")
+        raise UsageError(
+            f"seed={shown(seed)}",
+            "it is not a whole number of 32 bits",
+            f"use one from 0 to {2**32 - 1}",
+        )
     return _key_data(int(seed))
 
 
@@ -144,7 +152,8 @@ def _key_data(seed: int) -> tuple[int, ...]:
 
 
 def check_text(number: int, text: str) -> None:
-    """Raises UsageError for a prompt that no tokenizer reads: half of a surrogate pair, as the shell gives for what is not UTF-8."""
+    """Raises UsageError for a prompt that no tokenizer reads: half of a surrogate pair, as the
+    shell gives for what is not UTF-8."""
     check_encodable(f"prompt {number}", text)
 
 
@@ -182,10 +191,16 @@ def token_ids(number: int, prompt: Any) -> list[int]:
         try:
             array = np.asarray(prompt)
         except Exception as error:  # an array on a device that cannot be read, say
-            raise UsageError(f"prompt {number}", f"its array cannot be read ({in_short(error)})", fix) from None
+            raise UsageError(
+                f"prompt {number}", f"its array cannot be read ({in_short(error)})", fix
+            ) from None
         kind = f"prompt {number}, an array of {array.dtype} of shape {array.shape}"
         if array.ndim != 1:
-            raise UsageError(kind, "token ids are 1-D, one array for each prompt", "pass list(rows), without padding")
+            raise UsageError(
+                kind,
+                "token ids are 1-D, one array for each prompt",
+                "pass list(rows), without padding",
+            )
         if not np.issubdtype(array.dtype, np.integer):
             raise UsageError(kind, "token ids are whole numbers", "convert it with .astype(int)")
         return array.tolist()
@@ -199,16 +214,22 @@ def token_ids(number: int, prompt: Any) -> list[int]:
 
 def prompt_hash(ids: Sequence[int]) -> int:
     """32-bit hash of a prompt's ids: its identity in the randomness, the same in every batch."""
-    return int.from_bytes(hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(np.asarray(ids, "<i4").tobytes(), digest_size=4).digest(), "little"
+    )
 
 
 def equal_tokens(ids: Sequence[int], other: Sequence[int]) -> int:
     """How many first tokens are the same in both."""
-    return next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b),
+        min(len(ids), len(other)),
+    )
 
 
 def shared_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
-    """First tokens that a prompt may take over from another one: all that are equal, but its last; 0 if fewer than `WORTH_SHARING`."""
+    """First tokens that a prompt may take over from another one: all that are equal, but its last;
+    0 if fewer than `WORTH_SHARING`."""
     if ids[:WORTH_SHARING] != other[:WORTH_SHARING]:
         return 0
     equal = min(equal_tokens(ids, other), len(ids) - 1)
@@ -216,14 +237,19 @@ def shared_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _concerns_one(error: BaseException) -> bool:
-    """Whether it is about one request. A panic of the tokenizer, which is written in Rust, is; what ends the process is not."""
+    """Whether it is about one request.
+
+    A panic of the tokenizer, which is written in Rust, is; what ends the process is not.
+    """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _refusal(number: int, error: BaseException) -> UsageError:
     """What a request is refused with, by its number, whatever was raised for it."""
     if not isinstance(error, UsageError):
-        return UsageError(f"prompt {number}", f"reading it fails ({in_short(error)})", "repair or leave it out")
+        return UsageError(
+            f"prompt {number}", f"reading it fails ({in_short(error)})", "repair or leave it out"
+        )
     named = error.value if f"prompt {number}" in error.value else f"prompt {number}: {error.value}"
     return UsageError(named, error.reason, error.fix)
 
@@ -232,7 +258,9 @@ def _ids_as_list(ids: Any) -> UsageError:
     """The refusal of token ids in the place of a list of prompts."""
     if is_array(ids) and len(ids.shape) != 1:
         value = f"prompts given as one array of shape {tuple(ids.shape)}"
-        return UsageError(value, "a list of prompts is expected", "pass list(rows), without padding")
+        return UsageError(
+            value, "a list of prompts is expected", "pass list(rows), without padding"
+        )
     reason = "a list of prompts is expected, and a flat list of ids could be one prompt or many"
     return UsageError("prompts given as one list of token ids", reason, "pass [ids] for one prompt")
 
@@ -248,17 +276,25 @@ class RequestProcessor:
         template_kwargs: Mapping[str, Any],
         check_memory: Callable[[int, int, bool], None],
     ):
-        """Args: `check_memory` raises a UsageError for what the device cannot hold: the tokens of the longest prefix and of the longest
+        """Args: `check_memory` raises a UsageError for what the device cannot hold: the tokens of
+        the longest prefix and of the longest
             prompt so far, which may be another's, and whether the prompts are a list.
 
         Raises:
-          UsageError: the configuration itself has a stop id that the policy cannot emit, the seed is none, or the variables have no names.
+          UsageError: the configuration itself has a stop id that the policy cannot emit, the seed
+            is none, or the variables have no names.
         """
         key_data(seed)
         assert lm.head is not None
         self.lm, self.config, self.seed = lm, config, seed
-        if not isinstance(template_kwargs, Mapping) or not all(isinstance(name, str) for name in template_kwargs):
-            raise UsageError(f"chat_template_kwargs={shown(template_kwargs)}", "they are variables by name", 'pass {"name": value}')
+        if not isinstance(template_kwargs, Mapping) or not all(
+            isinstance(name, str) for name in template_kwargs
+        ):
+            raise UsageError(
+                f"chat_template_kwargs={shown(template_kwargs)}",
+                "they are variables by name",
+                'pass {"name": value}',
+            )
         if "continue_final_message" in template_kwargs:
             reason = "it is no variable of the template"
             fix = "pass continue_final_message=True beside it"
@@ -269,15 +305,17 @@ class RequestProcessor:
         self.unreadable = unreadable_ids(lm)
         self._check_stop_ids(config)
 
-    def tokenize(self, prompts: Iterable[Prompt | Request], on_error: str | None = None) -> Iterable[TokenizedRequest | RejectedRequest]:
+    def tokenize(
+        self, prompts: Iterable[Prompt | Request], on_error: str | None = None
+    ) -> Iterable[TokenizedRequest | RejectedRequest]:
         """A list for a sequence, checked as a whole; a lazy iterator for any other iterable,
         checked as it is read.
 
         Args:
           on_error: "raise" raises for a request that cannot be decoded, "result" makes it a
-            `RejectedRequest`. Whatever goes wrong with one request is told of that one, by its number.
-            Default: raise for a sequence, where nothing is lost yet; a refusal for an iterator,
-            whose other requests would be lost.
+            `RejectedRequest`. Whatever goes wrong with one request is told of that one, by its
+            number. Default: raise for a sequence, where nothing is lost yet; a refusal for an
+            iterator, whose other requests would be lost.
 
         Raises:
           UsageError: no prompts, one text, chat or list of ids instead of a list of them, template
@@ -286,19 +324,31 @@ class RequestProcessor:
             more rows and tokens than the device can hold.
         """
         if isinstance(prompts, (str, bytes, bytearray)):
-            raise UsageError("prompts given as one string", "a list of prompts is expected", "pass [prompt]")
+            raise UsageError(
+                "prompts given as one string", "a list of prompts is expected", "pass [prompt]"
+            )
         if is_token_ids(prompts):
             raise _ids_as_list(prompts)
         if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
-            raise UsageError(f"prompts of type {type(prompts).__name__}", "a list of prompts is expected", "pass [prompt, ...]")
+            raise UsageError(
+                f"prompts of type {type(prompts).__name__}",
+                "a list of prompts is expected",
+                "pass [prompt, ...]",
+            )
         if on_error is not None and not (isinstance(on_error, str) and on_error in ON_ERROR):
-            raise UsageError(f"on_error={shown(on_error)}", f"it is one of {', '.join(ON_ERROR)}", "choose one of them, or leave it out")
+            raise UsageError(
+                f"on_error={shown(on_error)}",
+                f"it is one of {', '.join(ON_ERROR)}",
+                "choose one of them, or leave it out",
+            )
         if not isinstance(prompts, Sequence):
             return self._read(prompts, on_error == "raise", listed=False)
         if not prompts:
             raise UsageError("prompts=[]", "there is nothing to decode", "pass at least one prompt")
         if all(isinstance(prompt, Mapping) for prompt in prompts):
-            raise UsageError("prompts given as one chat", "a list of prompts is expected", "pass [messages]")
+            raise UsageError(
+                "prompts given as one chat", "a list of prompts is expected", "pass [messages]"
+            )
         chats = [is_chat(p.prompt if isinstance(p, Request) else p) for p in prompts]
         if self.template_kwargs and not any(chats):
             raise UsageError(
@@ -308,7 +358,9 @@ class RequestProcessor:
             )
         return list(self._read(prompts, on_error != "result", listed=True))
 
-    def _read(self, prompts: Iterable[Prompt | Request], strict: bool, listed: bool) -> Iterator[TokenizedRequest | RejectedRequest]:
+    def _read(
+        self, prompts: Iterable[Prompt | Request], strict: bool, listed: bool
+    ) -> Iterator[TokenizedRequest | RejectedRequest]:
         slots = prompt_tokens = 0
         for number, prompt in enumerate(prompts):
             request = prompt if isinstance(prompt, Request) else Request(prompt)
@@ -321,10 +373,13 @@ class RequestProcessor:
                 if not _concerns_one(error):
                     raise
                 if strict:
-                    # No name for it here: the frame that it is raised in would hold it, and it the frame with the model.
+                    # No name for it here: the frame that it is raised in would hold it, and it the
+                    # frame with the model.
                     raise _refusal(number, error) from error
                 reason = str(_refusal(number, error))
-                yield RejectedRequest(number, request.prompt if isinstance(request.prompt, str) else "", reason)
+                yield RejectedRequest(
+                    number, request.prompt if isinstance(request.prompt, str) else "", reason
+                )
             else:
                 yield job
 
@@ -333,7 +388,9 @@ class RequestProcessor:
         self._check_stop_ids(config)
         tokenizer, prompt = self.lm.tokenizer, request.prompt
         chat = is_chat(prompt)
-        if chat and (isinstance(prompt, (bytes, bytearray, Mapping)) or not isinstance(prompt, Sequence)):
+        if chat and (
+            isinstance(prompt, (bytes, bytearray, Mapping)) or not isinstance(prompt, Sequence)
+        ):
             raise UsageError(
                 f"prompt {number} of type {type(prompt).__name__}",
                 "a prompt is a text, a chat (a list of dicts) or a list of token ids",
@@ -356,9 +413,13 @@ class RequestProcessor:
             )
             self._check_ids(number, ids, config)
         seed = self.seed if request.seed is None else request.seed
-        return TokenizedRequest(number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None)
+        return TokenizedRequest(
+            number, text, ids, config, key_data(seed), tokenizer.template_hash if chat else None
+        )
 
-    def _check_chat_options(self, number: int, prompt: Any, chat: bool, config: DecodeConfig) -> None:
+    def _check_chat_options(
+        self, number: int, prompt: Any, chat: bool, config: DecodeConfig
+    ) -> None:
         """Raises UsageError for options of chats that no template reads or the chat contradicts."""
         given = [name for name in ("system", "continue_final_message") if getattr(config, name)]
         if given and not chat:
@@ -373,7 +434,11 @@ class RequestProcessor:
         if config.continue_final_message and turns and turns[-1].get("role") != "assistant":
             value = f"continue_final_message=True for prompt {number}"
             reason = f"its last turn has the role {shown(turns[-1].get('role'))}"
-            raise UsageError(value, reason, "end it with the assistant's turn to continue, or leave the option out")
+            raise UsageError(
+                value,
+                reason,
+                "end it with the assistant's turn to continue, or leave the option out",
+            )
 
     def _turns(self, chat: Any, config: DecodeConfig) -> Any:
         """The turns of a chat, the `system` one first if there is one."""
@@ -381,14 +446,23 @@ class RequestProcessor:
 
     def _variables(self, chat: bool, config: DecodeConfig) -> dict[str, Any]:
         """What the template gets besides the turns."""
-        going_on = {"continue_final_message": True} if chat and config.continue_final_message else {}
+        going_on = (
+            {"continue_final_message": True} if chat and config.continue_final_message else {}
+        )
         return self.template_kwargs | going_on
 
     def _check_stop_ids(self, config: DecodeConfig) -> None:
-        bad = [i for i in config.stop_token_ids if not (0 <= i < len(self.sampleable) and self.sampleable[i])]
+        bad = [
+            i
+            for i in config.stop_token_ids
+            if not (0 <= i < len(self.sampleable) and self.sampleable[i])
+        ]
         if bad:
             head = self.head
-            reason = f"the policy can only emit ids 0..{head.used_ids - 1}, without the reserved {head.first_id}..{head.last_id - 1}"
+            reason = (
+                f"the policy can only emit ids 0..{head.used_ids - 1}, without the reserved "
+                f"{head.first_id}..{head.last_id - 1}"
+            )
             raise UsageError(f"stop_token_ids {shown(bad)}", reason, "remove them")
 
     def _check_ids(self, number: int, ids: list[int], config: DecodeConfig) -> None:
@@ -403,5 +477,6 @@ class RequestProcessor:
             raise UsageError(
                 f"prompt {number} of {len(ids)} tokens with max_tokens={config.max_tokens}",
                 f"the model has {positions} positions",
-                " or ".join(fixes) or f"shorten it, and lower max_tokens, to less than {positions} together",
+                " or ".join(fixes)
+                or f"shorten it, and lower max_tokens, to less than {positions} together",
             )

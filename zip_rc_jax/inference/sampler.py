@@ -1,4 +1,5 @@
-"""Drawing the next token: temperature, top_k, top_p, min_p of each row's request, with one independent key per row."""
+"""Drawing the next token: temperature, top_k, top_p, min_p of each row's request, with one
+independent key per row."""
 
 from __future__ import annotations
 
@@ -61,7 +62,12 @@ class Sampling:
     def stack(cls, configs: Sequence[SamplingConfig]) -> Sampling:
         """As arrays on the host."""
         types = {field.name: np.float32 for field in dataclasses.fields(cls)} | {"top_k": np.int32}
-        return cls(**{name: np.array([getattr(c, name) for c in configs], dtype) for name, dtype in types.items()})
+        return cls(
+            **{
+                name: np.array([getattr(c, name) for c in configs], dtype)
+                for name, dtype in types.items()
+            }
+        )
 
 
 def penalized(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
@@ -84,24 +90,30 @@ def seen_tokens(tokens: jax.Array, length: jax.Array, vocab_size: int) -> jax.Ar
 
 
 def filter_logits(
-    logits: jax.Array, sampling: Sampling | SamplingConfig, filters: Filters = ALL_FILTERS, top: jax.Array | None = None
+    logits: jax.Array,
+    sampling: Sampling | SamplingConfig,
+    filters: Filters = ALL_FILTERS,
+    top: jax.Array | None = None,
 ) -> jax.Array:
     """Log-weights of the tokens that may be drawn, 0 for the likeliest; the others are -inf.
 
-    A token that is as likely (in float32) as the last one that a filter keeps stays too: of equals, none is preferred.
+    A token that is as likely (in float32) as the last one that a filter keeps stays too: of equals,
+    none is preferred.
 
     Args:
       logits: `[..., V]`, ids that may never be drawn already at -inf.
-      sampling: of each row, or one for all rows. Filters apply in the order temperature, top_k, top_p, min_p. Temperature 0 is left to
-        `sample`.
+      sampling: of each row, or one for all rows. Filters apply in the order temperature, top_k,
+        top_p, min_p. Temperature 0 is left to `sample`.
       filters: what is compiled; a filter that is not must be off in every row.
-      top: `[...]` float32, the maximum of the logits where the caller knows it, which saves a pass over the vocabulary.
+      top: `[...]` float32, the maximum of the logits where the caller knows it, which saves a pass
+        over the vocabulary.
 
     Returns:
       `[..., V]` float32. At least the likeliest token stays.
     """
     temperature, top_k, top_p, min_p = (
-        jnp.asarray(getattr(sampling, name))[..., None] for name in ("temperature", "top_k", "top_p", "min_p")
+        jnp.asarray(getattr(sampling, name))[..., None]
+        for name in ("temperature", "top_k", "top_p", "min_p")
     )
     logits = logits.astype(jnp.float32)
     top = jnp.max(logits, axis=-1) if top is None else top
@@ -111,21 +123,26 @@ def filter_logits(
     if filters.top_k or filters.top_p:
         weights = jnp.exp(logits)  # in [0, 1]
         if filters.top_k:
-            least = _least_weight(weights, jnp.ones_like(weights), jnp.where(top_k > 0, top_k, jnp.inf))
+            least = _least_weight(
+                weights, jnp.ones_like(weights), jnp.where(top_k > 0, top_k, jnp.inf)
+            )
             kept &= weights >= least
             weights = jnp.where(weights >= least, weights, 0)
         if filters.top_p:
             # The token that crosses top_p is kept, so the kept mass is at least top_p.
             wanted = jnp.where(top_p < 1, top_p * jnp.sum(weights, axis=-1, keepdims=True), jnp.inf)
-            # A top_p that is 0 in float32 asks for nothing; the likeliest token, of weight 1, stays.
+            # A top_p that is 0 in float32 asks for nothing; the likeliest token, of weight 1,
+            # stays.
             kept &= weights >= jnp.minimum(_least_weight(weights, weights, wanted), 1)
     return jnp.where(kept, logits, -jnp.inf)
 
 
 def _least_weight(weights: jax.Array, amounts: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Largest `t [..., 1]` for which the `amounts` of all tokens of weight `t` or more add up to `wanted [..., 1]`; 0 if there is none.
+    """Largest `t [..., 1]` for which the `amounts` of all tokens of weight `t` or more add up to
+    `wanted [..., 1]`; 0 if there is none.
 
-    Exact, and without sorting: non-negative floats are ordered as their bits, so `t` is found bit by bit from the highest, each with one
+    Exact, and without sorting: non-negative floats are ordered as their bits, so `t` is found bit
+      by bit from the highest, each with one
     pass over the vocabulary. No set of candidates can turn out too small.
 
     Args:
@@ -141,11 +158,16 @@ def _least_weight(weights: jax.Array, amounts: jax.Array, wanted: jax.Array) -> 
     def as_float(bits: jax.Array) -> jax.Array:
         return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
-    return as_float(jax.lax.fori_loop(0, 30, try_bit, jnp.zeros((*weights.shape[:-1], 1), jnp.int32)))
+    return as_float(
+        jax.lax.fori_loop(0, 30, try_bit, jnp.zeros((*weights.shape[:-1], 1), jnp.int32))
+    )
 
 
-def row_keys(seed_key: jax.Array, prompt_hash: jax.Array, branch: jax.Array, position: jax.Array) -> jax.Array:
-    """One key per row, `fold(seed, prompt, branch, position)`: a row draws the same tokens wherever it lies in the batch.
+def row_keys(
+    seed_key: jax.Array, prompt_hash: jax.Array, branch: jax.Array, position: jax.Array
+) -> jax.Array:
+    """One key per row, `fold(seed, prompt, branch, position)`: a row draws the same tokens wherever
+    it lies in the batch.
 
     Args:
       seed_key: key of each row's request `[R]`, or a scalar key for all rows.
@@ -155,9 +177,13 @@ def row_keys(seed_key: jax.Array, prompt_hash: jax.Array, branch: jax.Array, pos
     """
 
     def one(key: jax.Array, prompt: jax.Array, branch: jax.Array, position: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, prompt), branch), position)
+        return jax.random.fold_in(
+            jax.random.fold_in(jax.random.fold_in(key, prompt), branch), position
+        )
 
-    return jax.vmap(one)(jnp.broadcast_to(seed_key, prompt_hash.shape), prompt_hash, branch, position)
+    return jax.vmap(one)(
+        jnp.broadcast_to(seed_key, prompt_hash.shape), prompt_hash, branch, position
+    )
 
 
 BLOCK = 128
@@ -172,9 +198,10 @@ def sample(
 ) -> jax.Array:
     """Next token of each row: drawn, or the likeliest (of equals the first) at temperature 0.
 
-    The inverse of the cumulative distribution, in two draws: a block of ids by its mass, then an id of that block. That takes two random
-    numbers a row and one pass over the vocabulary, where Gumbel noise takes a random number and two logarithms for every id. Two draws
-    also keep the resolution of a float32 uniform for ids deep in the tail.
+    The inverse of the cumulative distribution, in two draws: a block of ids by its mass, then an id
+    of that block. That takes two random numbers a row and one pass over the vocabulary, where
+    Gumbel noise takes a random number and two logarithms for every id. Two draws also keep the
+    resolution of a float32 uniform for ids deep in the tail.
 
     Args:
       keys: `[R]` keys, consumed.
@@ -187,19 +214,27 @@ def sample(
     if not filters.random:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     weights = jnp.exp(filter_logits(logits, sampling, filters, top))
-    weights = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % BLOCK))).reshape(len(weights), -1, BLOCK)
+    weights = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % BLOCK))).reshape(
+        len(weights), -1, BLOCK
+    )
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
     block = _draw(uniform[:, 0], jnp.sum(weights, axis=-1))
     inside = _draw(uniform[:, 1], jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0])
     drawn = block * BLOCK + inside
     if not filters.greedy:
         return drawn
-    return jnp.where(jnp.asarray(sampling.temperature) > 0, drawn, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+    return jnp.where(
+        jnp.asarray(sampling.temperature) > 0, drawn, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    )
 
 
 def _draw(uniform: jax.Array, weights: jax.Array) -> jax.Array:
-    """Index `[R]` int32 drawn in proportion to `weights [R, N]`, with one number from [0, 1) each."""
+    """Index `[R]` int32 drawn in proportion to `weights [R, N]`, with one number from [0, 1)
+    each."""
     cumulative = jnp.cumsum(weights, axis=-1)
-    # Rounding may lift a cumulative sum where the weight is 0, or keep all of them from exceeding the last: neither may be drawn.
+    # Rounding may lift a cumulative sum where the weight is 0, or keep all of them from exceeding
+    # the last: neither may be drawn.
     found = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
-    return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), jnp.argmax(weights, axis=-1)).astype(jnp.int32)
+    return jnp.where(
+        jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), jnp.argmax(weights, axis=-1)
+    ).astype(jnp.int32)

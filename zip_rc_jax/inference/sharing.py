@@ -84,7 +84,9 @@ class SharedQueue(Queue):
 
     def longest(self) -> int:
         self._receive()
-        return max((job.slots for job in self._waiting if isinstance(job, TokenizedRequest)), default=0)
+        return max(
+            (job.slots for job in self._waiting if isinstance(job, TokenizedRequest)), default=0
+        )
 
     def abandoned(self) -> set[int]:
         self._receive()

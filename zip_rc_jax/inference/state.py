@@ -1,7 +1,8 @@
 """The row pool and the jitted programs on it: prefill, advance, copy. One row holds one prefix.
 
-Everything the search does to prefixes is choosing row indices. The live rows of every shard are its first ones, so a step works on a
-leading part of the pool in place, and what must move (a new prefix, a branch, a paused row that makes room) is copied row by row.
+Everything the search does to prefixes is choosing row indices. The live rows of every shard are its
+first ones, so a step works on a leading part of the pool in place, and what must move (a new
+prefix, a branch, a paused row that makes room) is copied row by row.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class DecodeSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepInputs:
-    """What the requests say about the rows to step, `[X, W]`. It comes anew with every interval, so the pool does not hold it.
+    """What the requests say about the rows to step, `[X, W]`.
+
+    It comes anew with every interval, so the pool does not hold it.
 
     Attributes:
       active: bool, rows to step. The others (paused or free) stay as they are.
@@ -72,13 +75,22 @@ def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> StepInputs:
 
     number = lane(jnp.float32)
     sampling = Sampling(number, lane(jnp.int32), number, number, number)
-    return StepInputs(lane(jnp.bool_), lane(jnp.uint32, 2), lane(jnp.int32), lane(jnp.int32), lane(jnp.int32, stop_ids), sampling)
+    return StepInputs(
+        lane(jnp.bool_),
+        lane(jnp.uint32, 2),
+        lane(jnp.int32),
+        lane(jnp.int32),
+        lane(jnp.int32, stop_ids),
+        sampling,
+    )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """Prefixes, `[X, R]`: `R` rows in each of `X` shards of the mesh's data axis. `S` slots hold prompt and response; `C` cells.
+    """Prefixes, `[X, R]`: `R` rows in each of `X` shards of the mesh's data axis.
+
+    `S` slots hold prompt and response; `C` cells.
 
     Attributes:
       tokens: `[X, R, S]` int32.
@@ -87,7 +99,8 @@ class DecodeState:
       prompt_hash: `[X, R]` uint32 and branch `[X, R]` int32: identity of the row's randomness.
       done: `[X, R]` bool, ended by a stop id, by max_tokens or by a fault.
       logits: `[X, R, V]` float32, of the next token, for the whole prefix.
-      ring: `[X, R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i % W`.
+      ring: `[X, R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i %
+        W`.
       cache: the network's; slots `0 .. length - 1` are valid.
     """
 
@@ -103,18 +116,31 @@ class DecodeState:
 
     def sharding(self, settings: DecodeSpec) -> DecodeState:
         """Where every leaf lies: shards over the data axis."""
-        axes: dict[str, Any] = {name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL}
+        axes: dict[str, Any] = {
+            name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL
+        }
         axes["logits"] = ("batch", None, "vocab")
         named = DecodeState(**axes, cache=self.cache.axes())
         return jax.tree.map(lambda x, a: settings.network.layout.sharding(a, x.shape), self, named)
 
-    def copy_row(self, source: DecodeState, from_row: jax.Array, to_row: jax.Array, branch: jax.Array, slots: int) -> DecodeState:
-        """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, with another branch number unless that is -1.
+    def copy_row(
+        self,
+        source: DecodeState,
+        from_row: jax.Array,
+        to_row: jax.Array,
+        branch: jax.Array,
+        slots: int,
+    ) -> DecodeState:
+        """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, with another branch
+        number unless that is -1.
 
         In place, on the arrays of one shard.
         """
         names = [name for name in _SMALL if name != "tokens"]
-        small = {name: copy_row(getattr(self, name), getattr(source, name), from_row, to_row, 1) for name in names}
+        small = {
+            name: copy_row(getattr(self, name), getattr(source, name), from_row, to_row, 1)
+            for name in names
+        }
         number = jnp.where(branch < 0, source.branch[0, from_row], branch)
         return DecodeState(
             **small | {"branch": small["branch"].at[0, to_row].set(number)},
@@ -155,8 +181,9 @@ def _maker(settings: DecodeSpec, rows: int, slots: int) -> Callable[[], DecodeSt
     return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))
 
 
-# Per lane, one entry: `x[i, index[i]]` of `x [N, M, ...]`, and the same written. As a batched gather and scatter they stay on the lane's
-# device; indexed with the lane's number they would cross the mesh.
+# Per lane, one entry: `x[i, index[i]]` of `x [N, M, ...]`, and the same written. As a batched
+# gather and scatter they stay on the lane's device; indexed with the lane's number they would cross
+# the mesh.
 _pick = jax.vmap(lambda row, i: row[i])
 _place = jax.vmap(lambda row, i, value: row.at[i].set(value))
 
@@ -166,7 +193,8 @@ def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
 
 
 def _top(logits: jax.Array, head: ZipHead) -> jax.Array:
-    """`[...]`: the largest of the policy's logits in all logits `[..., V]`; NaN if one of them is."""
+    """`[...]`: the largest of the policy's logits in all logits `[..., V]`; NaN if one of them
+    is."""
     return jnp.max(policy_logits(logits, head), axis=-1)
 
 
@@ -185,9 +213,14 @@ def _log_prob(policy: jax.Array, top: jax.Array, token: jax.Array) -> jax.Array:
 def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -> jax.Array:
     """`[...]` bool: NaN or infinity among the logits `[..., V]`, or no joint `[..., C]` in them.
 
-    Every logit is looked at once: the policy's in `top`, the reserved ones in the joint, and the padding here.
+    Every logit is looked at once: the policy's in `top`, the reserved ones in the joint, and the
+      padding here.
     """
-    return ~(jnp.isfinite(top) & jnp.isfinite(joint).all(-1) & (logits[..., head.used_ids :] < jnp.inf).all(-1))
+    return ~(
+        jnp.isfinite(top)
+        & jnp.isfinite(joint).all(-1)
+        & (logits[..., head.used_ids :] < jnp.inf).all(-1)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"))
@@ -209,8 +242,9 @@ def prefill(
       length: `[X, N]` int32 >= 1.
       prompt_hash: `[X, N]` uint32.
       pool: rows of which some begin as these prompts do.
-      stems: `[X, N, 2]` int32: a row of the same shard of `pool`, and how many first tokens of the prompt that row begins with, fewer
-        than the prompt has. Their part of the cache is copied, and only the rest is computed.
+      stems: `[X, N, 2]` int32: a row of the same shard of `pool`, and how many first tokens of the
+        prompt that row begins with, fewer than the prompt has. Their part of the cache is copied,
+        and only the rest is computed.
       steps: with `stems`, at least the longest such rest, in tokens.
 
     Returns:
@@ -220,21 +254,37 @@ def prefill(
     wide = jnp.zeros((shards, count, settings.vocab_size), jnp.float32)
     ring = jnp.zeros((shards, count, settings.window, settings.head.grid.n_cells), jnp.float32)
     cache = settings.network.empty_cache(shards, count, slots)
-    rows = DecodeState(tokens, length, length, prompt_hash, jnp.zeros_like(length), jnp.zeros_like(length, bool), wide, ring, cache)
+    rows = DecodeState(
+        tokens,
+        length,
+        length,
+        prompt_hash,
+        jnp.zeros_like(length),
+        jnp.zeros_like(length, bool),
+        wide,
+        ring,
+        cache,
+    )
     lanes, start = tokens.reshape(-1, slots), jnp.zeros(shards * count, jnp.int32)
     if pool is not None and stems is not None:
         lane = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (shards, count))
         moves = jnp.stack([stems[..., 0], lane, jnp.zeros_like(lane)], axis=-1)
-        cache = copy_rows(settings, rows, pool, moves, jnp.full(shards, count, jnp.int32), slots).cache
+        cache = copy_rows(
+            settings, rows, pool, moves, jnp.full(shards, count, jnp.int32), slots
+        ).cache
         start = stems[..., 1].reshape(-1)
     positions = start[:, None] + jnp.arange(steps or slots)
     fed = jnp.take_along_axis(lanes, jnp.minimum(positions, slots - 1), axis=1)
     live = jnp.ones(len(lanes), bool)
-    logits, cache = settings.network.logits(params, fed, positions, length.reshape(-1) - 1 - start, live, cache, slots)
+    logits, cache = settings.network.logits(
+        params, fed, positions, length.reshape(-1) - 1 - start, live, cache, slots
+    )
     logits = logits.reshape(shards, count, -1)
     joint = _joint(logits, settings.head)
     fault = _fault(logits, _top(logits, settings.head), joint, settings.head)
-    rows = dataclasses.replace(rows, done=fault, logits=logits, ring=ring.at[:, :, 0].set(joint), cache=cache)
+    rows = dataclasses.replace(
+        rows, done=fault, logits=logits, ring=ring.at[:, :, 0].set(joint), cache=cache
+    )
     return jax.lax.with_sharding_constraint(rows, rows.sharding(settings)), joint
 
 
@@ -258,8 +308,16 @@ class Stepped(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def advance(settings: DecodeSpec, params: Any, pool: DecodeState, lanes: StepInputs, steps: jax.Array, slots: int) -> tuple[DecodeState, Stepped]:
-    """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when all active ones are done or rest.
+def advance(
+    settings: DecodeSpec,
+    params: Any,
+    pool: DecodeState,
+    lanes: StepInputs,
+    steps: jax.Array,
+    slots: int,
+) -> tuple[DecodeState, Stepped]:
+    """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when
+    all active ones are done or rest.
 
     Args:
       lanes: what to do with these rows.
@@ -278,7 +336,9 @@ def advance(settings: DecodeSpec, params: Any, pool: DecodeState, lanes: StepInp
         step, rows, _ = carry
         return (step < steps) & jnp.any(live_rows(rows))
 
-    def body(carry: tuple[jax.Array, dict[str, jax.Array], Any]) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    def body(
+        carry: tuple[jax.Array, dict[str, jax.Array], Any],
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         step, rows, cache = carry
         tokens, length, done = rows["tokens"], rows["length"], rows["done"]
         keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
@@ -289,7 +349,8 @@ def advance(settings: DecodeSpec, params: Any, pool: DecodeState, lanes: StepInp
             top = jnp.max(weighed, axis=-1)
         drawn = sample(keys, weighed, lanes.sampling, settings.filters, top)
         live = live_rows(rows)
-        # A row that is not live is fed its last token again, which gives its logits again if it only rests.
+        # A row that is not live is fed its last token again, which gives its logits again if it
+        # only rests.
         slot = jnp.where(live, length, length - 1)
         token = jnp.where(live, drawn, _pick(tokens, slot))
         log_prob = _log_prob(policy, rows["top"], token)
@@ -300,7 +361,9 @@ def advance(settings: DecodeSpec, params: Any, pool: DecodeState, lanes: StepInp
         done = done | (live & ended)
         # Nothing comes after the last token of a row, so it stays out of the cache.
         goes_on = lanes.active & ~done
-        logits, cache = settings.network.logits(params, token[:, None], slot[:, None], jnp.zeros_like(slot), goes_on, cache, slots)
+        logits, cache = settings.network.logits(
+            params, token[:, None], slot[:, None], jnp.zeros_like(slot), goes_on, cache, slots
+        )
         place = generated % window
         # The joint after the last token of a row is never read.
         read = live & ~done
@@ -313,7 +376,9 @@ def advance(settings: DecodeSpec, params: Any, pool: DecodeState, lanes: StepInp
             "done": done | fault,
             "fault": rows["fault"] | fault,
             "logits": logits,
-            "top": top,  # of which the next token's weights are made too: no pass over the vocabulary looks for faults alone
+            # of which the next token's weights are made too: no pass over the vocabulary looks for
+            # faults alone
+            "top": top,
             "ring": _place(rows["ring"], place, joint),
             "logprobs": _place(rows["logprobs"], slot, log_prob),
         }
@@ -336,12 +401,21 @@ def advance(settings: DecodeSpec, params: Any, pool: DecodeState, lanes: StepInp
     after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])
 
     def put(name: str) -> jax.Array:
-        whole, part = getattr(pool, name), after[name].reshape(shards, width, *after[name].shape[1:])
-        return whole.at[:, :width, :slots].set(part) if name == "tokens" else whole.at[:, :width].set(part)
+        whole, part = (
+            getattr(pool, name),
+            after[name].reshape(shards, width, *after[name].shape[1:]),
+        )
+        return (
+            whole.at[:, :width, :slots].set(part)
+            if name == "tokens"
+            else whole.at[:, :width].set(part)
+        )
 
     seen = jnp.minimum(after["length"] - after["prompt_length"] + ~after["done"], window)
     valid = jnp.arange(window) < seen[:, None]
-    total = jnp.einsum("rwc,rw->rc", after["ring"], valid.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    total = jnp.einsum(
+        "rwc,rw->rc", after["ring"], valid.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
     joint = total / jnp.maximum(seen, 1)[:, None]
     stepped = Stepped(
         tokens=after["tokens"],
@@ -356,8 +430,17 @@ def advance(settings: DecodeSpec, params: Any, pool: DecodeState, lanes: StepInp
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def copy_rows(settings: DecodeSpec, pool: DecodeState, source: DecodeState | None, moves: jax.Array, count: jax.Array, slots: int) -> DecodeState:
-    """Copies rows one after the other, in place: start, branch, admit and making room are all this. No copy crosses shards.
+def copy_rows(
+    settings: DecodeSpec,
+    pool: DecodeState,
+    source: DecodeState | None,
+    moves: jax.Array,
+    count: jax.Array,
+    slots: int,
+) -> DecodeState:
+    """Copies rows one after the other, in place: start, branch, admit and making room are all this.
+
+    No copy crosses shards.
 
     Args:
       source: rows to copy from; None copies within the pool, where a move sees the moves before it.
@@ -366,10 +449,14 @@ def copy_rows(settings: DecodeSpec, pool: DecodeState, source: DecodeState | Non
       slots: slots to copy, at least the longest length that moves.
     """
 
-    def one_shard(pool: DecodeState, source: DecodeState | None, moves: jax.Array, count: jax.Array) -> DecodeState:
+    def one_shard(
+        pool: DecodeState, source: DecodeState | None, moves: jax.Array, count: jax.Array
+    ) -> DecodeState:
         def one(i: jax.Array, pool: DecodeState) -> DecodeState:
             from_row, to_row, branch = moves[0, i]
-            return pool.copy_row(pool if source is None else source, from_row, to_row, branch, slots)
+            return pool.copy_row(
+                pool if source is None else source, from_row, to_row, branch, slots
+            )
 
         return jax.lax.fori_loop(0, count[0], one, pool)
 
@@ -389,7 +476,8 @@ def copy_rows(settings: DecodeSpec, pool: DecodeState, source: DecodeState | Non
 
 
 def bucket(size: int, most: int | None = None, least: int = 8) -> int:
-    """Smallest of `least`, 2 `least`, 4 `least`, ... that holds `size`, at most `most`: few shapes mean few compilations."""
+    """Smallest of `least`, 2 `least`, 4 `least`, ... that holds `size`, at most `most`: few shapes
+    mean few compilations."""
     wanted = least
     while wanted < size:
         wanted *= 2
@@ -397,7 +485,8 @@ def bucket(size: int, most: int | None = None, least: int = 8) -> int:
 
 
 def fine_bucket(tokens: int, most: int, least: int = 64) -> int:
-    """Smallest of `least` (a power of two), 3/2 `least`, 2 `least`, 3 `least`, 4 `least`, ... that holds `tokens`, at most `most`."""
+    """Smallest of `least` (a power of two), 3/2 `least`, 2 `least`, 3 `least`, 4 `least`, ... that
+    holds `tokens`, at most `most`."""
     wanted = least
     while wanted < tokens:
         wanted += wanted // 2 if wanted & (wanted - 1) == 0 else wanted // 3

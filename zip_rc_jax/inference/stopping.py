@@ -32,7 +32,9 @@ class Stop:
     text: str
 
 
-def find_stop(decode: Decode, tokens: tuple[int, ...], known: int, strings: Sequence[str]) -> Stop | None:
+def find_stop(
+    decode: Decode, tokens: tuple[int, ...], known: int, strings: Sequence[str]
+) -> Stop | None:
     """The first stop string that is complete after more than `known` tokens; None if there is none.
 
     Of several that the same token completes, it is the one that begins first, then the first of

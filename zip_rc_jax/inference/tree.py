@@ -1,4 +1,5 @@
-"""Host records of the prompts in flight and of their prefixes, and what becomes of them: decisions, text as it grows, results."""
+"""Host records of the prompts in flight and of their prefixes, and what becomes of them: decisions,
+text as it grows, results."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ class Branch:
         """As `new_text`, without stop strings."""
         if self.shown == len(self.tokens):
             return ""
-        # How a token reads may depend on the one before it, so the text streamed last is decoded once more together with the new one.
+        # How a token reads may depend on the one before it, so the text streamed last is decoded
+        # once more together with the new one.
         before = tokenizer.decode(self.tokens[self.anchor : self.shown])
         text = tokenizer.decode(self.tokens[self.anchor :])
         if text.endswith(UNFINISHED_CHARACTER) and not last:
@@ -109,10 +111,12 @@ class SearchTree:
     """One prompt in flight.
 
     Attributes:
-      root_row: the prompt without any generated token, which all prefixes begin as; the last one to begin takes it over.
+      root_row: the prompt without any generated token, which all prefixes begin as; the last one to
+        begin takes it over.
       action: the last decision, until it has been carried out; None asks for the next.
       ready: the rows for it are there, so its prefixes may be stepped. Until then the prompt waits.
-      reason: why it was stopped before the search ended it: "error", "token_budget", "time_budget", or "".
+      reason: why it was stopped before the search ended it: "error", "token_budget", "time_budget",
+        or "".
       error: what went wrong.
     """
 
@@ -147,12 +151,18 @@ class SearchTree:
     def wanted(self, action: Action) -> int:
         """Rows to take for `action`."""
         copies = zip(self.branches, action.multiplicity, strict=True)
-        new = sum(k - (b.row is not None) for b, k in copies if k and not b.ended) + (action.starts or 0)
+        new = sum(k - (b.row is not None) for b, k in copies if k and not b.ended) + (
+            action.starts or 0
+        )
         return min(new, self.account[0])
 
     def begin(self, action: Action, take: Callable[[], int]) -> list[Move]:
-        """Makes live what `action` extends, in rows that `take` gives. Returns the copies that put the new prefixes there."""
-        new: list[tuple[Branch, int | None]] = []  # prefixes without a row, and the row that they begin as
+        """Makes live what `action` extends, in rows that `take` gives.
+
+        Returns the copies that put the new prefixes there.
+        """
+        # prefixes without a row, and the row that they begin as
+        new: list[tuple[Branch, int | None]] = []
         unborn = self.unborn
         for branch, k in zip(list(self.branches), action.multiplicity, strict=True):
             if branch.ended:
@@ -185,7 +195,15 @@ class SearchTree:
             branch = self.sample(number)
             branch.live = True
         else:
-            branch = Branch(number, parent.id, len(parent.tokens), None, live=True, tokens=parent.tokens, joint=parent.joint)
+            branch = Branch(
+                number,
+                parent.id,
+                len(parent.tokens),
+                None,
+                live=True,
+                tokens=parent.tokens,
+                joint=parent.joint,
+            )
             branch.logprobs, branch.history = parent.logprobs, parent.history
         self.branches.append(branch)
         return branch
@@ -206,7 +224,8 @@ class SearchTree:
         return self.dropped + sum(len(b.tokens) - b.fork_position for b in self.branches)
 
     def quotas(self, interval: int) -> list[int]:
-        """Tokens that each live prefix may add now: `interval`, or its share of what is left of the token budget (the first get more)."""
+        """Tokens that each live prefix may add now: `interval`, or its share of what is left of the
+        token budget (the first get more)."""
         live = len(self.live())
         if not self.job.config.token_budget:
             return [interval] * live
@@ -218,7 +237,9 @@ class SearchTree:
         config = self.job.config
         if config.token_budget and self.used >= config.token_budget:
             return "token_budget"
-        return "time_budget" if config.time_budget and now - self.started >= config.time_budget else ""
+        return (
+            "time_budget" if config.time_budget and now - self.started >= config.time_budget else ""
+        )
 
     def record(self, action: Action, shape: tuple[int, int]) -> Decision:
         """The decision that `action` is, before it is carried out; it becomes part of the trace.
@@ -227,7 +248,10 @@ class SearchTree:
           shape: of a joint.
         """
         finished = [b.finished for b in self.branches]
-        remaining = [0.0 if end else length for length, end in zip(action.remaining[: len(finished)], finished, strict=True)]
+        remaining = [
+            0.0 if end else length
+            for length, end in zip(action.remaining[: len(finished)], finished, strict=True)
+        ]
         root = action.starts is not None
         joints = None
         if self.job.joints:
@@ -248,8 +272,11 @@ class SearchTree:
         self.trace.append(decision)
         return decision
 
-    def progress(self, tokenizer: Tokenizer, last: bool) -> tuple[dict[int, tuple[int, ...]], dict[int, str]]:
-        """Per prefix, the tokens and the text that it has gained since the last call; `last` as in `Branch.new_text`."""
+    def progress(
+        self, tokenizer: Tokenizer, last: bool
+    ) -> tuple[dict[int, tuple[int, ...]], dict[int, str]]:
+        """Per prefix, the tokens and the text that it has gained since the last call; `last` as in
+        `Branch.new_text`."""
         tokens, text = {}, {}
         for branch in self.branches:
             if len(branch.tokens) > branch.streamed:
@@ -290,11 +317,16 @@ class SearchTree:
         prefixes = [self._prefix(b, grid, tokenizer) for b in self.branches]
         usage = Usage(len(self.job.ids), self.used, self.steps, seconds)
         config = self.job.config
-        best, voted = best_prefix(prefixes), voted_prefix(prefixes, config.answer_extractor, config.answer_equivalence)
+        best, voted = (
+            best_prefix(prefixes),
+            voted_prefix(prefixes, config.answer_extractor, config.answer_equivalence),
+        )
         if best is None and self.reason.endswith("budget"):
             best = voted = cut_prefix(prefixes)
         chosen = (
-            {"value": best, "vote": voted}[config.answer] if ANSWER_CHOICES.is_builtin(config.answer) else _chosen(prefixes, config.answer)
+            {"value": best, "vote": voted}[config.answer]
+            if ANSWER_CHOICES.is_builtin(config.answer)
+            else _chosen(prefixes, config.answer)
         )
         withheld = chosen is not None and chosen.expected_reward < config.abstain_below
         common: dict[str, Any] = {
@@ -335,31 +367,44 @@ class SearchTree:
 
 def failure(job: TokenizedRequest | RejectedRequest, error: str, seconds: float = 0.0) -> Result:
     """The result of a prompt of which nothing was generated because of `error`."""
-    ids, template_hash = (tuple(job.ids), job.template_hash) if isinstance(job, TokenizedRequest) else ((), None)
+    ids, template_hash = (
+        (tuple(job.ids), job.template_hash) if isinstance(job, TokenizedRequest) else ((), None)
+    )
     usage = Usage(len(ids), 0, 0, seconds)
     none = math.nan
-    return Result(job.prompt, "", ROOT, "error", none, none, "", "", (), (), usage, template_hash, error, ids)
+    return Result(
+        job.prompt, "", ROOT, "error", none, none, "", "", (), (), usage, template_hash, error, ids
+    )
 
 
 def expectations(joint: np.ndarray, grid: Grid) -> tuple[float, float]:
     """Expected reward and expected remaining tokens of a joint `[C]`."""
     table = joint.reshape(grid.n_reward, grid.n_length)
-    reward = np.clip(table.sum(1) @ grid.reward_centres, grid.reward_centres[0], grid.reward_centres[-1])  # see `Grid.expected_reward`
+    # see `Grid.expected_reward`
+    reward = np.clip(
+        table.sum(1) @ grid.reward_centres, grid.reward_centres[0], grid.reward_centres[-1]
+    )
     return float(reward), float(table.sum(0) @ grid.length_midpoints)
 
 
 def _chosen(prefixes: Sequence[Prefix], answer: Any) -> Prefix | None:
-    """What a function of the caller's chooses. Raises UsageError for anything but one of the prefixes or None."""
+    """What a function of the caller's chooses.
+
+    Raises UsageError for anything but one of the prefixes or None.
+    """
     chosen = ANSWER_CHOICES.resolve(answer)(tuple(prefixes))
     if chosen is None or any(chosen is p for p in prefixes):
         return chosen
     raise UsageError(
-        f"answer {shown(answer)}", f"it returned {shown(chosen)}, which is none of the prefixes", "return one of them, or None"
+        f"answer {shown(answer)}",
+        f"it returned {shown(chosen)}, which is none of the prefixes",
+        "return one of them, or None",
     )
 
 
 def best_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
-    """The finished prefix with the highest value; one cut off at max_tokens only if no other has finished. Ties go to the first."""
+    """The finished prefix with the highest value; one cut off at max_tokens only if no other has
+    finished. Ties go to the first."""
     finished = [p for p in prefixes if p.state == "finished"]
     stopped = [p for p in finished if p.finish_reason == "stop"]
     return max(stopped or finished, key=lambda p: p.expected_reward, default=None)
@@ -370,10 +415,14 @@ def cut_prefix(prefixes: Sequence[Prefix]) -> Prefix | None:
     return max((p for p in prefixes if p.token_ids), key=lambda p: p.expected_reward, default=None)
 
 
-def voted_prefix(prefixes: Sequence[Prefix], extractor: Any = "stated", equivalence: Any = "grader") -> Prefix | None:
-    """The most valuable finished prefix of the answer with the largest sum of values; without any answer, `best_prefix`.
+def voted_prefix(
+    prefixes: Sequence[Prefix], extractor: Any = "stated", equivalence: Any = "grader"
+) -> Prefix | None:
+    """The most valuable finished prefix of the answer with the largest sum of values; without any
+    answer, `best_prefix`.
 
-    Equal answers vote together, however they are written: see `votes.answer_groups`, also for the arguments.
+    Equal answers vote together, however they are written: see `votes.answer_groups`, also for the
+    arguments.
     """
     finished = [p for p in prefixes if p.state == "finished"]
     groups: dict[int, list[Prefix]] = {}
@@ -384,4 +433,6 @@ def voted_prefix(prefixes: Sequence[Prefix], extractor: Any = "stated", equivale
     if not groups:
         return best_prefix(prefixes)
     # A rounded sum would depend on the order of the prefixes.
-    return best_prefix(max(groups.values(), key=lambda members: math.fsum(p.expected_reward for p in members)))
+    return best_prefix(
+        max(groups.values(), key=lambda members: math.fsum(p.expected_reward for p in members))
+    )

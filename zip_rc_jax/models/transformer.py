@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
-from zip_rc_jax.models.attention.full import Attention, attend, packed_attention, rope_frequencies, rotate, rotation
+from zip_rc_jax.models.attention.full import (
+    Attention,
+    attend,
+    packed_attention,
+    rope_frequencies,
+    rotate,
+    rotation,
+)
 from zip_rc_jax.models.attention.gpu import attend_in_place, reads_in_place
 from zip_rc_jax.models.kv_cache import Cache, ConvCache, resize_rows
 from zip_rc_jax.models.stacks import segments
@@ -56,17 +63,23 @@ def product(x: jax.Array, weight: jax.Array, master: jax.Array, dtype: Any) -> j
     return jnp.matmul(x, weight, preferred_element_type=dtype)
 
 
-def _product_forward(x: jax.Array, weight: jax.Array, master: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _product_forward(
+    x: jax.Array, weight: jax.Array, master: jax.Array, dtype: Any
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     return product(x, weight, master, dtype), (x, weight, jnp.zeros((), master.dtype))
 
 
-def _product_backward(dtype: Any, saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+def _product_backward(
+    dtype: Any, saved: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array, None, jax.Array]:
     x, weight, like_master = saved
     cotangent = cotangent.astype(x.dtype)
     # XLA's CPU backend has no fast path for weight gradients that contract over two axes: all
     # positions become one axis.
     flat = x.reshape(-1, x.shape[-1]).T
-    gradient = jnp.matmul(flat, cotangent.reshape(-1, cotangent.shape[-1]), preferred_element_type=like_master.dtype)
+    gradient = jnp.matmul(
+        flat, cotangent.reshape(-1, cotangent.shape[-1]), preferred_element_type=like_master.dtype
+    )
     return jnp.matmul(cotangent, weight.T), None, gradient
 
 
@@ -82,7 +95,11 @@ def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     """
     batch, steps, width = x.shape
     flat, matrix = x.reshape(batch * steps, width), weight.reshape(width, -1)
-    out = flat @ matrix if matrix.dtype == x.dtype else product(flat, matrix.astype(x.dtype), matrix, x.dtype)
+    out = (
+        flat @ matrix
+        if matrix.dtype == x.dtype
+        else product(flat, matrix.astype(x.dtype), matrix, x.dtype)
+    )
     return out.reshape(batch, steps, *weight.shape[1:])
 
 
@@ -100,7 +117,9 @@ def project_output_major(x: jax.Array, weight: jax.Array) -> jax.Array:
     batch, steps, width = x.shape
     x, flat = x.reshape(batch * steps, width), weight.reshape(-1, width)
     # The barrier keeps XLA from turning the product round.
-    out = jax.lax.optimization_barrier(jnp.matmul(flat, x.T)).T if len(x) <= FEW_ROWS else x @ flat.T
+    out = (
+        jax.lax.optimization_barrier(jnp.matmul(flat, x.T)).T if len(x) <= FEW_ROWS else x @ flat.T
+    )
     return out.reshape(batch, steps, *weight.shape[:-1])
 
 
@@ -120,25 +139,43 @@ class Block(nnx.Module):
     last.
     """
 
-    def __init__(self, config: ModelConfig, kind: str, count: int, rngs: nnx.Rngs, unrolled: bool = False):
+    def __init__(
+        self, config: ModelConfig, kind: str, count: int, rngs: nnx.Rngs, unrolled: bool = False
+    ):
         self.config, self.kind, self.count, self.unrolled = config, kind, count, unrolled
         c, L, d, f = config, count, config.d_model, config.d_ff
         into, out = d**-0.5, (2 * c.n_layers) ** -0.5
         self.mixer_norm = self._norm(d)
         if kind == "conv":
-            self.conv_in = nnx.Param(_normal(rngs, (L, d, 3, d), into), axes=("layers", "embed", None, "channels"))
-            self.conv = nnx.Param(_normal(rngs, (L, c.conv_kernel, d), c.conv_kernel**-0.5), axes=("layers", None, "channels"))
-            self.conv_out = nnx.Param(_normal(rngs, (L, d, d), out * into), axes=("layers", "channels", "embed"))
+            self.conv_in = nnx.Param(
+                _normal(rngs, (L, d, 3, d), into), axes=("layers", "embed", None, "channels")
+            )
+            self.conv = nnx.Param(
+                _normal(rngs, (L, c.conv_kernel, d), c.conv_kernel**-0.5),
+                axes=("layers", None, "channels"),
+            )
+            self.conv_out = nnx.Param(
+                _normal(rngs, (L, d, d), out * into), axes=("layers", "channels", "embed")
+            )
             if c.conv_bias:
                 self.conv_in_bias = self._bias((3, d), (None, "channels"))
                 self.conv_bias = self._bias((d,), ("channels",))
                 self.conv_out_bias = self._bias((d,), (None,))
         else:
             h, k, hd = c.n_heads, c.n_kv_heads, c.head_dim
-            self.q = nnx.Param(_normal(rngs, (L, d, h, hd), into), axes=("layers", "embed", "heads", "head_dim"))
-            self.k = nnx.Param(_normal(rngs, (L, d, k, hd), into), axes=("layers", "embed", "kv_heads", "head_dim"))
-            self.v = nnx.Param(_normal(rngs, (L, d, k, hd), into), axes=("layers", "embed", "kv_heads", "head_dim"))
-            self.o = nnx.Param(_normal(rngs, (L, h, hd, d), out * (h * hd) ** -0.5), axes=("layers", "heads", "head_dim", "embed"))
+            self.q = nnx.Param(
+                _normal(rngs, (L, d, h, hd), into), axes=("layers", "embed", "heads", "head_dim")
+            )
+            self.k = nnx.Param(
+                _normal(rngs, (L, d, k, hd), into), axes=("layers", "embed", "kv_heads", "head_dim")
+            )
+            self.v = nnx.Param(
+                _normal(rngs, (L, d, k, hd), into), axes=("layers", "embed", "kv_heads", "head_dim")
+            )
+            self.o = nnx.Param(
+                _normal(rngs, (L, h, hd, d), out * (h * hd) ** -0.5),
+                axes=("layers", "heads", "head_dim", "embed"),
+            )
             if c.attention_bias:
                 self.q_bias = self._bias((h, hd), ("heads", "head_dim"))
                 self.k_bias = self._bias((k, hd), ("kv_heads", "head_dim"))
@@ -149,7 +186,9 @@ class Block(nnx.Module):
         self.mlp_norm = self._norm(d)
         self.gate = nnx.Param(_normal(rngs, (L, d, f), into), axes=("layers", "embed", "mlp"))
         self.up = nnx.Param(_normal(rngs, (L, d, f), into), axes=("layers", "embed", "mlp"))
-        self.down = nnx.Param(_normal(rngs, (L, f, d), out * f**-0.5), axes=("layers", "mlp", "embed"))
+        self.down = nnx.Param(
+            _normal(rngs, (L, f, d), out * f**-0.5), axes=("layers", "mlp", "embed")
+        )
         if c.mlp_bias:
             self.gate_bias, self.up_bias = self._bias((f,), ("mlp",)), self._bias((f,), ("mlp",))
             self.down_bias = self._bias((d,), (None,))
@@ -175,11 +214,17 @@ class Block(nnx.Module):
     def norm(self, x: jax.Array, scale: nnx.Param) -> jax.Array:
         return rms_norm(x, scale[...], self.config.rms_eps, self.config.norm_plus_one)
 
-    def attention_inputs(self, x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def attention_inputs(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, H, D]`, keys and values `[B, T, K, D]` of hidden states `x [B, T, d]`."""
         c = self.config
         x = self.norm(x, self.mixer_norm)
-        q, k, v = self.project(x, self.q[...]), self.project(x, self.k[...]), self.project(x, self.v[...])
+        q, k, v = (
+            self.project(x, self.q[...]),
+            self.project(x, self.k[...]),
+            self.project(x, self.v[...]),
+        )
         if c.attention_bias:
             q, k, v = add_bias(q, self.q_bias), add_bias(k, self.k_bias), add_bias(v, self.v_bias)
         if c.qk_norm:
@@ -196,10 +241,16 @@ class Block(nnx.Module):
         x = self.norm(x, self.mixer_norm)
         # Three products: in one, the channels would be merged with the part's number and lose their
         # place on the mesh.
-        kernels = [self.conv_in[...][part] if self.unrolled else self.conv_in[...][:, part] for part in range(3)]
+        kernels = [
+            self.conv_in[...][part] if self.unrolled else self.conv_in[...][:, part]
+            for part in range(3)
+        ]
         parts = [self.project(x, kernel) for kernel in kernels]
         if self.config.conv_bias:
-            parts = [y + bias.astype(y.dtype) for y, bias in zip(parts, self.conv_in_bias[...], strict=True)]
+            parts = [
+                y + bias.astype(y.dtype)
+                for y, bias in zip(parts, self.conv_in_bias[...], strict=True)
+            ]
         return parts[0] * parts[2], parts[1]
 
     def conv_output(self, before: jax.Array, gate: jax.Array, positions: jax.Array) -> jax.Array:
@@ -211,11 +262,21 @@ class Block(nnx.Module):
           positions: `[B, T]` within the sequence: taps that would reach before its start (into the
             segment packed before it) are 0.
         """
-        taps, steps, kernel = self.config.conv_kernel, gate.shape[1], self.conv[...].astype(gate.dtype)
+        taps, steps, kernel = (
+            self.config.conv_kernel,
+            gate.shape[1],
+            self.conv[...].astype(gate.dtype),
+        )
         y = jnp.zeros_like(gate)
         for offset in range(taps):
-            shifted = jax.lax.slice_in_dim(before, taps - 1 - offset, taps - 1 - offset + steps, axis=1)
-            y = y + jnp.where((positions >= offset)[..., None], shifted, 0) * kernel[taps - 1 - offset]
+            shifted = jax.lax.slice_in_dim(
+                before, taps - 1 - offset, taps - 1 - offset + steps, axis=1
+            )
+            y = (
+                y
+                + jnp.where((positions >= offset)[..., None], shifted, 0)
+                * kernel[taps - 1 - offset]
+            )
         y = add_bias(y, self.conv_bias) if self.config.conv_bias else y
         out = self.project(gate * y, self.conv_out[...])
         return add_bias(out, self.conv_out_bias) if self.config.conv_bias else out
@@ -240,13 +301,21 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, unrolled: bool = False):
         c = config
-        self.embed = nnx.Param(_normal(rngs, (c.vocab_size, c.d_model), 0.02), axes=("vocab", "embed"))
+        self.embed = nnx.Param(
+            _normal(rngs, (c.vocab_size, c.d_model), 0.02), axes=("vocab", "embed")
+        )
         self.blocks = nnx.Dict(
-            {s.name: Block(c, s.kind, len(s.layers), rngs, unrolled) for g in segments(c.kinds, unrolled) for s in g.stacks}
+            {
+                s.name: Block(c, s.kind, len(s.layers), rngs, unrolled)
+                for g in segments(c.kinds, unrolled)
+                for s in g.stacks
+            }
         )
         self.final_norm = nnx.Param(_norm_scale(c, (c.d_model,)), axes=(None,))
         if not c.tied:
-            self.unembed = nnx.Param(_normal(rngs, (c.vocab_size, c.d_model), 0.02), axes=("vocab", "embed"))
+            self.unembed = nnx.Param(
+                _normal(rngs, (c.vocab_size, c.d_model), 0.02), axes=("vocab", "embed")
+            )
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
@@ -267,7 +336,9 @@ def param_shapes(config: ModelConfig) -> Params:
 def param_axes(config: ModelConfig) -> Params:
     """Logical axis names of every parameter (tuples as leaves), for `sharding.Layout`."""
     state = _abstract(config)[1]
-    return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(p.axes), state, is_leaf=lambda p: isinstance(p, nnx.Param)))
+    return nnx.to_pure_dict(
+        jax.tree.map(lambda p: p.replace(p.axes), state, is_leaf=lambda p: isinstance(p, nnx.Param))
+    )
 
 
 # What stands between the two norms of a layer: (block, hidden states, number of the layer in its
@@ -316,7 +387,9 @@ def forward_packed(
             before = jnp.zeros((new.shape[0], config.conv_kernel - 1, new.shape[2]), new.dtype)
             return block.conv_output(jnp.concatenate([before, new], axis=1), gate, positions), None
         q, k, v = block.attention_inputs(x, ropes[block.kind])
-        return block.attention_output(attentions[block.kind](q, k.swapaxes(1, 2), v.swapaxes(1, 2))), None
+        return block.attention_output(
+            attentions[block.kind](q, k.swapaxes(1, 2), v.swapaxes(1, 2))
+        ), None
 
     x, _ = _run_layers(config, model, layout, x, mix, {}, remat=remat, unrolled=unrolled)
     return _final_norm(config, model, x)
@@ -363,11 +436,15 @@ def forward_cached(
     shards, rows, width = cache.window(batch, slots, unrolled)
     attentions = _cached_attentions(config, resize_rows(positions, shards, rows), width)
 
-    def convolve(block: Block, x: jax.Array, layer: jax.Array, old: ConvCache) -> tuple[jax.Array, ConvCache]:
+    def convolve(
+        block: Block, x: jax.Array, layer: jax.Array, old: ConvCache
+    ) -> tuple[jax.Array, ConvCache]:
         new, gate = block.conv_inputs(x)
         first = positions[:, 0]
         inputs = jnp.concatenate([old.before(layer, first).astype(new.dtype), new], axis=1)
-        return block.conv_output(inputs, gate, positions), old.append(layer, first, last, live, inputs)
+        return block.conv_output(inputs, gate, positions), old.append(
+            layer, first, last, live, inputs
+        )
 
     def mix(block: Block, x: jax.Array, layer: jax.Array, old: Any) -> tuple[jax.Array, Any]:
         if block.kind == "conv":
@@ -377,15 +454,21 @@ def forward_cached(
         if reads_in_place(layout, steps, config.head_dim):
             length = jnp.where(live, positions[:, 0] + 1, 0)
             window = config.sliding_window if block.kind == "sliding" else 0
-            attended = attend_in_place(layout, q, old, layer, length, slots=width, scale=_scale(config), window=window)
+            attended = attend_in_place(
+                layout, q, old, layer, length, slots=width, scale=_scale(config), window=window
+            )
         else:
-            attended = attentions[block.kind](resize_rows(q, shards, rows), *old.read(layer, rows, width))
+            attended = attentions[block.kind](
+                resize_rows(q, shards, rows), *old.read(layer, rows, width)
+            )
             attended = resize_rows(attended, shards, batch // shards)
         return block.attention_output(attended), old
 
     # On GPU a decode step is faster without the loop (by 2 to 9% on an H200, see docs/gpu.md).
     straight = layout.platform == "gpu" and steps == 1
-    x, stacks = _run_layers(config, model, layout, x, mix, cache.stacks, unrolled=unrolled, straight=straight)
+    x, stacks = _run_layers(
+        config, model, layout, x, mix, cache.stacks, unrolled=unrolled, straight=straight
+    )
     return _final_norm(config, model, x), Cache(stacks)
 
 
@@ -397,7 +480,9 @@ def _with_params(config: ModelConfig, params: Params, unrolled: bool) -> Transfo
     return nnx.merge(graphdef, state)
 
 
-def _embed(config: ModelConfig, model: Transformer, tokens: jax.Array, layout: Layout, dtype: Any) -> jax.Array:
+def _embed(
+    config: ModelConfig, model: Transformer, tokens: jax.Array, layout: Layout, dtype: Any
+) -> jax.Array:
     """What the first layer sees: `[B, T, d_model]` in `dtype`, or in that of the parameters if it
     is None.
     """
@@ -433,7 +518,9 @@ def _run_layers(
       the hidden states before the last norm, and the updated caches.
     """
 
-    def run(definition: nnx.GraphDef, weights: nnx.State, x: jax.Array, layer: jax.Array, old: Any) -> tuple[jax.Array, Any]:
+    def run(
+        definition: nnx.GraphDef, weights: nnx.State, x: jax.Array, layer: jax.Array, old: Any
+    ) -> tuple[jax.Array, Any]:
         """One layer: its output, and its stack's updated cache."""
         block = nnx.merge(definition, weights)
         mixed, new = mix(block, x, layer, old)
@@ -445,13 +532,17 @@ def _run_layers(
 
         # The cache is carried, not scanned over, so XLA updates it in place instead of stacking a
         # copy per step.
-        def layers(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, Any], parts: Any = parts) -> tuple[tuple[jax.Array, Any], None]:
+        def layers(
+            carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, Any], parts: Any = parts
+        ) -> tuple[tuple[jax.Array, Any], None]:
             (x, caches), (layer, weights) = carry, inputs
             for name, (definition, _) in parts.items():
                 # Layer by layer, also where the scan takes several at once: the backward pass then
                 # holds the inside of one.
                 one = functools.partial(run, definition)
-                x, new = (jax.checkpoint(one) if remat else one)(weights[name], x, layer, caches.get(name))
+                x, new = (jax.checkpoint(one) if remat else one)(
+                    weights[name], x, layer, caches.get(name)
+                )
                 caches = caches if new is None else {**caches, name: new}
             return (x, caches), None
 
@@ -467,7 +558,9 @@ def _scale(config: ModelConfig) -> float:
     return config.attention_scale or config.head_dim**-0.5
 
 
-def _cached_attentions(config: ModelConfig, positions: jax.Array, slots: int) -> dict[str, Attention]:
+def _cached_attentions(
+    config: ModelConfig, positions: jax.Array, slots: int
+) -> dict[str, Attention]:
     """Per attention type, what queries at `positions [B, T]` do with the first `slots` slots of a
     cache.
     """
@@ -475,13 +568,25 @@ def _cached_attentions(config: ModelConfig, positions: jax.Array, slots: int) ->
     masks = {"attention": distance >= 0}
     if config.sliding_window:
         masks["sliding"] = masks["attention"] & (distance < config.sliding_window)
-    return {kind: functools.partial(attend, mask=mask, scale=_scale(config)) for kind, mask in masks.items()}
+    return {
+        kind: functools.partial(attend, mask=mask, scale=_scale(config))
+        for kind, mask in masks.items()
+    }
 
 
-def _packed_attentions(config: ModelConfig, layout: Layout, segment_ids: jax.Array, name: str) -> dict[str, Attention]:
+def _packed_attentions(
+    config: ModelConfig, layout: Layout, segment_ids: jax.Array, name: str
+) -> dict[str, Attention]:
     """Per attention type, what queries do with the keys of their own packed row."""
-    windows = {"attention": 0, "sliding": config.sliding_window} if config.sliding_window else {"attention": 0}
-    return {kind: packed_attention(name, layout, segment_ids, _scale(config), window) for kind, window in windows.items()}
+    windows = (
+        {"attention": 0, "sliding": config.sliding_window}
+        if config.sliding_window
+        else {"attention": 0}
+    )
+    return {
+        kind: packed_attention(name, layout, segment_ids, _scale(config), window)
+        for kind, window in windows.items()
+    }
 
 
 def _once(function: Callable[[], Any], positions: jax.Array) -> Any:
@@ -489,22 +594,36 @@ def _once(function: Callable[[], Any], positions: jax.Array) -> Any:
     unrolled layer and computes it anew.
     """
     shapes = jax.eval_shape(function)
-    return jax.lax.cond(positions[0, 0] >= 0, function, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    return jax.lax.cond(
+        positions[0, 0] >= 0,
+        function,
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+    )
 
 
-def _ropes_once(config: ModelConfig, positions: jax.Array, unrolled: bool) -> dict[str, tuple[jax.Array, jax.Array]]:
+def _ropes_once(
+    config: ModelConfig, positions: jax.Array, unrolled: bool
+) -> dict[str, tuple[jax.Array, jax.Array]]:
     """See `_ropes`; computed before the layers, also where they are unrolled."""
-    return _once(functools.partial(_ropes, config, positions), positions) if unrolled else _ropes(config, positions)
+    return (
+        _once(functools.partial(_ropes, config, positions), positions)
+        if unrolled
+        else _ropes(config, positions)
+    )
 
 
 def _ropes(config: ModelConfig, positions: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Per attention type the rotation of its queries and keys."""
-    own = rotation(positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+    own = rotation(
+        positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    )
     if not config.sliding_rope_theta:
         return {"attention": own, "sliding": own}
     return {
         "attention": own,
-        "sliding": rotation(positions, rope_frequencies(config.head_dim, config.sliding_rope_theta, RopeScaling())),
+        "sliding": rotation(
+            positions, rope_frequencies(config.head_dim, config.sliding_rope_theta, RopeScaling())
+        ),
     }
 
 
@@ -513,7 +632,9 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
     return params["embed"] if config.tied else params["unembed"]
 
 
-def logits(config: ModelConfig, hidden: jax.Array, table: jax.Array, master: jax.Array | None = None) -> jax.Array:
+def logits(
+    config: ModelConfig, hidden: jax.Array, table: jax.Array, master: jax.Array | None = None
+) -> jax.Array:
     """Logits `[..., N]` float32 of hidden states `[..., d_model]` for the rows of `table [N,
     d_model]`, soft-capped if the model is.
 

@@ -49,13 +49,15 @@ def write_in_chunks(
     partial = PartialRollouts(_partial(directory), fingerprint=settings | {"chunk_size": size})
     count, total = -(-len(items) // size), len(items) * each
     missing = sorted(set(range(count)) - partial.done())
-    distributed.barrier()  # all have seen the same chunks, and no dataset, before one of them adds any
+    # all have seen the same chunks, and no dataset, before one of them adds any
+    distributed.barrier()
     mine, before = distributed.share(missing), (count - len(missing)) * size * each
     with stop_signal() as received:
         with progress(title, total, min(before, total)) as bar:
             for done, number in enumerate(mine, 1):
                 partial.add(number, make(items[number * size : (number + 1) * size]))
-                bar(min(before + done * len(missing) // len(mine) * size * each, total), None)  # the others are about as far
+                # the others are about as far
+                bar(min(before + done * len(missing) // len(mine) * size * each, total), None)
                 if received:
                     raise Interrupted(f"{title}: stopped after {done} of {len(mine)} chunks")
         distributed.barrier()
@@ -64,12 +66,15 @@ def write_in_chunks(
             if absent:
                 raise UsageError(
                     f"partial {directory.name} {partial.directory}",
-                    f"chunks {absent[:5]} of {count} are not there, though every process made its own",
+                    f"chunks {absent[:5]} of {count} are not there, though every process made "
+                    "its own",
                     "give all processes the same run_dir, on a file system that all of them see",
                 )
             joined = f"{title}: stopped while its chunks were joined. All of them are kept"
             rollouts = _until_stopped(partial.all(range(count)), received, joined)
-            write_rollouts(directory, _counted(rollouts, total, partial.directory), metadata=settings)
+            write_rollouts(
+                directory, _counted(rollouts, total, partial.directory), metadata=settings
+            )
             partial.remove()
         distributed.barrier()
         if received:
@@ -87,7 +92,9 @@ def _partial(directory: pathlib.Path) -> pathlib.Path:
     return directory.with_name(f".{directory.name}.partial")
 
 
-def _until_stopped(rollouts: Iterable[Rollout], received: Sequence[int], message: str) -> Iterator[Rollout]:
+def _until_stopped(
+    rollouts: Iterable[Rollout], received: Sequence[int], message: str
+) -> Iterator[Rollout]:
     """Raises Interrupted as soon as a signal was received."""
     for rollout in rollouts:
         if received:
@@ -102,4 +109,8 @@ def _counted(rollouts: Iterable[Rollout], count: int, where: pathlib.Path) -> It
         found += 1
         yield rollout
     if found != count:
-        raise UsageError(f"chunks in {where}", f"they hold {found} rollouts, and {count} were asked for", "delete them to start again")
+        raise UsageError(
+            f"chunks in {where}",
+            f"they hold {found} rollouts, and {count} were asked for",
+            "delete them to start again",
+        )

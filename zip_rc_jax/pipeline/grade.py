@@ -46,9 +46,16 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
     with Grader() as grader:
 
         def grade(part: Sequence[Rollout]) -> list[Rollout]:
-            scores = grader.grade_many((r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in part)
+            scores = grader.grade_many(
+                (r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in part
+            )
             return [
-                dataclasses.replace(r, correct=0.0 if config.grade.unfinished == "wrong" and not r.finished else correct(s))
+                dataclasses.replace(
+                    r,
+                    correct=0.0
+                    if config.grade.unfinished == "wrong" and not r.finished
+                    else correct(s),
+                )
                 for r, s in zip(part, scores, strict=True)
             ]
 
@@ -62,20 +69,34 @@ def _tell_grades(config: PipelineConfig) -> None:
         return
     found = summarize(RolloutSource(run_directory(config) / "graded"))
     path, counted = run_directory(config) / "grades.json", to_json(found)
-    if not path.is_file() or read_json(path, fix="delete it; the same command writes it") != counted:
+    if (
+        not path.is_file()
+        or read_json(path, fix="delete it; the same command writes it") != counted
+    ):
         write_json(path, counted)  # only then: a finished run may lie where nobody can write
     for name, counts in found.items():
         if name or len(found) > 2:  # one task and level is all there is
-            console.print(f"{name or 'all'}: {counts.responses} responses, {counts.line()}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"{name or 'all'}: {counts.responses} responses, {counts.line()}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
     if warning := found[""].warning():
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _check_answers(rollouts: Sequence[Rollout]) -> None:
     """Against no answer at all, every response would be graded wrong."""
     for number, r in enumerate(rollouts):
         if not r.answer.strip() and not r.entry_json:
-            raise UsageError(f"rollout {number}", "it has no reference answer to grade against", "fill `answer`, or leave the rollout out")
+            raise UsageError(
+                f"rollout {number}",
+                "it has no reference answer to grade against",
+                "fill `answer`, or leave the rollout out",
+            )
         try:
             check_entry(r)
         except UsageError as error:

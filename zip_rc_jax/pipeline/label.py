@@ -31,7 +31,11 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
     """
     directory = run_directory(config) / "labelled"
     check_output(config, "labelled")
-    critic = load(run_directory(config) / "critic", layout=side_by_side(devices_worth_using(), TRAIN_RULES), dtype=config.dtype)
+    critic = load(
+        run_directory(config) / "critic",
+        layout=side_by_side(devices_worth_using(), TRAIN_RULES),
+        dtype=config.dtype,
+    )
     rollouts, metadata = random_access(source_path(config, "graded"))
     settings = {"graded": metadata, "critic": critic.digest(), "label": {"last": config.label.last}}
     if directory.is_dir():
@@ -40,7 +44,10 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
     check_tokens(rollouts, critic.tokenizer.used)
 
     def label(part: Sequence[Rollout]) -> list[Rollout]:
-        values = final_values(predict_rollouts(critic, part, ForwardSettings(config.label.batch_tokens)), config.label.last)
+        values = final_values(
+            predict_rollouts(critic, part, ForwardSettings(config.label.batch_tokens)),
+            config.label.last,
+        )
         return [dataclasses.replace(r, value=v) for r, v in zip(part, values.tolist(), strict=True)]
 
     return write_in_chunks("label", directory, settings, rollouts, LABELLED_ROLLOUTS, label)

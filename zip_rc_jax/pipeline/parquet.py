@@ -6,7 +6,13 @@ import pathlib
 from typing import Any
 
 from zip_rc_jax.config import PipelineConfig
-from zip_rc_jax.data.parquet import GenerationInfo, open_rollouts, read_generation, read_parquet_metadata, write_parquet
+from zip_rc_jax.data.parquet import (
+    GenerationInfo,
+    open_rollouts,
+    read_generation,
+    read_parquet_metadata,
+    write_parquet,
+)
 from zip_rc_jax.data.rollouts import RolloutSource, summary_of
 from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
 from zip_rc_jax.runtime.errors import UsageError
@@ -24,11 +30,17 @@ def export_parquet(config: PipelineConfig, directory: pathlib.Path) -> pathlib.P
     if not path.exists():
         write_parquet(path, source, settings=_generation(config, source), metadata=source.metadata)
     elif read_parquet_metadata(path) != source.metadata:
-        raise UsageError(f"file {path}", f"it was not written from {directory}, or something else rewrote it", "rename or delete it")
+        raise UsageError(
+            f"file {path}",
+            f"it was not written from {directory}, or something else rewrote it",
+            "rename or delete it",
+        )
     return path
 
 
-def _generation(config: PipelineConfig, source: RolloutSource) -> GenerationInfo | list[GenerationInfo]:
+def _generation(
+    config: PipelineConfig, source: RolloutSource
+) -> GenerationInfo | list[GenerationInfo]:
     """How the rollouts of a stage's dataset were sampled, from the metadata of the stages before
     it.
     """
@@ -39,20 +51,28 @@ def _generation(config: PipelineConfig, source: RolloutSource) -> GenerationInfo
         if not config.data or open_rollouts(config.data)[1] != origin:
             raise UsageError(
                 "format=parquet",
-                "these rollouts come from a Parquet file, and its model_id, temperature, ... stand only there",
-                "pass the same data=FILE to `zip-rc grade --format parquet`, then data=run_dir/graded.parquet to `zip-rc label`",
+                "these rollouts come from a Parquet file, and its model_id, temperature, ... "
+                "stand only there",
+                "pass the same data=FILE to `zip-rc grade --format parquet`, then "
+                "data=run_dir/graded.parquet to `zip-rc label`",
             )
         return read_generation(config.data)
     policy = load_policy(config, dtype=config.dtype)
     if origin.get("policy") != policy.digest():
-        raise UsageError(f"policy.path={config.policy.path!r}", "another policy sampled these rollouts", "set it to that one")
+        raise UsageError(
+            f"policy.path={config.policy.path!r}",
+            "another policy sampled these rollouts",
+            "set it to that one",
+        )
     sampling, longest = origin["rollout"], int(summary_of(source).prompt.max(initial=0))
     return GenerationInfo(
         model_id=config.policy.path or str(run_directory(config) / "policy"),
         temperature=sampling["temperature"],
         min_p=sampling["min_p"],
         max_model_len=min(policy.config.max_positions, longest + sampling["max_tokens"]),
-        reasoning_enabled=asks_for_reasoning(origin["prompt"], policy.tokenizer.chat_template or ""),
+        reasoning_enabled=asks_for_reasoning(
+            origin["prompt"], policy.tokenizer.chat_template or ""
+        ),
     )
 
 
@@ -60,4 +80,8 @@ def asks_for_reasoning(prompt: dict[str, Any], template: str) -> bool:
     """Whether these prompts let the model think first: templates that can (Qwen3's) do unless
     `enable_thinking` is false.
     """
-    return prompt["style"] == "chat" and "enable_thinking" in template and bool(prompt["chat_template_kwargs"].get("enable_thinking", True))
+    return (
+        prompt["style"] == "chat"
+        and "enable_thinking" in template
+        and bool(prompt["chat_template_kwargs"].get("enable_thinking", True))
+    )

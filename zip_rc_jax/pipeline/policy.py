@@ -37,11 +37,14 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Tokenizer) -> list[Roll
     for p, prompt in zip(found, prompt_texts(found, config, tokenizer), strict=True):
         if p.task != "chain_sum":
             raise UsageError(
-                f"task {p.task!r}", "worked solutions are written for chain_sum alone", "set policy.path to a model that knows the task"
+                f"task {p.task!r}",
+                "worked solutions are written for chain_sum alone",
+                "set policy.path to a model that knows the task",
             )
         chat, added = config.prompt.style == "chat", config.decode.add_special_tokens
         prompt_ids = tokenizer.encode_prompt(prompt, chat=chat, add_special_tokens=added)
-        room = config.policy.train.row_tokens + 1 - len(prompt_ids)  # the last token is never an input
+        # the last token is never an input
+        room = config.policy.train.row_tokens + 1 - len(prompt_ids)
         for _ in range(100):  # the rare solution that does not fit is written anew
             solution = write_solution(p.question, config.policy, rng)
             output = [*tokenizer.encode(solution), tokenizer.eos_ids[0]]
@@ -50,7 +53,8 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Tokenizer) -> list[Roll
         else:
             raise UsageError(
                 f"policy.train.row_tokens={config.policy.train.row_tokens}",
-                f"problem {p.index} has a prompt of {len(prompt_ids)} tokens, and none of 100 solutions fits behind it",
+                f"problem {p.index} has a prompt of {len(prompt_ids)} tokens, and none of 100 "
+                "solutions fits behind it",
                 "make the rows longer",
             )
         rollouts.append(rollout_of_problem(p, 0, prompt, prompt_ids, output, solution, True, 1.0))
@@ -64,13 +68,29 @@ def make_policy(config: PipelineConfig) -> LanguageModel:
     if config.policy.start:
         lm = load(config.policy.start, layout=train_layout(config))
     else:
-        lm = LanguageModel.create(config.model, word_level(vocabulary(LARGEST_NUMBER)), config.policy.train.seed)
+        lm = LanguageModel.create(
+            config.model, word_level(vocabulary(LARGEST_NUMBER)), config.policy.train.seed
+        )
         lm = dataclasses.replace(lm, layout=train_layout(config))
-    text = {name: value for name, value in to_dict(config.policy).items() if name not in ("train", "path", "start")}
+    text = {
+        name: value
+        for name, value in to_dict(config.policy).items()
+        if name not in ("train", "path", "start")
+    }
     source: dict[str, Any] = {"policy": text, "task": to_dict(config.task)}
     if config.policy.start:
-        source |= {"start": lm.digest(), **prompt_record(config, lm.tokenizer), **added_record(config, lm.tokenizer)}
+        source |= {
+            "start": lm.digest(),
+            **prompt_record(config, lm.tokenizer),
+            **added_record(config, lm.tokenizer),
+        }
     lm = lm.with_head(config.grid.grid("correct"), "correct")
-    directory, rollouts, start = run_directory(config) / "policy", solution_rollouts(config, lm.tokenizer), [lm]
+    directory, rollouts, start = (
+        run_directory(config) / "policy",
+        solution_rollouts(config, lm.tokenizer),
+        [lm],
+    )
     del lm  # see `train`
-    return train(start.pop(), rollouts, config.policy.train, directory, source=source, title="policy")
+    return train(
+        start.pop(), rollouts, config.policy.train, directory, source=source, title="policy"
+    )

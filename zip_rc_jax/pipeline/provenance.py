@@ -18,7 +18,10 @@ from zip_rc_jax.runtime.settings import check_same_settings
 
 def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decided the text of the prompts, for the records of what was made from them."""
-    found = {"prompt": to_dict(config.prompt), "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None}
+    found = {
+        "prompt": to_dict(config.prompt),
+        "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None,
+    }
     seen = prompt_time(config, tokenizer)  # recorded only where a template writes the date
     return found | {"prompt_time": seen.isoformat()} if seen else found
 
@@ -38,5 +41,8 @@ def check_same_source(directory: pathlib.Path, settings: dict[str, Any]) -> None
     if distributed.is_primary():
         remove_remains(directory)
     check_same_settings(
-        f"dataset {directory}", read_metadata(directory), settings, fix="use another run_dir, or delete it to make it again"
+        f"dataset {directory}",
+        read_metadata(directory),
+        settings,
+        fix="use another run_dir, or delete it to make it again",
     )

@@ -36,12 +36,21 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         the policy or task is impossible.
     """
     if config.data:
-        raise UsageError(f"data={config.data!r}", "this stage samples rollouts itself", "leave data out, or go on with `zip-rc grade`")
+        raise UsageError(
+            f"data={config.data!r}",
+            "this stage samples rollouts itself",
+            "leave data out, or go on with `zip-rc grade`",
+        )
     r, directory = config.rollout, run_directory(config) / "rollouts"
     check_output(config, "rollouts")
     rows = max(r.rows, r.samples)
     policy = load_policy(config, sampling_layout(rows, r.samples), config.dtype)
-    settings = {"rollout": to_dict(r), "task": to_dict(config.task), "policy": policy.digest(), **prompt_record(config, policy.tokenizer)}
+    settings = {
+        "rollout": to_dict(r),
+        "task": to_dict(config.task),
+        "policy": policy.digest(),
+        **prompt_record(config, policy.tokenizer),
+    }
     settings |= added_record(config, policy.tokenizer)
     if directory.is_dir():
         check_same_source(directory, settings)
@@ -71,9 +80,15 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
 
     def sample(part: Sequence[Problem]) -> list[Rollout]:
         results = run_all(engine, [requests[p.index] for p in part])
-        return [x for p, result in zip(part, results, strict=True) for x in as_rollouts(p, result, policy, decode.add_special_tokens)]
+        return [
+            x
+            for p, result in zip(part, results, strict=True)
+            for x in as_rollouts(p, result, policy, decode.add_special_tokens)
+        ]
 
-    return write_in_chunks("rollout", directory, settings, found, max(1, rows // r.samples) * 4, sample, each=r.samples)
+    return write_in_chunks(
+        "rollout", directory, settings, found, max(1, rows // r.samples) * 4, sample, each=r.samples
+    )
 
 
 def sampling_layout(rows: int, samples: int) -> Layout:
@@ -81,7 +96,14 @@ def sampling_layout(rows: int, samples: int) -> Layout:
     samples of a prompt on each; else one.
     """
     devices = devices_worth_using()
-    used = max((count for count in range(1, devices + 1) if rows % count == 0 and rows // count >= samples), default=1)
+    used = max(
+        (
+            count
+            for count in range(1, devices + 1)
+            if rows % count == 0 and rows // count >= samples
+        ),
+        default=1,
+    )
     return side_by_side(used, DECODE_RULES)
 
 
@@ -90,10 +112,16 @@ def refuse_failure(p: Problem, result: Result) -> None:
     policy.
     """
     if result.error:
-        raise UsageError(f"problem {p.index} (level {p.level}, seed {p.seed})", result.error, "look at the model's weights and dtype")
+        raise UsageError(
+            f"problem {p.index} (level {p.level}, seed {p.seed})",
+            result.error,
+            "look at the model's weights and dtype",
+        )
 
 
-def as_rollouts(p: Problem, result: Result, lm: LanguageModel, add_special_tokens: bool) -> list[Rollout]:
+def as_rollouts(
+    p: Problem, result: Result, lm: LanguageModel, add_special_tokens: bool
+) -> list[Rollout]:
     """The prefixes of a result as ungraded rollouts. Raises as `refuse_failure`.
 
     Args:
@@ -101,12 +129,26 @@ def as_rollouts(p: Problem, result: Result, lm: LanguageModel, add_special_token
     """
     refuse_failure(p, result)
     chat = result.template_hash is not None
-    prompt_ids = lm.tokenizer.encode_prompt(result.prompt, chat=chat, add_special_tokens=add_special_tokens)
-    return [rollout_of_problem(p, x.id, result.prompt, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop") for x in result.prefixes]
+    prompt_ids = lm.tokenizer.encode_prompt(
+        result.prompt, chat=chat, add_special_tokens=add_special_tokens
+    )
+    return [
+        rollout_of_problem(
+            p, x.id, result.prompt, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop"
+        )
+        for x in result.prefixes
+    ]
 
 
 def rollout_of_problem(
-    p: Problem, sample: int, prompt: str, prompt_ids: Any, output: Any, text: str, finished: bool, grade: float = math.nan
+    p: Problem,
+    sample: int,
+    prompt: str,
+    prompt_ids: Any,
+    output: Any,
+    text: str,
+    finished: bool,
+    grade: float = math.nan,
 ) -> Rollout:
     return Rollout(
         prompt_index=p.index,

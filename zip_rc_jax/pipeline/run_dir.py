@@ -25,7 +25,9 @@ def run_directory(config: PipelineConfig) -> pathlib.Path:
         `fit_path`).
     """
     if not config.run_dir:
-        raise UsageError("run_dir=''", "every stage reads and writes there", "add run_dir=runs/NAME")
+        raise UsageError(
+            "run_dir=''", "every stage reads and writes there", "add run_dir=runs/NAME"
+        )
     return fit_path(config.run_dir, "run_dir")
 
 
@@ -41,7 +43,11 @@ def check_output(config: PipelineConfig, name: str, *parts: str) -> None:
     """
     directory = run_directory(config) / name
     if directory.exists() and not directory.is_dir():
-        raise UsageError(f"run_dir {config.run_dir!r}", f"{name} in it is a file, not a directory", "rename it, or use another run_dir")
+        raise UsageError(
+            f"run_dir {config.run_dir!r}",
+            f"{name} in it is a file, not a directory",
+            "rename it, or use another run_dir",
+        )
     if parts or not directory.is_dir():
         check_writable(directory.joinpath(*parts), f"{name} in run_dir")
 
@@ -53,7 +59,9 @@ def source_path(config: PipelineConfig, stage: str) -> pathlib.Path:
     return pathlib.Path(config.data) if config.data else run_directory(config) / stage
 
 
-def load_policy(config: PipelineConfig, layout: Layout | None = None, dtype: str = "float32") -> LanguageModel:
+def load_policy(
+    config: PipelineConfig, layout: Layout | None = None, dtype: str = "float32"
+) -> LanguageModel:
     """The starting policy: `policy.path`, or what `train --stage policy` left in the run directory.
     `layout`, `dtype`: see `load`.
 
@@ -65,7 +73,9 @@ def load_policy(config: PipelineConfig, layout: Layout | None = None, dtype: str
     trained = run_directory(config) / "policy"
     if not trained.is_dir():
         raise UsageError(
-            "policy.path=''", f"there is no {trained}", "set policy.path to a model, or run `zip-rc train --stage policy` to make one"
+            "policy.path=''",
+            f"there is no {trained}",
+            "set policy.path to a model, or run `zip-rc train --stage policy` to make one",
         )
     return load(trained, layout=layout, dtype=dtype)
 

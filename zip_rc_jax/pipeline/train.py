@@ -14,7 +14,14 @@ from zip_rc_jax.head import HeadDefaults
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.policy import make_policy
-from zip_rc_jax.pipeline.run_dir import check_output, load_policy, random_access, run_directory, source_path, train_layout
+from zip_rc_jax.pipeline.run_dir import (
+    check_output,
+    load_policy,
+    random_access,
+    run_directory,
+    source_path,
+    train_layout,
+)
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.training.trainer import split_validation, train
 
@@ -27,7 +34,9 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         sampled or that lack the label.
     """
     if stage not in TRAIN_STAGES:
-        raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them")
+        raise UsageError(
+            f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them"
+        )
     if not (run_directory(config) / stage / "model").is_dir():
         check_output(config, stage, "checkpoints")
     if stage == "policy":
@@ -38,7 +47,11 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
     path = source_path(config, "graded" if settings.label == "correct" else "labelled")
     if not config.data and not path.is_dir():
         before = {"graded": "zip-rc grade", "labelled": "zip-rc label"}[path.name]
-        raise UsageError(f"dataset {path}", f"stage {stage!r} trains on the label {settings.label!r}", f"run `{before}` first")
+        raise UsageError(
+            f"dataset {path}",
+            f"stage {stage!r} trains on the label {settings.label!r}",
+            f"run `{before}` first",
+        )
     policy = load_policy(config, train_layout(config))
     grid = config.grid.grid(settings.label)
     lm = policy.with_head(grid, settings.label, defaults=head_defaults(config))
@@ -50,8 +63,11 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
     # What is held back, and the record of all inputs.
     training, validation = split_validation(rollouts, settings.eval_rollouts)
     _check_graded(validation, stage, settings)
-    source = {"data": metadata, "policy": policy.digest()} | ({"rows": lm.digest()} if settings.rows_from else {})
-    if validation:  # a run that was begun with another split would go on with rollouts that it has been tested on
+    source = {"data": metadata, "policy": policy.digest()} | (
+        {"rows": lm.digest()} if settings.rows_from else {}
+    )
+    # a run that was begun with another split would go on with rollouts that it has been tested on
+    if validation:
         source["validation"] = "by prompt"
     start = [lm]
     del lm, policy  # see `train`
@@ -76,11 +92,17 @@ def head_defaults(config: PipelineConfig) -> HeadDefaults:
 def _with_rows_of(lm: LanguageModel, stage: pathlib.Path) -> LanguageModel:
     """`lm` with the trained reserved rows of another stage of the run."""
     if not stage.is_dir():
-        raise UsageError(f"rows_from={stage.name!r}", f"there is no {stage}", f"run `zip-rc train --stage {stage.name}` first")
+        raise UsageError(
+            f"rows_from={stage.name!r}",
+            f"there is no {stage}",
+            f"run `zip-rc train --stage {stage.name}` first",
+        )
     trained = load(stage, layout=lm.layout)
     if trained.head != lm.head:
         raise UsageError(
-            f"rows_from={stage.name!r}", f"its head is {trained.head}, this stage trains {lm.head}", "use a stage of the same label"
+            f"rows_from={stage.name!r}",
+            f"its head is {trained.head}, this stage trains {lm.head}",
+            "use a stage of the same label",
         )
     return dataclasses.replace(lm, params={**lm.params, "zip_rows": trained.params["zip_rows"]})
 
@@ -93,5 +115,10 @@ def _check_graded(validation: Sequence[Rollout], stage: str, settings: TrainConf
         raise UsageError(
             f"{stage}.eval_rollouts={settings.eval_rollouts}",
             "the rollouts held back for validation have no 'correct' label",
-            "run `zip-rc grade`" + (f", or set {stage}.eval_rollouts=0 to train without validation" if settings.label == "value" else ""),
+            "run `zip-rc grade`"
+            + (
+                f", or set {stage}.eval_rollouts=0 to train without validation"
+                if settings.label == "value"
+                else ""
+            ),
         )

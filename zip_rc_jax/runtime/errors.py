@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 LONGEST = 900  # characters of a message: a paragraph, whatever the input was
-_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # what would start another line, or move the cursor of a terminal
+# what would start another line, or move the cursor of a terminal
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class UsageError(ValueError):
@@ -20,7 +21,9 @@ class UsageError(ValueError):
     """
 
     def __init__(self, value: str, reason: str, fix: str):
-        self.value, self.reason, self.fix = _fitted([value, reason, fix], LONGEST - len(": . Fix: ."))
+        self.value, self.reason, self.fix = _fitted(
+            [value, reason, fix], LONGEST - len(": . Fix: .")
+        )
         super().__init__(f"{self.value}: {self.reason}. Fix: {self.fix}.")
 
     def __reduce__(self) -> tuple[type[UsageError], tuple[str, str, str]]:
@@ -29,7 +32,8 @@ class UsageError(ValueError):
 
 
 def shortened(text: str, length: int) -> str:
-    """At most `length` characters of `text` in one line: its start and its end, for paths differ at their ends."""
+    """At most `length` characters of `text` in one line: its start and its end, for paths differ at
+    their ends."""
     if len(text) > 4 * length:
         text = f"{text[: 2 * length]}{text[-2 * length :]}"  # so that megabytes cost nothing
     text = _BREAKS.sub(" ", text)
@@ -40,7 +44,8 @@ def shortened(text: str, length: int) -> str:
 
 
 def _fitted(parts: list[str], total: int) -> list[str]:
-    """The parts, of which the longest are shortened until all have at most `total` characters together."""
+    """The parts, of which the longest are shortened until all have at most `total` characters
+    together."""
     fitted, left = dict[int, str](), total
     for rank, (number, part) in enumerate(sorted(enumerate(parts), key=lambda pair: len(pair[1]))):
         fitted[number] = shortened(part, left // (len(parts) - rank))

@@ -1,4 +1,5 @@
-"""Packages that only a part of the project needs, and the extra of `zip-rc-jax` that installs each."""
+"""Packages that only a part of the project needs, and the extra of `zip-rc-jax` that installs
+each."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from collections.abc import Iterator
 
 from zip_rc_jax.runtime.errors import UsageError
 
-# Module -> extra. `pyproject.toml` lists the packages; a module of two extras stands here under the smaller one.
+# Module -> extra. `pyproject.toml` lists the packages; a module of two extras stands here under the
+# smaller one.
 EXTRAS = {
     "matplotlib": "eval",
     "reasoning_gym": "eval",

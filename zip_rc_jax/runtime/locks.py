@@ -18,10 +18,12 @@ NAME = ".zip-rc.lock"
 
 @contextlib.contextmanager
 def only_process(directory: pathlib.Path, what: str) -> Iterator[None]:
-    """Holds `directory` (made if it is not there) for the calling process; another one is refused meanwhile, and told who holds it.
+    """Holds `directory` (made if it is not there) for the calling process; another one is refused
+    meanwhile, and told who holds it.
 
-    The operating system gives the lock back when the process ends, however it ends, so nothing stale is ever in the way. It is `flock`:
-    processes of one machine always see each other, and those of several machines on NFS only where its server passes such locks on.
+    The operating system gives the lock back when the process ends, however it ends, so nothing
+    stale is ever in the way. It is `flock`: processes of one machine always see each other, and
+    those of several machines on NFS only where its server passes such locks on.
 
     Args:
       what: is called `directory` in messages.
@@ -35,14 +37,21 @@ def only_process(directory: pathlib.Path, what: str) -> Iterator[None]:
         descriptor = _open(path)
     except OSError as error:
         raise UsageError(
-            f"{what} {directory}", f"nothing can be written there ({error.strerror or error})", "choose another directory, or mend this one"
+            f"{what} {directory}",
+            f"nothing can be written there ({error.strerror or error})",
+            "choose another directory, or mend this one",
         ) from None
     if descriptor is None:
-        raise UsageError(f"{what} {directory}", f"{_holder(path)} is at work there", "wait for it, or choose another directory")
+        raise UsageError(
+            f"{what} {directory}",
+            f"{_holder(path)} is at work there",
+            "wait for it, or choose another directory",
+        )
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who opened it before sees that it is not the file of that name any more
+        # while it is held: who opened it before sees that it is not the file of that name any more
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -53,7 +62,11 @@ def _open(path: pathlib.Path) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _same_file(path, descriptor):
-                me = {"process": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+                me = {
+                    "process": os.getpid(),
+                    "host": platform.node(),
+                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                }
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(me).encode(), 0)
                 return descriptor

@@ -1,4 +1,5 @@
-"""Progress bars with elapsed time and ETA on a terminal; now and then one line elsewhere (logs, CI)."""
+"""Progress bars with elapsed time and ETA on a terminal; now and then one line elsewhere (logs,
+CI)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from zip_rc_jax.runtime.distributed import is_primary
 

@@ -14,7 +14,9 @@ from zip_rc_jax.runtime.errors import UsageError
 SHOWN = 5  # differences that a message names
 
 
-def check_same_settings(what: str, stored: Any, given: Any, *, fix: str, free: Collection[str] = ()) -> None:
+def check_same_settings(
+    what: str, stored: Any, given: Any, *, fix: str, free: Collection[str] = ()
+) -> None:
     """Compares what something on disk was made with and what is wanted now.
 
     Args:
@@ -29,13 +31,19 @@ def check_same_settings(what: str, stored: Any, given: Any, *, fix: str, free: C
     """
     given = json.loads(json.dumps(given))
     if not isinstance(stored, dict):
-        raise UsageError(what, f"its settings are a JSON {type(stored).__name__}, not an object", fix)
+        raise UsageError(
+            what, f"its settings are a JSON {type(stored).__name__}, not an object", fix
+        )
     there, now = dict(_flat(stored)), dict(_flat(given))
     names = [name for name in sorted({*there, *now} - {*free}) if there.get(name) != now.get(name)]
     if names:
-        differ = [f"{name} was {there.get(name)!r}, now {now.get(name)!r}" for name in names[:SHOWN]]
+        differ = [
+            f"{name} was {there.get(name)!r}, now {now.get(name)!r}" for name in names[:SHOWN]
+        ]
         more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
-        raise UsageError(what, f"it was made with other settings: {'; '.join([*differ, *more])}", fix)
+        raise UsageError(
+            what, f"it was made with other settings: {'; '.join([*differ, *more])}", fix
+        )
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -56,4 +64,8 @@ def nearest(name: str, known: Sequence[str], otherwise: str, most: int = 1) -> s
       most: names that are suggested.
     """
     close = difflib.get_close_matches(name, known, n=most)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"{otherwise} {', '.join(known)}"
+    return (
+        f"did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else f"{otherwise} {', '.join(known)}"
+    )

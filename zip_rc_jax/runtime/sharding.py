@@ -1,8 +1,9 @@
 """The mesh, and one table from logical axis names to mesh axes.
 
-Every weight carries the names of its axes (`nnx.Param(..., axes=...)`), activations are named where they are constrained, and the
-tables below say which mesh axis each name is laid over. Training shards parameters over `fsdp` and `tensor` and batches over
-`data` and `fsdp`; decoding keeps whole layers per device except for `tensor`, and lays rows over `data`.
+Every weight carries the names of its axes (`nnx.Param(..., axes=...)`), activations are named where
+they are constrained, and the tables below say which mesh axis each name is laid over. Training
+shards parameters over `fsdp` and `tensor` and batches over `data` and `fsdp`; decoding keeps whole
+layers per device except for `tensor`, and lays rows over `data`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ DECODE_RULES: Rules = (
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of `data * fsdp * tensor` devices, of all processes together; -1 on one axis takes what the others leave over.
+    """A mesh of `data * fsdp * tensor` devices, of all processes together; -1 on one axis takes
+    what the others leave over.
 
     One process may use some of its devices. Of several, each must have its part in the mesh.
 
@@ -66,12 +68,20 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     shape = filled((data, fsdp, tensor), len(devices))
     wanted = math.prod(shape)
     if wanted > len(devices):
-        raise UsageError(asked, f"it needs {wanted} devices and {len(devices)} are visible", "use a smaller mesh")
+        raise UsageError(
+            asked, f"it needs {wanted} devices and {len(devices)} are visible", "use a smaller mesh"
+        )
     if jax.process_count() == 1:
         return Mesh(np.asarray(devices[:wanted]).reshape(shape), MESH_AXES)
     if wanted != len(devices):
-        raise UsageError(asked, f"the {jax.process_count()} processes have {len(devices)} devices, and all must take part", "use them all")
-    return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES)  # on a TPU, neighbours on the mesh are neighbours on the wire
+        raise UsageError(
+            asked,
+            f"the {jax.process_count()} processes have {len(devices)} devices, and all must take "
+            "part",
+            "use them all",
+        )
+    # on a TPU, neighbours on the mesh are neighbours on the wire
+    return Mesh(mesh_utils.create_device_mesh(shape, devices), MESH_AXES)
 
 
 def filled(sizes: Sequence[int], devices: int) -> list[int]:
@@ -82,8 +92,14 @@ def filled(sizes: Sequence[int], devices: int) -> list[int]:
     """
     others = math.prod(abs(size) for size in sizes)
     if -1 in sizes and devices % others:
-        asked = "mesh " + " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
-        raise UsageError(asked, f"{devices} devices are visible, which do not divide by {others}", "use other sizes")
+        asked = "mesh " + " ".join(
+            f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True)
+        )
+        raise UsageError(
+            asked,
+            f"{devices} devices are visible, which do not divide by {others}",
+            "use other sizes",
+        )
     return [devices // others if size == -1 else size for size in sizes]
 
 
@@ -97,7 +113,11 @@ def mesh_sizes(text: str, axes: Sequence[str] = MESH_AXES) -> dict[str, int]:
     for item in filter(None, text.replace(" ", ",").split(",")):
         name, _, size = item.partition("=")
         if name not in axes or not re.fullmatch(r"[1-9]\d*", size):
-            raise UsageError(f"mesh {text!r}", f"{item!r} is no axis with a size", f"give axes of {', '.join(axes)}, e.g. {axes[0]}=16")
+            raise UsageError(
+                f"mesh {text!r}",
+                f"{item!r} is no axis with a size",
+                f"give axes of {', '.join(axes)}, e.g. {axes[0]}=16",
+            )
         sizes[name] = int(size)
     return sizes
 
@@ -130,17 +150,25 @@ class Layout:
         parts = []
         for name in axes:
             if name is not None and name not in table:
-                raise UsageError(f"logical axis {name!r}", f"the rules know {', '.join(table)}", "add a rule in sharding.py")
+                raise UsageError(
+                    f"logical axis {name!r}",
+                    f"the rules know {', '.join(table)}",
+                    "add a rule in sharding.py",
+                )
             part = table[name] if name is not None else None
             used += _axes(part)
             parts.append(part)
         if len(used) != len(set(used)):
             raise UsageError(
-                f"axes {axes}", f"two dimensions fall on one mesh axis ({parts})", "change a rule so that each mesh axis is used once"
+                f"axes {axes}",
+                f"two dimensions fall on one mesh axis ({parts})",
+                "change a rule so that each mesh axis is used once",
             )
         return PartitionSpec(*parts)
 
-    def sharding(self, axes: tuple[str | None, ...], shape: tuple[int, ...] | None = None) -> NamedSharding:
+    def sharding(
+        self, axes: tuple[str | None, ...], shape: tuple[int, ...] | None = None
+    ) -> NamedSharding:
         """Sharding for logical `axes`; with `shape`, checks divisibility.
 
         Raises:
@@ -171,11 +199,13 @@ class Layout:
         return math.prod(self.mesh.shape[p] for p in self.mesh_axes(name))
 
     def mesh_axes(self, name: str) -> tuple[str, ...]:
-        """The axes of the mesh, of more than one device, that an axis of this logical name is cut over."""
+        """The axes of the mesh, of more than one device, that an axis of this logical name is cut
+        over."""
         return tuple(axis for axis in _axes(self.spec((name,))[0]) if self.mesh.shape[axis] > 1)
 
     def rows_of(self, devices: Sequence[jax.Device], count: int) -> list[bool]:
-        """For each of the `count` rows of a batch (which is padded at its end), whether one of the devices holds it."""
+        """For each of the `count` rows of a batch (which is padded at its end), whether one of the
+        devices holds it."""
         shape = (self.padded(count, "batch"),)
         where = self.sharding(("batch",)).devices_indices_map(shape)
         held = np.zeros(shape, bool)
@@ -190,8 +220,11 @@ class Layout:
 
 
 def side_by_side(count: int, rules: Rules) -> Layout:
-    """The layout of this process's first `count` devices, each with all parameters and a share of the rows."""
-    return Layout(Mesh(np.asarray(jax.local_devices()[:count]).reshape(count, 1, 1), MESH_AXES), rules)
+    """The layout of this process's first `count` devices, each with all parameters and a share of
+    the rows."""
+    return Layout(
+        Mesh(np.asarray(jax.local_devices()[:count]).reshape(count, 1, 1), MESH_AXES), rules
+    )
 
 
 def single_device(rules: Rules = DECODE_RULES) -> Layout:
@@ -200,6 +233,9 @@ def single_device(rules: Rules = DECODE_RULES) -> Layout:
 
 
 def devices_worth_using() -> int:
-    """How many devices of this process are faster side by side than one of them: all accelerators. CPU devices share the cores."""
+    """How many devices of this process are faster side by side than one of them: all accelerators.
+
+    CPU devices share the cores.
+    """
     devices = jax.local_devices()
     return 1 if devices[0].platform == "cpu" else len(devices)

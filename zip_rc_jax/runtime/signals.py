@@ -1,4 +1,5 @@
-"""What happens when a run is asked to stop: SIGINT (Ctrl-C), SIGTERM (schedulers, `kill`) and SIGHUP (a terminal that is gone)."""
+"""What happens when a run is asked to stop: SIGINT (Ctrl-C), SIGTERM (schedulers, `kill`) and
+SIGHUP (a terminal that is gone)."""
 
 from __future__ import annotations
 
@@ -13,9 +14,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def _asks_to_stop() -> list[signal.Signals]:
-    """SIGHUP only where it would end the process: under `nohup` a run goes on without its terminal."""
+    """SIGHUP only where it would end the process: under `nohup` a run goes on without its
+    terminal."""
     hangup = getattr(signal, "SIGHUP", None)
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if hangup and signal.getsignal(hangup) != signal.SIG_IGN else [])]
+    return [
+        signal.SIGINT,
+        signal.SIGTERM,
+        *([hangup] if hangup and signal.getsignal(hangup) != signal.SIG_IGN else []),
+    ]
 
 
 @contextlib.contextmanager
@@ -34,7 +40,10 @@ def _handled(numbers: list[signal.Signals], handler: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[list[int]]:
-    """Collects signals in the yielded list, so that a step or a chunk is never cut in half. Main thread only; elsewhere a no-op."""
+    """Collects signals in the yielded list, so that a step or a chunk is never cut in half.
+
+    Main thread only; elsewhere a no-op.
+    """
     received: list[int] = []
     with _handled(_asks_to_stop(), lambda number, _: received.append(number)):
         yield received
@@ -42,7 +51,8 @@ def stop_signal() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def stops_with_a_word() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Interrupted`, as Ctrl-C raises KeyboardInterrupt; without it they end a process at once, in silence.
+    """SIGTERM and SIGHUP raise `Interrupted`, as Ctrl-C raises KeyboardInterrupt; without it they
+    end a process at once, in silence.
 
     Inside of `stop_signal` they are collected all the same. Main thread only; elsewhere a no-op.
     """

@@ -1,4 +1,5 @@
-"""Files that a run leaves behind: strict JSON, written as a whole or not at all, and what is needed to repeat the run."""
+"""Files that a run leaves behind: strict JSON, written as a whole or not at all, and what is needed
+to repeat the run."""
 
 from __future__ import annotations
 
@@ -29,13 +30,17 @@ from zip_rc_jax.runtime.temporaries import remove_leftovers, whole_file
 
 DISTRIBUTION = "zip-rc-jax"
 PACKAGES = (
-    DISTRIBUTION, "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "math-verify", "reasoning-gym",
+    DISTRIBUTION, "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy",
+    "tokenizers", "math-verify", "reasoning-gym",
 )  # fmt: skip
-COMMIT = "ZIP_RC_COMMIT"  # in the environment: what was installed from an archive, which does not say it; launch/tpu_train.sh sets it
+# in the environment: what was installed from an archive, which does not say it; launch/tpu_train.sh
+# sets it
+COMMIT = "ZIP_RC_COMMIT"
 
 
 def plain(value: Any) -> Any:
-    """`value` as dicts, lists and scalars that strict JSON can hold: arrays become lists, NaN and infinities null."""
+    """`value` as dicts, lists and scalars that strict JSON can hold: arrays become lists, NaN and
+    infinities null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -68,26 +73,32 @@ FIXES = {
     errno.ENOTEMPTY: "choose another path, or rename the directory that has this name",
     errno.ENAMETOOLONG: "choose a shorter path; file systems commonly allow 255 bytes for a name",
     errno.ELOOP: "choose another path, or mend the symbolic link that leads to itself",
-    errno.ENOENT: "choose a path whose folders can be made; a symbolic link in it may lead to nothing",
+    errno.ENOENT: "choose a path whose folders can be made; a symbolic link in it may lead to "
+    "nothing",
     errno.EINVAL: "choose a path of plain letters and digits, on a file system that takes it",
     errno.EILSEQ: "choose a path of plain letters and digits, on a file system that takes it",
     errno.EBUSY: f"end the program that uses it; {_AGAIN}",
     errno.ETXTBSY: f"end the program that uses it; {_AGAIN}",
-    errno.EIO: f"look at the disk and at the kernel's log, or choose a path on another disk; {_AGAIN}",
+    errno.EIO: "look at the disk and at the kernel's log, or choose a path on another disk; "
+    f"{_AGAIN}",
     errno.ESTALE: f"look at the network file system; {_AGAIN}",
     errno.ETIMEDOUT: f"look at the network file system; {_AGAIN}",
     errno.EMFILE: f"allow more open files (ulimit -n); {_AGAIN}",
     errno.ENFILE: f"allow more open files on this machine; {_AGAIN}",
-    errno.EOPNOTSUPP: "choose a path on another file system; this one lacks an operation that is needed",
-    errno.ENOSYS: "choose a path on another file system; this one lacks an operation that is needed",
-    errno.ENODEV: "choose a path on another file system; this one lacks an operation that is needed",
+    errno.EOPNOTSUPP: "choose a path on another file system; this one lacks an operation that is "
+    "needed",
+    errno.ENOSYS: "choose a path on another file system; this one lacks an operation that is "
+    "needed",
+    errno.ENODEV: "choose a path on another file system; this one lacks an operation that is "
+    "needed",
 }
 PLAIN_PATH = "choose a path of plain letters, digits, - and _"
 _UNKNOWN = f"see that the path can be written and that there is room; {_AGAIN}"
 
 
 def os_error(error: BaseException) -> int | None:
-    """Number (`errno`) of the failure of the operating system that led to an error; None if none did.
+    """Number (`errno`) of the failure of the operating system that led to an error; None if none
+    did.
 
     TensorStore and safetensors, which write the arrays, say it in their messages alone.
     """
@@ -112,8 +123,12 @@ def fix_for(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def writing(what: str, kept: Callable[[], str] = lambda: "nothing of it was kept") -> Iterator[None]:
-    """Around anything that writes. Orbax raises all kinds of errors where it cannot, a bare Exception among them.
+def writing(
+    what: str, kept: Callable[[], str] = lambda: "nothing of it was kept"
+) -> Iterator[None]:
+    """Around anything that writes.
+
+    Orbax raises all kinds of errors where it cannot, a bare Exception among them.
 
     Args:
       what: is written inside.
@@ -133,11 +148,14 @@ def writing(what: str, kept: Callable[[], str] = lambda: "nothing of it was kept
 
 
 def _not_written(what: str, error: Exception, kept: str) -> UsageError:
-    return UsageError(_shortened(what), f"it could not be written ({in_short(error)}), and {kept}", fix_for(error))
+    return UsageError(
+        _shortened(what), f"it could not be written ({in_short(error)}), and {kept}", fix_for(error)
+    )
 
 
 def _shortened(text: str, length: int = 300) -> str:
-    """Start and end of a long text: paths that are too long are errors too, and errors are short."""
+    """Start and end of a long text: paths that are too long are errors too, and errors are
+    short."""
     return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
 
 
@@ -147,8 +165,9 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {_shortened(lines[0])}" if lines else type(error).__name__
 
 
-# Orbax merges what its processes wrote by a glob pattern that has the whole path in it, so that it finds nothing below `[x]`, and the
-# files of other directories too below `*`. TensorStore takes a backslash for a slash, "gs:" for a bucket, and no bytes that are not UTF-8.
+# Orbax merges what its processes wrote by a glob pattern that has the whole path in it, so that it
+# finds nothing below `[x]`, and the files of other directories too below `*`. TensorStore takes a
+# backslash for a slash, "gs:" for a bucket, and no bytes that are not UTF-8.
 UNFIT = {
     "\0": "no file system allows it",
     "://": "addresses are not supported; a bucket is used through a mount, such as gcsfuse's",
@@ -168,7 +187,8 @@ def fit_path(path: str | os.PathLike[str], what: str) -> pathlib.Path:
       what: has this path, for messages, e.g. "run_dir".
 
     Raises:
-      UsageError: the path, or that of a folder above it, has characters that make Orbax lose or mix up arrays.
+      UsageError: the path, or that of a folder above it, has characters that make Orbax lose or mix
+        up arrays.
     """
     given = os.fspath(path)
     shown, full = f"{what} {_shortened(given)!r}", given
@@ -178,18 +198,26 @@ def fit_path(path: str | os.PathLike[str], what: str) -> pathlib.Path:
             full = f"{pathlib.Path(os.path.expanduser(given)).absolute()}/"
             full.encode("utf-8")
     except UnicodeEncodeError:
-        raise UsageError(shown, "its path is not valid UTF-8, and TensorStore takes no other", PLAIN_PATH) from None
+        raise UsageError(
+            shown, "its path is not valid UTF-8, and TensorStore takes no other", PLAIN_PATH
+        ) from None
     for part, reason in UNFIT.items():
         if part in full:
-            where = "its path" if part in f"{given}/" else f"the path of a folder above it, {_shortened(full)!r},"
+            where = (
+                "its path"
+                if part in f"{given}/"
+                else f"the path of a folder above it, {_shortened(full)!r},"
+            )
             raise UsageError(shown, f"{where} contains {part!r}: {reason}", PLAIN_PATH)
     return pathlib.Path(os.path.expanduser(given))
 
 
 def check_writable(directory: str | os.PathLike[str], what: str) -> None:
-    """Tries out that files can be written below `directory`: makes it, and writes, flushes, renames and removes a small file there.
+    """Tries out that files can be written below `directory`: makes it, and writes, flushes, renames
+    and removes a small file there.
 
-    Before anything expensive. Directories that it made are removed again, so nothing is left of a command that fails later.
+    Before anything expensive. Directories that it made are removed again, so nothing is left of a
+    command that fails later.
 
     Args:
       what: has this path, for messages, e.g. "run_dir".
@@ -210,13 +238,19 @@ def check_writable(directory: str | os.PathLike[str], what: str) -> None:
         if nearest.is_symlink() and not nearest.exists() and os_error(error) != errno.ELOOP:
             reason = f"{_shortened(str(nearest))} is a symbolic link that leads to nothing"
             raise UsageError(shown, reason, "choose another path, or mend the link") from None
-        known = {errno.EEXIST: "it, or a folder above it, is a file", errno.ENOTDIR: "a part of its path is a file"}
-        reason = known.get(os_error(error) or 0, f"nothing can be written there ({in_short(error)})")
+        known = {
+            errno.EEXIST: "it, or a folder above it, is a file",
+            errno.ENOTDIR: "a part of its path is a file",
+        }
+        reason = known.get(
+            os_error(error) or 0, f"nothing can be written there ({in_short(error)})"
+        )
         raise UsageError(shown, reason, fix_for(error)) from None
 
 
 def _nearest(directory: pathlib.Path) -> pathlib.Path:
-    """The directory itself or the first one above it that is there, a dangling symbolic link included."""
+    """The directory itself or the first one above it that is there, a dangling symbolic link
+    included."""
     return next((p for p in (directory, *directory.parents) if os.path.lexists(p)), directory)
 
 
@@ -292,7 +326,9 @@ def text_file(path: str | pathlib.Path) -> Iterator[Callable[[str], None]]:
 
 def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
     """Writes indented strict JSON (see `plain`). Returns the path."""
-    return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(
+        path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def read_json(path: str | pathlib.Path, *, fix: str) -> Any:
@@ -302,7 +338,8 @@ def read_json(path: str | pathlib.Path, *, fix: str) -> Any:
       fix: what helps where it is damaged.
 
     Raises:
-      UsageError: there is no such file, it cannot be read, or it is not (completely) strict JSON in UTF-8.
+      UsageError: there is no such file, it cannot be read, or it is not (completely) strict JSON in
+        UTF-8.
     """
     try:
         return parse_json(pathlib.Path(path).read_bytes())
@@ -311,7 +348,10 @@ def read_json(path: str | pathlib.Path, *, fix: str) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of strict JSON in UTF-8. Raises ValueError, and RecursionError for lists in lists in lists."""
+    """The value of strict JSON in UTF-8.
+
+    Raises ValueError, and RecursionError for lists in lists in lists.
+    """
 
     def no_number(name: str) -> float:
         raise ValueError(f"{name} is no JSON number")
@@ -344,7 +384,11 @@ def with_digest(value: Mapping[str, Any], place: int = 0) -> dict[str, Any]:
 
 
 def without_digest(value: Any, place: int = 0) -> dict[str, Any]:
-    """Inverse of `with_digest`. Raises ValueError if the value is another than the one whose digest it holds, or from another place."""
+    """Inverse of `with_digest`.
+
+    Raises ValueError if the value is another than the one whose digest it holds, or from another
+    place.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__} stands there")
     found = {key: inner for key, inner in value.items() if key != DIGEST}
@@ -354,14 +398,21 @@ def without_digest(value: Any, place: int = 0) -> dict[str, Any]:
 
 
 def _digest(value: Any, place: int) -> str:
-    """Of plain JSON, whatever the order of the keys. It notices damage; it keeps nobody from changing both."""
-    return hashlib.blake2b(json.dumps([place, value], sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    """Of plain JSON, whatever the order of the keys.
+
+    It notices damage; it keeps nobody from changing both.
+    """
+    return hashlib.blake2b(
+        json.dumps([place, value], sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16
+    ).hexdigest()
 
 
 class Journal:
-    """Values kept as they come, one strict JSON line each, so that an interruption loses none; the first line says what they are of.
+    """Values kept as they come, one strict JSON line each, so that an interruption loses none; the
+    first line says what they are of.
 
-    Every line holds a digest of its own, so that no other value than the one that was added comes back.
+    Every line holds a digest of its own, so that no other value than the one that was added comes
+    back.
 
     Attributes:
       values: those of earlier calls, as JSON gives them.
@@ -371,7 +422,8 @@ class Journal:
         """Goes on with the file at `path`, or begins it.
 
         Raises:
-          UsageError: the file there was begun with another fingerprint (the message names what differs), or is damaged.
+          UsageError: the file there was begun with another fingerprint (the message names what
+            differs), or is damaged.
         """
         self.path = pathlib.Path(path)
         try:
@@ -381,11 +433,20 @@ class Journal:
             self._file.seek(0)
             lines = self._file.readlines()
         except OSError as error:
-            raise UsageError(f"file {self.path}", f"it cannot be opened ({in_short(error)})", "choose another directory") from error
+            raise UsageError(
+                f"file {self.path}",
+                f"it cannot be opened ({in_short(error)})",
+                "choose another directory",
+            ) from error
         # What was being written when the process was killed has no end of line.
         whole = [line for line in lines if line.endswith(b"\n")]
-        checked = len(whole) > 1 and b'"digest": "' in whole[0]  # journals of earlier versions have no digests
-        found = [self._value(number, line, checked) for number, line in enumerate(whole, 1)] if len(whole) > 1 else []
+        # journals of earlier versions have no digests
+        checked = len(whole) > 1 and b'"digest": "' in whole[0]
+        found = (
+            [self._value(number, line, checked) for number, line in enumerate(whole, 1)]
+            if len(whole) > 1
+            else []
+        )
         if found:
             check_same_settings(f"file {self.path}", found[0], plain(fingerprint), fix=START_AGAIN)
         self.values = found[1:]
@@ -399,7 +460,9 @@ class Journal:
             return without_digest(parse_json(line), number) if checked else parse_json(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(
-                f"file {self.path}, line {number}", f"it is damaged ({in_short(error)})", "delete the file to decode all prompts again"
+                f"file {self.path}, line {number}",
+                f"it is damaged ({in_short(error)})",
+                "delete the file to decode all prompts again",
             ) from error
 
     def add(self, value: Mapping[str, Any]) -> None:
@@ -416,39 +479,58 @@ class Journal:
 
 def code_version() -> dict[str, str | None]:
     """`version` of this package, and the `commit` of its checkout (see `run_metadata`)."""
-    return {"version": _version("zip-rc-jax"), "commit": package_commit(pathlib.Path(__file__).resolve().parents[1])}
+    return {
+        "version": _version("zip-rc-jax"),
+        "commit": package_commit(pathlib.Path(__file__).resolve().parents[1]),
+    }
 
 
 def _git_commit(package: pathlib.Path) -> str | None:
-    """Commit of the checkout of this package, "+changes" if tracked files differ; None when the package is not in its checkout."""
+    """Commit of the checkout of this package, "+changes" if tracked files differ; None when the
+    package is not in its checkout."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(package), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout.strip()
 
     try:
-        # Installed below somebody else's repository (a virtual environment, say), git would name their commit.
+        # Installed below somebody else's repository (a virtual environment, say), git would name
+        # their commit.
         if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != package.resolve().parent:
             return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _installed_commit(package: pathlib.Path) -> str | None:
-    """Commit that pip installed this package from, as `pip install git+...` records it (PEP 610); None from elsewhere."""
+    """Commit that pip installed this package from, as `pip install git+...` records it (PEP 610);
+    None from elsewhere."""
     try:
         distribution = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return None
     if pathlib.Path(str(distribution.locate_file(package.name))).resolve() != package.resolve():
         return None
-    return json.loads(distribution.read_text("direct_url.json") or "{}").get("vcs_info", {}).get("commit_id")
+    return (
+        json.loads(distribution.read_text("direct_url.json") or "{}")
+        .get("vcs_info", {})
+        .get("commit_id")
+    )
 
 
-def package_commit(package: pathlib.Path, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Commit of the code that runs: that of its checkout, that which pip installed, or that which who installed it says (`COMMIT`)."""
+def package_commit(
+    package: pathlib.Path, environment: Mapping[str, str] = os.environ
+) -> str | None:
+    """Commit of the code that runs: that of its checkout, that which pip installed, or that which
+    who installed it says (`COMMIT`)."""
     return _git_commit(package) or _installed_commit(package) or environment.get(COMMIT) or None
 
 
@@ -459,7 +541,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def run_metadata(config: Mapping[str, Any], argv: Sequence[str] | None = None, started: float | None = None) -> dict[str, Any]:
+def run_metadata(
+    config: Mapping[str, Any], argv: Sequence[str] | None = None, started: float | None = None
+) -> dict[str, Any]:
     """What is needed to repeat a run.
 
     Args:
@@ -468,7 +552,8 @@ def run_metadata(config: Mapping[str, Any], argv: Sequence[str] | None = None, s
       started: `time.time()` at the start of the run; gives `seconds`, else null.
 
     Returns:
-      `command`, `commit`, `versions`, `python`, `platform`, `devices`, `time` (UTC, ISO 8601), `seconds`, `config`.
+      `command`, `commit`, `versions`, `python`, `platform`, `devices`, `time` (UTC, ISO 8601),
+      `seconds`, `config`.
     """
     import jax  # takes a second, and only this function needs it
 

@@ -1,11 +1,15 @@
-"""Names under which files and directories are written before they are renamed, and the removal of what dead processes left of them.
+"""Names under which files and directories are written before they are renamed, and the removal of
+what dead processes left of them.
 
-A temporary of `graded` is `.graded.MACHINE-PID-START-RANDOM.tmp`: the name says which process made it. A process that is killed leaves
-its temporaries behind. The next one that writes there removes them, and leaves those of living processes alone:
+A temporary of `graded` is `.graded.MACHINE-PID-START-RANDOM.tmp`: the name says which process made
+it. A process that is killed leaves its temporaries behind. The next one that writes there removes
+them, and leaves those of living processes alone:
 
-- Made on this machine: its process is looked up by number and by the time of its start, for numbers are used again.
-- Made on another machine (or in another container, whose processes cannot be seen), or by an earlier version, whose names do not say
-  by whom: nothing in it was written for `SILENT_SECONDS`. A living writer writes all the time.
+- Made on this machine: its process is looked up by number and by the time of its start, for numbers
+  are used again.
+- Made on another machine (or in another container, whose processes cannot be seen), or by an
+  earlier version, whose names do not say by whom: nothing in it was written for `SILENT_SECONDS`. A
+  living writer writes all the time.
 """
 
 from __future__ import annotations
@@ -24,19 +28,28 @@ from typing import BinaryIO
 
 SILENT_SECONDS = 24 * 3600  # much longer than any pause of a writer
 LONGEST_NAME = 120  # bytes of the name that are kept; file systems allow 255 in all
-_NAME = re.compile(r"\.(?P<of>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<start>[0-9]+)-[0-9a-f]{8}\.tmp", re.DOTALL)
+_NAME = re.compile(
+    r"\.(?P<of>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<start>[0-9]+)-[0-9a-f]{8}\.tmp",
+    re.DOTALL,
+)
 _EARLIER = re.compile(r"\.(?P<of>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
-    """A path in the same folder that nothing has, whose name says which process made it. Nothing is written."""
+    """A path in the same folder that nothing has, whose name says which process made it.
+
+    Nothing is written.
+    """
     pid = os.getpid()
-    return path.with_name(f".{_cut(path.name)}.{_machine()}-{pid}-{_start(pid) or 0}-{uuid.uuid4().hex[:8]}.tmp")
+    return path.with_name(
+        f".{_cut(path.name)}.{_machine()}-{pid}-{_start(pid) or 0}-{uuid.uuid4().hex[:8]}.tmp"
+    )
 
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write, which becomes `path` when the block ends; after an error `path` is as it was.
+    """A file to write, which becomes `path` when the block ends; after an error `path` is as it
+    was.
 
     What dead processes left of earlier writes is removed. Raises OSError.
     """
@@ -46,7 +59,8 @@ def whole_file(path: pathlib.Path) -> Iterator[BinaryIO]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # otherwise a power cut may leave an empty file under the final name
+            # otherwise a power cut may leave an empty file under the final name
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):  # what went wrong before is the reason to name
@@ -55,7 +69,8 @@ def whole_file(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def temporary_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An unused path beside `path` for a directory that will be renamed to it, or holds what will be.
+    """An unused path beside `path` for a directory that will be renamed to it, or holds what will
+    be.
 
     Whatever still lies there when the block ends is removed. So is what dead processes left of
     earlier writes. Raises OSError.
@@ -70,7 +85,9 @@ def temporary_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def remove_leftovers(directory: pathlib.Path, name: str = "") -> list[pathlib.Path]:
-    """Removes the temporaries in `directory` whose processes are dead. What cannot be removed stays.
+    """Removes the temporaries in `directory` whose processes are dead.
+
+    What cannot be removed stays.
 
     Args:
       name: only those of the file or directory of this name; "" for all.
@@ -80,13 +97,21 @@ def remove_leftovers(directory: pathlib.Path, name: str = "") -> list[pathlib.Pa
     """
     found = []
     try:
-        found = [path for path in directory.iterdir() if path.name.startswith(".") and path.name.endswith(".tmp")]
+        found = [
+            path
+            for path in directory.iterdir()
+            if path.name.startswith(".") and path.name.endswith(".tmp")
+        ]
     except OSError:
         return []  # it is not there, or is no directory: whoever writes there says so
     removed = []
     for path in found:
         match = _NAME.fullmatch(path.name) or _EARLIER.fullmatch(path.name)
-        if match and match["of"] == (_cut(name) or match["of"]) and _is_dead(path, match.groupdict()):
+        if (
+            match
+            and match["of"] == (_cut(name) or match["of"])
+            and _is_dead(path, match.groupdict())
+        ):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -138,7 +163,8 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _start(pid: int) -> int | None:
-    """When a process began, in clock ticks after the start of the system; None where the system does not say it."""
+    """When a process began, in clock ticks after the start of the system; None where the system
+    does not say it."""
     fields = _stat(pid)
     return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
 
@@ -147,14 +173,17 @@ def _stat(pid: int) -> list[str]:
     """The fields of Linux's /proc/PID/stat from the third on, the state; none on other systems."""
     try:
         # The second is a name in brackets, in which anything may stand.
-        return pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (
+            pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        )
     except OSError:
         return []
 
 
 @functools.cache
 def _machine() -> str:
-    """Eight hexadecimal digits: of this host, since its start, and of the processes that can be seen here."""
+    """Eight hexadecimal digits: of this host, since its start, and of the processes that can be
+    seen here."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append(pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip())

@@ -18,23 +18,26 @@ from zip_rc_jax.runtime.errors import UsageError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SearchInputs:
-    """The prefixes of `P` prompts in `n` slots each: all that a policy sees. A pytree of arrays, of NumPy or of JAX.
+    """The prefixes of `P` prompts in `n` slots each: all that a policy sees.
+
+    A pytree of arrays, of NumPy or of JAX.
 
     A prompt without prefixes is padding; so is a slot where `exists` is False.
 
     Attributes:
-      joint: [P, n, B_V, B_T] float32 or float64, probability of each (final reward, remaining length) cell. The decoder gives the mean
-        over a prefix's last `window` tokens.
+      joint: [P, n, B_V, B_T] float32 or float64, probability of each (final reward, remaining
+        length) cell. The decoder gives the mean over a prefix's last `window` tokens.
       unfinished: [P, n] bool. The others have ended: they count for reward and cost nothing more.
       tokens_so_far: [P, n] int32 or float, generated tokens (0 for the root).
       exists: [P, n] bool, slots that hold a prefix.
-      max_new_prefixes: [P] int32, most prefixes that the action may add: copies beyond the first of a live prefix, and samples
-        from the root.
+      max_new_prefixes: [P] int32, most prefixes that the action may add: copies beyond the first of
+        a live prefix, and samples from the root.
       alpha, beta: [P] float, prices of each prompt.
       must_extend: [P] bool, prompts that may not end yet; None if all may.
-      normalizer: [P] float, tokens that one unit of cost stands for; None for the mean over the prompt's prefixes.
-      has_root: the last slot is the root: the prompt itself, an unfinished prefix of no tokens. Its multiplicity counts
-        new samples. A Python bool, part of the tree's structure.
+      normalizer: [P] float, tokens that one unit of cost stands for; None for the mean over the
+        prompt's prefixes.
+      has_root: the last slot is the root: the prompt itself, an unfinished prefix of no tokens. Its
+        multiplicity counts new samples. A Python bool, part of the tree's structure.
     """
 
     joint: Any
@@ -71,10 +74,13 @@ class MetaAction:
     """One decision for each of `P` prompts: what a policy returns.
 
     Attributes:
-      multiplicity: [P, n] int32. 0 pauses a prefix, 1 continues it, 2 and more branch it; at the root, how many new samples start. A
-        finished prefix has 1, or 0 where the policy drops it; an empty slot has 0.
-      future_bin: [P] int32, the length bin at which the action plans to pause everything, -1 for none. For the record only.
-      utility: [P] float, `U` of the action, in the dtype of the joint; NaN if the policy has none. For the record only.
+      multiplicity: [P, n] int32. 0 pauses a prefix, 1 continues it, 2 and more branch it; at the
+        root, how many new samples start. A finished prefix has 1, or 0 where the policy drops it;
+        an empty slot has 0.
+      future_bin: [P] int32, the length bin at which the action plans to pause everything, -1 for
+        none. For the record only.
+      utility: [P] float, `U` of the action, in the dtype of the joint; NaN if the policy has none.
+        For the record only.
     """
 
     multiplicity: Any
@@ -83,12 +89,17 @@ class MetaAction:
 
     @classmethod
     def of(cls, multiplicity: Any) -> MetaAction:
-        """An action without a plan or a utility. `multiplicity` [P, n] may be bool (continue or pause)."""
+        """An action without a plan or a utility.
+
+        `multiplicity` [P, n] may be bool (continue or pause).
+        """
         if not isinstance(multiplicity, (np.ndarray, jax.Array)):
             multiplicity = np.asarray(multiplicity)
         multiplicity = multiplicity.astype(np.int32) if multiplicity.dtype == bool else multiplicity
         prompts = multiplicity.shape[:1]
-        return cls(multiplicity, np.full(prompts, -1, np.int32), np.full(prompts, np.nan, np.float32))
+        return cls(
+            multiplicity, np.full(prompts, -1, np.int32), np.full(prompts, np.nan, np.float32)
+        )
 
     @property
     def keep(self) -> Any:
@@ -110,9 +121,16 @@ def search_inputs(
     alpha: Any = None,
     beta: Any = None,
 ) -> SearchInputs:
-    """Checked `SearchInputs` of arrays or lists. Arguments and errors as in `choose_meta_action`."""
+    """Checked `SearchInputs` of arrays or lists.
+
+    Arguments and errors as in `choose_meta_action`.
+    """
     if not isinstance(grid, Grid):
-        raise UsageError(f"grid={shown(grid)}", "it is no Grid", "pass the grid that the joints are of, such as lm.head.grid")
+        raise UsageError(
+            f"grid={shown(grid)}",
+            "it is no Grid",
+            "pass the grid that the joints are of, such as lm.head.grid",
+        )
     if not isinstance(config, DecodeConfig):
         raise UsageError(f"config={shown(config)}", "it is no DecodeConfig", "pass a DecodeConfig")
     joint = _array("joint", joint, "number")
@@ -127,7 +145,11 @@ def search_inputs(
     def array(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Any:
         found = _array(name, value, kind)
         if name in ("alpha", "beta") and not found.ndim:
-            found = found * np.ones(shape, found.dtype) if isinstance(found, jax.core.Tracer) else np.full(shape, found)
+            found = (
+                found * np.ones(shape, found.dtype)
+                if isinstance(found, jax.core.Tracer)
+                else np.full(shape, found)
+            )
         if found.shape != shape:
             each = f" or {name} as one number" if name in ("alpha", "beta") else ""
             raise UsageError(
@@ -155,7 +177,9 @@ def search_inputs(
         normalizer=optional("normalizer", normalizer, "number", per_prompt),
         has_root=config.candidates == "branching",
     )
-    _check_price("alpha", inputs.alpha, 1, "it weighs compute against latency", "use numbers in [0, 1]")
+    _check_price(
+        "alpha", inputs.alpha, 1, "it weighs compute against latency", "use numbers in [0, 1]"
+    )
     _check_price("beta", inputs.beta, 1e30, "it is a price", "use numbers from 0 to 1e30")
     return inputs
 
@@ -179,26 +203,41 @@ def _check_price(name: str, price: Any, most: float, reason: str, fix: str) -> N
 
 
 def _array(name: str, value: Any, kind: str) -> Any:
-    """`value` as an array of NumPy (one of JAX stays one) of truth values, whole numbers or numbers.
+    """`value` as an array of NumPy (one of JAX stays one) of truth values, whole numbers or
+    numbers.
 
     Raises:
-      UsageError: it is none. Truth values may be given as 0 and 1, and whole numbers as floating ones.
+      UsageError: it is none. Truth values may be given as 0 and 1, and whole numbers as floating
+        ones.
     """
     words = {"bool": "truth values", "count": "whole numbers", "number": "numbers"}[kind]
     if not isinstance(value, (np.ndarray, jax.Array)):
         try:
             value = np.asarray(value)
-        except Exception as error:  # lists of unequal length, or anything that cannot become an array
-            raise UsageError(f"{name}={shown(value)}", f"it is no array of {words} ({in_short(error)})", f"pass {words}") from None
+        # lists of unequal length, or anything that cannot become an array
+        except Exception as error:
+            raise UsageError(
+                f"{name}={shown(value)}",
+                f"it is no array of {words} ({in_short(error)})",
+                f"pass {words}",
+            ) from None
     dtype = value.dtype
     logical = jnp.issubdtype(dtype, np.bool_)
     if not (logical or jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
         raise UsageError(f"{name} of type {dtype}", f"it holds no {words}", f"pass {words}")
     if isinstance(value, jax.core.Tracer):
-        return value.astype(bool) if kind == "bool" else value.astype(np.int32) if kind == "count" else value
+        return (
+            value.astype(bool)
+            if kind == "bool"
+            else value.astype(np.int32)
+            if kind == "count"
+            else value
+        )
     if kind == "bool" and not logical:
         if not ((value == 0) | (value == 1)).all():
-            raise UsageError(f"{name} of type {dtype}", "it holds other values than 0 and 1", f"pass {words}")
+            raise UsageError(
+                f"{name} of type {dtype}", "it holds other values than 0 and 1", f"pass {words}"
+            )
         return np.asarray(value).astype(bool)
     if kind == "count":
         if not (np.asarray(value) == np.floor(np.asarray(value))).all():
@@ -214,51 +253,83 @@ def checked_action(action: Any, inputs: SearchInputs, grid: Grid, policy: str) -
       policy: what returned it, for messages.
 
     Raises:
-      UsageError: no MetaAction; a wrong shape or dtype; a multiplicity below 0, above 1 of a finished prefix, or above 0 of an empty
-        slot; more new prefixes than allowed; a prompt that ends although it may not; or a future bin that the grid does not have.
+      UsageError: no MetaAction; a wrong shape or dtype; a multiplicity below 0, above 1 of a
+        finished prefix, or above 0 of an empty slot; more new prefixes than allowed; a prompt that
+        ends although it may not; or a future bin that the grid does not have.
     """
     value = f"policy {policy}"
     if not isinstance(action, MetaAction):
         kind = type(action).__name__
-        raise UsageError(f"{value} returned a {kind}", "a decision is a MetaAction", "return MetaAction.of(multiplicity)")
-    shapes = {"multiplicity": inputs.unfinished.shape, "future_bin": inputs.unfinished.shape[:1], "utility": inputs.unfinished.shape[:1]}
+        raise UsageError(
+            f"{value} returned a {kind}",
+            "a decision is a MetaAction",
+            "return MetaAction.of(multiplicity)",
+        )
+    shapes = {
+        "multiplicity": inputs.unfinished.shape,
+        "future_bin": inputs.unfinished.shape[:1],
+        "utility": inputs.unfinished.shape[:1],
+    }
     arrays = {}
     for name, shape in shapes.items():
         found = arrays[name] = np.asarray(getattr(action, name))
         if found.shape != shape:
             names = "[prompts, prefixes]" if len(shape) == 2 else "[prompts]"
             raise UsageError(
-                f"{value} returned {name} of shape {found.shape}", f"the inputs have {shape}, {names}", "return the shape of the inputs"
+                f"{value} returned {name} of shape {found.shape}",
+                f"the inputs have {shape}, {names}",
+                "return the shape of the inputs",
             )
         whole = name != "utility"
         if not np.issubdtype(found.dtype, np.integer if whole else np.floating):
             words = "whole" if whole else "floating-point"
-            raise UsageError(f"{value} returned {name} of dtype {found.dtype}", f"it holds {words} numbers", "convert it with astype")
+            raise UsageError(
+                f"{value} returned {name} of dtype {found.dtype}",
+                f"it holds {words} numbers",
+                "convert it with astype",
+            )
     multiplicity, future_bin = arrays["multiplicity"], arrays["future_bin"]
 
     def refuse(wrong: np.ndarray, reason: str, fix: str) -> None:
         if wrong.any():
             p, slot = (int(i) for i in np.argwhere(wrong)[0])
-            raise UsageError(f"{value} returned multiplicity {multiplicity[p, slot]} for prefix {slot} of prompt {p}", reason, fix)
+            raise UsageError(
+                f"{value} returned multiplicity {multiplicity[p, slot]} for prefix {slot} of "
+                f"prompt {p}",
+                reason,
+                fix,
+            )
 
     exists, unfinished = np.asarray(inputs.exists), np.asarray(inputs.unfinished)
     refuse(multiplicity < 0, "it counts copies", "return 0 to pause a prefix")
-    refuse((multiplicity > 0) & ~exists, "the slot is empty", "return 0 where inputs.exists is False")
-    refuse((multiplicity > 1) & ~unfinished, "the prefix has finished, so nothing can extend it", "return 1 where inputs.finished")
+    refuse(
+        (multiplicity > 0) & ~exists, "the slot is empty", "return 0 where inputs.exists is False"
+    )
+    refuse(
+        (multiplicity > 1) & ~unfinished,
+        "the prefix has finished, so nothing can extend it",
+        "return 1 where inputs.finished",
+    )
     live = exists & unfinished
-    new = np.where(live, np.where(inputs.is_root, multiplicity, np.maximum(multiplicity - 1, 0)), 0).sum(1)
+    new = np.where(
+        live, np.where(inputs.is_root, multiplicity, np.maximum(multiplicity - 1, 0)), 0
+    ).sum(1)
     budget = np.maximum(np.asarray(inputs.max_new_prefixes), 0)
     if (new > budget).any():
         p = int(np.argmax(new > budget))
         raise UsageError(
             f"{value} adds {new[p]} prefixes to prompt {p}",
-            f"max_new_prefixes allows {budget[p]}" + ("" if inputs.has_root else ", as a prompt begins with all its samples"),
-            "stay within inputs.max_new_prefixes" + ("" if inputs.has_root else ", or set candidates='branching'"),
+            f"max_new_prefixes allows {budget[p]}"
+            + ("" if inputs.has_root else ", as a prompt begins with all its samples"),
+            "stay within inputs.max_new_prefixes"
+            + ("" if inputs.has_root else ", or set candidates='branching'"),
         )
     if inputs.must_extend is not None:
         # A joint that is no distribution takes no part in a search, so its prefix need not go on.
         joint = np.asarray(inputs.joint)
-        usable = live & (np.isfinite(joint) & (joint >= 0)).all((-2, -1)) & (joint.sum((-2, -1)) > 0)
+        usable = (
+            live & (np.isfinite(joint) & (joint >= 0)).all((-2, -1)) & (joint.sum((-2, -1)) > 0)
+        )
         able = (usable & (~inputs.is_root | (budget > 0)[:, None])).any(1)
         ends = np.asarray(inputs.must_extend) & able & ~((multiplicity > 0) & live).any(1)
         if ends.any():
@@ -270,5 +341,9 @@ def checked_action(action: Any, inputs: SearchInputs, grid: Grid, policy: str) -
     outside = (future_bin < -1) | (future_bin >= grid.n_length)
     if outside.any():
         found_bin = future_bin[int(np.argmax(outside))]
-        raise UsageError(f"{value} returned future_bin {found_bin}", f"the grid has bins 0 to {grid.n_length - 1}", "return -1 for no plan")
+        raise UsageError(
+            f"{value} returned future_bin {found_bin}",
+            f"the grid has bins 0 to {grid.n_length - 1}",
+            "return -1 for no plan",
+        )
     return MetaAction(multiplicity.astype(np.int32), future_bin.astype(np.int32), arrays["utility"])

@@ -1,7 +1,10 @@
-"""Policies: what decides at every decision of a decode. The adaptive search, and the baselines on the same engine and the same meter.
+"""Policies: what decides at every decision of a decode.
 
-A policy sees the prefixes of every prompt (`SearchInputs`) and answers with multiplicities (`MetaAction`). It is a setting,
-`DecodeConfig.strategy`: a name, "package.module:function", or the function itself.
+The adaptive search, and the baselines on the same engine and the same meter.
+
+A policy sees the prefixes of every prompt (`SearchInputs`) and answers with multiplicities
+(`MetaAction`). It is a setting, `DecodeConfig.strategy`: a name, "package.module:function", or the
+function itself.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ __all__ = ["Policy", "decide", "register_policy", "starts_from_root"]
 class Policy(Protocol):
     """Decides which prefixes are extended.
 
-    Called on the host once per decision, for all prompts that wait for one. Their number is padded to a few sizes, so a jitted
-    policy compiles seldom. It must not depend on the company: a prompt's decision reads only that prompt's row.
+    Called on the host once per decision, for all prompts that wait for one. Their number is padded
+    to a few sizes, so a jitted policy compiles seldom. It must not depend on the company: a
+    prompt's decision reads only that prompt's row.
 
     Args:
-      inputs: the prefixes, as arrays of NumPy. Slots are in order of prefix id; with candidates="branching" the last one is the root.
+      inputs: the prefixes, as arrays of NumPy. Slots are in order of prefix id; with
+        candidates="branching" the last one is the root.
       grid: of the joints.
       config: the engine's; a prompt's own prices are in `inputs`.
 
@@ -59,7 +64,8 @@ def reward_threshold(inputs: SearchInputs, *, grid: Grid, config: DecodeConfig) 
 
 
 def length_budget(inputs: SearchInputs, *, grid: Grid, config: DecodeConfig) -> MetaAction:
-    """Drops prefixes of `config.length_budget` tokens or more; while nothing has finished, none where it would drop all."""
+    """Drops prefixes of `config.length_budget` tokens or more; while nothing has finished, none
+    where it would drop all."""
     live, finished = inputs.live, inputs.finished
     keep = live & (inputs.tokens_so_far < config.length_budget)
     stuck = ~keep.any(axis=1) & ~finished.any(axis=1)
@@ -78,7 +84,10 @@ BASELINES = ("fixed", "reward_threshold", "length_budget", "half_finished")
 
 
 def starts_from_root(config: DecodeConfig) -> bool:
-    """Whether a prompt begins with the root alone (`SearchInputs.has_root`), not with n samples. The baselines always have n."""
+    """Whether a prompt begins with the root alone (`SearchInputs.has_root`), not with n samples.
+
+    The baselines always have n.
+    """
     return config.candidates == "branching" and config.strategy not in BASELINES
 
 
@@ -86,11 +95,18 @@ def decide(inputs: SearchInputs, *, grid: Grid, config: DecodeConfig) -> MetaAct
     """The decision of `config.strategy`, as arrays of NumPy.
 
     Raises:
-      UsageError: there is no such policy, or it returned what no decoder can carry out, see `checked_action`.
+      UsageError: there is no such policy, or it returned what no decoder can carry out, see
+        `checked_action`.
     """
     policy = POLICIES.resolve(config.strategy)
-    return checked_action(policy(inputs, grid=grid, config=config), inputs, grid, _name(config.strategy))
+    return checked_action(
+        policy(inputs, grid=grid, config=config), inputs, grid, _name(config.strategy)
+    )
 
 
 def _name(strategy: Any) -> str:
-    return repr(strategy) if isinstance(strategy, str) else getattr(strategy, "__qualname__", shown(strategy))
+    return (
+        repr(strategy)
+        if isinstance(strategy, str)
+        else getattr(strategy, "__qualname__", shown(strategy))
+    )

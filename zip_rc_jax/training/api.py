@@ -57,7 +57,8 @@ def train_head(
     if any(math.isnan(r.correct) for r in validation):
         raise UsageError(
             f"eval_rollouts={config.eval_rollouts}",
-            "some rollouts have no `correct`, so nothing says whether the head tells right from wrong",
+            "some rollouts have no `correct`, so nothing says whether the head tells right from "
+            "wrong",
             "set `correct` of every rollout, or eval_rollouts=0 to train without validation",
         )
     source: dict[str, Any] = {}
@@ -80,14 +81,23 @@ def train_head(
 
 def _check_head(lm: LanguageModel, config: TrainConfig) -> None:
     if not isinstance(config, TrainConfig):
-        raise UsageError(f"config of type {type(config).__name__}", "it says how to train", "pass a zip_rc_jax.TrainConfig(...)")
+        raise UsageError(
+            f"config of type {type(config).__name__}",
+            "it says how to train",
+            "pass a zip_rc_jax.TrainConfig(...)",
+        )
     if not isinstance(lm, LanguageModel):
-        raise UsageError(f"model of type {type(lm).__name__}", "it cannot be trained", "pass what zip_rc_jax.load returns")
+        raise UsageError(
+            f"model of type {type(lm).__name__}",
+            "it cannot be trained",
+            "pass what zip_rc_jax.load returns",
+        )
     if lm.head is None:
         raise UsageError(
             "the model",
             "it has no ZIP head to train",
-            f"attach one first: lm.with_head(zip_rc_jax.Grid.authors({config.label!r}), {config.label!r})",
+            f"attach one first: lm.with_head(zip_rc_jax.Grid.authors({config.label!r}), "
+            f"{config.label!r})",
         )
     if lm.head.label != config.label:
         raise UsageError(

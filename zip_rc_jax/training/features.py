@@ -23,8 +23,11 @@ from zip_rc_jax.training.loss import FullTeacher, TopK, VocabChunking, teacher_t
 from zip_rc_jax.training.step import cast_teacher
 
 
-def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings) -> np.ndarray:
-    """Final hidden states at all labelled positions, rollout after rollout: float32 `[N, d_model]`."""
+def labelled_features(
+    lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings
+) -> np.ndarray:
+    """Final hidden states at all labelled positions, rollout after rollout: float32 `[N,
+    d_model]`."""
     result: list[np.ndarray] = [np.empty(0)] * len(rollouts)
     for hidden, spans in rollout_batches(lm, rollouts, settings, "features"):
         found = gather(hidden.astype(jnp.float32))
@@ -34,27 +37,46 @@ def labelled_features(lm: LanguageModel, rollouts: Sequence[Rollout], settings: 
 
 
 @functools.partial(jax.jit, static_argnames=("model", "head", "layout", "train"))
-def _top_k(model: ModelConfig, head: ZipHead, layout: Layout, train: TrainConfig, teacher: FullTeacher, labelled: jax.Array) -> TopK:
+def _top_k(
+    model: ModelConfig,
+    head: ZipHead,
+    layout: Layout,
+    train: TrainConfig,
+    teacher: FullTeacher,
+    labelled: jax.Array,
+) -> TopK:
     vocabulary = VocabChunking(model, layout, train.loss_chunk)
-    return teacher_top_k(vocabulary, teacher, labelled, head.sampleable(model.vocab_size), train.kl_top_k)
+    return teacher_top_k(
+        vocabulary, teacher, labelled, head.sampleable(model.vocab_size), train.kl_top_k
+    )
 
 
 def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: TrainConfig) -> TopK:
-    """What the policy of `lm`, frozen, says at all labelled positions, rollout after rollout: numpy arrays `[N, k]`.
+    """What the policy of `lm`, frozen, says at all labelled positions, rollout after rollout: numpy
+    arrays `[N, k]`.
 
     Raises:
       ValueError: the model has no head, so it is not known which ids the policy may emit.
     """
     if lm.head is None:
         raise ValueError("the model has no ZIP head")
-    policy = dataclasses.replace(lm, params={**lm.params, "body": cast_teacher(lm.params["body"], train)})
+    policy = dataclasses.replace(
+        lm, params={**lm.params, "body": cast_teacher(lm.params["body"], train)}
+    )
     table = unembedding(lm.config, policy.params["body"])
     result: list[TopK | None] = [None] * len(rollouts)
     for hidden, spans in rollout_batches(policy, rollouts, ForwardSettings.of(train), "teacher"):
         labelled = np.zeros(hidden.shape[:2], bool)
         for lane, (_, span) in enumerate(spans):
             labelled[lane, span] = True
-        found = gather(_top_k(lm.config, lm.head, lm.layout, train, FullTeacher(hidden, table), labelled))
+        found = gather(
+            _top_k(lm.config, lm.head, lm.layout, train, FullTeacher(hidden, table), labelled)
+        )
         for lane, (i, span) in enumerate(spans):
             result[i] = TopK(*(x[lane, span].copy() for x in found))
-    return TopK(*(np.concatenate(arrays) for arrays in zip(*(r for r in result if r is not None), strict=True)))
+    return TopK(
+        *(
+            np.concatenate(arrays)
+            for arrays in zip(*(r for r in result if r is not None), strict=True)
+        )
+    )

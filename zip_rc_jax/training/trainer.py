@@ -35,12 +35,28 @@ from zip_rc_jax.runtime.malloc import give_back_freed_memory
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout
 from zip_rc_jax.runtime.signals import Interrupted, stop_signal
-from zip_rc_jax.runtime.storage import check_writable, fit_path, in_short, run_metadata, write_json, write_text, writing
+from zip_rc_jax.runtime.storage import (
+    check_writable,
+    fit_path,
+    in_short,
+    run_metadata,
+    write_json,
+    write_text,
+    writing,
+)
 from zip_rc_jax.runtime.temporaries import whole_file
 from zip_rc_jax.training.checkpoint import Checkpoints, check_earlier, check_settings
 from zip_rc_jax.training.features import labelled_features, teacher_features
 from zip_rc_jax.training.loss import TopK
-from zip_rc_jax.training.step import TrainSpec, TrainState, cast_teacher, change_bodies, init_state, prefers_unrolled, train_step
+from zip_rc_jax.training.step import (
+    TrainSpec,
+    TrainState,
+    cast_teacher,
+    change_bodies,
+    init_state,
+    prefers_unrolled,
+    train_step,
+)
 from zip_rc_jax.training.tracking import Tracker
 
 TEACHER = "teacher_top_k.npz"
@@ -110,7 +126,11 @@ def train(
         state is saved.
     """
     if lm.head is None:
-        raise UsageError("the model", "it has no ZIP head to train", "attach one first: lm.with_head(grid, label)")
+        raise UsageError(
+            "the model",
+            "it has no ZIP head to train",
+            "attach one first: lm.with_head(grid, label)",
+        )
     # Without the head's decoding defaults: no training depends on them.
     head = lm.head.identity()
     settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config)}
@@ -121,7 +141,9 @@ def train(
         if (directory / "model").is_dir():
             return _finished_before(directory, settings, lm.layout)
         # Before hours of work for features or a teacher.
-        check_writable(fit_path(directory, "training directory") / "checkpoints", "training directory")
+        check_writable(
+            fit_path(directory, "training directory") / "checkpoints", "training directory"
+        )
         check_earlier(directory / "checkpoints", settings)
         directory.mkdir(parents=True, exist_ok=True)
     reporting = Reporting(title, validation, validation_last, on_record)
@@ -130,11 +152,17 @@ def train(
     return trainer.run()
 
 
-def _finished_before(directory: pathlib.Path, settings: dict[str, Any], layout: Layout) -> LanguageModel:
+def _finished_before(
+    directory: pathlib.Path, settings: dict[str, Any], layout: Layout
+) -> LanguageModel:
     """The model that an earlier call left. Raises UsageError if that call had other settings."""
     done = load(directory / "model", layout=layout)
     if not isinstance(done.info.get("settings"), dict):
-        raise UsageError(f"model {directory / 'model'}", "it does not say what it was trained with", "use another run_dir, or move it away")
+        raise UsageError(
+            f"model {directory / 'model'}",
+            "it does not say what it was trained with",
+            "use another run_dir, or move it away",
+        )
     check_settings(done.info["settings"], settings, str(directory))
     return done
 
@@ -163,20 +191,34 @@ class Trainer:
     ):
         """Args: as `train`; `settings` are what a checkpoint belongs to."""
         assert lm.head is not None
-        self.config, self.directory, self.reporting, self._settings = config, directory, reporting, settings
+        self.config, self.directory, self.reporting, self._settings = (
+            config,
+            directory,
+            reporting,
+            settings,
+        )
         layout = Layout(lm.layout.mesh, TRAIN_RULES)
 
         # Data: what a frozen body says about it is computed once.
-        packing = {name: getattr(config, name) for name in ("batch_rows", "row_tokens", "pack_batches", "seed")}
+        packing = {
+            name: getattr(config, name)
+            for name in ("batch_rows", "row_tokens", "pack_batches", "seed")
+        }
         dataset = train_batches(
             rollouts,
             label=config.label,
             **packing,
             own=layout.rows_of(jax.local_devices(), config.batch_rows),
-            features=labelled_features(lm, rollouts, ForwardSettings.of(config)) if config.cache_features else None,
+            features=labelled_features(lm, rollouts, ForwardSettings.of(config))
+            if config.cache_features
+            else None,
             teacher=self._cached_teacher(lm, rollouts) if config.cache_teacher else None,
         )
-        notes = advice(rollouts, steps=config.steps, labelled_only=config.cache_features, **packing) if distributed.is_primary() else ()
+        notes = (
+            advice(rollouts, steps=config.steps, labelled_only=config.cache_features, **packing)
+            if distributed.is_primary()
+            else ()
+        )
         for note in notes:
             print(f"zip-rc {reporting.title}: {note}", file=sys.stderr)
         self.batches = iter(dataset)
@@ -186,14 +228,24 @@ class Trainer:
         axes = {"body": param_axes(lm.config), "zip_rows": ("cells", "embed")}
         state = init_state(layout.shard(jax.tree.map(jnp.array, lm.params), axes), config)
         runs_teacher = config.kl_weight and not config.cache_teacher
-        self.teacher = layout.shard(cast_teacher(lm.params["body"], config), axes["body"]) if runs_teacher else None
+        self.teacher = (
+            layout.shard(cast_teacher(lm.params["body"], config), axes["body"])
+            if runs_teacher
+            else None
+        )
         # The counters too lie on the whole mesh: a restored state is laid out like this one, and
         # one step takes one set of devices.
-        self.state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), state)
+        self.state = jax.tree.map(
+            lambda x: x if x.ndim else jax.device_put(x, layout.sharding(())), state
+        )
 
         self.spec = TrainSpec(lm.config, lm.head, layout, config, prefers_unrolled(layout, config))
         self.model = dataclasses.replace(lm, params={})
-        self.checkpoints = Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints) if directory else None
+        self.checkpoints = (
+            Checkpoints(directory / "checkpoints", settings, config.keep_checkpoints)
+            if directory
+            else None
+        )
         self._skips = _Skips(config.max_skipped, directory)
 
     def run(self) -> LanguageModel:
@@ -212,7 +264,11 @@ class Trainer:
                 if self.checkpoints:
                     self.checkpoints.close()
         params = jax.tree.map(jnp.asarray, stacked(self.spec, self.state).params)
-        info = {**self.model.info, "settings": self._settings, "skipped_steps": int(self.state.skipped)}
+        info = {
+            **self.model.info,
+            "settings": self._settings,
+            "skipped_steps": int(self.state.skipped),
+        }
         finished = _with_params(self.model, params, info)
         del self.state  # its moments make room for what `save` reads back
         if self.directory:
@@ -233,7 +289,9 @@ class Trainer:
             self.state = change_bodies(self.state, functools.partial(unstack, self.spec.model))
             self.teacher = self.teacher and unstack(self.spec.model, self.teacher)
         if self.directory and distributed.is_primary():
-            write_text(self.directory / "settings.json", json.dumps(self._settings, indent=2) + "\n")
+            write_text(
+                self.directory / "settings.json", json.dumps(self._settings, indent=2) + "\n"
+            )
             mesh = {"mesh": dict(self.spec.layout.mesh.shape), "processes": jax.process_count()}
             write_json(self.directory / "environment.json", run_metadata(self._settings) | mesh)
 
@@ -245,12 +303,17 @@ class Trainer:
         meter = _Meter(saved)
         agree = distributed.DelayedAny()
         writes = self.directory is not None and distributed.is_primary()
-        with Tracker(self.directory, start, writes=writes) as tracker, progress(title, config.steps, start) as bar:
+        with (
+            Tracker(self.directory, start, writes=writes) as tracker,
+            progress(title, config.steps, start) as bar,
+        ):
             while step < config.steps:
                 # Step: nothing here waits for the devices.
                 batch = next(self.batches)
                 meter.add(batch)
-                self.state, metrics = train_step(self.spec, self.state, self.teacher, _on_mesh(batch, self.spec.layout))
+                self.state, metrics = train_step(
+                    self.spec, self.state, self.teacher, _on_mesh(batch, self.spec.layout)
+                )
                 step += 1
                 self._skips.add(step, batch, metrics)
 
@@ -275,12 +338,17 @@ class Trainer:
                 if stop or save:
                     self._skips.check()
                     give_back_freed_memory()
-                    self.checkpoints.save(stacked(self.spec, self.state), {**self.batches.get_state(), SKIPPED: self._skips.count})
+                    self.checkpoints.save(
+                        stacked(self.spec, self.state),
+                        {**self.batches.get_state(), SKIPPED: self._skips.count},
+                    )
                     tracker.sync()
                     saved = time.monotonic()
                 if stop:
                     reason = f"signal {received[0]}" if received else "a signal to another process"
-                    raise Interrupted(f"{title}: stopped by {reason} at step {step} of {config.steps}")
+                    raise Interrupted(
+                        f"{title}: stopped by {reason} at step {step} of {config.steps}"
+                    )
             self._skips.check()
 
     def _evaluates(self, step: int) -> bool:
@@ -331,19 +399,30 @@ class _Meter:
 
     def read(self, batch: TrainBatch, metrics: dict[str, jax.Array]) -> dict[str, float]:
         """The numbers of a record after the step on `batch`; then it counts from 0."""
-        recent = {k: float(v) for k, v in metrics.items()}  # waits for the step, so the clock is read after it
+        # waits for the step, so the clock is read after it
+        recent = {k: float(v) for k, v in metrics.items()}
         now = time.monotonic()
-        record = {f"train/{k}": v for k, v in recent.items()} | {"train/tokens_per_second": self.tokens / (now - self.logged)}
+        record = {f"train/{k}": v for k, v in recent.items()} | {
+            "train/tokens_per_second": self.tokens / (now - self.logged)
+        }
         record["train/fill"] = fill_rate(batch)
         self.tokens, self.logged = 0, now
         return record
 
 
 def _cached_teacher(
-    lm: LanguageModel, rollouts: Sequence[Rollout], config: TrainConfig, settings: dict[str, Any], path: pathlib.Path
+    lm: LanguageModel,
+    rollouts: Sequence[Rollout],
+    config: TrainConfig,
+    settings: dict[str, Any],
+    path: pathlib.Path,
 ) -> TopK:
     """`teacher_features`, made once and kept in `path` as long as the run lasts."""
-    made_from = {**settings, "start": lm.digest(), "positions": int(summary_of(rollouts).output.sum())}
+    made_from = {
+        **settings,
+        "start": lm.digest(),
+        "positions": int(summary_of(rollouts).output.sum()),
+    }
     found = _read_teacher(path, made_from)
     if distributed.all_processes(found is not None) and found:
         return found
@@ -365,17 +444,27 @@ def _read_teacher(path: pathlib.Path, made_from: dict[str, Any]) -> TopK | None:
             check_settings(json.loads(str(file["made_from"])), made_from, str(path))
             found = TopK(file["ids"], file["log_probs"])
         shape = (made_from["positions"], found.ids.shape[-1])
-        if (found.ids.shape, found.log_probs.shape, found.ids.dtype, found.log_probs.dtype) != (shape, shape, np.int32, np.float32):
+        if (found.ids.shape, found.log_probs.shape, found.ids.dtype, found.log_probs.dtype) != (
+            shape,
+            shape,
+            np.int32,
+            np.float32,
+        ):
             raise ValueError("its arrays have other shapes or types")
         return found
-    except Exception as error:  # a damaged archive or header makes zipfile and NumPy raise ten kinds
+    # a damaged archive or header makes zipfile and NumPy raise ten kinds
+    except Exception as error:
         print(f"zip-rc: {path} is made again ({in_short(error)})", file=sys.stderr)
         return None
 
 
 def stacked(settings: TrainSpec, state: TrainState) -> TrainState:
     """The state as checkpoints hold it, whatever form the step works on."""
-    return change_bodies(state, functools.partial(restack, settings.model)) if settings.unrolled else state
+    return (
+        change_bodies(state, functools.partial(restack, settings.model))
+        if settings.unrolled
+        else state
+    )
 
 
 def _with_params(lm: LanguageModel, params: dict[str, Any], info: dict[str, Any]) -> LanguageModel:
@@ -417,9 +506,10 @@ class _Skips:
             return
         raise UsageError(
             f"step {step}",
-            f"loss {loss} and gradient norm {norm}: {self.count} steps in a row were not finite and changed nothing",
-            f"{self._saved(step, batch)}raise max_skipped to go on, or train with a lower learning rate"
-            + (" in another run_dir" if self.directory else ""),
+            f"loss {loss} and gradient norm {norm}: {self.count} steps in a row were not finite "
+            "and changed nothing",
+            f"{self._saved(step, batch)}raise max_skipped to go on, or train with a lower "
+            "learning rate" + (" in another run_dir" if self.directory else ""),
         )
 
     def _saved(self, step: int, batch: TrainBatch) -> str:
@@ -427,7 +517,8 @@ class _Skips:
         if self.directory is None:
             return ""
         # Each process has the tokens of its own rows.
-        path = self.directory / f"skipped_batch_{step}{f'_of_{jax.process_index()}' if distributed.is_multiprocess() else ''}.npz"
+        whose = f"_of_{jax.process_index()}" if distributed.is_multiprocess() else ""
+        path = self.directory / f"skipped_batch_{step}{whose}.npz"
         np.savez_compressed(path, **{k: v for k, v in vars(batch).items() if v is not None})
         return f"look at the last batch ({path}); "
 
@@ -444,12 +535,18 @@ def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
 
     def put(x: np.ndarray) -> jax.Array:
         x = np.pad(x, [(0, layout.padded(len(x), "batch") - len(x)), *[(0, 0)] * (x.ndim - 1)])
-        return jax.make_array_from_callback(x.shape, layout.sharding(("batch", "sequence", "embed_act")[: x.ndim], x.shape), x.__getitem__)
+        return jax.make_array_from_callback(
+            x.shape,
+            layout.sharding(("batch", "sequence", "embed_act")[: x.ndim], x.shape),
+            x.__getitem__,
+        )
 
     return jax.tree.map(put, batch)
 
 
-def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[Sequence[Rollout], list[Rollout]]:
+def split_validation(
+    rollouts: Sequence[Rollout], count: int
+) -> tuple[Sequence[Rollout], list[Rollout]]:
     """(training, validation): about `count` rollouts are held back, and read. Of equal prompts, all
     are on the same side.
 
@@ -461,9 +558,15 @@ def split_validation(rollouts: Sequence[Rollout], count: int) -> tuple[Sequence[
     """
     if not count:
         return rollouts, []
-    _, prompt, copies = np.unique(summary_of(rollouts).prompt_hash, return_inverse=True, return_counts=True)
+    _, prompt, copies = np.unique(
+        summary_of(rollouts).prompt_hash, return_inverse=True, return_counts=True
+    )
     # In the order of their hashes; as many of the first ones as come nearest to `count`.
     held = prompt <= np.argmin(np.abs(np.cumsum(copies) - count))
     if held.all():
-        raise UsageError(f"eval_rollouts={count}", f"there are only {len(rollouts)} rollouts", "lower it or make more rollouts")
+        raise UsageError(
+            f"eval_rollouts={count}",
+            f"there are only {len(rollouts)} rollouts",
+            "lower it or make more rollouts",
+        )
     return Selection(rollouts, np.flatnonzero(~held)), Selection(rollouts, np.flatnonzero(held))[:]

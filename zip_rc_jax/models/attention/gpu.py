@@ -1,10 +1,13 @@
-"""Attention of one new token per row over the decoding cache, as a GPU kernel (Pallas, through Triton).
+"""Attention of one new token per row over the decoding cache, as a GPU kernel (Pallas, through
+Triton).
 
-XLA copies the part of the cache that is looked at before it multiplies with it, in every layer and step. This kernel reads the cache
-where it lies, each row no further than it is long, and leaves out the rows that are not live (docs/gpu.md has the figures).
+XLA copies the part of the cache that is looked at before it multiplies with it, in every layer and
+step. This kernel reads the cache where it lies, each row no further than it is long, and leaves out
+the rows that are not live (docs/gpu.md has the figures).
 
-A program of its grid takes one row, one key/value head and one part of the slots, and goes through blocks of slots with an online
-softmax. The parts are put together afterwards (as in FlashDecoding), so that a few long rows also keep the whole GPU busy.
+A program of its grid takes one row, one key/value head and one part of the slots, and goes through
+blocks of slots with an online softmax. The parts are put together afterwards (as in FlashDecoding),
+so that a few long rows also keep the whole GPU busy.
 """
 
 from __future__ import annotations
@@ -18,23 +21,34 @@ import jax.numpy as jnp
 from zip_rc_jax.models.kv_cache import KEY_AXES, AttentionCache
 from zip_rc_jax.runtime.sharding import Layout
 
-BLOCK, LEAST_BLOCK = 64, 16  # slots that are multiplied at once; a matrix product in Triton takes no fewer
+# slots that are multiplied at once; a matrix product in Triton takes no fewer
+BLOCK, LEAST_BLOCK = 64, 16
 STAGES = 3  # blocks in flight: one is multiplied while the next are read
-TILE_BYTES = 96 * 2**10  # of shared memory for keys and values; an A100 has 163 KiB of it, an RTX 4090 99
+# of shared memory for keys and values; an A100 has 163 KiB of it, an RTX 4090 99
+TILE_BYTES = 96 * 2**10
 PART = 512  # slots of one program
-LEAST_QUERIES = 16  # of a matrix product on tensor cores; those of one key/value head are padded to it
+# of a matrix product on tensor cores; those of one key/value head are padded to it
+LEAST_QUERIES = 16
 
 
 def reads_in_place(layout: Layout, steps: int, head_dim: int) -> bool:
-    """Whether `attend_in_place` takes `steps` new tokens per row: on GPU, one token, heads whose size is a power of two."""
-    return layout.platform == "gpu" and steps == 1 and head_dim & (head_dim - 1) == 0 and head_dim >= 16
+    """Whether `attend_in_place` takes `steps` new tokens per row: on GPU, one token, heads whose
+    size is a power of two."""
+    return (
+        layout.platform == "gpu"
+        and steps == 1
+        and head_dim & (head_dim - 1) == 0
+        and head_dim >= 16
+    )
 
 
 def block_and_stages(head_dim: int, itemsize: int) -> tuple[int, int]:
-    """Slots that are multiplied at once, and blocks in flight, so that keys and values of all stages fit `TILE_BYTES`.
+    """Slots that are multiplied at once, and blocks in flight, so that keys and values of all
+    stages fit `TILE_BYTES`.
 
-    Heads of 64 channels in float32 and of 128 in bfloat16, which were measured (docs/gpu.md), just fit with `BLOCK` and `STAGES`; larger
-    ones would ask for more shared memory than a GPU has, so their blocks shrink, and at `LEAST_BLOCK` the stages do.
+    Heads of 64 channels in float32 and of 128 in bfloat16, which were measured (docs/gpu.md), just
+    fit with `BLOCK` and `STAGES`; larger ones would ask for more shared memory than a GPU has, so
+    their blocks shrink, and at `LEAST_BLOCK` the stages do.
 
     Args:
       head_dim: channels of a head, a power of two.
@@ -63,14 +77,17 @@ def attend_in_place(
     window: int,
     interpret: bool = False,
 ) -> jax.Array:
-    """Grouped-query attention of one token per row to the first `length` slots of its row. Scores and softmax in float32.
+    """Grouped-query attention of one token per row to the first `length` slots of its row.
+
+    Scores and softmax in float32.
 
     Args:
       layout: rows and heads stay on the devices that hold them.
       q: `[X * W, 1, H, D]`: the first `W` rows of each of the cache's `X` shards.
       cache: of a stack of layers.
       layer: scalar int32, which of them.
-      length: `[X * W]` int32, at most `slots`. A row of length 0 reads nothing, and its output is 0.
+      length: `[X * W]` int32, at most `slots`. A row of length 0 reads nothing, and its output is
+        0.
       slots: at least the longest length.
       scale: factor of the scores.
       window: the last slots that a sliding layer sees; 0 for all.
@@ -84,14 +101,26 @@ def attend_in_place(
     rows = layout.spec(("batch",))
     local = functools.partial(_attend, slots=slots, scale=scale, window=window, interpret=interpret)
     specs = (queries, keys, keys, jax.sharding.PartitionSpec(), rows)
-    return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=queries, check_vma=False)(q, cache.k, cache.v, layer, length)
+    return jax.shard_map(
+        local, mesh=layout.mesh, in_specs=specs, out_specs=queries, check_vma=False
+    )(q, cache.k, cache.v, layer, length)
 
 
 def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array, length: jax.Array, *, slots: int, scale: float, window: int, interpret: bool
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    layer: jax.Array,
+    length: jax.Array,
+    *,
+    slots: int,
+    scale: float,
+    window: int,
+    interpret: bool,
 ) -> jax.Array:
     """`attend_in_place` on one device's rows and heads."""
-    from jax.experimental import pallas as pl  # a tenth of the time that JAX takes to import, and only GPUs need it
+    # a tenth of the time that JAX takes to import, and only GPUs need it
+    from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
     rows, _, heads, dim = q.shape
@@ -100,7 +129,8 @@ def _attend(
     block, stages = block_and_stages(dim, k.dtype.itemsize)
 
     def whole(*shape: int | None) -> Any:
-        """All of an array, of which the kernel loads what it wants; None leaves out an axis of size 1."""
+        """All of an array, of which the kernel loads what it wants; None leaves out an axis of size
+        1."""
         return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
 
     queries, shape = (rows, kv_heads, groups, dim), (parts, rows, kv_heads, groups)
@@ -110,7 +140,10 @@ def _attend(
         grid=(rows, kv_heads, parts),
         in_specs=[whole(*queries), keys, keys, whole(1), whole(rows)],
         out_specs=[whole(*shape, dim), whole(*shape)],
-        out_shape=[jax.ShapeDtypeStruct((*shape, dim), jnp.float32), jax.ShapeDtypeStruct(shape, jnp.float32)],
+        out_shape=[
+            jax.ShapeDtypeStruct((*shape, dim), jnp.float32),
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+        ],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=stages),
         interpret=interpret,
         name="attend_in_place",
@@ -135,10 +168,11 @@ def _kernel(
     scale: float,
     window: int,
 ) -> None:
-    """One row, one key/value head, one part of the slots: the part's own mean of the values, and the log of its softmax's denominator.
+    """One row, one key/value head, one part of the slots: the part's own mean of the values, and
+    the log of its softmax's denominator.
 
-    `q_ref [W, K, G, D]`, `k_ref`, `v_ref [L, R, K, S, D]`, `layer_ref [1]`, `length_ref [W]`, `out_ref [P, W, K, G, D]`,
-    `log_sum_ref [P, W, K, G]`.
+    `q_ref [W, K, G, D]`, `k_ref`, `v_ref [L, R, K, S, D]`, `layer_ref [1]`, `length_ref [W]`,
+    `out_ref [P, W, K, G, D]`, `log_sum_ref [P, W, K, G]`.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
@@ -155,24 +189,35 @@ def _kernel(
     stop = jnp.minimum(length, (part + 1) * PART)
     first = jnp.maximum(part * PART, length - window if window else 0)
     # float32 is multiplied as such: the tensor cores' TF32 would round it.
-    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST)
+    product = functools.partial(
+        jnp.dot, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST
+    )
 
-    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def step(
+        i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         acc, top, total = carry
         slot = i * block + jnp.arange(block)
         visible = (slot >= first) & (slot < stop)
         at = (layer, row, head, pl.ds(i * block, block), slice(None))
         k = plgpu.load(k_ref.at[at], mask=visible[:, None], other=0)
-        scores = jnp.where(visible[None, :], product(q, k.T) * scale, -1e30)  # finite: the difference of two of them is 0 and not NaN
+        # finite: the difference of two of them is 0 and not NaN
+        scores = jnp.where(visible[None, :], product(q, k.T) * scale, -1e30)
         new = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.where(visible[None, :], jnp.exp(scores - new[:, None]), 0)
         kept = jnp.exp(top - new)
         v = plgpu.load(v_ref.at[at], mask=visible[:, None], other=0)
-        return kept[:, None] * acc + product(weights.astype(v.dtype), v), new, kept * total + jnp.sum(weights, axis=1)
+        return (
+            kept[:, None] * acc + product(weights.astype(v.dtype), v),
+            new,
+            kept * total + jnp.sum(weights, axis=1),
+        )
 
     none = jnp.full((padded,), -1e30, jnp.float32), jnp.zeros((padded,), jnp.float32)
     blocks = (first // block, pl.cdiv(stop, block))
-    acc, top, total = jax.lax.fori_loop(*blocks, step, (jnp.zeros((padded, dim), jnp.float32), *none))
+    acc, top, total = jax.lax.fori_loop(
+        *blocks, step, (jnp.zeros((padded, dim), jnp.float32), *none)
+    )
     total = jnp.maximum(total, 1e-30)
     plgpu.store(out_ref.at[part, row, head, heads, :], acc / total[:, None], mask=real[:, None])
     plgpu.store(log_sum_ref.at[part, row, head, heads], top + jnp.log(total), mask=real)

@@ -1,7 +1,9 @@
-"""Published model families: a family is a mapping between config.json and `ModelConfig`, and a table of tensor names.
+"""Published model families: a family is a mapping between config.json and `ModelConfig`, and a
+table of tensor names.
 
-Everything here is about names and settings; the arrays are moved in `weights`. Configs are read and written through
-`transformers` (its config classes know every default and every older spelling), which needs no torch.
+Everything here is about names and settings; the arrays are moved in `weights`. Configs are read and
+written through `transformers` (its config classes know every default and every older spelling),
+which needs no torch.
 """
 
 from __future__ import annotations
@@ -28,28 +30,39 @@ ACTIVATION_NAMES = {
     "relu": "relu",
 }
 MOST_LAYERS = 512  # as llama.cpp; `stacks.segments` takes their cube
-# Bounds of what a config.json says: beyond them nothing real lies, and a list of 2**60 layers would fill the memory.
+# Bounds of what a config.json says: beyond them nothing real lies, and a list of 2**60 layers would
+# fill the memory.
 _WHOLE = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "block_ff_dim", "max_position_embeddings"), 2**31 - 1),
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "block_multiple_of"), 2**31 - 1),
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "block_ff_dim",
+    "max_position_embeddings"), 2**31 - 1),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window",
+    "block_multiple_of"), 2**31 - 1),
     "num_hidden_layers": MOST_LAYERS, "sliding_window_pattern": MOST_LAYERS, "conv_L_cache": 4096,
 }  # fmt: skip
 _POSITIVE = (
-    "rms_norm_eps", "norm_eps", "query_pre_attn_scalar", "final_logit_softcapping", "rope_theta", "rope_local_base_freq",
+    "rms_norm_eps", "norm_eps", "query_pre_attn_scalar", "final_logit_softcapping", "rope_theta",
+    "rope_local_base_freq",
     "block_ffn_dim_multiplier",
 )  # fmt: skip
 _TRUTHS = (
-    "tie_word_embeddings", "tie_embedding", "attention_bias", "mlp_bias", "conv_bias", "use_sliding_window", "block_auto_adjust_ff_dim",
+    "tie_word_embeddings", "tie_embedding", "attention_bias", "mlp_bias", "conv_bias",
+    "use_sliding_window", "block_auto_adjust_ff_dim",
     "use_bidirectional_attention",
 )  # fmt: skip
-# Settings of other architectures that change the numbers, with the values that change nothing. No family here reads them,
-# and neither does transformers: a config.json that has one describes another model than its model_type says.
+# Settings of other architectures that change the numbers, with the values that change nothing. No
+# family here reads them, and neither does transformers: a config.json that has one describes
+# another model than its model_type says.
 _FOREIGN: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), (0, 1)),
-    **dict.fromkeys(("logit_scale", "logits_scaling", "residual_multiplier", "embedding_multiplier", "scale_emb", "scale_depth"), (0, 1)),
-    **dict.fromkeys(("clip_qkv", "alibi", "use_alibi", "parallel_attn", "use_parallel_residual", "attention_chunk_size"), (0,)),
-    **dict.fromkeys(("attention_multiplier", "attention_scale", "mup_width_multiplier", "router_logit_softcapping"), (0,)),
-    "partial_rotary_factor": (1,), "rotary_pct": (1,), "rope_interleaved": (0,), "no_rope_layers": ([],),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), (0,
+    1)),
+    **dict.fromkeys(("logit_scale", "logits_scaling", "residual_multiplier", "embedding_multiplier",
+    "scale_emb", "scale_depth"), (0, 1)),
+    **dict.fromkeys(("clip_qkv", "alibi", "use_alibi", "parallel_attn", "use_parallel_residual",
+    "attention_chunk_size"), (0,)),
+    **dict.fromkeys(("attention_multiplier", "attention_scale", "mup_width_multiplier",
+    "router_logit_softcapping"), (0,)),
+    "partial_rotary_factor": (1,), "rotary_pct": (1,), "rope_interleaved": (0,),
+    "no_rope_layers": ([],),
     "no_rope_layer_interval": (0,), "is_encoder_decoder": (0,),
 }  # fmt: skip
 LAYER_NAMES = {"full_attention": "attention", "sliding_attention": "sliding", "conv": "conv"}
@@ -83,7 +96,8 @@ class Tensor:
       path: our parameter, as keys.
       layer: index along the leading axis "layers" of that parameter; None if it has none.
       part: shape of the tensor in our layout, without the layer axis.
-      kind: "same" (only reshaped), "matrix" (torch keeps `[out, in]`, we keep `[in, out]`) or "conv" (`[d, 1, W]` <-> `[W, d]`).
+      kind: "same" (only reshaped), "matrix" (torch keeps `[out, in]`, we keep `[in, out]`) or
+        "conv" (`[d, 1, W]` <-> `[W, d]`).
     """
 
     name: str
@@ -94,7 +108,8 @@ class Tensor:
     kind: str
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """A view where possible, so that reading a slice of the result reads only that slice of the file."""
+        """A view where possible, so that reading a slice of the result reads only that slice of the
+        file."""
         if self.kind == "conv":
             return array[:, 0].T
         return (array.T if self.kind == "matrix" else array).reshape(self.part)
@@ -102,7 +117,11 @@ class Tensor:
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
         if self.kind == "conv":
             return array.T[:, None]
-        return array.reshape(self.shape[::-1]).T if self.kind == "matrix" else array.reshape(self.shape)
+        return (
+            array.reshape(self.shape[::-1]).T
+            if self.kind == "matrix"
+            else array.reshape(self.shape)
+        )
 
 
 _MATRICES = {"q", "k", "v", "o", "gate", "up", "down", "conv_in", "conv_out"}
@@ -120,9 +139,20 @@ def tensors(family: Family, config: ModelConfig) -> Iterator[Tensor]:
             kind = "conv" if name == "conv" else "matrix" if name in _MATRICES else "same"
             split = len(part) - 1 if name == "o" else 1  # input axes come first
             matrix = (int(np.prod(part[split:])), int(np.prod(part[:split])))
-            shape = {"conv": (part[-1], 1, part[0]), "matrix": matrix, "same": (int(np.prod(part)),)}[kind]
+            shape = {
+                "conv": (part[-1], 1, part[0]),
+                "matrix": matrix,
+                "same": (int(np.prod(part)),),
+            }[kind]
             for index, layer in enumerate(stack.layers):
-                yield Tensor(family.names[name].format(layer=layer), shape, ("blocks", stack.name, name), index, part, kind)
+                yield Tensor(
+                    family.names[name].format(layer=layer),
+                    shape,
+                    ("blocks", stack.name, name),
+                    index,
+                    part,
+                    kind,
+                )
 
 
 def leaf(params: Params, path: tuple[str, ...]) -> Any:
@@ -137,25 +167,33 @@ def leaf(params: Params, path: tuple[str, ...]) -> Any:
 
 def _positive(value: Any) -> bool:
     """Whether a setting is absent or a positive number that float32 can hold."""
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30)
+    return value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
+    )
 
 
 def _check_settings(given: dict[str, Any], where: str) -> None:
-    """Checks types and sizes before anything is made of them, and that nothing asks for what no family computes.
+    """Checks types and sizes before anything is made of them, and that nothing asks for what no
+    family computes.
 
     Raises:
       UsageError: a setting of the wrong type or size, or one that is not implemented.
     """
 
     def wrong(name: str, kind: str) -> UsageError:
-        reason = f"it is no valid {given['model_type']} config ({name}={repr(given[name])[:60]} is {kind})"
+        reason = (
+            f"it is no valid {given['model_type']} config ({name}={repr(given[name])[:60]} "
+            f"is {kind})"
+        )
         return UsageError(where, reason, "correct it, or download the file again")
 
     for name, most in _WHOLE.items():
         value = given.get(name)
         if value is None and name in ("num_key_value_heads", "head_dim", "sliding_window"):
             continue
-        if name in given and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most):
+        if name in given and not (
+            isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+        ):
             raise wrong(name, f"no whole number from 1 to {most}")
     for name in _POSITIVE:
         if not _positive(given.get(name)):
@@ -163,22 +201,39 @@ def _check_settings(given: dict[str, Any], where: str) -> None:
     for name in _TRUTHS:
         if not isinstance(given.get(name), (bool, type(None))):
             raise wrong(name, "neither true nor false")
-    capped = dict.fromkeys(() if given["model_type"] == "gemma3_text" else ("final_logit_softcapping", "attn_logit_softcapping"), (0,))
+    capped = dict.fromkeys(
+        ()
+        if given["model_type"] == "gemma3_text"
+        else ("final_logit_softcapping", "attn_logit_softcapping"),
+        (0,),
+    )
     for name, neutral in (_FOREIGN | capped).items():
         if given.get(name) is not None and given[name] not in neutral:
-            raise UsageError(f"{where}: {name}={repr(given[name])[:60]}", "it is not implemented", "use another checkpoint")
+            raise UsageError(
+                f"{where}: {name}={repr(given[name])[:60]}",
+                "it is not implemented",
+                "use another checkpoint",
+            )
 
 
 def _refuse(given: dict[str, Any], **wanted: Any) -> None:
     """Raises UsageError for a setting whose value this transformer does not implement."""
     for name, value in wanted.items():
         if given.get(name, value) not in (value, None):
-            raise UsageError(f"config.json {name}={repr(given[name])[:60]}", f"only {value!r} is implemented", "use another checkpoint")
+            raise UsageError(
+                f"config.json {name}={repr(given[name])[:60]}",
+                f"only {value!r} is implemented",
+                "use another checkpoint",
+            )
 
 
 def _activation(name: str) -> str:
     if name not in ACTIVATION_NAMES:
-        raise UsageError(f"activation {repr(name)[:60]}", f"this transformer knows {', '.join(ACTIVATION_NAMES)}", "use another checkpoint")
+        raise UsageError(
+            f"activation {repr(name)[:60]}",
+            f"this transformer knows {', '.join(ACTIVATION_NAMES)}",
+            "use another checkpoint",
+        )
     return ACTIVATION_NAMES[name]
 
 
@@ -190,9 +245,19 @@ def _rope(given: dict[str, Any]) -> tuple[float, RopeScaling]:
     """Base and scaling from the `rope_parameters` of one layer type."""
     kind = given.get("rope_type", "default")
     _refuse(given, partial_rotary_factor=1.0)
-    for name in ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+    for name in (
+        "rope_theta",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ):
         if not _positive(given.get(name)):
-            raise UsageError(f"config.json rope {name}={repr(given[name])[:60]}", "it is no positive number", "correct it")
+            raise UsageError(
+                f"config.json rope {name}={repr(given[name])[:60]}",
+                "it is no positive number",
+                "correct it",
+            )
     theta = float(given["rope_theta"])
     if kind == "default":
         return theta, RopeScaling()
@@ -200,16 +265,32 @@ def _rope(given: dict[str, Any]) -> tuple[float, RopeScaling]:
         return theta, RopeScaling("linear", float(given["factor"]))
     if kind == "llama3":
         low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
-        return theta, RopeScaling("llama3", float(given["factor"]), low, high, int(given["original_max_position_embeddings"]))
-    raise UsageError(f"rope_type {repr(kind)[:60]}", "'default', 'linear' and 'llama3' are implemented", "use another checkpoint")
+        return theta, RopeScaling(
+            "llama3",
+            float(given["factor"]),
+            low,
+            high,
+            int(given["original_max_position_embeddings"]),
+        )
+    raise UsageError(
+        f"rope_type {repr(kind)[:60]}",
+        "'default', 'linear' and 'llama3' are implemented",
+        "use another checkpoint",
+    )
 
 
 def _write_rope(theta: float, scaling: RopeScaling) -> dict[str, Any]:
-    found: dict[str, Any] = {"rope_theta": theta, "rope_type": "default" if scaling.kind == "none" else scaling.kind}
+    found: dict[str, Any] = {
+        "rope_theta": theta,
+        "rope_type": "default" if scaling.kind == "none" else scaling.kind,
+    }
     if scaling.kind != "none":
         found["factor"] = scaling.factor
     if scaling.kind == "llama3":
-        found["low_freq_factor"], found["high_freq_factor"] = scaling.low_freq_factor, scaling.high_freq_factor
+        found["low_freq_factor"], found["high_freq_factor"] = (
+            scaling.low_freq_factor,
+            scaling.high_freq_factor,
+        )
         found["original_max_position_embeddings"] = scaling.original_positions
     return found
 
@@ -243,7 +324,8 @@ def _write_sizes(config: ModelConfig) -> dict[str, Any]:
 
 
 def _layers(given: dict[str, Any]) -> dict[str, Any]:
-    """`layer_types` (empty when all layers attend fully, as a model without them) and the window of sliding layers."""
+    """`layer_types` (empty when all layers attend fully, as a model without them) and the window of
+    sliding layers."""
     kinds = tuple(LAYER_NAMES[name] for name in given.get("layer_types") or ())
     return {
         "layer_types": () if set(kinds) <= {"attention"} else kinds,
@@ -328,7 +410,9 @@ def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_QWEN3_NAMES = _LLAMA_NAMES | {f"{name}_norm": f"{_LAYER}self_attn.{name}_norm.weight" for name in ("q", "k")}
+_QWEN3_NAMES = _LLAMA_NAMES | {
+    f"{name}_norm": f"{_LAYER}self_attn.{name}_norm.weight" for name in ("q", "k")
+}
 
 
 # Gemma 3 (text).
@@ -338,7 +422,10 @@ def _read_gemma3(given: dict[str, Any]) -> ModelConfig:
     _refuse(given, use_bidirectional_attention=False)
     theta, scaling = _rope(given["rope_parameters"]["full_attention"])
     sliding_theta, sliding_scaling = _rope(given["rope_parameters"]["sliding_attention"])
-    _refuse({"rope_type of sliding_attention": sliding_scaling.kind}, **{"rope_type of sliding_attention": "none"})
+    _refuse(
+        {"rope_type of sliding_attention": sliding_scaling.kind},
+        **{"rope_type of sliding_attention": "none"},
+    )
     layers = _layers(given)
     return ModelConfig(
         **_sizes(given),
@@ -353,7 +440,8 @@ def _read_gemma3(given: dict[str, Any]) -> ModelConfig:
         post_norms=True,
         attention_bias=given["attention_bias"],
         attention_scale=given["query_pre_attn_scalar"] ** -0.5,
-        # No `attention_softcap`: Gemma 3 dropped it, and transformers and llama.cpp do not apply a stated attn_logit_softcapping.
+        # No `attention_softcap`: Gemma 3 dropped it, and transformers and llama.cpp do not apply a
+        # stated attn_logit_softcapping.
         logit_softcap=given["final_logit_softcapping"] or 0.0,
         activation=_activation(given["hidden_activation"]),
         scale_embedding=True,
@@ -364,11 +452,16 @@ def _write_gemma3(config: ModelConfig) -> dict[str, Any]:
     return {
         "rope_parameters": {
             "full_attention": _write_rope(config.rope_theta, config.rope_scaling),
-            "sliding_attention": _write_rope(config.sliding_rope_theta or config.rope_theta, RopeScaling()),
+            "sliding_attention": _write_rope(
+                config.sliding_rope_theta or config.rope_theta, RopeScaling()
+            ),
         },
         "rms_norm_eps": config.rms_eps,
         "attention_bias": config.attention_bias,
-        "query_pre_attn_scalar": max(1, round((config.attention_scale or config.head_dim**-0.5) ** -2)),  # of 0 there is no root
+        # of 0 there is no root
+        "query_pre_attn_scalar": max(
+            1, round((config.attention_scale or config.head_dim**-0.5) ** -2)
+        ),
         "final_logit_softcapping": config.logit_softcap or None,
         "hidden_activation": _write_activation(config.activation),
         "layer_types": _write_layers(config),
@@ -389,7 +482,8 @@ _GEMMA3_NAMES = _QWEN3_NAMES | {
 def _read_lfm2(given: dict[str, Any]) -> ModelConfig:
     theta, scaling = _rope(given["rope_parameters"])
     width = given["intermediate_size"]
-    if given["block_auto_adjust_ff_dim"]:  # the published 350M and 1.2B state another width than the one they use
+    # the published 350M and 1.2B state another width than the one they use
+    if given["block_auto_adjust_ff_dim"]:
         multiple = given["block_multiple_of"]
         width = int(2 * width / 3)
         width = multiple * -(-int((given["block_ffn_dim_multiplier"] or 1) * width) // multiple)
@@ -452,7 +546,8 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
       where: the file, for messages.
 
     Raises:
-      UsageError: an unknown architecture, a quantised checkpoint, or a setting that this transformer does not implement.
+      UsageError: an unknown architecture, a quantised checkpoint, or a setting that this
+        transformer does not implement.
     """
     from transformers import AutoConfig
 
@@ -465,30 +560,56 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
     family = next((f for f in FAMILIES if f.model_type == model_type), None)
     if family is None:
         known = ", ".join(f.model_type for f in FAMILIES)
-        raise UsageError(f"{where}: model_type {repr(model_type)[:60]}", f"the families are {known}", "use a checkpoint of one of them")
+        raise UsageError(
+            f"{where}: model_type {repr(model_type)[:60]}",
+            f"the families are {known}",
+            "use a checkpoint of one of them",
+        )
     if quantised or given.get("quantization_config"):
-        raise UsageError(f"{where}: quantization_config", "quantised Hugging Face checkpoints are not read", "use the bfloat16 one")
+        raise UsageError(
+            f"{where}: quantization_config",
+            "quantised Hugging Face checkpoints are not read",
+            "use the bfloat16 one",
+        )
     _check_settings(given, where)
-    settings = {key: value for key, value in given.items() if key not in ("model_type", "transformers_version")}
+    settings = {
+        key: value
+        for key, value in given.items()
+        if key not in ("model_type", "transformers_version")
+    }
     try:
         config = family.read(AutoConfig.for_model(family.model_type, **settings).to_dict())
     except UsageError:
         raise
-    except Exception as error:  # config classes of transformers run into whatever a damaged file holds
-        raise UsageError(f"{where}", f"it is no valid {model_type} config ({short(error)})", "download it again") from error
+    # config classes of transformers run into whatever a damaged file holds
+    except Exception as error:
+        raise UsageError(
+            f"{where}", f"it is no valid {model_type} config ({short(error)})", "download it again"
+        ) from error
     heads, head_dim = max(config.n_heads, config.n_kv_heads), config.head_dim
-    if not math.prod((config.d_model, max(config.vocab_size, config.d_ff, heads * head_dim))) < 2**40:
-        raise UsageError(f"{where}", "its sizes make a matrix of more than 2^40 numbers", "correct it, or download the file again")
+    if (
+        not math.prod((config.d_model, max(config.vocab_size, config.d_ff, heads * head_dim)))
+        < 2**40
+    ):
+        raise UsageError(
+            f"{where}",
+            "its sizes make a matrix of more than 2^40 numbers",
+            "correct it, or download the file again",
+        )
     return family, config
 
 
 def canonical(config: ModelConfig) -> ModelConfig:
-    """Of all spellings of the same model one: defaults are resolved, and what no layer looks at has its default."""
+    """Of all spellings of the same model one: defaults are resolved, and what no layer looks at has
+    its default."""
     kinds, scaling = set(config.kinds), config.rope_scaling
     if scaling.kind != "llama3":
-        scaling = RopeScaling(scaling.kind, scaling.factor) if scaling.kind == "linear" else RopeScaling()
+        scaling = (
+            RopeScaling(scaling.kind, scaling.factor) if scaling.kind == "linear" else RopeScaling()
+        )
     sliding_theta = config.sliding_rope_theta if "sliding" in kinds else 0.0
-    if "sliding" in kinds and not sliding_theta and scaling.kind == "none":  # else 0 means scaled, and a number unscaled
+    # else 0 means scaled, and a number unscaled
+    if "sliding" in kinds and not sliding_theta and scaling.kind == "none":
         sliding_theta = config.rope_theta
     return dataclasses.replace(
         config,
@@ -501,7 +622,8 @@ def canonical(config: ModelConfig) -> ModelConfig:
 
 
 def write_config(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    """The first family that can express `config` exactly (however it is spelt), and the settings of its config.json.
+    """The first family that can express `config` exactly (however it is spelt), and the settings of
+    its config.json.
 
     Raises:
       UsageError: no family can (for example conv layers with a Gemma norm).
@@ -513,4 +635,8 @@ def write_config(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
                 return family, settings | {"architectures": [family.architecture]}
         except UsageError:
             continue
-    raise UsageError(f"model {config}", "no Hugging Face architecture has this combination", "save it as an Orbax checkpoint")
+    raise UsageError(
+        f"model {config}",
+        "no Hugging Face architecture has this combination",
+        "save it as an Orbax checkpoint",
+    )

@@ -17,13 +17,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zip_rc_jax.models.io.digests import array_digest, array_digests, json_digest, named_leaves, stored_dtype
+from zip_rc_jax.models.io.digests import (
+    array_digest,
+    array_digests,
+    json_digest,
+    named_leaves,
+    stored_dtype,
+)
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import fix_for, in_short
 
 DIGESTS = "digests"  # in the meta: {"params": {path: digest}, "meta": digest of all the rest}
-TOGETHER = 2**30  # bytes of arrays that are read at the same time, where others are on the devices too
+# bytes of arrays that are read at the same time, where others are on the devices too
+TOGETHER = 2**30
 COPY = "copy, download or train it again"
 _UNLIKE = "it was damaged after it was written"
 
@@ -42,7 +49,8 @@ class Unread:
 
 
 def try_to_read(read: Callable[[], Any]) -> tuple[Any, Unread | None]:
-    """What `read` returns, and None; or None, and why it failed: Orbax raises all kinds of errors, a bare Exception among them.
+    """What `read` returns, and None; or None, and why it failed: Orbax raises all kinds of errors,
+    a bare Exception among them.
 
     Raises:
       UsageError, MemoryError, JaxRuntimeError: what `read` raises of these.
@@ -56,15 +64,19 @@ def try_to_read(read: Callable[[], Any]) -> tuple[Any, Unread | None]:
         cause: BaseException = error
         while type(cause) is Exception and cause.__cause__ is not None:
             cause = cause.__cause__  # Orbax puts a page of settings around the reason
-        at_fault = isinstance(cause, OSError) and not isinstance(cause, (FileNotFoundError, NotADirectoryError, IsADirectoryError))
+        at_fault = isinstance(cause, OSError) and not isinstance(
+            cause, (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        )
         return None, Unread(in_short(cause), fix_for(cause) if at_fault else "")
 
 
 @functools.cache
 def _ignore_dropped_reads() -> None:
-    """When one array cannot be read, Orbax drops the reads of the others, and Python would print pages of their errors.
+    """When one array cannot be read, Orbax drops the reads of the others, and Python would print
+    pages of their errors.
 
-    They come when Python destroys a coroutine, from threads of TensorStore that find no event loop any more, and from asyncio.
+    They come when Python destroys a coroutine, from threads of TensorStore that find no event loop
+    any more, and from asyncio.
     """
     before = sys.unraisablehook
 
@@ -80,7 +92,9 @@ def _ignore_dropped_reads() -> None:
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(wanted)
-    warnings.filterwarnings("ignore", r"coroutine '(_read_|async_|Store\.).*' was never awaited", RuntimeWarning)
+    warnings.filterwarnings(
+        "ignore", r"coroutine '(_read_|async_|Store\.).*' was never awaited", RuntimeWarning
+    )
 
 
 def with_digests(meta: dict[str, Any], params: Any) -> dict[str, Any]:
@@ -110,17 +124,25 @@ def read_meta(path: pathlib.Path) -> Any:
         return meta
     digests = meta[DIGESTS]
     if not isinstance(digests, dict) or not isinstance(digests.get("params"), dict):
-        raise UsageError(f"model {path}", f"the digests in its meta/metadata are damaged: {_UNLIKE}", COPY)
+        raise UsageError(
+            f"model {path}", f"the digests in its meta/metadata are damaged: {_UNLIKE}", COPY
+        )
     own = digests.get("meta")
     if own != json_digest({**meta, DIGESTS: {"params": digests["params"]}}):
-        raise UsageError(f"model {path}", f"its meta/metadata (sizes, tokenizer, head) does not fit its digest: {_UNLIKE}", COPY)
+        raise UsageError(
+            f"model {path}",
+            f"its meta/metadata (sizes, tokenizer, head) does not fit its digest: {_UNLIKE}",
+            COPY,
+        )
     return meta
 
 
 def read_model_params(path: pathlib.Path, wanted: Any, digests: Mapping[str, str] | None) -> Any:
-    """The parameters of a checkpoint, laid out and typed as `wanted` says, and as its digests say if there are any.
+    """The parameters of a checkpoint, laid out and typed as `wanted` says, and as its digests say
+    if there are any.
 
-    Arrays that are stored in another type are read a few at a time, so that only these lie on the devices in both types.
+    Arrays that are stored in another type are read a few at a time, so that only these lie on the
+    devices in both types.
 
     Args:
       wanted: `jax.ShapeDtypeStruct` with a sharding for every array.
@@ -133,11 +155,17 @@ def read_model_params(path: pathlib.Path, wanted: Any, digests: Mapping[str, str
     leaves = dict(named_leaves(wanted))
     if leaves.keys() != digests.keys():
         raise UsageError(f"model {path}", f"its digests are those of other arrays: {_UNLIKE}", COPY)
-    found = {name: array for group in _groups(leaves, digests, path) for name, array in read_arrays(path, group, digests).items()}
+    found = {
+        name: array
+        for group in _groups(leaves, digests, path)
+        for name, array in read_arrays(path, group, digests).items()
+    }
     return jax.tree.unflatten(jax.tree.structure(wanted), [found[name] for name in leaves])
 
 
-def _groups(leaves: Mapping[str, Any], digests: Mapping[str, str], path: pathlib.Path) -> list[dict[str, Any]]:
+def _groups(
+    leaves: Mapping[str, Any], digests: Mapping[str, str], path: pathlib.Path
+) -> list[dict[str, Any]]:
     """All at once if nothing is cast; else so few that they have `TOGETHER` bytes, or one."""
     if all(_dtype(path, name, digests) == leaf.dtype for name, leaf in leaves.items()):
         return [dict(leaves)]
@@ -157,19 +185,30 @@ def groups(leaves: Mapping[str, Any]) -> list[dict[str, Any]]:
     return made
 
 
-def read_arrays(path: pathlib.Path, wanted: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, jax.Array]:
-    """Some arrays of a checkpoint, by their names in `digests`, compared with these. Raises as `read_model_params`."""
+def read_arrays(
+    path: pathlib.Path, wanted: Mapping[str, Any], digests: Mapping[str, str]
+) -> dict[str, jax.Array]:
+    """Some arrays of a checkpoint, by their names in `digests`, compared with these.
+
+    Raises as `read_model_params`.
+    """
     tree: dict[str, Any] = {}
     for name, leaf in wanted.items():
         *above, last = name.split("/")
         inner = tree
         for key in above:
             inner = inner.setdefault(key, {})
-        inner[last] = jax.ShapeDtypeStruct(leaf.shape, _dtype(path, name, digests), sharding=leaf.sharding)
+        inner[last] = jax.ShapeDtypeStruct(
+            leaf.shape, _dtype(path, name, digests), sharding=leaf.sharding
+        )
     found = {}
     for name, x in named_leaves(_restored(path, tree)):
         if array_digest(x) != digests[name]:
-            raise UsageError(f"model {path}", f"the array {name} in its params/ does not fit its digest: {_UNLIKE}", COPY)
+            raise UsageError(
+                f"model {path}",
+                f"the array {name} in its params/ does not fit its digest: {_UNLIKE}",
+                COPY,
+            )
         found[name] = x if x.dtype == wanted[name].dtype else jnp.astype(x, wanted[name].dtype)
     return jax.block_until_ready(found)
 
@@ -178,14 +217,23 @@ def _dtype(path: pathlib.Path, name: str, digests: Mapping[str, str]) -> Any:
     try:
         return stored_dtype(digests[name])
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"model {path}", f"its digest of {name} is damaged ({in_short(error)})", COPY) from None
+        raise UsageError(
+            f"model {path}", f"its digest of {name} is damaged ({in_short(error)})", COPY
+        ) from None
 
 
 def _restored(path: pathlib.Path, wanted: Any) -> Any:
-    """The arrays of a part of the tree of parameters. Raises UsageError in all processes if one cannot read its shards."""
+    """The arrays of a part of the tree of parameters.
+
+    Raises UsageError in all processes if one cannot read its shards.
+    """
     import orbax.checkpoint as ocp
 
-    args = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
+    args = ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
 
     def read() -> Any:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -195,12 +243,24 @@ def _restored(path: pathlib.Path, wanted: Any) -> Any:
         return found
 
     found, failure = try_to_read(read)
-    if _spans_processes(wanted) and not distributed.all_processes(failure is None) and failure is None:
+    if (
+        _spans_processes(wanted)
+        and not distributed.all_processes(failure is None)
+        and failure is None
+    ):
         failure = Unread("by another process", "")
     if failure:
-        raise UsageError(f"model {path}", f"its parameters are incomplete ({failure.reason})", failure.fix or COPY)
+        raise UsageError(
+            f"model {path}",
+            f"its parameters are incomplete ({failure.reason})",
+            failure.fix or COPY,
+        )
     return found
 
 
 def _spans_processes(wanted: Any) -> bool:
-    return any(not x.sharding.is_fully_addressable for x in jax.tree.leaves(wanted) if x.sharding is not None)
+    return any(
+        not x.sharding.is_fully_addressable
+        for x in jax.tree.leaves(wanted)
+        if x.sharding is not None
+    )

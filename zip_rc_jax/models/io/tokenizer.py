@@ -1,4 +1,7 @@
-"""Text <-> ids, chat templates, and which ids a tokenizer never emits. On Hugging Face `tokenizers`; torch is never imported."""
+"""Text <-> ids, chat templates, and which ids a tokenizer never emits.
+
+On Hugging Face `tokenizers`; torch is never imported.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,21 @@ import tokenizers
 
 from zip_rc_jax.models.io import chat as chats
 from zip_rc_jax.models.io.huggingface import short
-from zip_rc_jax.models.io.tokenizer_files import Parts, added_ids, guarded, read_directory, write_directory
+from zip_rc_jax.models.io.tokenizer_files import (
+    Parts,
+    added_ids,
+    guarded,
+    read_directory,
+    write_directory,
+)
 from zip_rc_jax.runtime.errors import UsageError
 
 # Names that publishers give to vocabulary rows which they keep for later.
 PLACEHOLDER = re.compile(
     r"<unused_?\d+>|<\|unused_?\d+\|>|\[unused_?\d+\]"  # Gemma, BERT
     r"|<reserved_\d+>|<\|reserved_(?:special_)?(?:token_)?\d+\|>"  # Llama 3, LFM2
-    r"|<SPECIAL_\d+>|<extra_id_\d+>|<\|dummy_\d+\|>|<\|placeholder_?\d+\|>"  # Mistral and Nemotron, T5, Phi
+    # Mistral and Nemotron, T5, Phi
+    r"|<SPECIAL_\d+>|<extra_id_\d+>|<\|dummy_\d+\|>|<\|placeholder_?\d+\|>"
     r"|\[PAD\d+\]"  # rows beyond the tokenizer in a GGUF file
 )
 PROBE = """The quick brown fox jumps over 12,345.67 lazy dogs & 'cats' (don't ask). Zwölf Boxkämpfer; où est l'été? ¿Qué niño?
@@ -32,7 +42,7 @@ PROBE = """The quick brown fox jumps over 12,345.67 lazy dogs & 'cats' (don't as
 🦊👩‍🚀 ½ ∑ x² ≤ \\frac{1}{2} <b>unused</b> [reserved] <|special|> SPECIAL_1 # 2
 \tdef f(x: int) -> list[str]:\n        return [f"{i:02d}" for i in range(x)]
 #include <stdio.h> { "key": [1, 2, null] } && || :: => ++\r\n
-"""
+"""  # noqa: E501
 
 
 class Tokenizer:
@@ -44,7 +54,8 @@ class Tokenizer:
       eos_tokens: tokens that end a sequence.
       eos_ids: their ids.
       chat_template: Jinja source of the usual template, or None.
-      templates: all templates by name; "default" is the usual one, "tool_use" the one for chats with tools.
+      templates: all templates by name; "default" is the usual one, "tool_use" the one for chats
+        with tools.
       special_tokens: what the template may refer to, e.g. `{"bos_token": "<s>"}`.
       settings: what other engines read in an export, e.g. `{"model_max_length": 8192}`.
       rows: ids from here on have no row in the checkpoint; None if all have one.
@@ -66,7 +77,8 @@ class Tokenizer:
         """Args: `templates` are those beside `chat_template`.
 
         Raises:
-          UsageError: there is no end-of-sequence token, one that the tokenizer does not know, or one without a row.
+          UsageError: there is no end-of-sequence token, one that the tokenizer does not know, or
+            one without a row.
         """
         backend.no_truncation()  # published files may cut every text at 512 tokens
         backend.no_padding()
@@ -80,49 +92,70 @@ class Tokenizer:
         self.settings = dict(settings or {})
         ids = [i for token in self.eos_tokens if (i := backend.token_to_id(token)) is not None]
         if not ids or len(ids) < len(self.eos_tokens):
-            raise UsageError(f"eos_tokens={self.eos_tokens}", "the tokenizer does not know them all", "name tokens of tokenizer.json")
+            raise UsageError(
+                f"eos_tokens={self.eos_tokens}",
+                "the tokenizer does not know them all",
+                "name tokens of tokenizer.json",
+            )
         self.eos_ids: tuple[int, ...] = tuple(ids)
         self.size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.rows = rows if rows is not None and rows < self.size else None
         self.used = self.size if self.rows is None else self.rows
-        if beyond := [token for token, i in zip(self.eos_tokens, ids, strict=True) if i >= self.used]:
+        if beyond := [
+            token for token, i in zip(self.eos_tokens, ids, strict=True) if i >= self.used
+        ]:
             raise UsageError(
                 f"end-of-sequence token {', '.join(beyond[:3])}",
-                f"its id is past the checkpoint's {self.used} rows, so the model can never end a text",
+                f"its id is past the checkpoint's {self.used} rows, so the model can never end a "
+                "text",
                 "correct eos_token_id, or take the tokenizer that belongs to the checkpoint",
             )
-        self._unknown_token = getattr(backend.model, "unk_token", None) or "<unk>"  # a Unigram model does not tell
+        # a Unigram model does not tell
+        self._unknown_token = getattr(backend.model, "unk_token", None) or "<unk>"
 
     @classmethod
     def _of(cls, parts: Parts, where: str) -> Tokenizer:
         """Raises UsageError for an end-of-sequence id that no token has, or without any."""
         ends = _tokens(parts.backend, parts.end_ids, where)
         default, special = parts.templates.get("default"), parts.special_tokens
-        return cls(parts.backend, ends, default, special, templates=parts.templates, settings=parts.settings, rows=parts.rows)
+        return cls(
+            parts.backend,
+            ends,
+            default,
+            special,
+            templates=parts.templates,
+            settings=parts.settings,
+            rows=parts.rows,
+        )
 
     @classmethod
     def from_pretrained(cls, directory: str | pathlib.Path) -> Tokenizer:
         """The tokenizer of a local Hugging Face directory.
 
-        A tokenizer.json is read as it is; without one, transformers builds the tokenizer. End-of-sequence ids are its own, those
-        of `generation_config.json` and `config.json`, and special tokens that end a turn by their name in the chat template.
+        A tokenizer.json is read as it is; without one, transformers builds the tokenizer.
+        End-of-sequence ids are its own, those of `generation_config.json` and `config.json`, and
+        special tokens that end a turn by their name in the chat template.
 
         Raises:
-          UsageError: no tokenizer files, files that cannot be read, a tokenizer written in Python, or an end-of-sequence id
-            that no token has.
+          UsageError: no tokenizer files, files that cannot be read, a tokenizer written in Python,
+            or an end-of-sequence id that no token has.
         """
         directory = pathlib.Path(directory)
         where = f"tokenizer {directory}"
-        return guarded(lambda: cls._of(read_directory(directory), where), where, "download it again")
+        return guarded(
+            lambda: cls._of(read_directory(directory), where), where, "download it again"
+        )
 
     @classmethod
     def from_gguf(cls, path: str | pathlib.Path) -> Tokenizer:
         """The tokenizer inside a GGUF file.
 
-        The `gguf` package reads the metadata (`AutoTokenizer(gguf_file=...)` needs torch for that), transformers builds the tokenizer.
+        The `gguf` package reads the metadata (`AutoTokenizer(gguf_file=...)` needs torch for that),
+        transformers builds the tokenizer.
 
         Raises:
-          UsageError: no such file, not a GGUF file, no tokenizer in it, or one whose way of cutting text is not known here.
+          UsageError: no such file, not a GGUF file, no tokenizer in it, or one whose way of cutting
+            text is not known here.
         """
         from zip_rc_jax.models.io.gguf_tokenizer import read_gguf_tokenizer
 
@@ -131,7 +164,9 @@ class Tokenizer:
         return guarded(lambda: cls._of(read_gguf_tokenizer(pathlib.Path(path)), where), where, fix)
 
     def limited(self, rows: int) -> Tokenizer:
-        """The same tokenizer for a checkpoint of `rows` rows. Ids past them are never sampled, and no prompt may hold them.
+        """The same tokenizer for a checkpoint of `rows` rows.
+
+        Ids past them are never sampled, and no prompt may hold them.
 
         Raises:
           UsageError: an end-of-sequence token lies past the rows.
@@ -156,18 +191,31 @@ class Tokenizer:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Tokenizer:
-        """Inverse of `to_dict`. What versions before 0.2 wrote adds nothing to raw prompts, as those versions did not."""
+        """Inverse of `to_dict`.
+
+        What versions before 0.2 wrote adds nothing to raw prompts, as those versions did not.
+        """
         state = dict(data["backend"])
-        if not data.get("prompts_get_special_tokens", False) and _adds_tokens(state.get("post_processor")):
+        if not data.get("prompts_get_special_tokens", False) and _adds_tokens(
+            state.get("post_processor")
+        ):
             state["post_processor"] = None
-        kept = {"templates": data.get("templates"), "settings": data.get("settings"), "rows": data.get("rows")}
+        kept = {
+            "templates": data.get("templates"),
+            "settings": data.get("settings"),
+            "rows": data.get("rows"),
+        }
         backend = tokenizers.Tokenizer.from_str(json.dumps(state))
-        return cls(backend, data["eos_tokens"], data["chat_template"], data["special_tokens"], **kept)
+        return cls(
+            backend, data["eos_tokens"], data["chat_template"], data["special_tokens"], **kept
+        )
 
     def save_pretrained(self, directory: str | pathlib.Path) -> None:
-        """Writes what `AutoTokenizer` reads: tokenizer.json, tokenizer_config.json and the chat templates, each a .jinja file.
+        """Writes what `AutoTokenizer` reads: tokenizer.json, tokenizer_config.json and the chat
+        templates, each a .jinja file.
 
-        Of several end-of-sequence tokens only one can be the tokenizer's; the others belong into generation_config.json.
+        Of several end-of-sequence tokens only one can be the tokenizer's; the others belong into
+        generation_config.json.
 
         Raises:
           UsageError: transformers would read another tokenizer from these files.
@@ -175,9 +223,16 @@ class Tokenizer:
         special = {"eos_token": self.eos_tokens[0], **self.special_tokens}
         parts = Parts(self.backend, special, self.templates, self.settings, [], self.rows)
         before, after = self.added_ids
-        bos, eos = (special.get(role) and self.backend.token_to_id(special[role]) for role in ("bos_token", "eos_token"))
+        bos, eos = (
+            special.get(role) and self.backend.token_to_id(special[role])
+            for role in ("bos_token", "eos_token")
+        )
         said = before in ((), (bos,)) and after in ((), (eos,))
-        write_directory(pathlib.Path(directory), parts, {"add_bos_token": bool(before), "add_eos_token": bool(after)} if said else {})
+        write_directory(
+            pathlib.Path(directory),
+            parts,
+            {"add_bos_token": bool(before), "add_eos_token": bool(after)} if said else {},
+        )
 
     # Text.
 
@@ -185,29 +240,40 @@ class Tokenizer:
         """Ids of `text`. Special tokens that `text` spells out become their ids.
 
         Args:
-          add_special_tokens: also put before and behind it what the tokenizer's own settings add; see `encode_prompt`.
+          add_special_tokens: also put before and behind it what the tokenizer's own settings add;
+            see `encode_prompt`.
 
         Raises:
-          UsageError: the text has words that the vocabulary cannot express; guessing at "<unk>" would answer another question.
+          UsageError: the text has words that the vocabulary cannot express; guessing at "<unk>"
+            would answer another question.
         """
         encoding = self.backend.encode(text, add_special_tokens=False)
         pieces = zip(encoding.tokens, encoding.offsets, strict=True)
-        unknown = [text[a:b] for token, (a, b) in pieces if token == self._unknown_token and text[a:b] != token]
+        unknown = [
+            text[a:b]
+            for token, (a, b) in pieces
+            if token == self._unknown_token and text[a:b] != token
+        ]
         if unknown:
             shown = [word[:40] for word in unknown[:5]]
             raise UsageError(
-                f"text with {shown}", "the tokenizer's vocabulary lacks these words", "use only words that the model was trained on"
+                f"text with {shown}",
+                "the tokenizer's vocabulary lacks these words",
+                "use only words that the model was trained on",
             )
         return self._completed(encoding.ids, end=True) if add_special_tokens else encoding.ids
 
-    def encode_prompt(self, text: str, *, chat: bool = False, add_special_tokens: bool = True) -> list[int]:
+    def encode_prompt(
+        self, text: str, *, chat: bool = False, add_special_tokens: bool = True
+    ) -> list[int]:
         """Ids of a prompt, as the model saw texts in training.
 
-        The tokenizer's own settings say what a text begins and ends with, for example a beginning-of-sequence token. A text that
-        already begins with it gets no second one.
+        The tokenizer's own settings say what a text begins and ends with, for example a
+        beginning-of-sequence token. A text that already begins with it gets no second one.
 
         Args:
-          chat: the text comes from the chat template. It is to be continued, so nothing is put behind it.
+          chat: the text comes from the chat template. It is to be continued, so nothing is put
+            behind it.
           add_special_tokens: False leaves the text as it is.
 
         Raises:
@@ -253,13 +319,19 @@ class Tokenizer:
 
     @property
     def template_hash(self) -> str | None:
-        """First 16 hex digits of the chat template's BLAKE2b: which template rendered a prompt. None without a template.
+        """First 16 hex digits of the chat template's BLAKE2b: which template rendered a prompt.
+
+        None without a template.
 
         Of several templates, all are hashed together.
         """
         if self.chat_template is None:
             return None
-        source = self.chat_template if len(self.templates) == 1 else json.dumps(self.templates, sort_keys=True)
+        source = (
+            self.chat_template
+            if len(self.templates) == 1
+            else json.dumps(self.templates, sort_keys=True)
+        )
         return hashlib.blake2b(source.encode()).hexdigest()[:16]
 
     def chat(
@@ -270,7 +342,8 @@ class Tokenizer:
         continue_final_message: bool = False,
         **kwargs: Any,
     ) -> str:
-        """The prompt for `messages` up to where the assistant's answer starts, by the tokenizer's own template.
+        """The prompt for `messages` up to where the assistant's answer starts, by the tokenizer's
+        own template.
 
         Args:
           messages: `{"role": ..., "content": ...}`, oldest first; see `models.chat.turns_of`.
@@ -278,31 +351,51 @@ class Tokenizer:
           kwargs: variables of the template, such as `enable_thinking=False`.
 
         Raises:
-          UsageError: no template, no messages, a variable that the template does not read, or a conversation that it refuses or fails on.
+          UsageError: no template, no messages, a variable that the template does not read, or a
+            conversation that it refuses or fails on.
         """
         if self.chat_template is None:
-            raise UsageError("chat messages", "the tokenizer has no chat template", "pass raw prompts: strings, already templated")
+            raise UsageError(
+                "chat messages",
+                "the tokenizer has no chat template",
+                "pass raw prompts: strings, already templated",
+            )
         for name in kwargs:
             if name not in self._template_variables:
                 takes = ", ".join(sorted(self._template_variables)) or "none"
-                raise UsageError(f"chat template argument {name!r}", "the model's template takes no such argument", f"it takes {takes}")
+                raise UsageError(
+                    f"chat template argument {name!r}",
+                    "the model's template takes no such argument",
+                    f"it takes {takes}",
+                )
         special = {"eos_token": self.eos_tokens[0], **self.special_tokens}
         # As transformers chooses among named templates.
-        template = self.templates["tool_use"] if kwargs.get("tools") and "tool_use" in self.templates else self.chat_template
+        template = (
+            self.templates["tool_use"]
+            if kwargs.get("tools") and "tool_use" in self.templates
+            else self.chat_template
+        )
         return chats.render(template, special, messages, kwargs, continue_final_message)
 
     @functools.cached_property
     def _template_variables(self) -> set[str]:
-        """What a caller may set: names that the template reads from outside, except those that the rendering sets itself."""
+        """What a caller may set: names that the template reads from outside, except those that the
+        rendering sets itself."""
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
         found = set[str]()
-        for text in (self.templates[name] for name in ("default", "tool_use") if name in self.templates):
+        for text in (
+            self.templates[name] for name in ("default", "tool_use") if name in self.templates
+        ):
             # transformers adds the tag `generation`; Jinja alone cannot parse it.
             source = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
             try:
                 found |= jinja2.meta.find_undeclared_variables(environment.parse(source))
             except jinja2.TemplateSyntaxError as error:
-                raise UsageError("the model's chat template", f"it is not valid Jinja ({short(error)})", "pass raw prompts") from error
+                raise UsageError(
+                    "the model's chat template",
+                    f"it is not valid Jinja ({short(error)})",
+                    "pass raw prompts",
+                ) from error
         own = {*chats.OWN, *self.special_tokens}
         return found - own - set(environment.globals)
 
@@ -313,20 +406,25 @@ class Tokenizer:
 
         special = {"eos_token": self.eos_tokens[0], **self.special_tokens}
         template = self.chat_template if len(self.templates) < 2 else self.templates
-        return PreTrainedTokenizerFast(tokenizer_object=self.backend, chat_template=template, **special)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=self.backend, chat_template=template, **special
+        )
 
     # Unused ids.
 
     def unused_ids(self, vocab_size: int) -> np.ndarray:
-        """`[vocab_size]` bool: ids that the tokenizer never emits, unless a text spells a placeholder's name.
+        """`[vocab_size]` bool: ids that the tokenizer never emits, unless a text spells a
+        placeholder's name.
 
         These are
           - ids without a token: holes, and rows beyond the tokenizer;
           - ids without a row in the checkpoint;
-          - tokens whose whole name is one of `PLACEHOLDER`, such as `<unused12>` or `<|reserved_special_token_12|>`, and that pass all
-            of these checks: no end-of-sequence or other special token (bos, pad, unk, ...) is called so; the chat template does not
-            contain the name; the token is an added token (text is searched for these before anything is merged), or no merge of a BPE
-            vocabulary results in it; and encoding `PROBE`, a short text of many scripts and some code, does not give it.
+          - tokens whose whole name is one of `PLACEHOLDER`, such as `<unused12>` or
+            `<|reserved_special_token_12|>`, and that pass all of these checks: no end-of-sequence
+            or other special token (bos, pad, unk, ...) is called so; the chat template does not
+            contain the name; the token is an added token (text is searched for these before
+            anything is merged), or no merge of a BPE vocabulary results in it; and encoding
+            `PROBE`, a short text of many scripts and some code, does not give it.
         What the publisher's training data held is not checked: nothing in a tokenizer tells.
         """
         unused = np.ones(max(vocab_size, self.size), bool)
@@ -335,9 +433,16 @@ class Tokenizer:
         return unused[:vocab_size]
 
     def free_ids(self, vocab_size: int) -> np.ndarray:
-        """`[vocab_size]` bool: unused ids that may become a head's. An id past the checkpoint's rows that has a token is none."""
+        """`[vocab_size]` bool: unused ids that may become a head's.
+
+        An id past the checkpoint's rows that has a token is none.
+        """
         free = self.unused_ids(vocab_size)
-        taken = [i for i in self.backend.get_vocab(with_added_tokens=True).values() if self.used <= i < vocab_size]
+        taken = [
+            i
+            for i in self.backend.get_vocab(with_added_tokens=True).values()
+            if self.used <= i < vocab_size
+        ]
         free[taken] = False
         return free
 
@@ -346,7 +451,11 @@ class Tokenizer:
         vocab = self.backend.get_vocab(with_added_tokens=True)
         roles = {*self.eos_tokens, *self.special_tokens.values(), self._unknown_token}
         template = "".join(self.templates.values())
-        candidates = {token for token in vocab if PLACEHOLDER.fullmatch(token) and token not in roles and token not in template}
+        candidates = {
+            token
+            for token in vocab
+            if PLACEHOLDER.fullmatch(token) and token not in roles and token not in template
+        }
         if candidates:
             candidates -= set(self.backend.encode(PROBE, add_special_tokens=False).tokens)
         added = {token.content for token in self.backend.get_added_tokens_decoder().values()}
@@ -375,9 +484,16 @@ def _adds_tokens(processor: Mapping[str, Any] | None) -> bool:
 
 
 def _tokens(backend: tokenizers.Tokenizer, ids: Sequence[int | None], where: str) -> list[str]:
-    """Names of end-of-sequence ids, each once. Raises UsageError for an id without a token, or if all are None."""
+    """Names of end-of-sequence ids, each once.
+
+    Raises UsageError for an id without a token, or if all are None.
+    """
     wanted = list(dict.fromkeys(i for i in ids if i is not None))
     tokens = [token for i in wanted if (token := backend.id_to_token(i)) is not None]
     if not wanted or len(tokens) < len(wanted):
-        raise UsageError(where, f"its end-of-sequence ids {wanted} are not all tokens", "correct eos_token_id in its config files")
+        raise UsageError(
+            where,
+            f"its end-of-sequence ids {wanted} are not all tokens",
+            "correct eos_token_id in its config files",
+        )
     return tokens
