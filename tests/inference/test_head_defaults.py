@@ -8,7 +8,7 @@ import dataclasses
 import json
 
 import pytest
-from zip_rc_jax.pipeline.stages import head_defaults
+from zip_rc_jax.pipeline.train import head_defaults
 
 from harness.tiny import TINY_GRID, TINY_MODEL, tiny_lm
 from zip_rc_jax import DecodeConfig, UsageError, decode, load
