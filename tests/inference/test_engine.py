@@ -732,7 +732,7 @@ def window_means(lm, prompt, ids, finished, window):
     tokens = jnp.asarray([prompt_ids + list(ids)])
     padded = jnp.pad(tokens, ((0, 0), (0, 40 - tokens.shape[1])))
     positions = jnp.arange(40)[None]
-    hidden, _ = FORWARD(lm.config, lm.params["body"], padded, positions)
+    hidden = FORWARD(lm.config, lm.params["body"], padded, positions)
     log_joint = np.asarray(cell_log_probs(hidden[0] @ lm.params["zip_rows"].T, lm.head.grid))
     # Joint i follows i generated tokens; the one behind the end token does not count.
     at = range(len(ids) + (not finished))[-window:]

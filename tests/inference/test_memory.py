@@ -284,7 +284,7 @@ def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(
     assert [
         type(job).__name__
         for job in engine.processor.tokenize([long_rows, long_prompt], on_error="result")
-    ] == ["Job", "Refusal"]
+    ] == ["TokenizedRequest", "RejectedRequest"]
 
 
 def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch):
