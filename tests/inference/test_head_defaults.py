@@ -8,7 +8,6 @@ import dataclasses
 import json
 
 import pytest
-from zip_rc_jax.pipeline.train import head_defaults
 
 from harness.tiny import TINY_GRID, TINY_MODEL, tiny_lm
 from zip_rc_jax import DecodeConfig, UsageError, decode, load
@@ -17,6 +16,7 @@ from zip_rc_jax.config.files import load_config
 from zip_rc_jax.head import HeadDefaults, ZipHead
 from zip_rc_jax.inference.api import resolve
 from zip_rc_jax.models.io.load import export
+from zip_rc_jax.pipeline.train import head_defaults
 
 MADE_FOR = HeadDefaults(interval=3, window=2, max_tokens=9)
 QUESTION = "State the final answer to the following arithmetic problem: 4 + 3 - 2 ="
