@@ -8,6 +8,8 @@ into the unembedding table for decoding and export.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +117,9 @@ class ZipHead:
         return self.identity() | ({"defaults": self.defaults.to_dict()} if self.defaults else {})
 
     @classmethod
-    def from_dict(cls, data: dict) -> ZipHead:
+    def from_dict(cls, data: Mapping[str, Any]) -> ZipHead:
+        if not isinstance(data, Mapping):
+            raise TypeError(f"a {type(data).__name__} stands where a mapping is expected")
         defaults = data.get("defaults")
         return cls(
             Grid.from_dict(data["grid"]),

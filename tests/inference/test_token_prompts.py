@@ -71,7 +71,7 @@ def test_nothing_is_put_before_or_behind_given_ids(lm):
         ([[5, [6]]], r"prompt 0 as token ids: item 1 is \[6\]"),
         ([np.ones(0, int)], r"prompt 0: it is empty"),
         ([[]], r"prompt 0: it is empty"),
-        ([[5, -1]], r"prompt 0 with ids -1 \(None\): they are reserved or unused"),
+        ([[5, -1]], r"prompt 0 with ids -1 \(None\): the vocabulary has the ids 0 to 127"),
         ([[5, 10**30]], r"prompt 0 with ids 1000000000000000000000000000000 \(None\)"),
         ([5, 6], r"prompts given as one list of token ids"),
     ],
@@ -88,7 +88,7 @@ def test_reserved_and_padding_ids_are_refused(lm):
         lm.config.vocab_size - 1,
         lm.config.vocab_size,
     ):
-        with pytest.raises(UsageError, match=rf"prompt 1 with ids {i} .*reserved or unused"):
+        with pytest.raises(UsageError, match=rf"prompt 1 with ids {i} .*(reserved or unused|has the ids 0 to)"):
             decode(lm, [IDS, [5, i]], REAL)
 
 

@@ -35,7 +35,7 @@ echo "package-check: the wheel decodes with the packages of the base"
 # The sdist: its tests find what they need in it, golden files too.
 tar xzf "$dist"/*.tar.gz
 cd zip_rc_jax-*/
-"$python" -m pytest -q --collect-only > ../collected
+"$python" -m pytest --collect-only -o addopts= -q > ../collected
 echo "package-check: the sdist has $(grep -c :: ../collected) tests"
 "$python" -m pytest -q tests/test_grid.py tests/search/test_meta_actions.py -k "grid or reproduced"
 echo "package-check: the tests of the sdist run in it"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zip_rc_jax.config.checks import in_short
+from zip_rc_jax.config.checks import in_short, shown
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
@@ -78,13 +78,13 @@ def check_readable(
     Raises:
       UsageError: an id is reserved, unused, or past the vocabulary.
     """
-    array = np.asarray(ids, np.int64)
-    within = (array >= 0) & (array < len(unreadable))
-    strange = sorted(set(array[~within | unreadable[np.where(within, array, 0)]].tolist()))
+    # Python's numbers, for an id that somebody gave may be of any size.
+    given = {int(i) for i in ids}
+    strange = sorted(i for i in given if not 0 <= i < len(unreadable) or unreadable[i])
     if not strange:
         return
     names = {i: tokenizer.backend.id_to_token(i) if 0 <= i < 2**32 else None for i in strange[:5]}
-    value = f"{name} with ids {', '.join(f'{i} ({token})' for i, token in names.items())}"
+    value = f"{name} with ids {', '.join(f'{shown(i)} ({token})' for i, token in names.items())}"
     if any(names[i] is None and not 0 <= i < len(unreadable) for i in names):
         reason = f"the vocabulary has the ids 0 to {len(unreadable) - 1}"
         raise UsageError(value, reason, "use ids of the model's own tokenizer")
