@@ -17,10 +17,19 @@ from harness.company import same
 from harness.engines import MIXED, PRICED, REAL, REAL_PROMPTS, exact
 from harness.scripted import ScriptedNetwork
 from harness.tiny import tiny_lm
-from zip_rc_jax import Decoder, Request, ResultEvent, StepEvent, UsageError, decode, decode_stream
+from zip_rc_jax import (
+    DecodeConfig,
+    Decoder,
+    Request,
+    ResultEvent,
+    StepEvent,
+    UsageError,
+    decode,
+    decode_stream,
+)
 from zip_rc_jax.inference import engine as engine_module
 from zip_rc_jax.inference import state
-from zip_rc_jax.inference.engine import Engine
+from zip_rc_jax.inference.engine import ENGINE_OPTIONS, Engine
 from zip_rc_jax.inference.memory import shard_bytes
 from zip_rc_jax.inference.sharing import OwnSession, SharedEngine
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
@@ -440,3 +449,21 @@ def test_two_threads_may_launch_programs_of_the_same_devices():
         for found in pool.map(call, engines):
             for a, b in zip(found, expected, strict=True):
                 same(a, b)
+
+
+# Options that are read for each call or request, and not by the engine that calls share.
+OF_A_CALL = {
+    *("alpha", "beta", "answer", "answer_extractor", "answer_equivalence", "abstain"),
+    *("abstain_below", "max_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "stop_token_ids", "stop", "system", "continue_final_message"),
+    *("generation_config", "token_budget", "time_budget", "add_special_tokens"),
+}
+
+
+def test_every_option_is_of_the_shared_engine_or_of_a_call():
+    """An option that is neither would be lost on its way to the search."""
+    assert {field.name for field in dataclasses.fields(DecodeConfig)} == {
+        *ENGINE_OPTIONS,
+        *OF_A_CALL,
+    }
+    assert not OF_A_CALL & set(ENGINE_OPTIONS)

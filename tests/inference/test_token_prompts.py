@@ -88,7 +88,9 @@ def test_reserved_and_padding_ids_are_refused(lm):
         lm.config.vocab_size - 1,
         lm.config.vocab_size,
     ):
-        with pytest.raises(UsageError, match=rf"prompt 1 with ids {i} .*(reserved or unused|has the ids 0 to)"):
+        with pytest.raises(
+            UsageError, match=rf"prompt 1 with ids {i} .*(reserved or unused|has the ids 0 to)"
+        ):
             decode(lm, [IDS, [5, i]], REAL)
 
 

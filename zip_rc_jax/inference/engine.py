@@ -103,6 +103,7 @@ ENGINE_OPTIONS = (
     "candidates",
     "no_harm",
     "strategy",
+    "utility",
     "reward_threshold",
     "length_budget",
     "skill",
