@@ -26,7 +26,7 @@ from harness.gguf_files import read as read_gguf
 from harness.gguf_files import write as write_gguf
 from harness.hf_models import torch_model
 from harness.processes import rollouts
-from harness.tiny import tiny_lm
+from harness.tiny import TINY_MODEL, tiny_lm
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
@@ -278,7 +278,7 @@ def test_chunks(tmp_path_factory, share, edits):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     directory = tmp_path_factory.mktemp("published") / "hf"
-    export(tiny_lm(), directory)
+    export(tiny_lm(dataclasses.replace(TINY_MODEL, n_heads=4)), directory)
     return directory, files_of(directory)
 
 
