@@ -1,11 +1,14 @@
 # Two commands do everything, set-up included: `make demo` and `make test`.
 VENV := .venv
 BIN := $(VENV)/bin
-# The first interpreter that is new enough; override with `make PYTHON=/path/to/python demo`.
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+# Tests run on the oldest Python that is here, and `make test-newest` on the newest. Override with `make PYTHON=/path/to/python demo`.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null && { echo $$p; break; }; done)
+# The newest interpreter, which pip gives the newest JAX; also those of pyenv that are not on the path.
+NEWEST ?= $(shell for p in python3.14 $(HOME)/.pyenv/versions/3.14*/bin/python python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python \
+	python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do $$p -c 'import venv' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test test-slow lint format clean embedded smollm2 compile-check
+.PHONY: demo test coverage test-slow test-newest package-check docs lint format clean embedded smollm2 compile-check
 
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
@@ -13,24 +16,59 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev smollm2
 	$(BIN)/python -m pytest -m "not slow"
 
+# The same suite, and how much of the package it runs. The slow tests run commands in processes of their own.
+coverage: $(VENV)/.dev smollm2
+	$(BIN)/python -m coverage run -m pytest -m "not slow"
+	$(BIN)/python -m coverage report
+
 test-slow: $(VENV)/.dev smollm2
 	$(BIN)/python -m pytest -m slow
+
+# What touches JAX: numerics, kernels, decoding, training, and programs for a TPU.
+JAX_TESTS := tests/test_head.py tests/search tests/models/test_model.py tests/models/test_gpu_attention.py \
+	tests/models/test_long_attention.py tests/inference/test_engine.py tests/inference/test_sampling.py \
+	tests/training/test_training.py tests/training/test_golden_shardings.py tests/aot/test_compile.py
+
+# The part of the suite that touches JAX, on the newest Python with the newest JAX and Flax that the bounds allow.
+test-newest:
+ifeq ($(NEWEST),)
+	@echo "make test-newest: skipped, for there is no Python 3.12 or newer here; set NEWEST=/path/to/python"
+else
+	$(MAKE) .venv-newest/.done
+	.venv-newest/bin/python -c 'import sys, jax, flax; print("Python", sys.version.split()[0], "jax", jax.__version__, "flax", flax.__version__)'
+	.venv-newest/bin/python -m pytest -m "not slow" -o 'filterwarnings=error::DeprecationWarning:zip_rc_jax' $(JAX_TESTS)
+endif
+
+.venv-newest/.done: pyproject.toml
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --editable '.[all,tpu]' pytest hypothesis
+	@touch $@
+
+# Builds wheel and sdist, and tries both from another directory: the wheel alone with the base's packages, and the sdist's own tests.
+package-check: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	tests/project/package_check.sh dist $(BIN)/python
 
 # Compiles training and decoding for real TPU topologies; libtpu lives in an environment of its own.
 compile-check: .venv-tpu/.done
 	.venv-tpu/bin/python -c 'import libtpu'  # without it the tests would be skipped
-	.venv-tpu/bin/python -m pytest tests/test_compile.py
+	.venv-tpu/bin/python -m pytest tests/aot/test_compile.py
 
 .venv-tpu/.done: pyproject.toml
 	$(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]' pytest hypothesis
 	@touch $@
 
+# The documentation site, strictly, into build/site.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck launch/*.sh .ci/run
+	$(BIN)/shellcheck launch/*.sh .ci/run tests/project/*.sh
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -49,14 +87,14 @@ $(SMOLLM2): | $(BIN)/python
 
 # The environments alone: runs/ holds trained models.
 clean:
-	rm -rf $(VENV) .venv-tpu
+	rm -rf $(VENV) .venv-tpu .venv-newest
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "zip_rc_jax needs Python 3.11, 3.12 or 3.13; none was found. Install one, or run make PYTHON=/path/to/python" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "zip_rc_jax needs Python 3.11 to 3.14; none was found. Install one, or run make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(BIN)/python

@@ -1,4 +1,7 @@
-"""What this machine is and what it can do at most: benchmarks print these beside what they measure. Not a benchmark itself."""
+"""What this machine is and what it can do at most: benchmarks print these beside what they measure.
+
+Not a benchmark itself.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def description() -> str:
-    """The device that JAX runs on; of CPUs the maker, family and model, by which their matmuls differ, and the cores that may be used."""
+    """The device that JAX runs on; of CPUs the maker, family and model, by which their matmuls
+    differ, and the cores that may be used."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{device.device_kind}, JAX {jax.__version__}"
@@ -27,13 +31,18 @@ def description() -> str:
     lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.exists() else []
     fields = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
     name = fields.get("model name", "CPU")
-    numbers = ", ".join(f"{key.removeprefix('cpu ')} {fields[key]}" for key in ("cpu family", "model") if key in fields)
+    numbers = ", ".join(
+        f"{key.removeprefix('cpu ')} {fields[key]}"
+        for key in ("cpu family", "model")
+        if key in fields
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{name}{f' ({numbers})' if numbers else ''}, {cores} cores, JAX {jax.__version__}"
 
 
 def matmul_rate(rows: int) -> float:
-    """Multiply-adds times two per second of float32 `[rows, 2048] @ [2048, 2048]`, best of several."""
+    """Multiply-adds times two per second of float32 `[rows, 2048] @ [2048, 2048]`, best of
+    several."""
     a, b = jnp.ones((rows, 2048)), jnp.ones((2048, 2048))
     f = jax.jit(lambda a, b: a @ b)
     f(a, b).block_until_ready()

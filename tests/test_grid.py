@@ -1,4 +1,5 @@
-"""The grid: half-open bins, an open last bin, reward-major cells, and errors that say what to do."""
+"""The grid: half-open bins, an open last bin, reward-major cells, and errors that say what to
+do."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ import itertools
 import numpy as np
 import pytest
 
-from zip_rc_jax.decoding.groups import expectations
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.tree import expectations
+from zip_rc_jax.runtime.errors import UsageError
 
 GRID = Grid((0.0, 0.25, 1.0), (0, 4, 10, 11))
 
@@ -26,15 +27,32 @@ def slow_length_bin(edges, remaining):
     return next(i for i, end in enumerate(ends) if edges[i] <= remaining < end)
 
 
-@pytest.mark.parametrize("grid", [GRID, Grid.authors("value"), Grid.authors("correct"), Grid((0.1, 0.9), (0, 5))])
+@pytest.mark.parametrize(
+    "grid", [GRID, Grid.authors("value"), Grid.authors("correct"), Grid((0.1, 0.9), (0, 5))]
+)
 def test_every_length_and_reward_falls_into_the_bin_of_the_definition(grid):
     last = grid.length_edges[-1]
-    lengths = sorted({0, 1, *[max(t + d, 0) for t in grid.length_edges for d in (-1, 0, 1)], 3 * last})
-    rewards = [0.0, 1.0, *np.linspace(0, 1, 41), *grid.reward_centres, *grid.reward_edges, *np.nextafter(grid.reward_edges, 0)]
-    assert grid.length_bin(lengths).tolist() == [slow_length_bin(grid.length_edges, t) for t in lengths]
-    assert grid.reward_bin(rewards).tolist() == [slow_reward_bin(grid.reward_centres, v) for v in rewards]
+    lengths = sorted(
+        {0, 1, *[max(t + d, 0) for t in grid.length_edges for d in (-1, 0, 1)], 3 * last}
+    )
+    rewards = [
+        0.0,
+        1.0,
+        *np.linspace(0, 1, 41),
+        *grid.reward_centres,
+        *grid.reward_edges,
+        *np.nextafter(grid.reward_edges, 0),
+    ]
+    assert grid.length_bin(lengths).tolist() == [
+        slow_length_bin(grid.length_edges, t) for t in lengths
+    ]
+    assert grid.reward_bin(rewards).tolist() == [
+        slow_reward_bin(grid.reward_centres, v) for v in rewards
+    ]
     for reward, length in itertools.product(rewards, lengths):
-        expected = slow_reward_bin(grid.reward_centres, reward) * grid.n_length + slow_length_bin(grid.length_edges, length)
+        expected = slow_reward_bin(grid.reward_centres, reward) * grid.n_length + slow_length_bin(
+            grid.length_edges, length
+        )
         assert grid.cell(reward, length) == expected, "cells are reward-major"
 
 
@@ -63,8 +81,17 @@ def test_the_authors_grids():
 
 def test_expectations_are_sums_over_centres_and_midpoints():
     joint = np.random.default_rng(0).dirichlet(np.ones(GRID.n_cells), 5).reshape(5, 3, 3)
-    reward = [sum(j[b, t] * GRID.reward_centres[b] for b in range(3) for t in range(3)) for j in joint]
-    length = [sum(j[b, t] * (GRID.length_edges[t] + GRID.length_edges[t + 1]) / 2 for b in range(3) for t in range(3)) for j in joint]
+    reward = [
+        sum(j[b, t] * GRID.reward_centres[b] for b in range(3) for t in range(3)) for j in joint
+    ]
+    length = [
+        sum(
+            j[b, t] * (GRID.length_edges[t] + GRID.length_edges[t + 1]) / 2
+            for b in range(3)
+            for t in range(3)
+        )
+        for j in joint
+    ]
     np.testing.assert_allclose(GRID.expected_reward(joint.astype(np.float32)), reward, rtol=1e-5)
     np.testing.assert_allclose(GRID.expected_length(joint.astype(np.float32)), length, rtol=1e-5)
 
@@ -107,11 +134,19 @@ def test_negative_lengths_are_refused():
         GRID.length_bin([3, -1])
 
 
-@pytest.mark.parametrize(("centres", "sure", "expected"), [((0.0, 1.0), 1, 1.0), ((0.25, 1.0), 0, 0.25)])
-def test_the_reward_of_a_sure_head_is_one_of_the_grid_however_its_joint_is_rounded(centres, sure, expected):
-    """A mean of float32 joints may sum to a little more or less than 1, and a reward outside the grid is one that no label can have."""
+@pytest.mark.parametrize(
+    ("centres", "sure", "expected"), [((0.0, 1.0), 1, 1.0), ((0.25, 1.0), 0, 0.25)]
+)
+def test_the_reward_of_a_sure_head_is_one_of_the_grid_however_its_joint_is_rounded(
+    centres, sure, expected
+):
+    """A mean of float32 joints may sum to a little more or less than 1, and a reward outside the
+    grid is one that no label can have."""
     grid = Grid(centres, (0, 4, 8))
-    for total in (np.nextafter(np.float32(1), np.float32(2)), np.nextafter(np.float32(1), np.float32(0))):
+    for total in (
+        np.nextafter(np.float32(1), np.float32(2)),
+        np.nextafter(np.float32(1), np.float32(0)),
+    ):
         joint = np.zeros((2, 2), np.float32)
         joint[sure, 0] = total
         found = expectations(joint.ravel(), grid)[0], float(grid.expected_reward(joint))
@@ -143,14 +178,34 @@ NO_NUMBERS = [
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: str(type(value).__name__))
 def test_what_is_no_number_is_in_no_grid(value):
-    for centres, edges in (((0, value), (0, 1)), ((0, 1), (0, value)), ((value, 1), (0, 1)), ((0, 1), (value, 1))):
+    for centres, edges in (
+        ((0, value), (0, 1)),
+        ((0, 1), (0, value)),
+        ((value, 1), (0, 1)),
+        ((0, 1), (value, 1)),
+    ):
         with pytest.raises(UsageError) as error:
             Grid(centres, edges)
         assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize(
-    "values", [None, 3, 0.5, "01", b"01", {0: 1, 1: 2}, {0, 1}, (), [], np.zeros((2, 2)), np.array(3), object()], ids=str
+    "values",
+    [
+        None,
+        3,
+        0.5,
+        "01",
+        b"01",
+        {0: 1, 1: 2},
+        {0, 1},
+        (),
+        [],
+        np.zeros((2, 2)),
+        np.array(3),
+        object(),
+    ],
+    ids=str,
 )
 def test_what_is_no_list_of_numbers_is_no_grid(values):
     for centres, edges in ((values, (0, 1)), ((0, 1), values)):
@@ -159,7 +214,11 @@ def test_what_is_no_list_of_numbers_is_no_grid(values):
 
 
 def test_truth_values_are_no_numbers_even_where_they_equal_them():
-    for centres, edges in (((False, True), (0, 1)), ((0, 1), (False, True)), ((np.False_, 1), (0, 1))):
+    for centres, edges in (
+        ((False, True), (0, 1)),
+        ((0, 1), (False, True)),
+        ((np.False_, 1), (0, 1)),
+    ):
         with pytest.raises(UsageError, match="it must be a list of numbers"):
             Grid(centres, edges)
 
@@ -173,7 +232,12 @@ def test_a_grid_is_the_same_whatever_kind_of_numbers_it_is_given():
     ]
     assert {Grid(*given) for given in same} == {Grid((0, 1), (0, 4))}
     for grid in (Grid(*given) for given in [(np.array([0.0, 1.0]), np.array([0, 4]))]):
-        assert [type(v) for v in (*grid.reward_centres, *grid.length_edges)] == [float, float, int, int], "JSON holds it"
+        assert [type(v) for v in (*grid.reward_centres, *grid.length_edges)] == [
+            float,
+            float,
+            int,
+            int,
+        ], "JSON holds it"
 
 
 NO_GRIDS = [
@@ -191,7 +255,10 @@ def test_a_stored_grid_that_is_none_is_refused(data):
 
 def test_a_sequence_is_never_longer_than_its_positions_count():
     assert Grid((0, 1), (0, 2**31 - 1)).n_length == 1
-    with pytest.raises(UsageError, match=r"length_edges=\[0, 2147483648\]: no sequence has more than 2,147,483,647 tokens"):
+    with pytest.raises(
+        UsageError,
+        match=r"length_edges=\[0, 2147483648\]: no sequence has more than 2,147,483,647 tokens",
+    ):
         Grid((0, 1), (0, 2**31))
 
 

@@ -2,13 +2,13 @@
 
 import sys
 
-from zip_rc_jax.host_memory import keep_freed_memory
+from zip_rc_jax.runtime.malloc import keep_freed_memory
 
 
 def main() -> int:
     keep_freed_memory(one_arena=sys.argv[1:2] == ["train"])
     # Only now: imports of the command line start threads, which take their arenas then.
-    from zip_rc_jax import cli
+    from zip_rc_jax.cli import main as cli
 
     return cli.main()
 

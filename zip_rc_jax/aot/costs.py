@@ -1,7 +1,8 @@
-"""What a compiled module does, per chip: floating-point operations, HBM bytes, collectives, and moves of the decoding cache.
+"""What a compiled module does, per chip: floating-point operations, HBM bytes, collectives, and
+moves of the decoding cache.
 
-Counting follows XLA's own rules, except that loop bodies count once per iteration, and that only arrays in HBM count as bytes: what the
-compiler keeps in vector memory costs no bandwidth.
+Counting follows XLA's own rules, except that loop bodies count once per iteration, and that only
+arrays in HBM count as bytes: what the compiler keeps in vector memory costs no bandwidth.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from zip_rc_jax.aot.hlo import Computation, Instruction, Module, Shape, executio
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _FREE = {
-    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call", "after-all", "partition-id",
-    "replica-id", "iota", "opt-barrier", "copy-done", "slice-done", "async-done", "async-update", "domain", "add-dependency",
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id",
+    "replica-id", "iota", "opt-barrier", "copy-done", "slice-done", "async-done", "async-update",
+    "domain", "add-dependency",
 }  # fmt: skip
 _ARITHMETIC = {
-    "add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "exponential", "exponential-minus-one", "log",
+    "add", "subtract", "multiply", "divide", "maximum", "minimum", "power", "exponential",
+    "exponential-minus-one", "log",
     "log-plus-one", "logistic", "tanh", "rsqrt", "sqrt", "negate", "cosine", "sine", "abs",
 }  # fmt: skip
 
@@ -33,10 +37,12 @@ class Collective:
     """All collectives of one kind, shape and origin in a program, per chip.
 
     Attributes:
-      kind: one of `COLLECTIVES`. An all-reduce of which each chip keeps its part is a reduce-scatter, whatever XLA calls it.
+      kind: one of `COLLECTIVES`. An all-reduce of which each chip keeps its part is a
+        reduce-scatter, whatever XLA calls it.
       shape: of the larger side (gathered result, or what is reduced), such as "bf16[512,1536]".
       count: how often it runs.
-      bytes: `count` times the bytes of the larger side; over a ring, what a chip sends, except that an all-reduce sends it twice.
+      bytes: `count` times the bytes of the larger side; over a ring, what a chip sends, except that
+        an all-reduce sends it twice.
       op_name: where in the Python program it comes from.
     """
 
@@ -49,7 +55,8 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Write:
-    """An array that the program writes to HBM: a candidate for what fills the memory, or a copy that should not be there.
+    """An array that the program writes to HBM: a candidate for what fills the memory, or a copy
+    that should not be there.
 
     Attributes:
       opcode, shape, op_name: what writes it, and from where in the Python program.
@@ -69,13 +76,16 @@ class Costs:
     """Per chip.
 
     Attributes:
-      matmul_flops: 2 per multiply-add of dots and convolutions (XLA turns dots into convolutions on TPU).
+      matmul_flops: 2 per multiply-add of dots and convolutions (XLA turns dots into convolutions on
+        TPU).
       vector_flops: 1 per element of elementwise arithmetic, and per reduced element.
       bytes: read from and written to HBM.
       collectives: largest first.
-      cache_moves: copies and collectives whose result has the slots and channels of the cache and at least one layer's share of it.
+      cache_moves: copies and collectives whose result has the slots and channels of the cache and
+        at least one layer's share of it.
       writes: the largest arrays written to HBM, largest first.
-      kernels: how often each hand-written (Pallas) kernel is called, by name; their operations are not in the counts above.
+      kernels: how often each hand-written (Pallas) kernel is called, by name; their operations are
+        not in the counts above.
     """
 
     matmul_flops: int
@@ -118,10 +128,12 @@ class CacheShape:
 
 
 def measure(module: Module, *, per_step: bool, cache: CacheShape | None = None) -> Costs:
-    """Costs of the part of a program outside loops of unknown length, or of one iteration of those loops.
+    """Costs of the part of a program outside loops of unknown length, or of one iteration of those
+    loops.
 
     Args:
-      per_step: one iteration of the loops whose trip count depends on data (the decode loop), rather than the rest of the program.
+      per_step: one iteration of the loops whose trip count depends on data (the decode loop),
+        rather than the rest of the program.
       cache: reports what moves arrays of this shape.
     """
     matmul = vector = total = 0
@@ -145,7 +157,9 @@ def measure(module: Module, *, per_step: bool, cache: CacheShape | None = None) 
                 continue
             read, written = [c.by_name[name].shapes[0] for name in i.operands], _results(i)
             larger = max(read, written, key=lambda shapes: sum(s.bytes for s in shapes))
-            calls[kind, " ".join(map(str, larger)), sum(s.bytes for s in larger), i.op_name] += e.times
+            calls[kind, " ".join(map(str, larger)), sum(s.bytes for s in larger), i.op_name] += (
+                e.times
+            )
             total += e.times * sum(s.hbm_bytes for s in (*read, *written))
             for shape in written:
                 if cache and cache.matches(shape):
@@ -155,16 +169,33 @@ def measure(module: Module, *, per_step: bool, cache: CacheShape | None = None) 
         for shape in written_arrays(module, e.instruction):
             writes[e.instruction.opcode, str(shape), shape.bytes, e.instruction.op_name] += e.times
             if cache and cache.matches(shape):
-                moves[e.instruction.opcode, str(shape), shape.bytes, e.instruction.op_name] += e.times
+                moves[e.instruction.opcode, str(shape), shape.bytes, e.instruction.op_name] += (
+                    e.times
+                )
     return Costs(
         matmul_flops=matmul,
         vector_flops=vector,
         bytes=total,
         collectives=tuple(
-            sorted((Collective(k, s, n, n * b, o) for (k, s, b, o), n in calls.items()), key=lambda c: c.bytes, reverse=True)
+            sorted(
+                (Collective(k, s, n, n * b, o) for (k, s, b, o), n in calls.items()),
+                key=lambda c: c.bytes,
+                reverse=True,
+            )
         ),
-        cache_moves=tuple(sorted((Write(k, s, n, b, o) for (k, s, b, o), n in moves.items()), key=lambda w: w.count * w.bytes)[::-1]),
-        writes=tuple(sorted((Write(k, s, n, b, o) for (k, s, b, o), n in writes.items()), key=lambda w: w.bytes, reverse=True)),
+        cache_moves=tuple(
+            sorted(
+                (Write(k, s, n, b, o) for (k, s, b, o), n in moves.items()),
+                key=lambda w: w.count * w.bytes,
+            )[::-1]
+        ),
+        writes=tuple(
+            sorted(
+                (Write(k, s, n, b, o) for (k, s, b, o), n in writes.items()),
+                key=lambda w: w.bytes,
+                reverse=True,
+            )
+        ),
         kernels=dict(kernels),
     )
 
@@ -174,7 +205,9 @@ def _kernel_name(instruction: Instruction) -> str:
     return instruction.name.rstrip(".0123456789")
 
 
-def _fused(module: Module, computation: Computation, instruction: Instruction) -> list[tuple[Computation, Instruction]]:
+def _fused(
+    module: Module, computation: Computation, instruction: Instruction
+) -> list[tuple[Computation, Instruction]]:
     """The instruction, or what is fused into it, however deep."""
     if instruction.opcode != "fusion":
         return [(computation, instruction)]
@@ -198,17 +231,28 @@ def matmul_flops(computation: Computation, instruction: Instruction) -> int:
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
-    """Only positions inside the input count: XLA writes a batched dot as a convolution that is dilated until nothing overlaps."""
+    """Only positions inside the input count: XLA writes a batched dot as a convolution that is
+    dilated until nothing overlaps."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels, instruction.attributes[:200]
     left, right = (computation.by_name[name].shapes[0] for name in instruction.operands[:2])
     out = instruction.shapes[0]
-    fields = dict(re.findall(r"(\w+)=([\w\-]+)", next(iter(re.findall(r"window=\{([^}]*)\}", instruction.attributes)), "")))
+    fields = dict(
+        re.findall(
+            r"(\w+)=([\w\-]+)",
+            next(iter(re.findall(r"window=\{([^}]*)\}", instruction.attributes)), ""),
+        )
+    )
 
     def field(name: str, number: int, default: str) -> str:
         return fields[name].split("x")[number] if name in fields else default
 
-    flops = 2 * out.dims[labels[3].index("b")] * out.dims[labels[3].index("f")] * right.dims[labels[2].index("i")]
+    flops = (
+        2
+        * out.dims[labels[3].index("b")]
+        * out.dims[labels[3].index("f")]
+        * right.dims[labels[2].index("i")]
+    )
     for number in range(len(labels[3]) - 2):
         name = str(number)
         flops *= _valid_positions(
@@ -223,8 +267,11 @@ def _convolution_flops(computation: Computation, instruction: Instruction) -> in
     return flops
 
 
-def _valid_positions(size: int, kernel: int, out: int, stride: int, pad: int, dilation: int, kernel_dilation: int) -> int:
-    """Pairs (output position, kernel position) of one dimension that read an element rather than padding or a gap."""
+def _valid_positions(
+    size: int, kernel: int, out: int, stride: int, pad: int, dilation: int, kernel_dilation: int
+) -> int:
+    """Pairs (output position, kernel position) of one dimension that read an element rather than
+    padding or a gap."""
     at = np.arange(out)[:, None] * stride + np.arange(kernel) * kernel_dilation - pad
     return int(np.sum((at >= 0) & (at % dilation == 0) & (at // dilation < size)))
 
@@ -244,9 +291,11 @@ def vector_flops(computation: Computation, instruction: Instruction) -> int:
 
 
 def hbm_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """Bytes that one run of an instruction outside fusions reads from and writes to HBM; collectives are left to `measure`.
+    """Bytes that one run of an instruction outside fusions reads from and writes to HBM;
+    collectives are left to `measure`.
 
-    Slices, gathers, updates and scatters count what they touch, also inside fusions, and not the whole array.
+    Slices, gathers, updates and scatters count what they touch, also inside fusions, and not the
+    whole array.
     """
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done") or _collective_kind(computation, instruction):
@@ -255,15 +304,28 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
         source = computation.by_name[instruction.operands[0]].shapes[0]
         target = instruction.shapes[0 if opcode == "copy-start" else 1]
         return (target.bytes if source.space == 0 else 0) + target.hbm_bytes
-    if opcode == "custom-call" and ("ConcatBitcast" in instruction.attributes or "AllocateBuffer" in instruction.attributes):
+    if opcode == "custom-call" and (
+        "ConcatBitcast" in instruction.attributes or "AllocateBuffer" in instruction.attributes
+    ):
         return 0
-    read = sum(_read(module, computation, instruction, number) for number in range(len(instruction.operands)))
-    return read + sum(s.hbm_bytes for s in written_arrays(module, instruction)) + _updated(module, computation, instruction)
+    read = sum(
+        _read(module, computation, instruction, number)
+        for number in range(len(instruction.operands))
+    )
+    return (
+        read
+        + sum(s.hbm_bytes for s in written_arrays(module, instruction))
+        + _updated(module, computation, instruction)
+    )
 
 
 def _read(module: Module, computation: Computation, user: Instruction, number: int) -> int:
     """Bytes of its operand `number` that an instruction reads from HBM."""
-    shape = computation.by_name[user.operands[number]].shapes[0] if computation.by_name[user.operands[number]].shapes else None
+    shape = (
+        computation.by_name[user.operands[number]].shapes[0]
+        if computation.by_name[user.operands[number]].shapes
+        else None
+    )
     if shape is None or shape.space != 0:
         return 0
     if user.opcode == "fusion":
@@ -283,13 +345,21 @@ def _touched(module: Module, called: Computation, name: str) -> int:
             total += _touched(module, called, user.name)
         elif user.opcode == "fusion":
             inner = module.computations[user.called("calls")]
-            for parameter in (inner.parameter(n).name for n, operand in enumerate(user.operands) if operand == name):
+            for parameter in (
+                inner.parameter(n).name
+                for n, operand in enumerate(user.operands)
+                if operand == name
+            ):
                 total += _touched(module, inner, parameter)
                 if _bitcast_of(inner, inner.root) == parameter:
                     total += _touched(module, called, user.name)
         elif first and user.opcode in ("dynamic-slice", "slice", "gather"):
             total += user.shapes[0].bytes
-        elif (first and user.opcode in ("dynamic-update-slice", "scatter")) or _collective_kind(called, user) or _is_link(user):
+        elif (
+            (first and user.opcode in ("dynamic-update-slice", "scatter"))
+            or _collective_kind(called, user)
+            or _is_link(user)
+        ):
             continue
         else:
             total += called.by_name[name].shapes[0].bytes
@@ -305,11 +375,14 @@ def _bitcast_of(called: Computation, instruction: Instruction) -> str:
 
 def _is_link(instruction: Instruction) -> bool:
     """Whether it only hands an asynchronous collective on."""
-    return instruction.opcode == "tuple" or (instruction.opcode == "custom-call" and "AsyncCollective" in instruction.attributes)
+    return instruction.opcode == "tuple" or (
+        instruction.opcode == "custom-call" and "AsyncCollective" in instruction.attributes
+    )
 
 
 def _roots(module: Module, instruction: Instruction) -> list[tuple[Computation, Instruction]]:
-    """Per result of a fusion, the instruction that computes it (bitcasts and inner fusions skipped)."""
+    """Per result of a fusion, the instruction that computes it (bitcasts and inner fusions
+    skipped)."""
     called = module.computations[instruction.called("calls")]
     names = called.root.operands if called.root.opcode == "tuple" else (called.root.name,)
 
@@ -321,9 +394,15 @@ def _roots(module: Module, instruction: Instruction) -> list[tuple[Computation, 
 
 
 def written_arrays(module: Module, instruction: Instruction) -> list[Shape]:
-    """Arrays that one run of an instruction writes whole to HBM: not those updated in place or handed on."""
+    """Arrays that one run of an instruction writes whole to HBM: not those updated in place or
+    handed on."""
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith("-done") or opcode in ("dynamic-update-slice", "scatter") or _is_link(instruction):
+    if (
+        opcode in _FREE
+        or opcode.endswith("-done")
+        or opcode in ("dynamic-update-slice", "scatter")
+        or _is_link(instruction)
+    ):
         return []
     if opcode in ("copy-start", "slice-start"):
         target = instruction.shapes[0 if opcode == "copy-start" else 1]
@@ -336,7 +415,9 @@ def written_arrays(module: Module, instruction: Instruction) -> list[Shape]:
             shapes = [
                 shape
                 for shape, (called, origin) in zip(shapes, origins, strict=True)
-                if origin.opcode not in skipped and not _is_link(origin) and not _collective_kind(called, origin)
+                if origin.opcode not in skipped
+                and not _is_link(origin)
+                and not _collective_kind(called, origin)
             ]
         elif _is_link(origins[0][1]):  # else one operation with several results
             return []
@@ -345,11 +426,19 @@ def written_arrays(module: Module, instruction: Instruction) -> list[Shape]:
 
 def _updated(module: Module, computation: Computation, instruction: Instruction) -> int:
     """Bytes that updates in place write to HBM."""
-    pairs = _roots(module, instruction) if instruction.opcode == "fusion" else [(computation, instruction)]
+    pairs = (
+        _roots(module, instruction)
+        if instruction.opcode == "fusion"
+        else [(computation, instruction)]
+    )
     total = 0
     for scope, origin in pairs:
         if origin.opcode in ("dynamic-update-slice", "scatter") and origin.shapes[0].space == 0:
-            total += scope.by_name[origin.operands[1 if origin.opcode == "dynamic-update-slice" else 2]].shapes[0].bytes
+            total += (
+                scope.by_name[origin.operands[1 if origin.opcode == "dynamic-update-slice" else 2]]
+                .shapes[0]
+                .bytes
+            )
     return total
 
 
@@ -361,19 +450,29 @@ def _collective_kind(computation: Computation, instruction: Instruction) -> str:
     kind = instruction.opcode.removesuffix("-start")
     if kind not in COLLECTIVES:
         return ""
-    # On TPU a reduce-scatter is written as a fusion of an all-reduce and the slice that a chip keeps.
-    return "reduce-scatter" if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter") else kind
+    # On TPU a reduce-scatter is written as a fusion of an all-reduce and the slice that a chip
+    # keeps.
+    return (
+        "reduce-scatter"
+        if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter")
+        else kind
+    )
 
 
 def _begins(computation: Computation, instruction: Instruction) -> bool:
-    """False where a collective only goes on: one that overlaps other work stands in several fusions, with one chain number."""
+    """False where a collective only goes on: one that overlaps other work stands in several
+    fusions, with one chain number."""
     if "chain_id=" not in instruction.attributes:
         return True
-    return any('custom_call_target="AsyncCollectiveStart"' in i.attributes for i in computation.instructions)
+    return any(
+        'custom_call_target="AsyncCollectiveStart"' in i.attributes
+        for i in computation.instructions
+    )
 
 
 def _results(instruction: Instruction) -> list[Shape]:
-    """What a collective leaves, without the copies of its operands and the semaphores in the result of an asynchronous start."""
+    """What a collective leaves, without the copies of its operands and the semaphores in the result
+    of an asynchronous start."""
     shapes = list(instruction.shapes)
     if not instruction.opcode.endswith("-start") or len(shapes) <= len(instruction.operands):
         return shapes

@@ -1,8 +1,10 @@
-"""Reading the text of a compiled XLA module: instructions, shapes in memory spaces, and how often each instruction runs.
+"""Reading the text of a compiled XLA module: instructions, shapes in memory spaces, and how often
+each instruction runs.
 
-`Compiled.cost_analysis()` counts the body of every while loop once, whatever its trip count: a scan over 28 layers counts as one layer
-(seen with libtpu 0.0.42). So the text is read instead. `executions` walks from the entry computation into loop bodies and branches and
-multiplies by the trip counts that the loop conditions state.
+`Compiled.cost_analysis()` counts the body of every while loop once, whatever its trip count: a scan
+over 28 layers counts as one layer (seen with libtpu 0.0.42). So the text is read instead.
+`executions` walks from the entry computation into loop bodies and branches and multiplies by the
+trip counts that the loop conditions state.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _START = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
-_END = re.compile(r"\}(, execution_thread=\S+)?$")  # of a computation; SparseCores have a thread of their own
+# of a computation; SparseCores have a thread of their own
+_END = re.compile(r"\}(, execution_thread=\S+)?$")
 _NAME = re.compile(r"%([\w.\-]+)")
 
 
@@ -28,7 +31,8 @@ class Shape:
     Attributes:
       dtype: XLA's name, such as "bf16".
       dims: sizes.
-      space: memory space; 0 is the chip's HBM, 1 its vector memory, others hold scalars and semaphores.
+      space: memory space; 0 is the chip's HBM, 1 its vector memory, others hold scalars and
+        semaphores.
     """
 
     dtype: str
@@ -61,7 +65,8 @@ class Instruction:
       name, opcode: such as "fusion.3", "fusion".
       shapes: of the result; several for a tuple, in order.
       operands: names of other instructions of the same computation.
-      literal: the text between the parentheses (the value of a constant, the number of a parameter).
+      literal: the text between the parentheses (the value of a constant, the number of a
+        parameter).
       attributes: the text after them.
       root: whether the computation returns it.
     """
@@ -108,7 +113,9 @@ class Computation:
         return found
 
     def parameter(self, number: int) -> Instruction:
-        return next(i for i in self.instructions if i.opcode == "parameter" and i.literal == str(number))
+        return next(
+            i for i in self.instructions if i.opcode == "parameter" and i.literal == str(number)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +129,9 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
     found = []
     for dtype, dims, layout in _SHAPE.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(Shape(dtype, tuple(int(d) for d in dims.split(",") if d), int(space[1]) if space else 0))
+        found.append(
+            Shape(dtype, tuple(int(d) for d in dims.split(",") if d), int(space[1]) if space else 0)
+        )
     return tuple(found)
 
 
@@ -160,10 +169,16 @@ def parse_instruction(line: str) -> Instruction | None:
 
 
 def _logical_lines(text: str) -> list[str]:
-    """The lines of a module, each instruction on one: the metadata of Pallas kernels holds line breaks."""
+    """The lines of a module, each instruction on one: the metadata of Pallas kernels holds line
+    breaks."""
     lines: list[str] = []
     for line in text.splitlines():
-        if lines and lines[-1].startswith("  ") and not line.startswith("  ") and not _END.match(line):
+        if (
+            lines
+            and lines[-1].startswith("  ")
+            and not line.startswith("  ")
+            and not _END.match(line)
+        ):
             lines[-1] += line
         else:
             lines.append(line)
@@ -196,17 +211,22 @@ def parse_module(text: str) -> Module:
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
     """Iterations of the while instruction `loop` of `computation`; None if they depend on data.
 
-    Taken from XLA's `known_trip_count` or, where the backend drops it (TPU), from a condition `counter < constant` with the counter's
-    start and step: loops over sharded products count by 2.
+    Taken from XLA's `known_trip_count` or, where the backend drops it (TPU), from a condition
+    `counter < constant` with the counter's start and step: loops over sharded products count by 2.
     """
     known = re.search(r"known_trip_count\D*(\d+)", loop.attributes)
     if known:
         return int(known[1])
-    condition, body = module.computations[loop.called("condition")], module.computations[loop.called("body")]
+    condition, body = (
+        module.computations[loop.called("condition")],
+        module.computations[loop.called("body")],
+    )
     test, scope, outer = condition.root, condition, {}
     if test.opcode == "fusion":
         scope = module.computations[test.called("calls")]
-        outer = {scope.parameter(i).name: condition.by_name[name] for i, name in enumerate(test.operands)}
+        outer = {
+            scope.parameter(i).name: condition.by_name[name] for i, name in enumerate(test.operands)
+        }
         test = scope.root
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
         return None
@@ -218,7 +238,9 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     step = _carried(body, body.root, int(number[1]))
     if step is None or step.opcode != "add":
         return None
-    by = next((i for i in (_source(body, name) for name in step.operands) if i.opcode == "constant"), None)
+    by = next(
+        (i for i in (_source(body, name) for name in step.operands) if i.opcode == "constant"), None
+    )
     if by is None:
         return None
     first = int(start.literal) if start and start.opcode == "constant" else 0
@@ -243,7 +265,8 @@ class Execution:
     Attributes:
       computation: the one that holds it.
       instruction: what runs.
-      times: product of the trip counts around it; a loop whose trips depend on data counts as one iteration.
+      times: product of the trip counts around it; a loop whose trips depend on data counts as one
+        iteration.
       per_step: whether such a loop is around it, so that `times` is per iteration of that loop.
     """
 
@@ -254,16 +277,23 @@ class Execution:
 
 
 def executions(module: Module) -> Iterator[Execution]:
-    """Every instruction that the chip runs, fusions as one; loops, calls and branches (all of them) are entered."""
+    """Every instruction that the chip runs, fusions as one; loops, calls and branches (all of them)
+    are entered."""
 
     def walk(name: str, times: int, per_step: bool) -> Iterator[Execution]:
         computation = module.computations[name]
         for instruction in computation.instructions:
             if instruction.opcode == "while":
                 trips = trip_count(module, computation, instruction)
-                yield from walk(instruction.called("body"), times * (1 if trips is None else trips), per_step or trips is None)
+                yield from walk(
+                    instruction.called("body"),
+                    times * (1 if trips is None else trips),
+                    per_step or trips is None,
+                )
             elif instruction.opcode in ("call", "async-start", "call-start"):
-                yield from walk(instruction.called("to_apply") or instruction.called("calls"), times, per_step)
+                yield from walk(
+                    instruction.called("to_apply") or instruction.called("calls"), times, per_step
+                )
             elif instruction.opcode == "conditional":
                 for branch in _branches(instruction):
                     yield from walk(branch, times, per_step)
@@ -277,4 +307,8 @@ def _branches(instruction: Instruction) -> list[str]:
     listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
     if listed:
         return _NAME.findall(listed[1])
-    return [name for key in ("true_computation", "false_computation") if (name := instruction.called(key))]
+    return [
+        name
+        for key in ("true_computation", "false_computation")
+        if (name := instruction.called(key))
+    ]

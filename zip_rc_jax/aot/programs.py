@@ -1,4 +1,5 @@
-"""The programs of training and decoding, compiled for a TPU topology from shapes and shardings alone."""
+"""The programs of training and decoding, compiled for a TPU topology from shapes and shardings
+alone."""
 
 from __future__ import annotations
 
@@ -16,41 +17,52 @@ from zip_rc_jax.aot.costs import CacheShape, Costs, measure
 from zip_rc_jax.aot.hlo import parse_module
 from zip_rc_jax.aot.report import Memory, Part, Program, Report
 from zip_rc_jax.aot.topology import chip_of, tpu_mesh
-from zip_rc_jax.config import MeshConfig, ModelConfig, PipelineConfig, TrainConfig
+from zip_rc_jax.config import (
+    COMPUTE_DTYPES,
+    TRAIN_STAGES,
+    MeshConfig,
+    ModelConfig,
+    PipelineConfig,
+    TrainConfig,
+)
 from zip_rc_jax.data.batches import TrainBatch
-from zip_rc_jax.decoding import rows as decode_rows
-from zip_rc_jax.decoding.memory import abstract_pool, shard_bytes
-from zip_rc_jax.decoding.network import TransformerNetwork
-from zip_rc_jax.decoding.rows import Rows
-from zip_rc_jax.decoding.sampling import Filters
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.models.cache import AttentionCache
+from zip_rc_jax.head import ZipHead
+from zip_rc_jax.inference import state as decode_rows
+from zip_rc_jax.inference.memory import abstract_pool, shard_bytes
+from zip_rc_jax.inference.network import TransformerNetwork
+from zip_rc_jax.inference.sampler import Filters
+from zip_rc_jax.inference.state import DecodeState
+from zip_rc_jax.models.kv_cache import AttentionCache
 from zip_rc_jax.models.transformer import param_axes, param_shapes
-from zip_rc_jax.sharding import DECODE_RULES, TRAIN_RULES, Layout
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
-from zip_rc_jax.training.step import TrainState, frozen, init_state, train_step
-from zip_rc_jax.zip_head import ZipHead
+from zip_rc_jax.training.step import TrainState, cast_teacher, init_state, train_step
 
-STAGES = ("policy", "critic", "final", "lite")
-DTYPES = ("bfloat16", "float32")
 MOST_FLOPS = 1.15  # of a training step, times those by hand
 
 
 # Abstract arguments.
 
 
-def _abstract(layout: Layout, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+def _abstract(
+    layout: Layout, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...]
+) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(axes, shape))
 
 
 def place(layout: Layout, shapes: Any, axes: Any) -> Any:
-    """`shapes` with shardings; `axes` is the matching tree of logical names. Raises UsageError where a size does not divide."""
+    """`shapes` with shardings; `axes` is the matching tree of logical names.
+
+    Raises UsageError where a size does not divide.
+    """
     return jax.tree.map(lambda s, a: _abstract(layout, s.shape, s.dtype, a), shapes, axes)
 
 
 def head_for(model: ModelConfig, grid: Grid, label: str) -> ZipHead:
-    """A head in the last rows of the vocabulary: where exactly it lies does not change what is compiled.
+    """A head in the last rows of the vocabulary: where exactly it lies does not change what is
+    compiled.
 
     Raises:
       UsageError: the vocabulary is smaller than the grid.
@@ -61,12 +73,20 @@ def head_for(model: ModelConfig, grid: Grid, label: str) -> ZipHead:
     return head
 
 
-def abstract_state(layout: Layout, model: ModelConfig, head: ZipHead, train: TrainConfig) -> TrainState:
-    """The train state as `training.loop` lays it out: moments like their parameters, counters on every chip."""
-    shapes = {"body": param_shapes(model), "zip_rows": jax.ShapeDtypeStruct((head.grid.n_cells, model.d_model), jnp.float32)}
+def abstract_state(
+    layout: Layout, model: ModelConfig, head: ZipHead, train: TrainConfig
+) -> TrainState:
+    """The train state as `training.trainer` lays it out: moments like their parameters, counters on
+    every chip."""
+    shapes = {
+        "body": param_shapes(model),
+        "zip_rows": jax.ShapeDtypeStruct((head.grid.n_cells, model.d_model), jnp.float32),
+    }
     params = place(layout, shapes, {"body": param_axes(model), "zip_rows": ("cells", "embed")})
     found = jax.eval_shape(lambda p: init_state(p, train), params)
-    placed = {_keys(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    placed = {
+        _keys(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
 
     def like_params(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = placed.get(_keys(path)) or layout.sharding((None,) * leaf.ndim)
@@ -78,21 +98,24 @@ def abstract_state(layout: Layout, model: ModelConfig, head: ZipHead, train: Tra
 
 
 def _keys(path: Any) -> tuple[str, ...]:
-    """The dictionary keys of a path: those of a parameter, also inside an optimizer's own structures."""
+    """The dictionary keys of a path: those of a parameter, also inside an optimizer's own
+    structures."""
     return tuple(p.key for p in path if isinstance(p, jax.tree_util.DictKey))
 
 
 def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | None:
-    """The frozen policy as `training.loop` passes it: laid out like the student's body."""
+    """The frozen policy as `training.trainer` passes it: laid out like the student's body."""
     if not train.kl_weight or train.cache_teacher:
         return None
     body = state.params["body"]
-    found = jax.eval_shape(lambda b: frozen(b, train), body)
-    return jax.tree.map(lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, body)
+    found = jax.eval_shape(lambda b: cast_teacher(b, train), body)
+    return jax.tree.map(
+        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, body
+    )
 
 
 def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> TrainBatch:
-    """A packed batch, rows laid out as `training.loop` does."""
+    """A packed batch, rows laid out as `training.trainer` does."""
     shape = (train.batch_rows, train.row_tokens)
     types = {
         "tokens": jnp.int32,
@@ -104,18 +127,29 @@ def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> Tr
         "censored": jnp.bool_,
         "targets": jnp.int32,
     }
-    fields: dict[str, Any] = {name: _abstract(layout, shape, dtype, ("batch", "sequence")) for name, dtype in types.items()}
+    fields: dict[str, Any] = {
+        name: _abstract(layout, shape, dtype, ("batch", "sequence"))
+        for name, dtype in types.items()
+    }
     if train.cache_features:
-        fields["hidden"] = _abstract(layout, (*shape, model.d_model), jnp.float32, ("batch", "sequence", "embed_act"))
+        fields["hidden"] = _abstract(
+            layout, (*shape, model.d_model), jnp.float32, ("batch", "sequence", "embed_act")
+        )
     if train.cache_teacher:
         top, axes = (*shape, train.kl_top_k), ("batch", "sequence", None)
-        fields["teacher"] = tuple(_abstract(layout, top, dtype, axes) for dtype in (jnp.int32, jnp.float32))
+        fields["teacher"] = tuple(
+            _abstract(layout, top, dtype, axes) for dtype in (jnp.int32, jnp.float32)
+        )
     return TrainBatch(**fields)
 
 
 def abstract_decode_params(layout: Layout, model: ModelConfig, dtype: str) -> dict[str, Any]:
-    """What `decoding.engine` passes: the body, and the unembedding with the reserved rows folded in."""
-    shapes = {"body": param_shapes(model), "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)}
+    """What `decoding.engine` passes: the body, and the unembedding with the reserved rows folded
+    in."""
+    shapes = {
+        "body": param_shapes(model),
+        "table": jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32),
+    }
     typed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), shapes)
     return place(layout, typed, {"body": param_axes(model), "table": ("vocab", "embed")})
 
@@ -133,14 +167,21 @@ class _Compiled:
     seconds: float
 
     def costs(self, *, per_step: bool, cache: CacheShape | None = None) -> Costs | None:
-        return measure(parse_module(self.text), per_step=per_step, cache=cache) if self.text else None
+        return (
+            measure(parse_module(self.text), per_step=per_step, cache=cache) if self.text else None
+        )
 
     def program(self, *parts: Part, beside: int = 0) -> Program:
-        return Program(self.name, self.memory, self.error, parts, self.xla_flops, self.seconds, beside)
+        return Program(
+            self.name, self.memory, self.error, parts, self.xla_flops, self.seconds, beside
+        )
 
 
 def _compile(function: Any, *arguments: Any) -> _Compiled:
-    """Lowers and compiles one jitted function. A program that is larger than the chip is an answer, not an error."""
+    """Lowers and compiles one jitted function.
+
+    A program that is larger than the chip is an answer, not an error.
+    """
     started = time.monotonic()
     name = function.__name__
     cached = jax.config.values["jax_enable_compilation_cache"]
@@ -176,21 +217,25 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str =
     """Compiles the training step of a stage.
 
     Args:
-      config: its `model` section must hold the sizes of the model (`command.with_model` takes them from the policy).
+      config: its `model` section must hold the sizes of the model (`model_sizes.with_model` takes
+        them from the policy).
       stage: "policy", "critic", "final" or "lite".
       topology: such as `v5e:4x4`.
       mesh: such as `fsdp=8,tensor=2`; empty: `config.mesh`, by default all chips on `fsdp`.
 
     Raises:
-      UsageError: no libtpu, an unknown stage or topology, a mesh of another size, or sizes that do not divide over it.
+      UsageError: no libtpu, an unknown stage or topology, a mesh of another size, or sizes that do
+        not divide over it.
     """
-    if stage not in STAGES:
-        raise UsageError(f"stage {stage!r}", f"the stages are {', '.join(STAGES)}", "choose one of them")
+    if stage not in TRAIN_STAGES:
+        raise UsageError(
+            f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them"
+        )
     train: TrainConfig = config.policy.train if stage == "policy" else getattr(config, stage)
     model = config.model
     layout = Layout(tpu_mesh(topology, mesh, config.mesh), TRAIN_RULES)
     head = head_for(model, config.grid.grid(train.label), train.label)
-    settings = train_module.StepSettings(model, head, layout, train)
+    settings = train_module.TrainSpec(model, head, layout, train)
     state = abstract_state(layout, model, head, train)
     teacher = abstract_teacher(state, train)
     batch = abstract_batch(layout, model, train)
@@ -222,7 +267,8 @@ def compile_decode(
     dtype: str = "bfloat16",
     prompt: int = 512,
 ) -> Report:
-    """Compiles what the decoder runs: prefill, an interval of steps, and the copy of rows (branch, admit, making room).
+    """Compiles what the decoder runs: prefill, an interval of steps, and the copy of rows (branch,
+    admit, making room).
 
     Args:
       config: as for `compile_train`; window and sampling come from its `decode` section.
@@ -230,23 +276,34 @@ def compile_decode(
       mesh: such as `data=4,tensor=2`; empty: all chips on `data`.
       rows: of the pool, over all chips; all of them are stepped.
       context: slots of every row: prompt and answer, in tokens.
-      dtype: of parameters and cache, one of `DTYPES`.
+      dtype: of parameters and cache, one of `COMPUTE_DTYPES`.
       prompt: tokens of the prompts that one prefill takes; at most `context`.
 
     Raises:
-      UsageError: as for `compile_train`, rows that do not divide over the mesh, or a context that the model does not have.
+      UsageError: as for `compile_train`, rows that do not divide over the mesh, or a context that
+        the model does not have.
     """
     model, decode = config.model, config.decode
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r}", f"parameters and cache are {' or '.join(DTYPES)}", "choose one of them")
+    if dtype not in COMPUTE_DTYPES:
+        raise UsageError(
+            f"dtype {dtype!r}",
+            f"parameters and cache are {' or '.join(COMPUTE_DTYPES)}",
+            "choose one of them",
+        )
     if not 1 <= context <= model.max_positions:
-        raise UsageError(f"context {context}", f"the model has {model.max_positions} positions", "choose one within them")
+        raise UsageError(
+            f"context {context}",
+            f"the model has {model.max_positions} positions",
+            "choose one within them",
+        )
     if rows < 1 or prompt < 1:
-        raise UsageError(f"rows {rows}, prompt {prompt}", "they count rows and tokens", "use positive numbers")
+        raise UsageError(
+            f"rows {rows}, prompt {prompt}", "they count rows and tokens", "use positive numbers"
+        )
     layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
     layout.sharding(("batch",), (rows,))
     head = head_for(model, config.grid.grid("value"), "value")
-    settings = decode_rows.StepSettings(
+    settings = decode_rows.DecodeSpec(
         network=TransformerNetwork(model, layout, dtype),
         head=head,
         vocab_size=model.vocab_size,
@@ -260,15 +317,32 @@ def compile_decode(
     # What the engine makes on the host is not laid out: the compiler may choose.
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     lanes, moved = decode_rows.bucket(1, width), decode_rows.bucket(1)
-    prompts = [jax.ShapeDtypeStruct(s, t) for s, t in (((shards, lanes, prompt), "i4"), ((shards, lanes), "i4"), ((shards, lanes), "u4"))]
+    prompts = [
+        jax.ShapeDtypeStruct(s, t)
+        for s, t in (
+            ((shards, lanes, prompt), "i4"),
+            ((shards, lanes), "i4"),
+            ((shards, lanes), "u4"),
+        )
+    ]
     lanes_of_requests = decode_rows.abstract_lanes(shards, width)
-    moves, count = jax.ShapeDtypeStruct((shards, moved, 3), jnp.int32), jax.ShapeDtypeStruct((shards,), jnp.int32)
+    moves, count = (
+        jax.ShapeDtypeStruct((shards, moved, 3), jnp.int32),
+        jax.ShapeDtypeStruct((shards,), jnp.int32),
+    )
 
     prefill = _compile(decode_rows.prefill, settings, params, *prompts)
-    advance = _compile(decode_rows.advance, settings, params, pool, lanes_of_requests, scalar, context)
+    advance = _compile(
+        decode_rows.advance, settings, params, pool, lanes_of_requests, scalar, context
+    )
     copy = _compile(decode_rows.copy_rows, settings, pool, None, moves, count, context)
 
-    weights = shard_bytes([params["table"], {k: v for k, v in params["body"].items() if k not in ("embed", "unembed")}])
+    weights = shard_bytes(
+        [
+            params["table"],
+            {k: v for k, v in params["body"].items() if k not in ("embed", "unembed")},
+        ]
+    )
     held, per_row = shard_bytes(pool.cache), shard_bytes(pool) // (width + 1)
     small = shard_bytes(pool) - held
     step_flops = decode_flops(model, rows, context) // chips
@@ -292,7 +366,10 @@ def compile_decode(
         advance.program(
             Part(
                 name=f"one decode step of {rows} rows with {context} slots",
-                costs=advance.costs(per_step=True, cache=CacheShape(context, model.head_dim, layer * width // (width + 1))),
+                costs=advance.costs(
+                    per_step=True,
+                    cache=CacheShape(context, model.head_dim, layer * width // (width + 1)),
+                ),
                 useful_flops=step_flops,
                 expected_flops=step_flops,
                 expected_bytes=weights + held * width // (width + 1),
@@ -300,7 +377,10 @@ def compile_decode(
             ),
             Part(
                 name="once per interval of steps",
-                costs=advance.costs(per_step=False, cache=CacheShape(context, model.head_dim, layer * width // (width + 1))),
+                costs=advance.costs(
+                    per_step=False,
+                    cache=CacheShape(context, model.head_dim, layer * width // (width + 1)),
+                ),
                 useful_flops=0,
                 expected_flops=0,
                 expected_bytes=2 * small,
@@ -310,7 +390,9 @@ def compile_decode(
         copy.program(
             Part(
                 name="one row copied in every shard",
-                costs=copy.costs(per_step=True, cache=CacheShape(context, model.head_dim, max(layer, row + 1))),
+                costs=copy.costs(
+                    per_step=True, cache=CacheShape(context, model.head_dim, max(layer, row + 1))
+                ),
                 useful_flops=0,
                 expected_flops=0,
                 expected_bytes=2 * per_row,
@@ -331,11 +413,15 @@ def compile_decode(
     return Report(title, chip_of(topology), chips, programs)
 
 
-def _cache_elements(pool: Rows) -> tuple[int, int]:
-    """Elements of one chip's share of the keys: of one layer in all rows, and of one row in the longest stack of layers."""
+def _cache_elements(pool: DecodeState) -> tuple[int, int]:
+    """Elements of one chip's share of the keys: of one layer in all rows, and of one row in the
+    longest stack of layers."""
     keys = [stack.k for stack in pool.cache.stacks.values() if isinstance(stack, AttentionCache)]
-    shares = [x.sharding.shard_shape(x.shape) for x in keys]  # [L, 1, R, K, S, D]: stacks of mixed layer types differ in L
-    return max(math.prod(share[1:]) for share in shares), max(math.prod(share) // share[2] for share in shares)
+    # [L, 1, R, K, S, D]: stacks of mixed layer types differ in L
+    shares = [x.sharding.shard_shape(x.shape) for x in keys]
+    return max(math.prod(share[1:]) for share in shares), max(
+        math.prod(share) // share[2] for share in shares
+    )
 
 
 def _sizes(model: ModelConfig) -> str:

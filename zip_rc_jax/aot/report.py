@@ -36,12 +36,14 @@ class Part:
     Attributes:
       name: such as "one decode step".
       costs: what the compiled module does; None if it does not fit.
-      useful_flops, expected_flops: by hand (see `analytic`): without and with what rematerialisation repeats. 0 = nothing to count.
+      useful_flops, expected_flops: by hand (see `analytic`): without and with what
+        rematerialisation repeats. 0 = nothing to count.
       expected_bytes: HBM bytes that cannot be avoided; `expected` says which.
       expected: what `expected_bytes` holds.
-      kernel_flops: of the calls of hand-written kernels, which no compiler counts: the number of calls is the program's, the operations
-        of a call are by hand.
-      repeated_flops: what of `expected_flops` attention computes again in its backward pass, as blocks without stored scores do.
+      kernel_flops: of the calls of hand-written kernels, which no compiler counts: the number of
+        calls is the program's, the operations of a call are by hand.
+      repeated_flops: what of `expected_flops` attention computes again in its backward pass, as
+        blocks without stored scores do.
     """
 
     name: str
@@ -70,7 +72,8 @@ class Program:
       parts: see `Part`.
       xla_flops: XLA's own count, which takes every loop body once.
       seconds: what lowering and compiling took.
-      beside: bytes that lie in the memory while it runs though it does not take them, such as the parameters while rows move.
+      beside: bytes that lie in the memory while it runs though it does not take them, such as the
+        parameters while rows move.
     """
 
     name: str
@@ -110,12 +113,16 @@ class Report:
 
     def spends_too_much(self, part: Part) -> bool:
         """Whether the part has more operations than `most_flops` allows."""
-        return bool(part.expected_flops) and part.found_flops > self.most_flops * part.expected_flops
+        return (
+            bool(part.expected_flops) and part.found_flops > self.most_flops * part.expected_flops
+        )
 
     @property
     def good(self) -> bool:
         """Whether everything fits, and nothing spends too much."""
-        return self.fits and not any(self.spends_too_much(part) for p in self.programs for part in p.parts)
+        return self.fits and not any(
+            self.spends_too_much(part) for p in self.programs for part in p.parts
+        )
 
 
 def size(count: float) -> str:
@@ -154,7 +161,12 @@ def report_table(report: Report, lines: int = 6) -> str:
 
 def _idle(part: Part) -> bool:
     """Whether there is nothing to say about it."""
-    return part.costs is not None and not part.expected_flops and not part.costs.collectives and part.costs.bytes < 2**20
+    return (
+        part.costs is not None
+        and not part.expected_flops
+        and not part.costs.collectives
+        and part.costs.bytes < 2**20
+    )
 
 
 def _memory(program: Program, chip: Chip) -> list[str]:
@@ -164,38 +176,78 @@ def _memory(program: Program, chip: Chip) -> list[str]:
     verdict = "fits with 10% to spare" if program.fits(chip) else "TOO LARGE for 10% to spare"
     return [
         f"  memory       peak {size(m.peak + program.beside)} of {size(chip.hbm)}: {verdict}",
-        f"               arguments {size(m.arguments)}, outputs {size(m.outputs)} (of them in place {size(m.aliased)}), "
-        f"temporaries {size(m.temporaries)}, code {size(m.code)}{f', beside it {size(program.beside)}' if program.beside else ''}",
+        f"               arguments {size(m.arguments)}, outputs {size(m.outputs)} (of them in "
+        f"place {size(m.aliased)}), "
+        f"temporaries {size(m.temporaries)}, code "
+        f"{size(m.code)}{f', beside it {size(program.beside)}' if program.beside else ''}",
     ]
 
 
 def _part(part: Part, report: Report, lines: int) -> list[str]:
     c, chip = part.costs, report.chip
     if c is None:
-        wanted = f", {number(part.expected_flops)} with what is recomputed" if part.expected_flops > part.useful_flops else ""
-        return [f"  {part.name}", f"    products   not compiled; by hand {number(part.useful_flops)}{wanted}"] if part.useful_flops else []
+        wanted = (
+            f", {number(part.expected_flops)} with what is recomputed"
+            if part.expected_flops > part.useful_flops
+            else ""
+        )
+        return (
+            [
+                f"  {part.name}",
+                f"    products   not compiled; by hand {number(part.useful_flops)}{wanted}",
+            ]
+            if part.useful_flops
+            else []
+        )
     out = [f"  {part.name}"]
     if part.expected_flops:
         share = part.found_flops / part.expected_flops
-        hand = f"by hand {number(part.expected_flops)} ({share:.2f} times), useful {number(part.useful_flops)}"
+        hand = (
+            f"by hand {number(part.expected_flops)} ({share:.2f} times), useful "
+            f"{number(part.useful_flops)}"
+        )
         out.append(f"    products   {number(part.found_flops)}; {hand}")
         if part.expected_flops > part.useful_flops:
-            again, without = part.expected_flops - part.useful_flops, part.found_flops / (part.expected_flops - part.repeated_flops)
-            scores = f", of it {number(part.repeated_flops)} scores inside attention ({without:.2f} times without these)"
-            out.append(f"               by hand = useful + {number(again)} recomputed{scores if part.repeated_flops else ''}")
+            again, without = (
+                part.expected_flops - part.useful_flops,
+                part.found_flops / (part.expected_flops - part.repeated_flops),
+            )
+            scores = (
+                f", of it {number(part.repeated_flops)} scores inside attention "
+                f"({without:.2f} times without these)"
+            )
+            out.append(
+                f"               by hand = useful + {number(again)} "
+                f"recomputed{scores if part.repeated_flops else ''}"
+            )
         if report.spends_too_much(part):
-            out.append(f"               TOO MANY: at most {report.most_flops} times those by hand are allowed")
+            out.append(
+                f"               TOO MANY: at most {report.most_flops} times those by hand are "
+                "allowed"
+            )
     if c.kernels:
         calls = ", ".join(f"{count} x {name}" for name, count in c.kernels.items())
         out.append(f"    kernels    {calls}: {number(part.kernel_flops)} of these")
     out.append(f"    other      {number(c.vector_flops)} elementwise")
-    out.append(f"    HBM bytes  {size(c.bytes)}; {part.expected} {size(part.expected_bytes)} ({_ratio(c.bytes, part.expected_bytes)})")
-    out.append(f"    time       at least {_time(part.found_flops / chip.flops)} of products, {_time(c.bytes / chip.bandwidth)} of HBM")
-    kinds = [f"{kind} {count:,} x, {size(total)}" for kind, (count, total) in sorted(c.by_kind().items(), key=lambda k: -k[1][1])]
+    out.append(
+        f"    HBM bytes  {size(c.bytes)}; {part.expected} {size(part.expected_bytes)} "
+        f"({_ratio(c.bytes, part.expected_bytes)})"
+    )
+    out.append(
+        f"    time       at least {_time(part.found_flops / chip.flops)} of products, "
+        f"{_time(c.bytes / chip.bandwidth)} of HBM"
+    )
+    kinds = [
+        f"{kind} {count:,} x, {size(total)}"
+        for kind, (count, total) in sorted(c.by_kind().items(), key=lambda k: -k[1][1])
+    ]
     out.append(f"    network    {'; '.join(kinds) or 'no collectives'}")
     for x in c.collectives[:lines]:
         if x.bytes >= 0.01 * max(1, c.collectives[0].bytes):
-            out.append(f"      {x.kind} {x.count:,} x {_short(x.shape)}, {size(x.bytes)}: {_origin(x.op_name)}")
+            out.append(
+                f"      {x.kind} {x.count:,} x {_short(x.shape)}, {size(x.bytes)}: "
+                f"{_origin(x.op_name)}"
+            )
     if c.cache_moves:
         out.append("    CACHE MOVES")
         out += [f"      {_write(w)}" for w in c.cache_moves[:lines]]

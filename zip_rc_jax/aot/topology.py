@@ -12,8 +12,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from zip_rc_jax.config import MeshConfig
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.sharding import MESH_AXES, filled, mesh_sizes
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.sharding import MESH_AXES, filled, mesh_sizes
 
 GIB = 2**30
 MARGIN = 0.1
@@ -58,11 +58,17 @@ def parse_mesh(text: str, devices: int, default: MeshConfig) -> dict[str, int]:
       UsageError: an unknown axis, no number, or a mesh of another size.
     """
     sizes = mesh_sizes(text) if text else dataclasses.asdict(default)
-    shape = dict(zip(MESH_AXES, filled([sizes.get(name, 1) for name in MESH_AXES], devices), strict=True))
+    shape = dict(
+        zip(MESH_AXES, filled([sizes.get(name, 1) for name in MESH_AXES], devices), strict=True)
+    )
     used = int(np.prod(list(shape.values())))
     if used != devices:
         asked = repr(text) if text else " ".join(f"{name}={size}" for name, size in shape.items())
-        raise UsageError(f"mesh {asked}", f"it has {used} devices and the topology {devices}", f"make the product {devices}")
+        raise UsageError(
+            f"mesh {asked}",
+            f"it has {used} devices and the topology {devices}",
+            f"make the product {devices}",
+        )
     return shape
 
 
@@ -70,7 +76,11 @@ def chip_of(topology: str) -> Chip:
     """The chip of a topology such as `v5e:4x4`. Raises UsageError if it is not known."""
     name = topology.partition(":")[0]
     if name not in CHIPS:
-        raise UsageError(f"topology {topology!r}", f"the chips known here are {', '.join(CHIPS)}", f"use for example {EXAMPLES}")
+        raise UsageError(
+            f"topology {topology!r}",
+            f"the chips known here are {', '.join(CHIPS)}",
+            f"use for example {EXAMPLES}",
+        )
     return CHIPS[name]
 
 
@@ -91,8 +101,9 @@ def tpu_mesh(topology: str, mesh: str, default: MeshConfig) -> Mesh:
             "libtpu, the TPU compiler, is not installed",
             "run pip install -e '.[tpu]' in a checkout, best into an environment of its own",
         )
-    # Without the first three, libtpu asks the cloud's metadata server which machine this is, and complains that there is none; without the
-    # last, one process at a time may load it, also where none of them touches a chip.
+    # Without the first three, libtpu asks the cloud's metadata server which machine this is, and
+    # complains that there is none; without the last, one process at a time may load it, also where
+    # none of them touches a chip.
     for key, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
@@ -107,6 +118,10 @@ def tpu_mesh(topology: str, mesh: str, default: MeshConfig) -> Mesh:
         devices = topologies.get_topology_desc(topology, platform="tpu", **host).devices
     except Exception as error:
         first = str(error).strip().splitlines()[0]
-        raise UsageError(f"topology {topology!r}", f"libtpu knows none of this name ({first})", f"use for example {EXAMPLES}") from None
+        raise UsageError(
+            f"topology {topology!r}",
+            f"libtpu knows none of this name ({first})",
+            f"use for example {EXAMPLES}",
+        ) from None
     shape = parse_mesh(mesh, len(devices), default)
     return Mesh(np.asarray(devices).reshape([shape[name] for name in MESH_AXES]), MESH_AXES)

@@ -1,7 +1,8 @@
 """Every setting of every stage: frozen dataclasses (`config_file` reads them from YAML).
 
-One file describes one pipeline; each stage reads its own section. An unknown key, a wrong type or an impossible value is a
-`UsageError` before anything is computed. All classes are hashable, so they can be static arguments of jitted functions.
+One file describes one pipeline; each stage reads its own section. An unknown key, a wrong type or
+an impossible value is a `UsageError` before anything is computed. All classes are hashable, so they
+can be static arguments of jitted functions.
 """
 
 from zip_rc_jax.config.checks import check_types
@@ -21,14 +22,23 @@ from zip_rc_jax.config.pipeline import (
     TaskConfig,
     to_dict,
 )
-from zip_rc_jax.config.train import KL_KINDS, LABELS, MeshConfig, TrainConfig
+from zip_rc_jax.config.train import (
+    COMPUTE_DTYPES,
+    KL_KINDS,
+    LABELS,
+    TRAIN_STAGES,
+    MeshConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "ANSWERS",
+    "COMPUTE_DTYPES",
     "KL_KINDS",
     "LABELS",
     "LAYER_TYPES",
     "MAX_SAMPLES",
+    "TRAIN_STAGES",
     "DecodeConfig",
     "EvaluateConfig",
     "GradeConfig",

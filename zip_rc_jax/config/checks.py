@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
 
 
 def require(condition: bool, value: str, reason: str, fix: str) -> None:
@@ -24,16 +24,27 @@ LARGEST_COUNT = 2**31 - 1  # steps and positions are int32
 def counts(name: str, value: int) -> None:
     """Raises UsageError unless `value`, a whole number, is from 1 to `LARGEST_COUNT`."""
     require(value >= 1, f"{name}={value}", "it counts at least one", "use a positive number")
-    require(value <= LARGEST_COUNT, name, f"it counts at most {LARGEST_COUNT:,}, and a larger number stands there", "use a smaller number")
+    require(
+        value <= LARGEST_COUNT,
+        name,
+        f"it counts at most {LARGEST_COUNT:,}, and a larger number stands there",
+        "use a smaller number",
+    )
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     known = isinstance(value, str) and value in allowed
-    require(known, f"{name}={shown(value)}", f"it must be one of {', '.join(allowed)}", "choose one of them")
+    require(
+        known,
+        f"{name}={shown(value)}",
+        f"it must be one of {', '.join(allowed)}",
+        "choose one of them",
+    )
 
 
 def shown(value: Any, most: int = 100) -> str:
-    """`repr` of any value whatever, for a message: at most `most` characters, and never an error."""
+    """`repr` of any value whatever, for a message: at most `most` characters, and never an
+    error."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return f"a whole number of {value.bit_length()} bits"
     short = reprlib.Repr()
@@ -63,22 +74,34 @@ _KINDS: dict[str, tuple[type, str]] = {
 
 
 def check_types(config: type, values: Mapping[str, Any]) -> None:
-    """Checks numbers and truth values that did not come through YAML, where types are checked as they are read.
+    """Checks numbers and truth values that did not come through YAML, where types are checked as
+    they are read.
 
     Raises:
-      UsageError: one of `values` is not of the type that the dataclass `config` declares for its name, or is past all floating numbers.
+      UsageError: one of `values` is not of the type that the dataclass `config` declares for its
+        name, or is past all floating numbers.
     """
     for field in dataclasses.fields(config):
         if field.name in values and str(field.type) in _KINDS:
             value, (kind, words) = values[field.name], _KINDS[str(field.type)]
-            fits = isinstance(value, (bool, np.bool_)) if kind is bool else isinstance(value, kind) and not isinstance(value, bool)
+            fits = (
+                isinstance(value, (bool, np.bool_))
+                if kind is bool
+                else isinstance(value, kind) and not isinstance(value, bool)
+            )
             require(fits, f"{field.name}={shown(value)}", f"it is not {words}", f"give {words}")
             if kind is not bool:
-                require(_is_float(value), f"{field.name}={shown(value)}", "no floating-point number is so large", "give a smaller number")
+                require(
+                    _is_float(value),
+                    f"{field.name}={shown(value)}",
+                    "no floating-point number is so large",
+                    "give a smaller number",
+                )
 
 
 def _is_float(value: Any) -> bool:
-    """Whether it can be compared with floating numbers; Python's whole numbers and fractions may be too large."""
+    """Whether it can be compared with floating numbers; Python's whole numbers and fractions may be
+    too large."""
     try:
         float(value)
     except (OverflowError, ValueError):
@@ -87,7 +110,8 @@ def _is_float(value: Any) -> bool:
 
 
 def to_plain_numbers(config: Any) -> None:
-    """Makes the numbers of a frozen dataclass, whose types were checked, Python's own: JSON does not take those of NumPy."""
+    """Makes the numbers of a frozen dataclass, whose types were checked, Python's own: JSON does
+    not take those of NumPy."""
     made = {"int": int, "float": float, "bool": bool}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

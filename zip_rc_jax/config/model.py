@@ -18,11 +18,12 @@ class RopeScaling:
     """How rotary frequencies are stretched beyond the context of pretraining.
 
     Attributes:
-      kind: "none", "linear" (all frequencies divided by `factor`), or "llama3" (Llama 3.1: long wavelengths divided, short ones kept,
-        those between interpolated).
+      kind: "none", "linear" (all frequencies divided by `factor`), or "llama3" (Llama 3.1: long
+        wavelengths divided, short ones kept, those between interpolated).
       factor: how much longer the context became.
-      low_freq_factor, high_freq_factor, original_positions: of "llama3": wavelengths above `original_positions / low_freq_factor`
-        are long, below `original_positions / high_freq_factor` short.
+      low_freq_factor, high_freq_factor, original_positions: of "llama3": wavelengths above
+        `original_positions / low_freq_factor` are long, below `original_positions /
+        high_freq_factor` short.
     """
 
     kind: str = "none"
@@ -34,10 +35,16 @@ class RopeScaling:
     def __post_init__(self) -> None:
         check_types(RopeScaling, vars(self))
         one_of("rope_scaling.kind", self.kind, ROPE_SCALINGS)
-        require(0 < self.factor < math.inf, f"rope_scaling.factor={self.factor}", "frequencies are divided by it", "use a positive number")
+        require(
+            0 < self.factor < math.inf,
+            f"rope_scaling.factor={self.factor}",
+            "frequencies are divided by it",
+            "use a positive number",
+        )
         require(
             self.kind != "llama3" or 0 < self.low_freq_factor < self.high_freq_factor,
-            f"rope_scaling low_freq_factor={self.low_freq_factor}, high_freq_factor={self.high_freq_factor}",
+            f"rope_scaling low_freq_factor={self.low_freq_factor}, "
+            f"high_freq_factor={self.high_freq_factor}",
             "they bound the wavelengths that are interpolated",
             "make low_freq_factor the smaller one",
         )
@@ -45,17 +52,21 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only transformer for all families (Llama, Qwen3, LFM2, Gemma 3). Nothing has a hidden default inside the layers.
+    """One decoder-only transformer for all families (Llama, Qwen3, LFM2, Gemma 3).
+
+    Nothing has a hidden default inside the layers.
 
     Attributes:
       vocab_size: rows of the embedding, padding included.
-      d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff: the usual widths; `n_heads` is a multiple of `n_kv_heads`.
-      layer_types: per layer "attention" (full causal), "sliding" (causal within `sliding_window` tokens) or "conv" (LFM2's gated
-        short convolution); empty means attention everywhere.
+      d_model, n_layers, n_heads, n_kv_heads, head_dim, d_ff: the usual widths; `n_heads` is a
+      multiple of `n_kv_heads`. layer_types: per layer "attention" (full causal), "sliding" (causal
+        within `sliding_window` tokens) or "conv" (LFM2's gated short convolution); empty means
+        attention everywhere.
       sliding_window: tokens that a sliding layer sees, its own included.
       conv_kernel, conv_bias: taps of the short convolution; biases on it and on its projections.
       rope_theta, rope_scaling: base and scaling of the rotary position embedding.
-      sliding_rope_theta: base for sliding layers, unscaled (Gemma 3); 0 means that they rotate as the others.
+      sliding_rope_theta: base for sliding layers, unscaled (Gemma 3); 0 means that they rotate as
+        the others.
       rms_eps: epsilon of every RMSNorm.
       norm_plus_one: norms multiply by `1 + scale` (Gemma).
       qk_norm: RMSNorm on queries and keys per head (Qwen3, LFM2, Gemma 3).
@@ -99,8 +110,22 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
         check_types(ModelConfig, vars(self))
-        for field in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_positions"):
-            require(getattr(self, field) > 0, f"model.{field}={getattr(self, field)}", "sizes are positive", "give a positive number")
+        for field in (
+            "vocab_size",
+            "d_model",
+            "n_layers",
+            "n_heads",
+            "n_kv_heads",
+            "head_dim",
+            "d_ff",
+            "max_positions",
+        ):
+            require(
+                getattr(self, field) > 0,
+                f"model.{field}={getattr(self, field)}",
+                "sizes are positive",
+                "give a positive number",
+            )
         require(
             self.n_heads % self.n_kv_heads == 0,
             f"model.n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}",
@@ -109,11 +134,26 @@ class ModelConfig:
         )
         for field in ("rope_theta", "rms_eps"):
             value = getattr(self, field)
-            require(math.isfinite(value) and value > 0, f"model.{field}={value}", "it must be positive and finite", "use a positive number")
+            require(
+                math.isfinite(value) and value > 0,
+                f"model.{field}={value}",
+                "it must be positive and finite",
+                "use a positive number",
+            )
         for field in ("sliding_rope_theta", "attention_scale", "logit_softcap"):
             value = getattr(self, field)
-            require(math.isfinite(value) and value >= 0, f"model.{field}={value}", "0 switches it off", "use a number >= 0")
-        require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim}", "RoPE rotates pairs of channels", "make it even")
+            require(
+                math.isfinite(value) and value >= 0,
+                f"model.{field}={value}",
+                "0 switches it off",
+                "use a number >= 0",
+            )
+        require(
+            self.head_dim % 2 == 0,
+            f"model.head_dim={self.head_dim}",
+            "RoPE rotates pairs of channels",
+            "make it even",
+        )
         one_of("model.activation", self.activation, ACTIVATIONS)
         for kind in self.layer_types:
             one_of("model.layer_types", kind, LAYER_TYPES)
@@ -125,7 +165,8 @@ class ModelConfig:
         )
         require(
             ("sliding" in self.layer_types) == (self.sliding_window > 0),
-            f"model.sliding_window={self.sliding_window} with layer_types={str(self.layer_types)[:100]}",
+            f"model.sliding_window={self.sliding_window} with "
+            f"layer_types={str(self.layer_types)[:100]}",
             "a window belongs to sliding layers, and every sliding layer needs it",
             "set both or neither",
         )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
+from zip_rc_jax.config.plugins import OF_DECODING
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.grid import Grid
+from zip_rc_jax.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from zip_rc_jax.grid import Grid
 
 MAX_SAMPLES = 10  # of an evaluation; 252 subsets at most
 
@@ -30,13 +33,20 @@ class GridConfig:
                 object.__setattr__(self, field.name, tuple(value))
 
     def grid(self, label: str) -> Grid:
-        """The grid for `label` in {"correct", "value"}. Raises `UsageError` for an impossible grid."""
+        """The grid for `label` in {"correct", "value"}.
+
+        Raises `UsageError` for an impossible grid.
+        """
+        from zip_rc_jax.grid import Grid  # imports JAX, and `zip-rc --help` should not wait for it
+
         one_of("label", label, LABELS)
         authors = Grid.authors(label)
         centres: Any = self.correct_centres if label == "correct" else self.value_centres
         edges: Any = self.length_edges
         pairs = ((centres, authors.reward_centres), (edges, authors.length_edges))
-        centres, edges = (ours if isinstance(given, tuple) and not given else given for given, ours in pairs)
+        centres, edges = (
+            ours if isinstance(given, tuple) and not given else given for given, ours in pairs
+        )
         return Grid(centres, edges)
 
 
@@ -46,10 +56,11 @@ class TaskConfig:
 
     Attributes:
       name: reasoning-gym dataset name.
-      levels: one dict of reasoning-gym options per level, easiest first, e.g. `{min_terms: 2, max_terms: 2}`. With `name` in it a level
-        is another dataset, so that levels can be a mixture of tasks.
-      train_seed, heldout_seed: first seed of each split. reasoning-gym seeds problem `i` with `seed + i`, so the two must lie
-        further apart than the number of problems.
+      levels: one dict of reasoning-gym options per level, easiest first, e.g. `{min_terms: 2,
+        max_terms: 2}`. With `name` in it a level is another dataset, so that levels can be a
+          mixture of tasks.
+      train_seed, heldout_seed: first seed of each split. reasoning-gym seeds problem `i` with `seed
+        + i`, so the two must lie further apart than the number of problems.
     """
 
     name: str = "chain_sum"
@@ -62,7 +73,10 @@ class TaskConfig:
         for number, level in enumerate(self.levels):
             fits = isinstance(level, dict) and all(isinstance(key, str) for key in level)
             require(
-                fits, f"task.levels[{number}]={level!r}", "it is no object of options", "write for example {min_terms: 2, max_terms: 2}"
+                fits,
+                f"task.levels[{number}]={level!r}",
+                "it is no object of options",
+                "write for example {min_terms: 2, max_terms: 2}",
             )
 
 
@@ -71,12 +85,15 @@ class PromptConfig:
     """How a problem becomes a prompt.
 
     Attributes:
-      style: "raw" (the question alone) or "chat" (turns, rendered by the tokenizer's own chat template).
+      style: "raw" (the question alone) or "chat" (turns, rendered by the tokenizer's own chat
+        template).
       system: text of the system turn; empty for none.
-      instruction: user turn; `{question}` in it becomes the question. All other text stays, braces included.
-      examples: worked examples that come before as earlier turns: problems of the task with seeds that no split uses.
-      example_answer: assistant turn of an example; `{answer}` in it becomes the reference answer, and `{steps}` a chain
-        sum worked out from left to right ("4 + 3 = 7, 7 - 2 = 5").
+      instruction: user turn; `{question}` in it becomes the question. All other text stays, braces
+        included.
+      examples: worked examples that come before as earlier turns: problems of the task with seeds
+        that no split uses.
+      example_answer: assistant turn of an example; `{answer}` in it becomes the reference answer,
+        and `{steps}` a chain sum worked out from left to right ("4 + 3 = 7, 7 - 2 = 5").
       chat_template_kwargs: variables of the chat template, such as `enable_thinking: false`.
     """
 
@@ -92,8 +109,18 @@ class PromptConfig:
         one_of("prompt.style", self.style, ("raw", "chat"))
         for field, part in (("instruction", "{question}"), ("example_answer", "{answer}")):
             value = getattr(self, field)
-            require(part in value, f"prompt.{field}={value!r}", f"it does not contain {part}", f"write {part} where it belongs")
-        require(self.examples >= 0, f"prompt.examples={self.examples}", "it counts worked examples", "use a number >= 0")
+            require(
+                part in value,
+                f"prompt.{field}={value!r}",
+                f"it does not contain {part}",
+                f"write {part} where it belongs",
+            )
+        require(
+            self.examples >= 0,
+            f"prompt.examples={self.examples}",
+            "it counts worked examples",
+            "use a number >= 0",
+        )
         given = {
             "system": self.system,
             "instruction": self.instruction != "{question}",
@@ -118,7 +145,8 @@ class RolloutConfig:
       prompts: number of prompts, spread evenly over the levels.
       samples: rollouts per prompt.
       rows: rows decoded together.
-      max_tokens: longest response in tokens; longer ones are stored as truncated (right-censored length).
+      max_tokens: longest response in tokens; longer ones are stored as truncated (right-censored
+        length).
       seed: seed of the sampling.
       temperature, top_k, top_p, min_p: see `SamplingConfig`. Defaults are the authors'.
     """
@@ -149,12 +177,15 @@ class PolicyConfig:
     """Where the starting policy lies, and how one that works out chain sums is made.
 
     Attributes:
-      path: checkpoint of the starting policy (see `load`); empty for the one that `train --stage policy` left in run_dir.
-      start: model that `train --stage policy` begins with (see `load`); empty for a new one of the sizes in `model`.
+      path: checkpoint of the starting policy (see `load`); empty for the one that `train --stage
+        policy` left in run_dir.
+      start: model that `train --stage policy` begins with (see `load`); empty for a new one of the
+        sizes in `model`.
       unsure: probability that a total is carried unsurely to the next step.
       slip_unsure, slip_sure: probability that an unsure carry is wrong, and that a sure one is.
       redo: probability that an unsure carry is redone, surely.
-      check_unsure, check_sure: probability of another pass when an unsure carry stands in the last one, and when none does.
+      check_unsure, check_sure: probability of another pass when an unsure carry stands in the last
+        one, and when none does.
       examples: training solutions, each written anew.
       train: optimizer settings of the pretraining (next-token loss only).
     """
@@ -174,7 +205,12 @@ class PolicyConfig:
         check_types(PolicyConfig, vars(self))
         for field in ("unsure", "slip_unsure", "slip_sure", "redo", "check_unsure", "check_sure"):
             value = getattr(self, field)
-            require(0 <= value <= 1, f"policy.{field}={value}", "it is a probability", "use a number in [0, 1]")
+            require(
+                0 <= value <= 1,
+                f"policy.{field}={value}",
+                "it is a probability",
+                "use a number in [0, 1]",
+            )
         counts("policy.examples", self.examples)
         for field, only in (("label", "correct"), ("rows_from", ""), ("eval_rollouts", 0)):
             value = getattr(self.train, field)
@@ -200,9 +236,9 @@ class GradeConfig:
     """Grading of rollouts, and of the samples of an evaluation.
 
     Attributes:
-      unfinished: what a response that was cut off at `max_tokens` is worth. "graded" (the default): what its answer is
-        worth if it states one, as for whoever reads that text. "wrong": never correct, whatever its text, as in the
-        authors' published code.
+      unfinished: what a response that was cut off at `max_tokens` is worth. "graded" (the default):
+        what its answer is worth if it states one, as for whoever reads that text. "wrong": never
+        correct, whatever its text, as in the authors' published code.
     """
 
     unfinished: str = "graded"
@@ -217,8 +253,9 @@ class LabelConfig:
 
     Attributes:
       last: `value` is the critic's mean expected reward over that many last labelled positions.
-      batch_tokens: tokens of a batch of whatever predicts without gradients (labelling, and the evaluation's predictions), on all its
-        devices together; a longer rollout is a batch of its own. It decides how much memory that takes, and no label.
+      batch_tokens: tokens of a batch of whatever predicts without gradients (labelling, and the
+        evaluation's predictions), on all its devices together; a longer rollout is a batch of its
+        own. It decides how much memory that takes, and no label.
     """
 
     last: int = 512
@@ -232,13 +269,14 @@ class LabelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SelfEvaluationConfig:
-    """The baseline that asks the policy itself, in one more turn of the chat, whether its sample is right.
+    """The baseline that asks the policy itself, in one more turn of the chat, whether its sample is
+    right.
 
     Attributes:
       question: that user turn; empty leaves the baseline out.
       yes, no: replies. Their first tokens are compared.
-      chat_template_kwargs: variables of the chat template for this turn, over those of `prompt`: `enable_thinking: false` where the reply
-        must come at once.
+      chat_template_kwargs: variables of the chat template for this turn, over those of `prompt`:
+        `enable_thinking: false` where the reply must come at once.
     """
 
     question: str = ""
@@ -248,7 +286,12 @@ class SelfEvaluationConfig:
 
     def __post_init__(self) -> None:
         where = "evaluate.self_evaluation"
-        require(bool(self.yes and self.no), f"{where} with yes={self.yes!r}, no={self.no!r}", "one is empty", "name both replies")
+        require(
+            bool(self.yes and self.no),
+            f"{where} with yes={self.yes!r}, no={self.no!r}",
+            "one is empty",
+            "name both replies",
+        )
         require(
             bool(self.question) or not self.chat_template_kwargs,
             f"{where}.chat_template_kwargs={self.chat_template_kwargs} without a question",
@@ -263,15 +306,16 @@ class EvaluateConfig:
 
     Attributes:
       prompts: held-out problems, spread evenly over the levels.
-      samples: samples per problem of the fixed run (the baselines' pool, and the mean length that normalises cost). How many prefixes
-        the search may have is `decode.n`.
+      samples: samples per problem of the fixed run (the baselines' pool, and the mean length that
+        normalises cost). How many prefixes the search may have is `decode.n`.
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
       headline_beta: one beta per alpha, fixed beforehand, whose row is the headline.
       bootstrap: resamples of the paired bootstrap over prompts.
-      drift_rollouts: samples of the starting policy on which the drift of the trained models is measured (two forwards of each
-        per trained model).
+      drift_rollouts: samples of the starting policy on which the drift of the trained models is
+        measured (two forwards of each per trained model).
       seed: seed of the decoding.
-      self_evaluation: whether and how the policy is asked about its own samples, for one more baseline.
+      self_evaluation: whether and how the policy is asked about its own samples, for one more
+        baseline.
     """
 
     prompts: int = 400
@@ -289,7 +333,12 @@ class EvaluateConfig:
         check_types(EvaluateConfig, vars(self))
         for field in ("alphas", "betas", "candidates", "headline_beta"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-            require(bool(getattr(self, field)), f"evaluate.{field}=[]", "nothing would be decoded", "give at least one")
+            require(
+                bool(getattr(self, field)),
+                f"evaluate.{field}=[]",
+                "nothing would be decoded",
+                "give at least one",
+            )
         for name in self.candidates:
             one_of("evaluate.candidates", name, CANDIDATES)
         for field in ("prompts", "bootstrap", "drift_rollouts"):
@@ -297,13 +346,15 @@ class EvaluateConfig:
         require(
             1 <= self.samples <= MAX_SAMPLES,
             f"evaluate.samples={self.samples}",
-            f"baselines are averaged over all subsets of the samples, of which there are too many past {MAX_SAMPLES}",
+            "baselines are averaged over all subsets of the samples, of which there are too many "
+            f"past {MAX_SAMPLES}",
             f"use a number from 1 to {MAX_SAMPLES}",
         )
         absent = [beta for beta in self.headline_beta if beta not in self.betas]
         require(
             not absent,
-            f"evaluate.headline_beta={list(self.headline_beta)} with evaluate.betas={list(self.betas)}",
+            f"evaluate.headline_beta={list(self.headline_beta)} with "
+            f"evaluate.betas={list(self.betas)}",
             f"{absent} would not be decoded",
             "add it to betas, or choose one of these",
         )
@@ -314,7 +365,10 @@ class EvaluateConfig:
             "give one per alpha",
         )
         require(
-            0 <= self.seed < 2**32, f"evaluate.seed={self.seed}", "it is not a whole number of 32 bits", f"use one from 0 to {2**32 - 1}"
+            0 <= self.seed < 2**32,
+            f"evaluate.seed={self.seed}",
+            "it is not a whole number of 32 bits",
+            f"use one from 0 to {2**32 - 1}",
         )
 
 
@@ -324,10 +378,12 @@ class PipelineConfig:
 
     Attributes:
       run_dir: where every stage writes, and reads what the stages before it wrote.
-      data: rollouts to use instead of those of run_dir: a directory written by `zip-rc`, a Parquet file, or a directory of Parquet
-        files in the authors' schema. What grade, label and train read.
-      dtype: "float32" or "bfloat16": of the parameters, and so of the cache, where models only read: sampling, labelling, evaluation.
-        Training has float32 parameters and a `compute_dtype` of its own.
+      data: rollouts to use instead of those of run_dir: a directory written by `zip-rc`, a Parquet
+        file, or a directory of Parquet files in the authors' schema. What grade, label and train
+        read.
+      dtype: "float32" or "bfloat16": of the parameters, and so of the cache, where models only
+        read: sampling, labelling, evaluation. Training has float32 parameters and a `compute_dtype`
+          of its own.
     """
 
     run_dir: str = ""
@@ -356,33 +412,69 @@ class PipelineConfig:
             "only in a chat is there another turn to ask in",
             "set prompt.style=chat, or leave the question out",
         )
-        # What an evaluation is going to decode, so that what is impossible is found now and not after hours.
+        unread = {
+            "system": "set prompt.system",
+            "continue_final_message": "leave it out",
+            "generation_config": "write the values, such as decode.temperature",
+        }
+        for name, fix in unread.items():
+            value = getattr(self.decode, name)
+            reason = "the pipeline renders its prompts itself, and samples as its config says"
+            require(not value, f"decode.{name}={value!r}", reason, fix)
+        # What an evaluation is going to decode, so that what is impossible is found now and not
+        # after hours.
         try:
             self.fixed_decode  # noqa: B018
         except UsageError as error:
-            raise UsageError(f"evaluate.samples={self.evaluate.samples} with decode: {error.value}", error.reason, error.fix) from None
+            raise UsageError(
+                f"evaluate.samples={self.evaluate.samples} with decode: {error.value}",
+                error.reason,
+                error.fix,
+            ) from None
         try:
             names = [name for name, _ in self.sweep(length_budget=1)]
         except UsageError as error:
-            raise UsageError(f"evaluate.alphas, betas, candidates: {error.value}", error.reason, error.fix) from None
+            raise UsageError(
+                f"evaluate.alphas, betas, candidates: {error.value}", error.reason, error.fix
+            ) from None
         repeated = [name for i, name in enumerate(names) if name in names[:i]]
-        require(not repeated, f"evaluate.alphas, betas, candidates: {repeated}", "they occur twice in the sweep", "leave one out")
+        require(
+            not repeated,
+            f"evaluate.alphas, betas, candidates: {repeated}",
+            "they occur twice in the sweep",
+            "leave one out",
+        )
 
     @property
     def fixed_decode(self) -> DecodeConfig:
-        """How an evaluation makes its pool: `evaluate.samples` full samples of every problem, whatever the search may spend."""
-        return dataclasses.replace(self.decode, strategy="fixed", length_budget=0, token_budget=0, time_budget=0.0, n=self.evaluate.samples)
+        """How an evaluation makes its pool: `evaluate.samples` full samples of every problem,
+        whatever the search may spend."""
+        return dataclasses.replace(
+            self.decode,
+            strategy="fixed",
+            length_budget=0,
+            token_budget=0,
+            time_budget=0.0,
+            n=self.evaluate.samples,
+        )
 
     def sweep(self, length_budget: int) -> list[tuple[str, DecodeConfig]]:
-        """Every online setting of an evaluation by name: the search over candidate sets, alpha and beta, and the pruning baselines.
+        """Every online setting of an evaluation by name: the search over candidate sets, alpha and
+        beta, and the pruning baselines.
 
         Args:
           length_budget: of the baseline that has one, in tokens.
         """
-        e, base = self.evaluate, dataclasses.replace(self.decode, strategy="zip_rc", length_budget=0)
+        e, base = (
+            self.evaluate,
+            dataclasses.replace(self.decode, strategy="zip_rc", length_budget=0),
+        )
         return [
             *(
-                (f"{candidates} alpha={alpha:g} beta={beta:g}", dataclasses.replace(base, candidates=candidates, alpha=alpha, beta=beta))
+                (
+                    f"{candidates} alpha={alpha:g} beta={beta:g}",
+                    dataclasses.replace(base, candidates=candidates, alpha=alpha, beta=beta),
+                )
                 for candidates in e.candidates
                 for alpha in e.alphas
                 for beta in e.betas
@@ -397,11 +489,21 @@ class PipelineConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested dicts and lists (for JSON next to outputs and inside checkpoints)."""
+    """A config as plain nested dicts and lists (for JSON next to outputs and inside checkpoints).
+
+    A function is recorded by its name, see `Plugins.name_of`.
+
+    Raises:
+      UsageError: a function that no name leads back to.
+    """
+    plugins = {p.setting: p for p in OF_DECODING}
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
+            return {
+                k: plugins[k].name_of(v) if callable(v) and k in plugins else plain(v)
+                for k, v in value.items()
+            }
         if isinstance(value, (list, tuple)):
             return [plain(v) for v in value]
         return value

@@ -7,6 +7,7 @@ import math
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 
+TRAIN_STAGES = ("policy", "critic", "final", "lite")
 LABELS = ("correct", "value")
 KL_KINDS = ("forward_topk", "forward", "reverse")
 TRAINABLE = ("all", "zip_rows")
@@ -25,26 +26,33 @@ class TrainConfig:
       batch_rows, row_tokens: a step sees `batch_rows` packed rows of `row_tokens` tokens.
       learning_rate: peak; linear warm-up over `warmup` of the steps, then cosine to 0.
       kl_weight: weight of the KL to the frozen starting policy; 0 switches the teacher off.
-      kl_kind: "forward_topk" (authors: KL(teacher || student), teacher cut to its `kl_top_k` likeliest ids and renormalised),
-        "forward" (full vocabulary), or "reverse" (paper: KL(student || teacher)).
-      lm_weight: weight of the next-token cross-entropy on the responses (used to pretrain the demo policy).
+      kl_kind: "forward_topk" (authors: KL(teacher || student), teacher cut to its `kl_top_k`
+        likeliest ids and renormalised), "forward" (full vocabulary), or "reverse" (paper:
+        KL(student || teacher)).
+      lm_weight: weight of the next-token cross-entropy on the responses (used to pretrain the demo
+        policy).
       joint_weight: weight of the joint cross-entropy.
-      cache_features: with trainable="zip_rows", run the frozen body once over all rollouts and keep its final hidden states in host
-        memory (4 * d_model bytes per labelled position). Rows then hold labelled positions only, and a step costs next to nothing.
-      cache_teacher: with kl_kind="forward_topk", run the frozen policy once over all rollouts and keep its likeliest ids in host memory
-        (8 * kl_top_k bytes per labelled position). No teacher lies on the devices then, and a step has no forward pass of it.
-      rows_from: stage ("critic" or "lite") whose trained reserved rows are the starting point; empty starts from zeros. On few data a
-        trained head first keeps the body from chasing a random one.
+      cache_features: with trainable="zip_rows", run the frozen body once over all rollouts and keep
+        its final hidden states in host memory (4 * d_model bytes per labelled position). Rows then
+        hold labelled positions only, and a step costs next to nothing.
+      cache_teacher: with kl_kind="forward_topk", run the frozen policy once over all rollouts and
+        keep its likeliest ids in host memory (8 * kl_top_k bytes per labelled position). No teacher
+        lies on the devices then, and a step has no forward pass of it.
+      rows_from: stage ("critic" or "lite") whose trained reserved rows are the starting point;
+        empty starts from zeros. On few data a trained head first keeps the body from chasing a
+        random one.
       zip_lr_multiplier: the reserved rows learn this many times faster than the body.
       remat: the backward pass computes every layer's activations again instead of keeping them.
-      loss_chunk: positions, over all rows of the batch, whose next-token logits exist at the same time (4 * vocab_size bytes each, a few
-        times). Large chunks read the unembedding less often.
-      compute_dtype: "float32" or "bfloat16" for products and activations. Parameters, their gradients, the optimizer, norms, softmax
-        and losses are float32 in either case.
-      attention: "plain" builds all scores, "chunked" blocks of them with XLA alone, "splash" blocks in a TPU kernel; "auto" chooses by
-        platform and length (see `models.attention`).
-      pack_batches: batches that are packed together: more let more rollouts find a row they fit into, and shuffle their rows.
-      max_skipped: steps in a row with a non-finite loss or gradient (each changes nothing) after which training stops.
+      loss_chunk: positions, over all rows of the batch, whose next-token logits exist at the same
+        time (4 * vocab_size bytes each, a few times). Large chunks read the unembedding less often.
+      compute_dtype: "float32" or "bfloat16" for products and activations. Parameters, their
+        gradients, the optimizer, norms, softmax and losses are float32 in either case.
+      attention: "plain" builds all scores, "chunked" blocks of them with XLA alone, "splash" blocks
+        in a TPU kernel; "auto" chooses by platform and length (see `models.attention`).
+      pack_batches: batches that are packed together: more let more rollouts find a row they fit
+        into, and shuffle their rows.
+      max_skipped: steps in a row with a non-finite loss or gradient (each changes nothing) after
+        which training stops.
       save_seconds: a checkpoint at least this often, and on SIGINT / SIGTERM.
       keep_checkpoints: the newest that are kept.
       log_every: steps between metric records.
@@ -93,29 +101,79 @@ class TrainConfig:
         one_of("rows_from", self.rows_from, ("", "critic", "lite"))
         one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
-        for field in ("steps", "batch_rows", "row_tokens", "kl_top_k", "loss_chunk", "log_every", "evaluations"):
+        for field in (
+            "steps",
+            "batch_rows",
+            "row_tokens",
+            "kl_top_k",
+            "loss_chunk",
+            "log_every",
+            "evaluations",
+        ):
             counts(field, getattr(self, field))
         for field in ("pack_batches", "max_skipped", "keep_checkpoints"):
             counts(field, getattr(self, field))
         for field in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds"):
-            require(getattr(self, field) > 0, f"{field}={getattr(self, field)}", "it must be positive", "use a positive number")
+            require(
+                getattr(self, field) > 0,
+                f"{field}={getattr(self, field)}",
+                "it must be positive",
+                "use a positive number",
+            )
         for field in ("kl_weight", "lm_weight", "joint_weight", "weight_decay"):
-            require(getattr(self, field) >= 0, f"{field}={getattr(self, field)}", "it is a weight", "use a number >= 0")
-        for field in ("learning_rate", "zip_lr_multiplier", "kl_weight", "lm_weight", "joint_weight", "weight_decay"):
-            require(math.isfinite(getattr(self, field)), f"{field}=inf", "it multiplies numbers", "use a finite number")
+            require(
+                getattr(self, field) >= 0,
+                f"{field}={getattr(self, field)}",
+                "it is a weight",
+                "use a number >= 0",
+            )
+        for field in (
+            "learning_rate",
+            "zip_lr_multiplier",
+            "kl_weight",
+            "lm_weight",
+            "joint_weight",
+            "weight_decay",
+        ):
+            require(
+                math.isfinite(getattr(self, field)),
+                f"{field}=inf",
+                "it multiplies numbers",
+                "use a finite number",
+            )
         for field in ("adam_b1", "adam_b2"):
             value = getattr(self, field)
-            require(0 <= value < 1, f"{field}={value}", "it is the decay of a running mean", "use a number in [0, 1)")
+            require(
+                0 <= value < 1,
+                f"{field}={value}",
+                "it is the decay of a running mean",
+                "use a number in [0, 1)",
+            )
         for field in ("seed", "eval_rollouts"):
-            require(getattr(self, field) >= 0, f"{field}={getattr(self, field)}", "it cannot be negative", "use a number >= 0")
-            require(getattr(self, field) < 2**32, field, "a number of more than 32 bits stands there", "use one from 0 to 4294967295")
+            require(
+                getattr(self, field) >= 0,
+                f"{field}={getattr(self, field)}",
+                "it cannot be negative",
+                "use a number >= 0",
+            )
+            require(
+                getattr(self, field) < 2**32,
+                field,
+                "a number of more than 32 bits stands there",
+                "use one from 0 to 4294967295",
+            )
         require(
             self.kl_weight + self.lm_weight + self.joint_weight > 0,
             "kl_weight=0, lm_weight=0, joint_weight=0",
             "nothing would be trained",
             "give at least one a positive weight",
         )
-        require(0 <= self.warmup < 1, f"warmup={self.warmup}", "it is the fraction of steps spent warming up", "use a number in [0, 1)")
+        require(
+            0 <= self.warmup < 1,
+            f"warmup={self.warmup}",
+            "it is the fraction of steps spent warming up",
+            "use a number in [0, 1)",
+        )
         require(
             self.trainable == "zip_rows" or not self.cache_features,
             f"cache_features=true with trainable={self.trainable!r}",
@@ -131,20 +189,24 @@ class TrainConfig:
         require(
             not (self.trainable == "zip_rows" and (self.kl_weight or self.lm_weight)),
             f"trainable='zip_rows' with kl_weight={self.kl_weight}, lm_weight={self.lm_weight}",
-            "the next-token logits do not depend on the reserved rows, so these losses have no gradient",
+            "the next-token logits do not depend on the reserved rows, so these losses have no "
+            "gradient",
             "set both to 0",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How training is laid over the devices of all processes (see `sharding.py`). It changes where numbers lie, not what is trained.
+    """How training is laid over the devices of all processes (see `sharding.py`).
+
+    It changes where numbers lie, not what is trained.
 
     Attributes:
       data: groups of devices that each hold all parameters and take a share of the rows.
-      fsdp: devices of a group that split rows, parameters and optimizer state among them. It divides `d_model`.
-      tensor: devices that split heads, MLP and vocabulary, and see the same rows. It divides `n_heads`, `n_kv_heads`, `d_ff` and
-        `vocab_size`.
+      fsdp: devices of a group that split rows, parameters and optimizer state among them. It
+        divides `d_model`.
+      tensor: devices that split heads, MLP and vocabulary, and see the same rows. It divides
+        `n_heads`, `n_kv_heads`, `d_ff` and `vocab_size`.
       -1 on one axis is what the others leave over.
     """
 
@@ -156,7 +218,12 @@ class MeshConfig:
         check_types(MeshConfig, vars(self))
         sizes = dataclasses.asdict(self)
         for axis, size in sizes.items():
-            require(size >= 1 or size == -1, f"mesh.{axis}={size}", "it counts devices", "use a positive number, or -1 for the rest")
+            require(
+                size >= 1 or size == -1,
+                f"mesh.{axis}={size}",
+                "it counts devices",
+                "use a positive number, or -1 for the rest",
+            )
         require(
             list(sizes.values()).count(-1) <= 1,
             "mesh " + " ".join(f"{axis}={size}" for axis, size in sizes.items()),

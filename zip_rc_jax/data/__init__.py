@@ -1,1 +1,1 @@
-
+"""Problems, prompts, rollouts, and the batches that training reads."""

@@ -1,14 +1,20 @@
-"""Which rollouts share a row. Planned from their lengths alone, so that every process has the whole plan and need not read for it."""
+"""Which rollouts share a row.
+
+Planned from their lengths alone, so that every process has the whole plan and need not read for it.
+"""
 
 from __future__ import annotations
 
 import bisect
 from typing import Any
 
-import grain
 import numpy as np
 
-from zip_rc_jax.errors import UsageError
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.extras import optional_import
+
+with optional_import():
+    import grain
 
 ENOUGH = 0.95  # share of the positions that should hold a token
 _LOOK = 4  # windows that are packed to see how full rows will be,
@@ -42,11 +48,14 @@ class _Rooms:
 
 
 class PackedBatches(grain.IterDataset):
-    """Batches as lists of rows, each row an int64 array of the numbers of its rollouts. A batch may have fewer than `batch_rows` rows.
+    """Batches as lists of rows, each row an int64 array of the numbers of its rollouts.
 
-    Rollouts are taken in an order that is drawn anew in every epoch. A window of `pack_batches` batches takes as many of them as
-    best-fit decreasing finds room for, skips none, and its rows are shuffled. Where a window begins, and how many of its batches
-    were given, is all the state of an iterator.
+    A batch may have fewer than `batch_rows` rows.
+
+    Rollouts are taken in an order that is drawn anew in every epoch. A window of `pack_batches`
+    batches takes as many of them as best-fit decreasing finds room for, skips none, and its rows
+    are shuffled. Where a window begins, and how many of its batches were given, is all the state of
+    an iterator.
 
     Args:
       lengths: int64 `[n]`, tokens of every rollout; at most `row_tokens`.
@@ -54,17 +63,31 @@ class PackedBatches(grain.IterDataset):
       seed: 0 .. 2**32 - 1; decides the order and the shuffling of rows.
     """
 
-    def __init__(self, lengths: np.ndarray, *, batch_rows: int, row_tokens: int, pack_batches: int, seed: int, epochs: int | None):
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        batch_rows: int,
+        row_tokens: int,
+        pack_batches: int,
+        seed: int,
+        epochs: int | None,
+    ):
         order = grain.MapDataset.range(len(lengths)).shuffle(seed=seed).repeat(epochs)
         super().__init__(order)
         self._order, self._lengths, self._seed = order, lengths, seed
-        self._rows, self._batch_rows, self._row_tokens = batch_rows * pack_batches, batch_rows, row_tokens
+        self._rows, self._batch_rows, self._row_tokens = (
+            batch_rows * pack_batches,
+            batch_rows,
+            row_tokens,
+        )
 
     def __iter__(self) -> PackedBatchesIterator:
         return PackedBatchesIterator(self)
 
     def window(self, start: int) -> tuple[list[list[np.ndarray]], int]:
-        """The batches of the window that begins with the `start`-th rollout of the order, and where the next one begins."""
+        """The batches of the window that begins with the `start`-th rollout of the order, and where
+        the next one begins."""
         found, sizes = self._candidates(start)
         low, high = min(self._rows, len(found)), len(found)  # one in a row always fits
         while low < high:
@@ -79,12 +102,18 @@ class PackedBatches(grain.IterDataset):
             if row is None:
                 break
             rows.append(row)
-        groups = [found[: len(rows)][np.array(rows) == row] for row in np.random.default_rng([self._seed, start]).permutation(self._rows)]
+        groups = [
+            found[: len(rows)][np.array(rows) == row]
+            for row in np.random.default_rng([self._seed, start]).permutation(self._rows)
+        ]
         groups = [group for group in groups if len(group)]
-        return [groups[i : i + self._batch_rows] for i in range(0, len(groups), self._batch_rows)], start + len(rows)
+        return [
+            groups[i : i + self._batch_rows] for i in range(0, len(groups), self._batch_rows)
+        ], start + len(rows)
 
     def _candidates(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and sizes of the next rollouts, so many that all rows would be full; fewer at the end of the last epoch."""
+        """Numbers and sizes of the next rollouts, so many that all rows would be full; fewer at the
+        end of the last epoch."""
         found: list[int] = []
         room = self._rows * self._row_tokens
         while room > 0 and start + len(found) < len(self._order):
@@ -101,7 +130,10 @@ class PackedBatches(grain.IterDataset):
                 break
             batches, start = self.window(start)
             groups = [group for batch in batches for group in batch]
-            tokens, rows = tokens + sum(int(self._lengths[group].sum()) for group in groups), rows + len(groups)
+            tokens, rows = (
+                tokens + sum(int(self._lengths[group].sum()) for group in groups),
+                rows + len(groups),
+            )
         return tokens / (max(rows, 1) * self._row_tokens)
 
 
@@ -131,13 +163,20 @@ class PackedBatchesIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         """Raises `UsageError` for the state of another packer."""
         if state.keys() != {"start", "given"}:
-            raise UsageError("the checkpoint's position in the data", "batches were packed otherwise then", "start the run afresh")
+            raise UsageError(
+                "the checkpoint's position in the data",
+                "batches were packed otherwise then",
+                "start the run afresh",
+            )
         self._start, self._given = state["start"], state["given"]
         self._batches, self._next_start = self._dataset.window(self._start)
 
 
-def packing_advice(lengths: np.ndarray, *, batch_rows: int, row_tokens: int, pack_batches: int, seed: int) -> str | None:
-    """What to tell who trains on rows that are less than `ENOUGH` full, with a row length that is better; None where they are fuller."""
+def packing_advice(
+    lengths: np.ndarray, *, batch_rows: int, row_tokens: int, pack_batches: int, seed: int
+) -> str | None:
+    """What to tell who trains on rows that are less than `ENOUGH` full, with a row length that is
+    better; None where they are fuller."""
 
     def fill(times: int) -> float:
         rows = max(1, batch_rows // times)
@@ -148,9 +187,13 @@ def packing_advice(lengths: np.ndarray, *, batch_rows: int, row_tokens: int, pac
     if now >= ENOUGH:
         return None
     found = {times: fill(times) for times in (2, 4, 8)}
-    best = next((times for times in found if found[times] >= ENOUGH), max(found, key=lambda times: found[times]))
+    best = next(
+        (times for times in found if found[times] >= ENOUGH),
+        max(found, key=lambda times: found[times]),
+    )
     return (
-        f"row_tokens={row_tokens}: the rows are only {now:.1%} full: what is left of them is too short for rollouts of "
+        f"row_tokens={row_tokens}: the rows are only {now:.1%} full: what is left of them is too "
+        "short for rollouts of "
         f"{lengths.min()} to {lengths.max()} tokens. Fix: set row_tokens={row_tokens * best} and "
         f"batch_rows={max(1, batch_rows // best)}, and they are {found[best]:.1%} full."
     )

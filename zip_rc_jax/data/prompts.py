@@ -1,4 +1,5 @@
-"""How a problem becomes a prompt: the question alone, or a chat rendered by the model's own template."""
+"""How a problem becomes a prompt: the question alone, or a chat rendered by the model's own
+template."""
 
 from __future__ import annotations
 
@@ -14,35 +15,46 @@ from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
 from zip_rc_jax.config.checks import in_short
 from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.data.worked_solutions import plain_steps
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.models.chat import reads_clock, template_time
-from zip_rc_jax.models.tokenizer import Tokenizer
-from zip_rc_jax.run_files import write_json
+from zip_rc_jax.models.io.chat import reads_clock, template_time
+from zip_rc_jax.models.io.tokenizer import Tokenizer
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import write_json
 
 
-def prompt_texts(found: Sequence[Problem], config: PipelineConfig, tokenizer: Tokenizer) -> list[str]:
+def prompt_texts(
+    found: Sequence[Problem], config: PipelineConfig, tokenizer: Tokenizer
+) -> list[str]:
     """The prompt of every problem in `found`, in order, as `config.prompt` describes it.
 
     Raises:
-      UsageError: style "chat" with a tokenizer that has no chat template, or whose template refuses the turns or an argument; or the
-        task cannot make the worked examples.
+      UsageError: style "chat" with a tokenizer that has no chat template, or whose template refuses
+        the turns or an argument; or the task cannot make the worked examples.
     """
     if config.prompt.style == "raw":
         return [p.question for p in found]
     with template_time(prompt_time(config, tokenizer)):
-        return [tokenizer.chat(turns, **config.prompt.chat_template_kwargs) for turns in conversations(found, config)]
+        return [
+            tokenizer.chat(turns, **config.prompt.chat_template_kwargs)
+            for turns in conversations(found, config)
+        ]
 
 
 def prompt_time(config: PipelineConfig, tokenizer: Tokenizer) -> datetime.datetime | None:
-    """What a template that writes the date sees in all stages of a run: when the first of them rendered a prompt.
+    """What a template that writes the date sees in all stages of a run: when the first of them
+    rendered a prompt.
 
-    Prompts of one run are the same on every day, after an interruption too. The time lies in `run_dir/prompt_time.json`. None: the
-    prompts are no chats, the template does not ask for the time, or there is no run directory.
+    Prompts of one run are the same on every day, after an interruption too. The time lies in
+    `run_dir/prompt_time.json`. None: the prompts are no chats, the template does not ask for the
+    time, or there is no run directory.
 
     Raises:
       UsageError: the file is damaged, or cannot be written.
     """
-    if config.prompt.style == "raw" or not config.run_dir or not reads_clock(tokenizer.chat_template):
+    if (
+        config.prompt.style == "raw"
+        or not config.run_dir
+        or not reads_clock(tokenizer.chat_template)
+    ):
         return None
     path = pathlib.Path(config.run_dir) / "prompt_time.json"
     try:
@@ -58,14 +70,19 @@ def prompt_time(config: PipelineConfig, tokenizer: Tokenizer) -> datetime.dateti
         return datetime.datetime.fromisoformat(json.loads(path.read_bytes())["time"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}", f"it holds no time ({in_short(error)})", "delete it if no stage has run, or use another run_dir"
+            f"{path}",
+            f"it holds no time ({in_short(error)})",
+            "delete it if no stage has run, or use another run_dir",
         ) from None
     except OSError as error:
-        raise UsageError(f"{path}", in_short(error), "use a run_dir that can be written to") from None
+        raise UsageError(
+            f"{path}", in_short(error), "use a run_dir that can be written to"
+        ) from None
 
 
 def conversations(found: Sequence[Problem], config: PipelineConfig) -> list[list[dict[str, str]]]:
-    """The turns that `config.prompt`, of style "chat", makes of every problem: system, worked examples, question.
+    """The turns that `config.prompt`, of style "chat", makes of every problem: system, worked
+    examples, question.
 
     Raises:
       UsageError: the task cannot make the worked examples.
@@ -73,7 +90,11 @@ def conversations(found: Sequence[Problem], config: PipelineConfig) -> list[list
     prompt = config.prompt
     system = [{"role": "system", "content": prompt.system}] if prompt.system else []
     examples = [
-        [turn for p in level for turn in (_user(p, prompt), {"role": "assistant", "content": _answer(p, prompt)})]
+        [
+            turn
+            for p in level
+            for turn in (_user(p, prompt), {"role": "assistant", "content": _answer(p, prompt)})
+        ]
         for level in worked_examples(config.task, prompt.examples)
     ]
     return [[*system, *examples[p.level], _user(p, prompt)] for p in found]
@@ -82,12 +103,18 @@ def conversations(found: Sequence[Problem], config: PipelineConfig) -> list[list
 def worked_examples(task: TaskConfig, count: int) -> list[list[Problem]]:
     """`count` problems of every level of the task, always the same.
 
-    Their seeds lie past those of both splits. (A level of few distinct questions can still repeat a question of a split.)
+    Their seeds lie past those of both splits. (A level of few distinct questions can still repeat a
+    question of a split.)
     """
     distance = abs(task.heldout_seed - task.train_seed)
-    past = max(task.heldout_seed, task.train_seed) + distance  # the later split owns `distance` seeds too
+    # the later split owns `distance` seeds too
+    past = max(task.heldout_seed, task.train_seed) + distance
     levels = len(task.levels) or 1
-    pool = problems(dataclasses.replace(task, train_seed=past, heldout_seed=past + distance), "train", count * levels)
+    pool = problems(
+        dataclasses.replace(task, train_seed=past, heldout_seed=past + distance),
+        "train",
+        count * levels,
+    )
     return [pool[level::levels] for level in range(levels)]
 
 
@@ -98,7 +125,11 @@ def _answer(p: Problem, prompt: PromptConfig) -> str:
     try:
         return text.replace("{steps}", plain_steps(p.question))
     except ValueError as error:
-        raise UsageError("prompt.example_answer with {steps}", f"only chain sums have steps ({error})", "leave {steps} out") from None
+        raise UsageError(
+            "prompt.example_answer with {steps}",
+            f"only chain sums have steps ({error})",
+            "leave {steps} out",
+        ) from None
 
 
 def _user(p: Problem, prompt: PromptConfig) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""What planning and checking need to know of rollouts, in a file of its own, so that their tokens are read only where they are used."""
+"""What planning and checking need to know of rollouts, in a file of its own, so that their tokens
+are read only where they are used."""
 
 from __future__ import annotations
 
@@ -11,24 +12,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zip_rc_jax.errors import UsageError
-from zip_rc_jax.run_files import in_short
+from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import in_short
 
 if TYPE_CHECKING:
-    from zip_rc_jax.data.records import Rollout
+    from zip_rc_jax.data.rollouts import Rollout
 
 
-_KINDS = (np.int64, np.int64, np.int64, np.int64, np.int64, np.bool_, np.float32, np.float32)  # of the columns below
+# of the columns below
+_KINDS = (np.int64, np.int64, np.int64, np.int64, np.int64, np.bool_, np.float32, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSummary:
-    """What is known of `n` rollouts without their tokens and texts: a few bytes each, so every process may hold it of all.
+    """What is known of `n` rollouts without their tokens and texts: a few bytes each, so every
+    process may hold it of all.
 
     Attributes:
       prompt, output: int64 `[n]`, tokens of the prompt and of the response.
       prompt_index: int64 `[n]`.
-      prompt_hash: int64 `[n]`, 32 bits of the prompt's tokens: equal prompts have equal ones, whatever their index.
+      prompt_hash: int64 `[n]`, 32 bits of the prompt's tokens: equal prompts have equal ones,
+        whatever their index.
       largest_id: int64 `[n]`, largest token id; -1 without any token.
       finished: bool `[n]`.
       correct, value: float32 `[n]`.
@@ -45,7 +49,10 @@ class RolloutSummary:
 
     @classmethod
     def of(cls, rollouts: Iterable[Rollout]) -> RolloutSummary:
-        """Reads each of them once. `records.summary_of` is cheaper where the summary is known already."""
+        """Reads each of them once.
+
+        `records.summary_of` is cheaper where the summary is known already.
+        """
         found = SummaryRows()
         for rollout in rollouts:
             found.add(rollout)
@@ -73,13 +80,24 @@ class SummaryRows:
     def add(self, r: Rollout) -> Rollout:
         """Returns it again."""
         largest = max(int(ids.max(initial=-1)) for ids in (r.prompt_token_ids, r.output_token_ids))
-        row = (len(r.prompt_token_ids), len(r.output_token_ids), r.prompt_index, prompt_hash(r), largest, r.finished, r.correct, r.value)
+        row = (
+            len(r.prompt_token_ids),
+            len(r.output_token_ids),
+            r.prompt_index,
+            prompt_hash(r),
+            largest,
+            r.finished,
+            r.correct,
+            r.value,
+        )
         self._rows.extend(row)
         return r
 
     def summary(self) -> RolloutSummary:
         columns = np.array(self._rows).reshape(-1, len(_KINDS)).T
-        return RolloutSummary(*(column.astype(kind) for column, kind in zip(columns, _KINDS, strict=True)))
+        return RolloutSummary(
+            *(column.astype(kind) for column, kind in zip(columns, _KINDS, strict=True))
+        )
 
 
 def write_summary(path: pathlib.Path, summary: RolloutSummary) -> None:
@@ -88,18 +106,23 @@ def write_summary(path: pathlib.Path, summary: RolloutSummary) -> None:
 
 
 def read_summary(path: pathlib.Path, count: int) -> RolloutSummary | None:
-    """What `write_summary` wrote; None if that was an earlier version's, which had no `prompt_hash`.
+    """What `write_summary` wrote; None if that was an earlier version's, which had no
+    `prompt_hash`.
 
     Raises:
       UsageError: it is damaged or not of `count` rollouts.
     """
-    kinds = {field.name: kind for field, kind in zip(dataclasses.fields(RolloutSummary), _KINDS, strict=True)}
+    kinds = {
+        field.name: kind
+        for field, kind in zip(dataclasses.fields(RolloutSummary), _KINDS, strict=True)
+    }
     try:
         with np.load(path) as columns:  # the CRC of a column is checked as it is read
             if {*columns.files, "prompt_hash"} == {*kinds} > {*columns.files}:
                 return None
             found = RolloutSummary(**columns)
-    except Exception as error:  # a damaged archive or header makes zipfile and NumPy raise ten kinds
+    # a damaged archive or header makes zipfile and NumPy raise ten kinds
+    except Exception as error:
         raise _foreign(path, f"it cannot be read ({in_short(error)})") from error
     if any(column.shape != (count,) for column in vars(found).values()):
         raise _foreign(path, f"it does not describe {count} rollouts, as the shards beside it hold")

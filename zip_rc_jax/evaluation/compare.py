@@ -1,11 +1,13 @@
 """Comparison at equal cost, with a paired bootstrap over prompts.
 
 Two ways to equalise, both reported:
-- `strict`: the smallest n whose mean GenCost is at least the run's, so the baseline never spends less. If even the largest n
-  spends less, that one is used and the comparison is flagged.
-- `interpolated`: the mixture of two neighbouring n whose mean GenCost equals the run's (a coin decides n per prompt).
-Costs are equalised within the group compared: on the hardest level against what the run spends *there*, because an adaptive
-method that moves its budget to hard prompts must not be credited for outspending the baseline on them.
+- `strict`: the smallest n whose mean GenCost is at least the run's, so the baseline never spends
+  less. If even the largest n spends less, that one is used and the comparison is flagged.
+- `interpolated`: the mixture of two neighbouring n whose mean GenCost equals the run's (a coin
+  decides n per prompt).
+Costs are equalised within the group compared: on the hardest level against what the run spends
+*there*, because an adaptive method that moves its budget to hard prompts must not be credited for
+outspending the baseline on them.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config import ANSWERS
-from zip_rc_jax.errors import UsageError
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.metrics import paired_bootstrap
+from zip_rc_jax.evaluation.metrics import paired_bootstrap
+from zip_rc_jax.runtime.errors import UsageError
 
 KINDS = ("strict", "interpolated")
 _TOLERANCE = 1e-9
@@ -28,7 +30,9 @@ _TOLERANCE = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One run against one baseline at equal cost on one group of prompts. Accuracies are means over prompts, in [0, 1].
+    """One run against one baseline at equal cost on one group of prompts.
+
+    Accuracies are means over prompts, in [0, 1].
 
     Attributes:
       run, alpha, beta, answer: which run, and which of its answers ("value" or "vote").
@@ -37,7 +41,8 @@ class Comparison:
       prompts: prompts in the group.
       run_accuracy, run_cost: of the run; cost is mean GenCost.
       baseline_accuracy, baseline_cost: of the baseline.
-      difference, low, high: run minus baseline and its 95% interval (paired bootstrap over prompts, n held fixed).
+      difference, low, high: run minus baseline and its 95% interval (paired bootstrap over prompts,
+        n held fixed).
       spends_less: the baseline spends less than the run, since the pool has no more samples.
     """
 
@@ -88,8 +93,11 @@ class HeadlineRow:
     weighted_hardest: Comparison
 
 
-def _equal_cost(curve: Sequence[BaselinePoint], cost: float, alpha: float, kind: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Accuracy `[P]` and GenCost `[P]` of the baseline that matches a mean GenCost of `cost`, and its n."""
+def _equal_cost(
+    curve: Sequence[BaselinePoint], cost: float, alpha: float, kind: str
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Accuracy `[P]` and GenCost `[P]` of the baseline that matches a mean GenCost of `cost`, and
+    its n."""
     costs = np.array([point.cost(alpha).mean() for point in curve])
     enough = np.flatnonzero(costs >= cost - _TOLERANCE)
     upper = int(enough[0]) if len(enough) else len(curve) - 1
@@ -104,7 +112,10 @@ def _equal_cost(curve: Sequence[BaselinePoint], cost: float, alpha: float, kind:
 
 
 def restrict(
-    curves: dict[str, tuple[BaselinePoint, ...]], runs: Sequence[OnlineRun], pool: SamplePool, level: int
+    curves: dict[str, tuple[BaselinePoint, ...]],
+    runs: Sequence[OnlineRun],
+    pool: SamplePool,
+    level: int,
 ) -> tuple[dict[str, tuple[BaselinePoint, ...]], tuple[OnlineRun, ...], SamplePool]:
     """The same curves, runs and pool with only the prompts of one level.
 
@@ -113,13 +124,23 @@ def restrict(
     """
     group = pool.level == level
     if not group.any():
-        raise UsageError(f"level={level}", f"the pool has levels {sorted(set(pool.level.tolist()))}", "use one of them")
+        raise UsageError(
+            f"level={level}",
+            f"the pool has levels {sorted(set(pool.level.tolist()))}",
+            "use one of them",
+        )
 
     def rows(record: Any) -> Any:
         arrays = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-        return dataclasses.replace(record, **{name: a[group] for name, a in arrays.items() if isinstance(a, np.ndarray)})
+        return dataclasses.replace(
+            record, **{name: a[group] for name, a in arrays.items() if isinstance(a, np.ndarray)}
+        )
 
-    return {m: tuple(rows(point) for point in curve) for m, curve in curves.items()}, tuple(rows(run) for run in runs), rows(pool)
+    return (
+        {m: tuple(rows(point) for point in curve) for m, curve in curves.items()},
+        tuple(rows(run) for run in runs),
+        rows(pool),
+    )
 
 
 def compare(
@@ -147,12 +168,19 @@ def compare(
       resamples, seed: of the paired bootstrap.
 
     Raises:
-      UsageError: an unknown kind or answer, a level without prompts, or a run of other prompts than the pool.
+      UsageError: an unknown kind or answer, a level without prompts, or a run of other prompts than
+        the pool.
     """
     if kind not in KINDS:
-        raise UsageError(f"kind={kind!r}", f"comparisons are one of {', '.join(KINDS)}", "use one of them")
+        raise UsageError(
+            f"kind={kind!r}", f"comparisons are one of {', '.join(KINDS)}", "use one of them"
+        )
     if len(run.tokens) != pool.n_prompts:
-        raise UsageError(f"run {run.name!r}", f"it has {len(run.tokens)} prompts and the pool {pool.n_prompts}", "decode the same prompts")
+        raise UsageError(
+            f"run {run.name!r}",
+            f"it has {len(run.tokens)} prompts and the pool {pool.n_prompts}",
+            "decode the same prompts",
+        )
     if level is not None:
         restricted, (run,), pool = restrict({"": tuple(curve)}, (run,), pool, level)
         curve = restricted[""]
@@ -191,9 +219,11 @@ def headline(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[HeadlineRow, ...]:
-    """The rows that the README quotes: per alpha the run at its predeclared beta, strict comparisons.
+    """The rows that the README quotes: per alpha the run at its predeclared beta, strict
+    comparisons.
 
-    Rows are in the order of `alphas`, then of `runs` (one per candidate set), then value before vote.
+    Rows are in the order of `alphas`, then of `runs` (one per candidate set), then value before
+    vote.
 
     Raises:
       UsageError: an alpha without a run at its headline beta.
@@ -201,15 +231,38 @@ def headline(
     hardest = int(pool.level.max())
     rows = []
     for alpha, beta in zip(alphas, headline_beta, strict=True):
-        chosen = [r for r in runs if r.adaptive and np.isclose(r.alpha, alpha) and np.isclose(r.beta, beta)]
+        chosen = [
+            r
+            for r in runs
+            if r.adaptive and np.isclose(r.alpha, alpha) and np.isclose(r.beta, beta)
+        ]
         if not chosen:
-            raise UsageError(f"headline alpha={alpha}, beta={beta}", "no run was decoded with these prices", "add the beta to the sweep")
+            raise UsageError(
+                f"headline alpha={alpha}, beta={beta}",
+                "no run was decoded with these prices",
+                "add the beta to the sweep",
+            )
         for run in chosen:
             cost = run.cost(pool.mean_length, alpha)
             for answer in ANSWERS:
 
-                def against(method: str, level: int | None, run: OnlineRun = run, answer: str = answer, alpha: float = alpha) -> Comparison:
-                    return compare(run, curves[method], pool, alpha=alpha, answer=answer, level=level, resamples=resamples, seed=seed)
+                def against(
+                    method: str,
+                    level: int | None,
+                    run: OnlineRun = run,
+                    answer: str = answer,
+                    alpha: float = alpha,
+                ) -> Comparison:
+                    return compare(
+                        run,
+                        curves[method],
+                        pool,
+                        alpha=alpha,
+                        answer=answer,
+                        level=level,
+                        resamples=resamples,
+                        seed=seed,
+                    )
 
                 rows.append(
                     HeadlineRow(

@@ -12,15 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from zip_rc_jax import drawing
-from zip_rc_jax.evaluation import plots
+from zip_rc_jax.evaluation import drawing, plots
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.compare import HeadlineRow
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.evaluation.tables import Table, full_table, headline_table, level_table, metric_table
-from zip_rc_jax.run_files import plain, write_text
+from zip_rc_jax.evaluation.tables import (
+    Table,
+    full_table,
+    headline_table,
+    level_table,
+    metric_table,
+)
+from zip_rc_jax.runtime.extras import optional_import
+from zip_rc_jax.runtime.storage import plain, write_text
+
+with optional_import():
+    from matplotlib.figure import Figure
 
 _CSS = """
 :root{color-scheme:light dark;--fg:#1c1c1c;--bg:#fff;--line:#ccc;--soft:#f3f3f3}
@@ -31,13 +39,16 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.4rem;border-bottom:1px soli
 caption{text-align:left;font-weight:600;padding:.3rem 0}th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);white-space:nowrap}
 th{text-align:right;background:var(--soft)}td{text-align:right}.text{text-align:left}
 .note{font-size:.86rem;opacity:.8}img{max-width:100%;background:#fff;border-radius:6px}pre{background:var(--soft);padding:.8rem;overflow-x:auto}
-"""
+"""  # noqa: E501
 
 
-def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[str] = ()) -> Iterable[dict[str, Any]]:
+def result_rows(
+    runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[str] = ()
+) -> Iterable[dict[str, Any]]:
     """Lines of `results.jsonl`: one per run and prompt.
 
-    With those of `pool_rows`, enough to recompute accuracies and costs of all methods but self-evaluation.
+    With those of `pool_rows`, enough to recompute accuracies and costs of all methods but
+    self-evaluation.
 
     Args:
       runs: of P prompts each.
@@ -69,7 +80,8 @@ def result_rows(runs: Sequence[OnlineRun], pool: SamplePool, prompts: Sequence[s
 
 
 def pool_rows(pool: SamplePool) -> Iterable[dict[str, Any]]:
-    """Lines of `pool.jsonl`: one per sample of the pool, which the baselines and the unit of cost are made of."""
+    """Lines of `pool.jsonl`: one per sample of the pool, which the baselines and the unit of cost
+    are made of."""
     for i, k in np.ndindex(pool.correct.shape):
         yield {
             "prompt_idx": i,
@@ -85,12 +97,19 @@ def pool_rows(pool: SamplePool) -> Iterable[dict[str, Any]]:
 def _html_table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         kinds = (' class="text"' if i < table.text_columns else "" for i in range(len(cells)))
-        return "<tr>" + "".join(f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(
+                f"<{tag}{kind}>{html.escape(cell)}</{tag}>"
+                for cell, kind in zip(cells, kinds, strict=True)
+            )
+            + "</tr>"
+        )
 
     body = "".join(row(cells, "td") for cells in table.rows)
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     caption = f"<caption>{html.escape(table.title)}</caption>"
-    return f'<div class="wide"><table>{caption}<thead>{row(table.columns, "th")}</thead><tbody>{body}</tbody></table></div>{note}'
+    return f'<div class="wide"><table>{caption}<thead>{row(table.columns, "th")}</thead><tbody>{body}</tbody></table></div>{note}'  # noqa: E501
 
 
 def _image(figure: Figure, title: str) -> str:
@@ -107,11 +126,18 @@ def _about(metadata: Mapping[str, Any]) -> str:
         "commit": metadata["commit"] or "not a git checkout",
         "versions": f"{versions}; Python {metadata['python']}",
         "device": f"{', '.join(metadata['devices'])}; {metadata['platform']}",
-        "time": f"{metadata['time']}" + ("" if metadata["seconds"] is None else f", {metadata['seconds']:.1f} seconds"),
+        "time": f"{metadata['time']}"
+        + ("" if metadata["seconds"] is None else f", {metadata['seconds']:.1f} seconds"),
     }
-    rows = "".join(f'<tr><th class="text">{name}</th><td class="text">{html.escape(value)}</td></tr>' for name, value in lines.items())
+    rows = "".join(
+        f'<tr><th class="text">{name}</th><td class="text">{html.escape(value)}</td></tr>'
+        for name, value in lines.items()
+    )
     settings = html.escape(json.dumps(plain(metadata["config"]), indent=1, ensure_ascii=False))
-    return f'<div class="wide"><table>{rows}</table></div><details><summary>All settings</summary><pre>{settings}</pre></details>'
+    return (
+        f'<div class="wide"><table>{rows}</table></div><details><summary>All '
+        f"settings</summary><pre>{settings}</pre></details>"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +151,8 @@ class Evaluation:
       headline: from `compare.headline`.
       quality: prediction metrics, slash keys.
       answer: which answer of the runs ("value" or "vote") the figures and the level table show.
-      drift: how far the final policy moved from the starting one (accuracy, KL, ...), slash keys; {} if not measured.
+      drift: how far the final policy moved from the starting one (accuracy, KL, ...), slash keys;
+        {} if not measured.
       joint, calibration, trace: figures from `plots`; None leaves the section out.
       resamples, seed: of the bootstrap in the level table.
     """
@@ -146,8 +173,11 @@ class Evaluation:
     seed: int = 0
 
 
-def write_report(directory: str | pathlib.Path, evaluation: Evaluation, title: str = "ZIP-RC evaluation") -> pathlib.Path:
-    """Writes `report.html` (self-contained: no scripts, no network), `pareto.png`, `pareto_hardest.png` and the given figures.
+def write_report(
+    directory: str | pathlib.Path, evaluation: Evaluation, title: str = "ZIP-RC evaluation"
+) -> pathlib.Path:
+    """Writes `report.html` (self-contained: no scripts, no network), `pareto.png`,
+    `pareto_hardest.png` and the given figures.
 
     Returns:
       The path of `report.html`.
@@ -157,19 +187,33 @@ def write_report(directory: str | pathlib.Path, evaluation: Evaluation, title: s
     e, hardest = evaluation, int(evaluation.pool.level.max())
     figures = {
         "pareto": plots.pareto_figure(e.curves, e.runs, e.pool, e.alphas, answer=e.answer),
-        "pareto_hardest": plots.pareto_figure(e.curves, e.runs, e.pool, e.alphas, level=hardest, answer=e.answer),
+        "pareto_hardest": plots.pareto_figure(
+            e.curves, e.runs, e.pool, e.alphas, level=hardest, answer=e.answer
+        ),
         "joint": e.joint,
         "calibration": e.calibration,
         "trace": e.trace,
     }
-    images = {name: _image(figure, name.replace("_", " ")) for name, figure in figures.items() if figure is not None}
+    images = {
+        name: _image(figure, name.replace("_", " "))
+        for name, figure in figures.items()
+        if figure is not None
+    }
     for name in images:
         drawing.save(figures[name], directory / f"{name}.png")  # type: ignore[arg-type]
-    levels = level_table(e.runs, e.curves, e.pool, answer=e.answer, resamples=e.resamples, seed=e.seed)
-    quality = metric_table(
-        "Prediction quality", e.quality, "The within-prompt AUC decides whether selection can help at all; 0.5 is chance."
+    levels = level_table(
+        e.runs, e.curves, e.pool, answer=e.answer, resamples=e.resamples, seed=e.seed
     )
-    drift = metric_table("Policy drift", e.drift, "The trained policy against the starting policy.") if e.drift else None
+    quality = metric_table(
+        "Prediction quality",
+        e.quality,
+        "The within-prompt AUC decides whether selection can help at all; 0.5 is chance.",
+    )
+    drift = (
+        metric_table("Policy drift", e.drift, "The trained policy against the starting policy.")
+        if e.drift
+        else None
+    )
     sections = [
         ("What ran", _about(e.metadata)),
         ("Headline", _html_table(headline_table(e.headline))),
@@ -183,8 +227,18 @@ def write_report(directory: str | pathlib.Path, evaluation: Evaluation, title: s
         ("Calibration", images.get("calibration", "")),
         ("One problem, step by step", images.get("trace", "")),
     ]
-    body = "".join(f"<section><h2>{html.escape(heading)}</h2>{content}</section>\n" for heading, content in sections if content)
+    body = "".join(
+        f"<section><h2>{html.escape(heading)}</h2>{content}</section>\n"
+        for heading, content in sections
+        if content
+    )
     name = html.escape(title)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title><style>{_CSS}</style>'
-    page = f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{name}</h1>\n{body}</body></html>\n'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>{name}</title><style>{_CSS}</style>'
+    )
+    page = (
+        "<!doctype html><html "
+        f'lang="en"><head>{head}</head><body><h1>{name}</h1>\n{body}</body></html>\n'
+    )
     return write_text(directory / "report.html", page)

@@ -1,4 +1,5 @@
-"""The result tables, as plain text cells, so that the console and the HTML report show the same numbers."""
+"""The result tables, as plain text cells, so that the console and the HTML report show the same
+numbers."""
 
 from __future__ import annotations
 
@@ -50,14 +51,21 @@ def _difference(c: Comparison) -> str:
 
 def _baseline(c: Comparison) -> str:
     n = f"{c.n:g}" if c.kind == "strict" else f"{c.n:.2f}"
-    return f"{percent(c.baseline_accuracy)} @{n}, cost {c.baseline_cost:.2f}{'*' if c.spends_less else ''}"
+    return (
+        f"{percent(c.baseline_accuracy)} @{n}, cost "
+        f"{c.baseline_cost:.2f}{'*' if c.spends_less else ''}"
+    )
 
 
 def headline_table(rows: Sequence[HeadlineRow]) -> Table:
-    """Per alpha and answer, on all prompts and on the hardest level: the run against baselines that spend at least as much."""
+    """Per alpha and answer, on all prompts and on the hardest level: the run against baselines that
+    spend at least as much."""
     cells = []
     for row in rows:
-        for majority, weighted in ((row.majority, row.weighted), (row.majority_hardest, row.weighted_hardest)):
+        for majority, weighted in (
+            (row.majority, row.weighted),
+            (row.majority_hardest, row.weighted_hardest),
+        ):
             cells.append(
                 (
                     f"{row.run.alpha:g}",
@@ -79,29 +87,57 @@ def headline_table(rows: Sequence[HeadlineRow]) -> Table:
         "Headline: predeclared beta, against baselines that spend at least as much",
         (*columns, "majority vote", "difference", "weighted best-of-n", "difference"),
         tuple(cells),
-        "Accuracies in %, differences in points with a 95% paired bootstrap interval over prompts. @n: samples of the baseline. "
-        "* the baseline spends less: the pool has no more samples. On the hardest level, costs are equalised on that level.",
+        "Accuracies in %, differences in points with a 95% paired bootstrap interval over "
+        "prompts. @n: samples of the baseline. "
+        "* the baseline spends less: the pool has no more samples. On the hardest level, costs "
+        "are equalised on that level.",
         5,
     )
 
 
 def full_table(
-    runs: Sequence[OnlineRun], curves: Mapping[str, tuple[BaselinePoint, ...]], pool: SamplePool, alphas: Sequence[float]
+    runs: Sequence[OnlineRun],
+    curves: Mapping[str, tuple[BaselinePoint, ...]],
+    pool: SamplePool,
+    alphas: Sequence[float],
 ) -> Table:
-    """Every fixed method at every n and every run: accuracy of every answer, compute, latency, GenCost per alpha, seconds."""
+    """Every fixed method at every n and every run: accuracy of every answer, compute, latency,
+    GenCost per alpha, seconds."""
     cells = []
     for curve in curves.values():
         for point in curve:
             costs = [number(float(point.cost(alpha).mean())) for alpha in alphas]
             means = [number(float(point.compute.mean())), number(float(point.latency.mean()))]
-            cells.append((point.name, percent(float(point.accuracy.mean())), "-", "-", *means, *costs, f"{point.n}", "-"))
+            cells.append(
+                (
+                    point.name,
+                    percent(float(point.accuracy.mean())),
+                    "-",
+                    "-",
+                    *means,
+                    *costs,
+                    f"{point.n}",
+                    "-",
+                )
+            )
     for run in runs:
         cost = run.cost(pool.mean_length, alphas[0])
-        costs = [number(float(run.cost(pool.mean_length, alpha).gen_cost.mean())) for alpha in alphas]
+        costs = [
+            number(float(run.cost(pool.mean_length, alpha).gen_cost.mean())) for alpha in alphas
+        ]
         answers = (run.correct_by_value, run.correct_by_vote, run.correct_by_majority)
         accuracy = [percent(float(correct.mean())) for correct in answers]
         means = [number(float(cost.compute.mean())), number(float(cost.latency.mean()))]
-        cells.append((run.name, *accuracy, *means, *costs, number(float(run.n_started.mean()), ".1f"), number(run.seconds, ".1f")))
+        cells.append(
+            (
+                run.name,
+                *accuracy,
+                *means,
+                *costs,
+                number(float(run.n_started.mean()), ".1f"),
+                number(run.seconds, ".1f"),
+            )
+        )
     return Table(
         "All methods",
         (
@@ -116,9 +152,11 @@ def full_table(
             "seconds",
         ),
         tuple(cells),
-        "Fixed methods are exact expectations over all subsets of the pool. Runs: accuracy of the answer by value, by "
+        "Fixed methods are exact expectations over all subsets of the pool. Runs: accuracy of the "
+        "answer by value, by "
         "weighted vote, and by the majority of what finished. "
-        "Compute and latency: 1 = one mean sample of the prompt. Seconds: wall-clock of the whole run.",
+        "Compute and latency: 1 = one mean sample of the prompt. Seconds: wall-clock of the whole "
+        "run.",
     )
 
 
@@ -137,32 +175,62 @@ def level_table(
         for level in sorted(set(pool.level.tolist())) if run.adaptive else ():
             strict, exact = (
                 compare(
-                    run, curves["majority"], pool, alpha=run.alpha, answer=answer, kind=kind, level=level, resamples=resamples, seed=seed
+                    run,
+                    curves["majority"],
+                    pool,
+                    alpha=run.alpha,
+                    answer=answer,
+                    kind=kind,
+                    level=level,
+                    resamples=resamples,
+                    seed=seed,
                 )
                 for kind in ("strict", "interpolated")
             )
             cells.append(
-                (run.name, str(level), str(strict.prompts), percent(strict.run_accuracy), number(strict.run_cost),
+                (run.name, str(level), str(strict.prompts), percent(strict.run_accuracy),
+                number(strict.run_cost),
                  _baseline(strict), _difference(strict), _baseline(exact), _difference(exact))
             )  # fmt: skip
     return Table(
         f"By level (answer by {answer})",
-        ("run", "level", "prompts", "accuracy", "GenCost", "majority at >= cost", "difference", "majority at equal cost", "difference"),
+        (
+            "run",
+            "level",
+            "prompts",
+            "accuracy",
+            "GenCost",
+            "majority at >= cost",
+            "difference",
+            "majority at equal cost",
+            "difference",
+        ),
         tuple(cells),
-        "Costs are equalised within the level. At equal cost: the mixture of two neighbouring n that spends exactly as much.",
+        "Costs are equalised within the level. At equal cost: the mixture of two neighbouring n "
+        "that spends exactly as much.",
     )
 
 
 def metric_table(title: str, metrics: Mapping[str, float], note: str = "") -> Table:
     """Named numbers, one per row."""
-    return Table(title, ("metric", "value"), tuple((name, number(float(value), ".4g")) for name, value in metrics.items()), note)
+    return Table(
+        title,
+        ("metric", "value"),
+        tuple((name, number(float(value), ".4g")) for name, value in metrics.items()),
+        note,
+    )
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Prints a table to the console (standard output if None). Cells are literal text, never rich markup."""
+    """Prints a table to the console (standard output if None).
+
+    Cells are literal text, never rich markup.
+    """
     console = console or Console()
     caption = Text(table.note) if table.note else None
-    rich = RichTable(title=Text(table.title), caption=caption, title_justify="left", caption_justify="left")
+    rich = RichTable(
+        title=Text(table.title), caption=caption, title_justify="left", caption_justify="left"
+    )
     for i, column in enumerate(table.columns):
         rich.add_column(Text(column), justify="left" if i < table.text_columns else "right")
     for row in table.rows:

@@ -1,11 +1,15 @@
-"""Whether two LaTeX formulas are equal: math-verify, with the spots closed where it calls different things equal.
+"""Whether two LaTeX formulas are equal: math-verify, with the spots closed where it calls different
+things equal.
 
-Runs in the worker, which loads it by its path: it imports nothing of the package. What was changed, and why:
-  Numbers     Decimals become exact fractions. math-verify rounds floats to six places and drops differences below 1e-15, so that
-              1.6e-19 was 9.1e-31. Here two numbers are equal if their difference is zero, exactly or to 45 significant digits.
-  Texts       Only formulas that parse are compared; math-verify also compares leftover strings, and takes numbers out of sentences.
-  Equations   Two equations without solutions were equal. They are equal if one is a multiple of the other, or if both have the same
-              solutions in one unknown, of which there is at least one.
+Runs in the worker, which loads it by its path: it imports nothing of the package. What was changed,
+and why:
+  Numbers Decimals become exact fractions. math-verify rounds floats to six places and drops
+              differences below 1e-15, so that 1.6e-19 was 9.1e-31. Here two numbers are equal if
+              their difference is zero, exactly or to 45 significant digits.
+  Texts Only formulas that parse are compared; math-verify also compares leftover strings, and takes
+  numbers out of sentences. Equations Two equations without solutions were equal. They are equal if
+              one is a multiple of the other, or if both have the same solutions in one unknown, of
+              which there is at least one.
   Symbols     A symbol equals only itself, not the product whose letters spell its name.
   Not a number, complex infinity: equal to nothing.
 """
@@ -26,14 +30,36 @@ from sympy.core.relational import Relational
 DIGITS, AGREE = 60, 45
 # Signs and sizes differ, so that |x| and x, or sqrt(x) and its square, fall apart.
 POINTS = [
-    sympy.Rational(p, q) for p, q in ((7, 5), (-13, 11), (17, 3), (-31, 7), (5, 19), (43, 9), (-2, 23), (101, 13), (-57, 17), (3, 29))
+    sympy.Rational(p, q)
+    for p, q in (
+        (7, 5),
+        (-13, 11),
+        (17, 3),
+        (-31, 7),
+        (5, 19),
+        (43, 9),
+        (-2, 23),
+        (101, 13),
+        (-57, 17),
+        (3, 29),
+    )
 ]
-_NORMAL = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none", equations=False)
+_NORMAL = NormalizationConfig(
+    basic_latex=True,
+    units=False,
+    malformed_operators=True,
+    nits=False,
+    boxed="none",
+    equations=False,
+)
 _DECIMAL = re.compile(r"(-?)([0-9]*)\.([0-9]{6,})")
 
 
 def equal(a: str, b: str) -> bool:
-    """Whether two formulas in LaTeX are equal. Symmetric; may take any time and memory, so the caller limits both."""
+    """Whether two formulas in LaTeX are equal.
+
+    Symmetric; may take any time and memory, so the caller limits both.
+    """
     if _without_spaces(a) == _without_spaces(b):
         return bool(a.strip())
     complex_valued = any(verifier.should_treat_as_complex(text) for text in (a, b))
@@ -43,7 +69,10 @@ def equal(a: str, b: str) -> bool:
     for text, other in ((a, y), (b, x)):
         if (rounding := _DECIMAL.fullmatch(text.strip())) and _is_number(other):
             return _rounds_to(other, rounding)
-    return any(math_verify.verify(g, t, timeout_seconds=None, allow_set_relation_comp=True) for g, t in ((x, y), (y, x)))
+    return any(
+        math_verify.verify(g, t, timeout_seconds=None, allow_set_relation_comp=True)
+        for g, t in ((x, y), (y, x))
+    )
 
 
 def _without_spaces(text: str) -> str:
@@ -55,7 +84,10 @@ def _parse(text: str, complex_valued: bool) -> Any:
         return None
     try:
         found = latex_reader.latex2sympy(
-            normalize_latex(text, _NORMAL), is_real=not complex_valued, convert_degrees=False, normalization_config=None
+            normalize_latex(text, _NORMAL),
+            is_real=not complex_valued,
+            convert_degrees=False,
+            normalization_config=None,
         )
         if found is None or found.has(sympy.nan, sympy.zoo):
             return None
@@ -73,17 +105,24 @@ def _exact_number(text: str) -> Any:
 
 
 def _is_number(x: Any) -> bool:
-    return isinstance(x, sympy.Expr) and not x.free_symbols and not x.atoms(sympy.core.function.AppliedUndef)
+    return (
+        isinstance(x, sympy.Expr)
+        and not x.free_symbols
+        and not x.atoms(sympy.core.function.AppliedUndef)
+    )
 
 
 def _rounds_to(exact: Any, rounding: re.Match[str]) -> bool:
-    """A decimal with six or more places and figures is a number that it is the rounding of, unless that one is rational."""
+    """A decimal with six or more places and figures is a number that it is the rounding of, unless
+    that one is rational."""
     sign, whole, places = rounding.groups()
     value = sympy.Rational(f"{sign}{whole or 0}.{places}")
     exact = _evaluated(exact)
     if exact.is_rational:
         return bool(exact == value) or (
-            not _finite_decimal(exact) and len((whole + places).strip("0")) >= 6 and abs(exact - value) * 2 * 10 ** len(places) <= 1
+            not _finite_decimal(exact)
+            and len((whole + places).strip("0")) >= 6
+            and abs(exact - value) * 2 * 10 ** len(places) <= 1
         )
     if len((whole + places).strip("0")) < 6:
         return False
@@ -111,7 +150,9 @@ def exactly_equal(a: Any, b: Any) -> bool:
     if a == b:
         return not (hasattr(a, "has") and a.has(sympy.nan, sympy.zoo))
     if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
-        return a.shape == b.shape and all(exactly_equal(x, y) for x, y in zip(list(a), list(b), strict=True))
+        return a.shape == b.shape and all(
+            exactly_equal(x, y) for x, y in zip(list(a), list(b), strict=True)
+        )
     if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
         return False
     if a.has(sympy.nan, sympy.zoo) or b.has(sympy.nan, sympy.zoo):
@@ -134,10 +175,18 @@ def exactly_equal(a: Any, b: Any) -> bool:
     agreed = 0
     complex_valued = difference.has(sympy.I)
     for shift in range(len(POINTS)):
-        at = dict(zip(symbols, itertools.islice(itertools.cycle(POINTS), shift, shift + len(symbols)), strict=True))
+        at = dict(
+            zip(
+                symbols,
+                itertools.islice(itertools.cycle(POINTS), shift, shift + len(symbols)),
+                strict=True,
+            )
+        )
         try:
             x, y = (e.subs(at).evalf(DIGITS) for e in (a, b))
-            if not (x.is_number and y.is_number and x.is_finite and y.is_finite) or (not complex_valued and not (_real(x) and _real(y))):
+            if not (x.is_number and y.is_number and x.is_finite and y.is_finite) or (
+                not complex_valued and not (_real(x) and _real(y))
+            ):
                 continue
             if not _agree(x, y):
                 return False
@@ -157,7 +206,8 @@ def _agree(x: Any, y: Any) -> bool:
 
 
 def _zero(a: Any, b: Any) -> bool:
-    """Whether two constants are equal: exactly if their difference is rational, else to `AGREE` significant digits."""
+    """Whether two constants are equal: exactly if their difference is rational, else to `AGREE`
+    significant digits."""
     x, y = a.evalf(DIGITS), b.evalf(DIGITS)
     if not (x.is_finite and y.is_finite) or not _agree(x, y):
         return False
@@ -188,12 +238,17 @@ def _relations(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> b
         return _same_region(a, b)
     if isinstance(a, sympy.And):
         first, second = list(a.args), list(b.args)
-        if len(first) == len(second) and all(any(_relations(x, y, 0, 0) for y in second) for x in first):
+        if len(first) == len(second) and all(
+            any(_relations(x, y, 0, 0) for y in second) for x in first
+        ):
             return all(any(_relations(x, y, 0, 0) for x in first) for y in second)
         return _same_region(a, b)
     if not (isinstance(a, Relational) and isinstance(b, Relational)):
         return False
-    a, b = (r.reversed if isinstance(r, sympy.StrictGreaterThan | sympy.GreaterThan) else r for r in (a, b))
+    a, b = (
+        r.reversed if isinstance(r, sympy.StrictGreaterThan | sympy.GreaterThan) else r
+        for r in (a, b)
+    )
     if type(a) is not type(b):
         return False
     try:
@@ -210,7 +265,11 @@ def _relations(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> b
             return False
         unknown = next(iter(a.free_symbols))
         solutions = [sympy.solveset(e, unknown, sympy.S.Reals) for e in (left, right)]
-        return isinstance(solutions[0], sympy.FiniteSet) and len(solutions[0]) > 0 and solutions[0] == solutions[1]
+        return (
+            isinstance(solutions[0], sympy.FiniteSet)
+            and len(solutions[0]) > 0
+            and solutions[0] == solutions[1]
+        )
     return _same_region(a, b)
 
 
@@ -225,7 +284,10 @@ def _same_region(a: Any, b: Any) -> bool:
 
 
 def close_lenient_spots() -> None:
-    """Puts the comparisons of this module in the place of math-verify's. Once, before the first `equal`."""
+    """Puts the comparisons of this module in the place of math-verify's.
+
+    Once, before the first `equal`.
+    """
     latex_reader.convert_number = _exact_number
     verifier.sympy_numeric_eq = _numbers
     verifier.sympy_symbolic_eq = exactly_equal

@@ -1,13 +1,15 @@
 """Full marks that reasoning-gym's scorers give to wrong answers.
 
-Every dataset was tried with nan, infinities, booleans, empty lists, overlong numbers and changed reference answers. The faults found:
+Every dataset was tried with nan, infinities, booleans, empty lists, overlong numbers and changed
+reference answers. The faults found:
   complex_arithmetic     nan has full marks, since min(1.0, nan) is 1.0.
   coin_flip              an absolute tolerance of 1e-4 accepts 0 for small probabilities.
   game_of_life_halting   any text has the truth value True.
   game_of_life           further rows and cells are not looked at, and true counts as 1.
-  gsm_symbolic, fraction_simplification   the first number of a longer text counts, without its sign.
-  polynomial_equations   without real solutions, any text that holds no number is right.
-  kakurasu, survo, quantum_lock, sokoban, tower_of_hanoi   words between the moves or figures are not looked at; harmless, and left.
+  gsm_symbolic, fraction_simplification the first number of a longer text counts, without its sign.
+   polynomial_equations   without real solutions, any text that holds no number is right.
+  kakurasu, survo, quantum_lock, sokoban, tower_of_hanoi words between the moves or figures are not
+  looked at; harmless, and left.
 """
 
 from __future__ import annotations
@@ -18,15 +20,27 @@ from fractions import Fraction
 
 from zip_rc_jax.grading import plain
 
-# How far, relative to it, an answer may be from a number; the scorers' own tolerances are absolute or wider.
+# How far, relative to it, an answer may be from a number; the scorers' own tolerances are absolute
+# or wider.
 TOLERANCE = {"power_function": Fraction(5, 1000), "coin_flip": Fraction(1, 10_000)}
 DEFAULT_TOLERANCE = Fraction(1, 1000)
-_NOT_FINITE = re.compile(r"(?<![A-Za-z])(?:nan|inf|infinity)[ij]?(?![A-Za-z])|[0-9]e\+?[0-9]{3,}", re.IGNORECASE)
-_NO_SOLUTION = ("", "none", "no real solutions", "no real solution", "no solution", "no solutions", "empty string")
+_NOT_FINITE = re.compile(
+    r"(?<![A-Za-z])(?:nan|inf|infinity)[ij]?(?![A-Za-z])|[0-9]e\+?[0-9]{3,}", re.IGNORECASE
+)
+_NO_SOLUTION = (
+    "",
+    "none",
+    "no real solutions",
+    "no real solution",
+    "no solution",
+    "no solutions",
+    "empty string",
+)
 
 
 def overrated(task: str, gold: str, answer: str) -> bool:
-    """Whether an answer with full marks cannot be the right one, the reference answer being `gold`."""
+    """Whether an answer with full marks cannot be the right one, the reference answer being
+    `gold`."""
     if answer.strip() == gold.strip():
         return False
     if any(m.lower() not in gold.lower() for m in _NOT_FINITE.findall(answer)):

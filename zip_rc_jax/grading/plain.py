@@ -1,21 +1,27 @@
-"""Reading answers as people write them: numbers, units, choices, lists. Pure Python, no imports beyond the standard library.
+"""Reading answers as people write them: numbers, units, choices, lists.
 
-`read` makes a tree of an answer, `same` compares two trees. What is no plain form is left as LaTeX to a judge (math-verify in the worker).
-The worker loads this file by its path, so it imports nothing of the package.
+Pure Python, no imports beyond the standard library.
+
+`read` makes a tree of an answer, `same` compares two trees. What is no plain form is left as LaTeX
+to a judge (math-verify in the worker). The worker loads this file by its path, so it imports
+nothing of the package.
 
 Decisions
-  Numbers     Compared exactly. A decimal with six or more places equals a number that has no finite decimal form if it is that number
-              rounded: 0.333333 is 1/3, but 0.333334, 0.33333 and (against 1/8) 0.1250001 are wrong. nan equals nothing.
-  Units       Left out on one side, they do not matter: 10 km/h answers 10. Given on both sides they must agree; known units are
-              converted: 5 km is 5000 m, but not 5 m. Money: $5 is 5 dollars is 500 cents. Degrees are a unit. Base subscripts too.
+  Numbers Compared exactly. A decimal with six or more places equals a number that has no finite
+              decimal form if it is that number rounded: 0.333333 is 1/3, but 0.333334, 0.33333 and
+              (against 1/8) 0.1250001 are wrong. nan equals nothing.
+  Units Left out on one side, they do not matter: 10 km/h answers 10. Given on both sides they must
+              agree; known units are converted: 5 km is 5000 m, but not 5 m. Money: $5 is 5 dollars
+              is 500 cents. Degrees are a unit. Base subscripts too.
   Percent     50% equals 50 (a question for a percentage) and 0.5 (its value); 50 and 0.5 differ.
-  Commas      1,000 is a thousand; 1, 000 and (1,000) are two numbers. 100,200 may be either, and is read as the other side is.
-  Order       Counts in ( ) and [ ]; not in { }, nor in a bare list such as "3 and 4". "3 or 4" is both, never one of them.
-  Names       x = 5 answers 5, but not y = 5. Words before the equals sign are a description.
-  Mixed       3 1/2 and 3\\frac{1}{2} are 7/2. 2^10 is 1024, as people mean it.
-  Colons      3:15 is a time and equal to no ratio; 1:2 is a ratio, equal to 2:4 and to 1/2.
+  Commas 1,000 is a thousand; 1, 000 and (1,000) are two numbers. 100,200 may be either, and is read
+  as the other side is. Order Counts in ( ) and [ ]; not in { }, nor in a bare list such as "3 and
+  4". "3 or 4" is both, never one of them. Names x = 5 answers 5, but not y = 5. Words before the
+  equals sign are a description. Mixed 3 1/2 and 3\\frac{1}{2} are 7/2. 2^10 is 1024, as people mean
+  it. Colons      3:15 is a time and equal to no ratio; 1:2 is a ratio, equal to 2:4 and to 1/2.
   42!         Is 42 with an exclamation mark, or the factorial, as the other side needs.
-  Words       Compared without case, articles and punctuation; letters in another order are another word.
+  Words Compared without case, articles and punctuation; letters in another order are another word.
+
 """
 
 from __future__ import annotations
@@ -39,20 +45,28 @@ def _words(text: str) -> list[str]:
 
 FUNCTION_WORDS = frozenset(
     _words(
-        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp pi sqrt cbrt abs max min gcd lcm mod det "
-        "theta alpha beta gamma delta lambda mu sigma phi omega rho tau epsilon inf infinity lim int sum prod floor ceil and or "
+        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp pi sqrt cbrt "
+        "abs max min gcd lcm mod det "
+        "theta alpha beta gamma delta lambda mu sigma phi omega rho tau epsilon inf infinity lim "
+        "int sum prod floor ceil and or "
         "dx dy dt"
     )
 )
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
 _SYMBOLS = {
-    "−": "-", "‐": "-", "‑": "-", "﹣": "-", "–": "-", "—": "-", "×": "\\times ", "✕": "\\times ", "⋅": "\\cdot ", "·": "\\cdot ",
-    "∙": "\\cdot ", "•": "\\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ",
-    "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "≃": "\\approx ", "±": "\\pm ", "∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ",
-    "∅": "\\emptyset ", "∈": "\\in ", "º": "°", "˚": "°", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "θ": "\\theta ",
-    "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "λ": "\\lambda ", "σ": "\\sigma ", "φ": "\\phi ",
-    "ω": "\\omega ", "ρ": "\\rho ", "τ": "\\tau ", "Δ": "\\Delta ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
+    "−": "-", "‐": "-", "‑": "-", "﹣": "-", "–": "-", "—": "-", "×": "\\times ", "✕": "\\times ",
+    "⋅": "\\cdot ", "·": "\\cdot ",
+    "∙": "\\cdot ", "•": "\\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": "\\pi ", "∞": "\\infty ",
+    "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ",
+    "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "≃": "\\approx ", "±": "\\pm ", "∓": "\\mp ",
+    "∪": "\\cup ", "∩": "\\cap ",
+    "∅": "\\emptyset ", "∈": "\\in ", "º": "°", "˚": "°", "′": "'", "’": "'", "‘": "'", "“": '"',
+    "”": '"', "θ": "\\theta ",
+    "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "δ": "\\delta ", "λ": "\\lambda ",
+    "σ": "\\sigma ", "φ": "\\phi ",
+    "ω": "\\omega ", "ρ": "\\rho ", "τ": "\\tau ", "Δ": "\\Delta ", "ℝ": "\\mathbb{R}",
+    "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
     "\u00a0": " ", "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "…": "...",
     "。": ".", "，": ",", "、": ", ", "；": ";", "：": ":",
     "✓": "", "✔": "", "✅": "", "☑": "", "\ufe0f": "", "∛": "\\sqrt[3]",
@@ -73,7 +87,13 @@ _COMMANDS = [
     (re.compile(r"\\(?:rbrace)(?![A-Za-z])"), r"\\}"),
     (re.compile(r"\\(?:varnothing)(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
-    (re.compile(r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\(?:degree|textdegree)(?![A-Za-z])"), "°"),
+    (
+        re.compile(
+            r"\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?"
+            r"|\\(?:degree|textdegree)(?![A-Za-z])"
+        ),
+        "°",
+    ),
     (re.compile(r"\{\s*,\s*\}"), ","),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\frac\s*([0-9])\s*([0-9])(?![0-9])"), r"\\frac{\1}{\2}"),
@@ -87,14 +107,25 @@ _TEXT = (
 )
 _TEXT_GROUP = re.compile(_TEXT + r"\s?\{([^{}]*)\}")
 _WRAPPER = re.compile(r"(?:" + _TEXT + r"|\\(?:boxed|fbox|displaystyle))\s?\{")
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'), ("*", "*"))
+_DELIMITERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("**", "**"),
+    ("__", "__"),
+    ("`", "`"),
+    ('"', '"'),
+    ("*", "*"),
+)
 
 
-# --- cleaning ------------------------------------------------------------------------------------------------------------------------
+# --- cleaning -------------------------------------------------------------------------------------
 
 
 def clean(text: str) -> str:
-    """One line of LaTeX or plain text without wrappers, emphasis, spacing commands and trailing punctuation."""
+    """One line of LaTeX or plain text without wrappers, emphasis, spacing commands and trailing
+    punctuation."""
     text = _characters(text).strip()
     for _ in range(12):
         before = text
@@ -114,7 +145,12 @@ def clean(text: str) -> str:
         wrapper = _WRAPPER.match(text)
         if wrapper and _closing(text, wrapper.end() - 1) == len(text) - 1:
             text = text[wrapper.end() : -1].strip()
-        elif wrapper is None and text.startswith("{") and _closing(text, 0) == len(text) - 1 and "," not in text:
+        elif (
+            wrapper is None
+            and text.startswith("{")
+            and _closing(text, 0) == len(text) - 1
+            and "," not in text
+        ):
             text = text[1:-1].strip()  # a LaTeX group; "{1, 2}" is a set
         if text == before:
             break
@@ -148,7 +184,9 @@ def _characters(text: str) -> str:
             out.append(_SYMBOLS[c])
         elif unicodedata.category(c) == "No" and "⁄" in unicodedata.normalize("NFKC", c):
             over, under = unicodedata.normalize("NFKC", c).split("⁄")
-            out.append(f" {over}/{under}" if previous.isdigit() else f"{over}/{under or 1}" if over else c)
+            out.append(
+                f" {over}/{under}" if previous.isdigit() else f"{over}/{under or 1}" if over else c
+            )
         elif unicodedata.category(c) == "Nd":
             out.append(str(unicodedata.decimal(c)))
         elif "\uff01" <= c <= "\uff5e":
@@ -187,7 +225,10 @@ def _closing(text: str, start: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _pairs(text: str, opening: str) -> dict[int, int]:
-    """Where each bracket of one kind closes. Escaped braces are brackets of their own. One pass, however deep they are."""
+    """Where each bracket of one kind closes.
+
+    Escaped braces are brackets of their own. One pass, however deep they are.
+    """
     opened: list[int] = []
     found: dict[int, int] = {}
     skip = False
@@ -203,7 +244,9 @@ def _pairs(text: str, opening: str) -> dict[int, int]:
 
 def balanced(text: str) -> bool:
     """Whether every bracket is closed, with intervals such as [1, 2) allowed."""
-    return text.count("(") + text.count("[") == text.count(")") + text.count("]") and text.count("{") == text.count("}")
+    return text.count("(") + text.count("[") == text.count(")") + text.count("]") and text.count(
+        "{"
+    ) == text.count("}")
 
 
 def _top_level(text: str) -> list[bool]:
@@ -232,7 +275,7 @@ def _top_level(text: str) -> list[bool]:
     return flags
 
 
-# --- numbers -------------------------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 _FIGURES = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _TOKEN = re.compile(
@@ -252,7 +295,8 @@ class _Rational:
     """Recursive descent over the tokens of an arithmetic expression, exact and bounded."""
 
     def __init__(self, text: str):
-        self.tokens: list[tuple[str, Any, bool]] = []  # kind, value, whether white space stands before
+        # kind, value, whether white space stands before
+        self.tokens: list[tuple[str, Any, bool]] = []
         i = 0
         while i < len(text):
             m = _TOKEN.match(text, i)
@@ -354,7 +398,8 @@ class _Rational:
         return value
 
     def mixed(self, value: Fraction) -> Fraction:
-        """3 1/2 and 3\\frac{1}{2}: a whole number, then a proper fraction of whole numbers without a sign between them."""
+        """3 1/2 and 3\\frac{1}{2}: a whole number, then a proper fraction of whole numbers without
+        a sign between them."""
         rest = self.tokens[self.at : self.at + 7]
         kinds = [t[0] for t in rest]
         if value.denominator != 1:
@@ -394,7 +439,9 @@ def rational(text: str) -> Fraction | None:
     repeating = _REPEATING.fullmatch(text) or _DOTS.fullmatch(text)
     if repeating is not None:
         sign, whole, fixed, cycle = repeating.groups()
-        value = Fraction(f"{whole or 0}.{fixed or 0}") + Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(fixed))
+        value = Fraction(f"{whole or 0}.{fixed or 0}") + Fraction(
+            int(cycle), (10 ** len(cycle) - 1) * 10 ** len(fixed)
+        )
         return -value if sign else value
     if _SPACED.fullmatch(text):
         text = text.replace(" ", "")
@@ -424,10 +471,12 @@ def significant(value: Fraction) -> int:
     places = 0
     while scaled.denominator != 1 and places < 2000:
         scaled, places = scaled * 10, places + 1
-    return len(str(scaled.numerator).strip("0")) if scaled.numerator.bit_length() < 10_000 else 10**9
+    return (
+        len(str(scaled.numerator).strip("0")) if scaled.numerator.bit_length() < 10_000 else 10**9
+    )
 
 
-# --- units ---------------------------------------------------------------------------------------------------------------------------
+# --- units ----------------------------------------------------------------------------------------
 
 _F = Fraction
 _UNIT_TABLE: dict[str, tuple[str, Fraction]] = {}
@@ -440,8 +489,11 @@ def _define(dimension: str, entries: dict[str, Fraction | int]) -> None:
 
 
 _define("length", {
-    "m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter centimetre": _F(1, 100), "mm millimeter millimetre": _F(1, 1000),
-    "nm nanometer": _F(1, 10**9), "µm μm micrometer micron": _F(1, 10**6), "in inch inches": _F(254, 10**4),
+    "m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter "
+                                                        "centimetre": _F(1, 100), "mm millimeter "
+                                                                                  "millimetre": _F(1, 1000),  # noqa: E501
+    "nm nanometer": _F(1, 10**9), "µm μm micrometer micron": _F(1, 10**6), "in inch inches": _F(254,
+    10**4),
     "ft foot feet": _F(3048, 10**4),
     "yd yard": _F(9144, 10**4), "mi mile": _F(1609344, 1000),
 })  # fmt: skip
@@ -451,7 +503,8 @@ _define("mass", {
     "tonne": 10**6,
 })  # fmt: skip
 _define("time", {
-    "s sec second": 1, "ms millisecond": _F(1, 1000), "min minute": 60, "h hr hour": 3600, "day": 86400, "week": 604800,
+    "s sec second": 1, "ms millisecond": _F(1, 1000), "min minute": 60, "h hr hour": 3600,
+    "day": 86400, "week": 604800,
 })  # fmt: skip
 _define("calendar", {"month": 1, "year yr": 12})
 _define("usd", {"$ usd dollar us$ buck": 1, "cent ¢ penny pennies": _F(1, 100)})
@@ -463,7 +516,15 @@ _define("angle", {"° deg degree": 1})
 _define("radian", {"rad radian": 1})
 _define("celsius", {"°c degree_celsius degrees_celsius celsius": 1})
 _define("fahrenheit", {"°f degree_fahrenheit degrees_fahrenheit fahrenheit": 1})
-_define("volume", {"l liter litre": 1, "ml milliliter millilitre": _F(1, 1000), "gal gallon": _F(3785411784, 10**9), "cc": _F(1, 1000)})
+_define(
+    "volume",
+    {
+        "l liter litre": 1,
+        "ml milliliter millilitre": _F(1, 1000),
+        "gal gallon": _F(3785411784, 10**9),
+        "cc": _F(1, 1000),
+    },
+)
 for _name, _scale in {"j joule": 1, "kj kilojoule": 1000}.items():
     _define("energy", {_name: _scale})
 _define("power", {"w watt": 1, "kw kilowatt": 1000})
@@ -479,14 +540,39 @@ _define("count", {"unit": 1})
 _ONE_LETTER = frozenset("msghljwnv")
 _NOT_UNITS = frozenset(
     _words(
-        "is are was were because since as and or not nor times plus minus over divided than if but when so then to mod choose "
-        "squared cubed equals equal by with without where which that this have has had neither either maybe all none both the a "
+        "is are was were because since as and or not nor times plus minus over divided than if "
+        "but when so then to mod choose "
+        "squared cubed equals equal by with without where which that this have has had neither "
+        "either maybe all none both the a "
         "an from into for at only half twice solution solutions answer approximately about times pi"
     )
 ) | (FUNCTION_WORDS - {"min"})
-_SCALE_WORDS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALE_WORDS = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
 _TRAILING_ADJECTIVES = frozenset(
-    ["long", "tall", "high", "wide", "deep", "away", "old", "total", "altogether", "each", "left", "remaining", "apart", "exactly", "only"]
+    [
+        "long",
+        "tall",
+        "high",
+        "wide",
+        "deep",
+        "away",
+        "old",
+        "total",
+        "altogether",
+        "each",
+        "left",
+        "remaining",
+        "apart",
+        "exactly",
+        "only",
+    ]
 )
 
 
@@ -511,20 +597,38 @@ def _known(word: str) -> tuple[str, Fraction] | None:
     if word in ("K", "A", "C", "F", "M", "G"):  # letters that units in lower case do not mean
         return None
     lower = word.lower()
-    return _UNIT_TABLE.get(lower) or (_UNIT_TABLE.get(_singular(lower)) if len(lower) > 3 or lower in ("kms", "cms") else None)
+    return _UNIT_TABLE.get(lower) or (
+        _UNIT_TABLE.get(_singular(lower)) if len(lower) > 3 or lower in ("kms", "cms") else None
+    )
 
 
 def unit(text: str) -> tuple[Any, ...] | None:
-    """A unit in normal form, or None. Known: ("known", ((dimension, power), ...), scale). Others: ("noun", head, phrase)."""
+    """A unit in normal form, or None.
+
+    Known: ("known", ((dimension, power), ...), scale). Others: ("noun", head, phrase).
+    """
     text = _TEXT_GROUP.sub(r" \1 ", text)
     text = re.sub(r"\^\s?\{\s?(-?[0-9])\s?\}", r"^\1", text)
-    text = " ".join(text.replace("\\$", "$").replace("\\cdot", "*").replace("\\ ", " ").replace("{", " ").replace("}", " ").split()).strip(
-        " .,"
-    )
+    text = " ".join(
+        text.replace("\\$", "$")
+        .replace("\\cdot", "*")
+        .replace("\\ ", " ")
+        .replace("{", " ")
+        .replace("}", " ")
+        .split()
+    ).strip(" .,")
     text = re.sub(r"\s*\^\s*(?=-?[0-9])", "^", text)
     if not text or len(text) > 80:
         return None
-    if text in ("%", "percent", "per cent", "percentage", "pct", "percentage points", "percentage point"):
+    if text in (
+        "%",
+        "percent",
+        "per cent",
+        "percentage",
+        "pct",
+        "percentage points",
+        "percentage point",
+    ):
         return ("%",)
     known = _known_unit(text)
     if known is not None:
@@ -533,7 +637,9 @@ def unit(text: str) -> tuple[Any, ...] | None:
     if any(not re.fullmatch(r"[A-Za-z][A-Za-z'-]*\.?", w) for w in words) or len(words) > 6:
         return None
     lowered = [w.lower().strip(".") for w in words]
-    while len(lowered) > 1 and (lowered[-1] in _TRAILING_ADJECTIVES or lowered[-2:] == ["in", "total"]):
+    while len(lowered) > 1 and (
+        lowered[-1] in _TRAILING_ADJECTIVES or lowered[-2:] == ["in", "total"]
+    ):
         lowered = lowered[:-1] if lowered[-1] in _TRAILING_ADJECTIVES else lowered[:-2]
         known = _known_unit(" ".join(lowered))
         if known is not None:
@@ -541,7 +647,8 @@ def unit(text: str) -> tuple[Any, ...] | None:
     if lowered[-1:] and lowered[-1] == "total" and len(lowered) > 1 and lowered[-2] == "in":
         lowered = lowered[:-2]
     if any(w in _NOT_UNITS for w in lowered[:1]) or any(
-        w in _NOT_UNITS - {"the", "a", "an", "for", "with", "from", "at", "by", "to"} for w in lowered
+        w in _NOT_UNITS - {"the", "a", "an", "for", "with", "from", "at", "by", "to"}
+        for w in lowered
     ):
         return None
     if len(lowered[0]) < 3 and len(lowered) == 1:
@@ -557,7 +664,14 @@ def _known_unit(text: str) -> tuple[Any, ...] | None:
     elif lowered in ("kmh", "kph", "kmph"):
         text = "km/h"
     text = re.sub(r"\bmiles per hour\b", "mile/h", text)
-    if lowered in ("degrees celsius", "degree celsius", "degrees c", "degrees centigrade", "° c", "°c"):
+    if lowered in (
+        "degrees celsius",
+        "degree celsius",
+        "degrees c",
+        "degrees centigrade",
+        "° c",
+        "°c",
+    ):
         return ("known", (("celsius", 1),), Fraction(1))
     if lowered in ("degrees fahrenheit", "degree fahrenheit", "degrees f", "° f", "°f"):
         return ("known", (("fahrenheit", 1),), Fraction(1))
@@ -592,9 +706,12 @@ def _known_unit(text: str) -> tuple[Any, ...] | None:
 
 
 def _one_letter_ok(text: str, spaced: bool) -> bool:
-    """A single letter is a unit only apart from the number or as upright text; "5x" is a product."""
+    """A single letter is a unit only apart from the number or as upright text; "5x" is a
+    product."""
     bare = text.strip(" .")
-    return not (len(bare) == 1 and bare.isalpha()) or ((spaced or "\\" in text) and bare in _ONE_LETTER | {"L", "W", "N", "V", "J"})
+    return not (len(bare) == 1 and bare.isalpha()) or (
+        (spaced or "\\" in text) and bare in _ONE_LETTER | {"L", "W", "N", "V", "J"}
+    )
 
 
 _CURRENCY = re.compile(
@@ -602,10 +719,13 @@ _CURRENCY = re.compile(
 )
 _LITERAL = re.compile(
     r"[-+]?\s*(?:\\frac\s?\{\s*[0-9]+\s*\}\s?\{\s*[0-9]+\s*\}"
-    r"|" + _FIGURES + r"(?:[eE][-+]?[0-9]{1,5}(?![0-9A-Za-z]))?(?:\s?\\frac\s?\{\s*[0-9]+\s*\}\s?\{\s*[0-9]+\s*\}|\s[0-9]+/[0-9]+|/[0-9]+)?"
+    r"|" + _FIGURES + r"(?:[eE][-+]?[0-9]{1,5}(?![0-9A-Za-z]))?"
+    r"(?:\s?\\frac\s?\{\s*[0-9]+\s*\}\s?\{\s*[0-9]+\s*\}|\s[0-9]+/[0-9]+|/[0-9]+)?"
     r"(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*[-+]?[0-9]+\s*\}|[-+]?[0-9]+))?)"
 )
-_TAIL_TEXT = re.compile(r"(?:\s*/?\s*" + _TEXT + r"\s?\{[^{}]*\}(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?)+$")
+_TAIL_TEXT = re.compile(
+    r"(?:\s*/?\s*" + _TEXT + r"\s?\{[^{}]*\}(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?)+$"
+)
 
 
 def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
@@ -628,11 +748,18 @@ def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
         in_brackets = re.fullmatch(r"\s*(?:\(([^()]{1,30})\)|\[([^\[\]]{1,30})\])", rest)
         if in_brackets and unit(in_brackets[1] or in_brackets[2]) is not None:
             return literal.group().strip(), unit(in_brackets[1] or in_brackets[2])
-        spaced = rest[:1].isspace() or rest.startswith("\\text") or rest.startswith("\\math") or rest.startswith("-")
+        spaced = (
+            rest[:1].isspace()
+            or rest.startswith("\\text")
+            or rest.startswith("\\math")
+            or rest.startswith("-")
+        )
         rest = re.sub(r"^-(?=[A-Za-z]{3})", "", rest)
         word = re.match(r"\s*([A-Za-z]+)\b", rest)
         if word and word[1].lower() in _SCALE_WORDS:
-            value, other = split_unit("0" + rest[word.end() :]) if rest[word.end() :].strip() else ("0", None)
+            value, other = (
+                split_unit("0" + rest[word.end() :]) if rest[word.end() :].strip() else ("0", None)
+            )
             if value == "0":
                 return f"({literal.group()})*{_SCALE_WORDS[word[1].lower()]}", other
         found = unit(rest)
@@ -648,33 +775,49 @@ def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
         if len(words) > count:
             last = " ".join(words[-count:])
             ends_a_value = re.search(r"[0-9)}\]]$|\\pi$", " ".join(words[:-count]))
-            if ends_a_value and (found := unit(last)) is not None and found[0] == "known" and _one_letter_ok(last, True):
+            if (
+                ends_a_value
+                and (found := unit(last)) is not None
+                and found[0] == "known"
+                and _one_letter_ok(last, True)
+            ):
                 return " ".join(words[:-count]), found
     return text, None
 
 
-# --- reading -------------------------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
-_TIME = re.compile(r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?\s*(?:\\text\{\s*)?(?:([ap])\.?\s?m\.?)?(?:\s*\})?", re.IGNORECASE)
+_TIME = re.compile(
+    r"([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?\s*(?:\\text\{\s*)?(?:([ap])\.?\s?m\.?)?(?:\s*\})?",
+    re.IGNORECASE,
+)
 _HOUR = re.compile(r"([0-9]{1,2})\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?(?:\s*\})?", re.IGNORECASE)
 _RATIO = re.compile(r"[0-9./ ]+(?:\s*(?::|\\colon)\s*[0-9./ ]+)+")
 _CHOICE = re.compile(r"\(([A-Za-z])\)\s+(.+)|([A-J])[.):]\s+(.+)|\(([A-J])\)\s*((?![-+*/^(=])\S.*)")
-_LETTER = re.compile(r"(?:(?:option|choice|answer|alternative)\s+)?\(?\s*([A-Za-z])\s*\)?\s*[.):]?", re.IGNORECASE)
+_LETTER = re.compile(
+    r"(?:(?:option|choice|answer|alternative)\s+)?\(?\s*([A-Za-z])\s*\)?\s*[.):]?", re.IGNORECASE
+)
 _TEXT_CHOICE = re.compile(_TEXT + r"\s?\{\s*(\([A-Za-z]\)|[A-J][.):])\s*\}")
 _BASE = re.compile(r"([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)_\{?\s*([0-9]{1,2}|\\text\{[a-z]+\})\s*\}?")
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]{1,12}|[A-Z]{1,4})(?:_(?:\{[^{}]{1,12}\}|[A-Za-z0-9]))?'*(?:\s?\([A-Za-z0-9,\s\\]{1,20}\))?|\\angle\s?[A-Z]{1,3}|\([A-Za-z](?:\s?,\s?[A-Za-z])+\)"
 )
 _RELATION = re.compile(r"\\(?:le|ge|ne|lt|gt|subset|in|notin|equiv|sim)(?![A-Za-z])|[<>]")
-_SEPARATOR = re.compile(r",|;|\s(?:and|or|And|Or)\s|\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])")
+_SEPARATOR = re.compile(
+    r",|;|\s(?:and|or|And|Or)\s|\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
+)
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
 _LEAD_IN = re.compile(
-    r"^(?:it(?: is|'s)|exactly|just|only|simply|precisely|the (?:result|value|total|sum) is|we (?:get|have))\s+(?=\S)", re.IGNORECASE
+    r"^(?:it(?: is|'s)|exactly|just|only|simply|precisely|the (?:result|value|total|sum) is|we "
+    r"(?:get|have))\s+(?=\S)",
+    re.IGNORECASE,
 )
 _NAN = re.compile(r"[-+]?\s*(?:nan|\\?text\{nan\})[ij]?", re.IGNORECASE)
 _NAN_PART = re.compile(r"(?<![A-Za-z])nan[ij]?(?![A-Za-z])", re.IGNORECASE)
 _INFINITY = re.compile(r"([-+]?)\s*(?:\\infty|inf|infinity|oo)", re.IGNORECASE)
-_NOTHING = re.compile(r"\\emptyset|\\\{\s*\\\}|\{\s*\}|(?:the )?empty set|no (?:real )?solutions?", re.IGNORECASE)
+_NOTHING = re.compile(
+    r"\\emptyset|\\\{\s*\\\}|\{\s*\}|(?:the )?empty set|no (?:real )?solutions?", re.IGNORECASE
+)
 _PARENTHESIS = re.compile(r"^(.*\S)\s+\((?!\s*mod\b)([^()]*(?<![\\A-Za-z])[A-Za-z]{3}[^()]*)\)$")
 _SENTENCE = re.compile(r"[.;]\s+(?=[A-Z][a-z]*\b)")
 
@@ -687,7 +830,11 @@ def read(text: str, depth: int = 0) -> Node:
     if "\n" in first and not depth:
         first = _first_line(first)
     raw = clean(first)
-    if raw.endswith("!") and "\\" not in first[-3:] and not first.rstrip(". ").endswith(("$", ")", "]", "}")):
+    if (
+        raw.endswith("!")
+        and "\\" not in first[-3:]
+        and not first.rstrip(". ").endswith(("$", ")", "]", "}"))
+    ):
         raw = raw.rstrip("!").rstrip()
     return _tree(_without_remark(raw), depth)
 
@@ -702,10 +849,18 @@ def _first_line(text: str) -> str:
 
 def _without_remark(text: str) -> str:
     m = _PARENTHESIS.match(text)
-    if m and not re.search(r"\\|[=+*/^]", m[1][-1:]) and (re.search(r"[0-9]$|[0-9}]$", m[1]) or re.fullmatch(r"[A-Za-z ]+", m[1])):
+    if (
+        m
+        and not re.search(r"\\|[=+*/^]", m[1][-1:])
+        and (re.search(r"[0-9]$|[0-9}]$", m[1]) or re.fullmatch(r"[A-Za-z ]+", m[1]))
+    ):
         text = m[1]
     cut = _SENTENCE.search(text)
-    if cut and balanced(text[: cut.start()]) and not re.fullmatch(r"\(?[A-J]\)?", text[: cut.start()].strip()):
+    if (
+        cut
+        and balanced(text[: cut.start()])
+        and not re.fullmatch(r"\(?[A-J]\)?", text[: cut.start()].strip())
+    ):
         text = text[: cut.start()]
     return text.strip()
 
@@ -728,10 +883,15 @@ def _tree(text: str, depth: int) -> Node:
     if hour and 0 < int(hour[1]) < 13:
         return _clock(int(hour[1]), 0, 0, hour[2])
     if _RATIO.fullmatch(text):
-        parts = [rational(p) for p in re.split(r":|\\colon", text)]
-        if all(p is not None for p in parts) and any(parts):
+        terms = [rational(p) for p in re.split(r":|\\colon", text)]
+        parts = [p for p in terms if p is not None]
+        if len(parts) == len(terms) and any(parts):
             whole = next(p for p in parts if p)
-            return ("ratio", tuple(p / whole for p in parts), parts[0] / parts[1] if len(parts) == 2 and parts[1] else None)  # type: ignore[operator]
+            return (
+                "ratio",
+                tuple(p / whole for p in parts),
+                parts[0] / parts[1] if len(parts) == 2 and parts[1] else None,
+            )
     upright = _TEXT_CHOICE.match(text)
     if upright:
         text = f"{upright[1]} {text[upright.end() :].strip()}".strip()
@@ -760,7 +920,9 @@ def _tree(text: str, depth: int) -> Node:
     if bracketed is not None:
         return bracketed
     if text.count("\\pm") == 1 and "=" not in text:
-        plus, minus = (text.replace("\\pm", s).strip().removeprefix("+").strip() for s in ("+", "-"))
+        plus, minus = (
+            text.replace("\\pm", s).strip().removeprefix("+").strip() for s in ("+", "-")
+        )
         return ("list", "", (read(plus, depth + 1), read(minus, depth + 1)))
     equation = _equation(text, depth)
     if equation is not None:
@@ -770,7 +932,9 @@ def _tree(text: str, depth: int) -> Node:
     if number is not None:
         return ("num", number, found, _decimals(value))
     plain_text = _TEXT_GROUP.sub(r"\1", text)
-    words = re.sub(r"^(?:the|an|a)\s+(?=\S)", "", " ".join(plain_text.lower().replace("'", "").split()))
+    words = re.sub(
+        r"^(?:the|an|a)\s+(?=\S)", "", " ".join(plain_text.lower().replace("'", "").split())
+    )
     count = _number_in_words(words)
     if count is not None:
         return ("num", Fraction(count), None, None)
@@ -780,18 +944,22 @@ def _tree(text: str, depth: int) -> Node:
 
 
 def _are_words(text: str) -> bool:
-    """Words, unlike products such as xy z and differences such as p-q: hyphens join parts of two letters or more."""
+    """Words, unlike products such as xy z and differences such as p-q: hyphens join parts of two
+    letters or more."""
     tokens = [t.strip(".,!?:;&") for t in text.split()]
     long = [bool(re.fullmatch(r"[^\W\d_]{2,}(?:[-.][^\W\d_]{2,})*", t)) for t in tokens]
     return (
         any(long)
-        and all(ok or not t or (len(t) == 1 and t.isalpha()) for ok, t in zip(long, tokens, strict=True))
+        and all(
+            ok or not t or (len(t) == 1 and t.isalpha()) for ok, t in zip(long, tokens, strict=True)
+        )
         and text not in FUNCTION_WORDS
     )
 
 
 _ONES = _words(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
 )
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
@@ -828,7 +996,9 @@ def _clock(hours: int, minutes: int, seconds: int, half: str | None) -> Node:
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])")
 
 
-def _split(text: str, top: list[bool], separator: re.Pattern[str], keep_thousands: bool) -> list[str]:
+def _split(
+    text: str, top: list[bool], separator: re.Pattern[str], keep_thousands: bool
+) -> list[str]:
     inside = set()
     if keep_thousands:
         for m in _THOUSANDS.finditer(text):
@@ -899,19 +1069,26 @@ def _equation(text: str, depth: int) -> Node | None:
     top = _top_level(text)
     if _RELATION.search(text):
         return None
-    parts = [p.strip() for p in _split(text, top, re.compile(r"=|\\approx(?![A-Za-z])"), keep_thousands=False)]
+    parts = [
+        p.strip()
+        for p in _split(text, top, re.compile(r"=|\\approx(?![A-Za-z])"), keep_thousands=False)
+    ]
     if len(parts) < 2 or not all(parts) or "==" in text:
         if text.startswith(("=", "\\approx")) and len(parts) == 2:
             return read(parts[1], depth + 1)
         return None
     plain_name = _TEXT_GROUP.sub(r"\1", parts[0]).strip()
     named = bool(_NAME.fullmatch(plain_name)) and rational(plain_name) is None
-    described = bool(re.fullmatch(r"[A-Za-z][A-Za-z' ]{2,60}", plain_name)) or plain_name.startswith("(")
+    described = bool(
+        re.fullmatch(r"[A-Za-z][A-Za-z' ]{2,60}", plain_name)
+    ) or plain_name.startswith("(")
     values = parts[1:] if named or described else parts
     numbers = [rational(split_unit(v)[0]) for v in values]
     if len(values) > 1:
         if all(n is not None for n in numbers):
-            agreed = [split_unit(v)[1] or numbers[0] == n for v, n in zip(values, numbers, strict=True)]
+            agreed = [
+                split_unit(v)[1] or numbers[0] == n for v, n in zip(values, numbers, strict=True)
+            ]
             if "\\approx" not in text and not all(agreed):
                 return ("wrong", text)  # 41 = 42
             last = values[0] if "\\approx" in text else values[-1]
@@ -930,7 +1107,8 @@ def _equation(text: str, depth: int) -> Node | None:
 
 
 def alternatives(text: str) -> list[Node]:
-    """Other readings of a text that has two: 5! as a factorial, 100,200 as two numbers, 0,5 as a decimal."""
+    """Other readings of a text that has two: 5! as a factorial, 100,200 as two numbers, 0,5 as a
+    decimal."""
     found: list[Node] = []
     if len(text) > MAX_CHARS:
         return found
@@ -938,27 +1116,32 @@ def alternatives(text: str) -> list[Node]:
     if cleaned.endswith("!") and len(cleaned) > 1:
         found.append(("tex", cleaned, None))
     if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", cleaned):
-        found.append(("list", "", tuple(("num", Fraction(int(p)), None, None) for p in cleaned.split(","))))
+        found.append(
+            ("list", "", tuple(("num", Fraction(int(p)), None, None) for p in cleaned.split(",")))
+        )
     if re.fullmatch(r"-?0,[0-9]+", cleaned):
         found.append(("num", Fraction(cleaned.replace(",", ".")), None, None))
     return found
 
 
-# --- comparing -----------------------------------------------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------------
 
 
 # Mathematics misreads these: 2020-01-02 would be 2017, and 0x1f a product with 0.
 _AS_WRITTEN = re.compile(
-    r"0[xbo][0-9a-f_]+|[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}|(?![0-9]{1,3}(?: [0-9]{3})+$)[-+]?[0-9.]+(?: [-+]?[0-9.]+)+", re.IGNORECASE
+    r"0[xbo][0-9a-f_]+|[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}|(?![0-9]{1,3}(?: "
+    r"[0-9]{3})+$)[-+]?[0-9.]+(?: [-+]?[0-9.]+)+",
+    re.IGNORECASE,
 )
 _BLOCK_OF_LATEX = re.compile(r"\\begin\{|\$|\\\[|\\\(")
 
 
 def as_written(answer: str) -> str | None:
-    """The text of an answer that equals another only if it is written alike; None where it is mathematics.
+    """The text of an answer that equals another only if it is written alike; None where it is
+    mathematics.
 
-    So are lines of text (grids, moves), dates, digits in a row and literals such as 0x1f. White space and, but for
-    lines, case do not count.
+    So are lines of text (grids, moves), dates, digits in a row and literals such as 0x1f. White
+    space and, but for lines, case do not count.
     """
     text = answer.strip()
     if "\n" in text and not _BLOCK_OF_LATEX.search(text):
@@ -968,13 +1151,17 @@ def as_written(answer: str) -> str | None:
 
 
 def _number_and_more(a: str | None, b: str | None) -> bool:
-    """Whether one of the two is a number with further lines below it, which may be a remark, and the other has one line."""
+    """Whether one of the two is a number with further lines below it, which may be a remark, and
+    the other has one line."""
     several = [text for text in (a, b) if text is not None and "\n" in text]
     return len(several) == 1 and rational(clean(several[0].partition("\n")[0])) is not None
 
 
 def equal(a: str, b: str, judge: Judge) -> bool:
-    """Whether two answers are the same. `judge` compares what is left as LaTeX; it is called with the two in alphabetical order."""
+    """Whether two answers are the same.
+
+    `judge` compares what is left as LaTeX; it is called with the two in alphabetical order.
+    """
     written = as_written(a), as_written(b)
     if written != (None, None) and not _number_and_more(*written):
         return written[0] == written[1]
@@ -983,7 +1170,12 @@ def equal(a: str, b: str, judge: Judge) -> bool:
         return True
     trees_a += alternatives(a)
     trees_b += alternatives(b)
-    return any(same(x, y, judge) for x in trees_a for y in trees_b if not (x is trees_a[0] and y is trees_b[0]))
+    return any(
+        same(x, y, judge)
+        for x in trees_a
+        for y in trees_b
+        if not (x is trees_a[0] and y is trees_b[0])
+    )
 
 
 def same(a: Node, b: Node, judge: Judge) -> bool:
@@ -1017,12 +1209,16 @@ def same(a: Node, b: Node, judge: Judge) -> bool:
             return a[1] == b[1] and same(a[2], b[2], judge)
         node, other = (a, b) if a[0] == "assign" else (b, a)
         if other[0] == "tex" and _is_relation(other[1]):
-            return node[2][0] in ("num", "tex") and judge(*sorted((f"{node[1]}={latex(node[2])}", prepared(other[1]))))
+            return node[2][0] in ("num", "tex") and judge(
+                *sorted((f"{node[1]}={latex(node[2])}", prepared(other[1])))
+            )
         return same(node[2], other, judge)
     if "dict" in kinds:
         if kinds == ("dict", "dict"):
             first, second = dict(a[1]), dict(b[1])
-            return first.keys() == second.keys() and all(same(first[k], second[k], judge) for k in first)
+            return first.keys() == second.keys() and all(
+                same(first[k], second[k], judge) for k in first
+            )
         node, other = (a, b) if a[0] == "dict" else (b, a)
         values = tuple(v for _, v in node[1])
         return other[0] == "list" and other[1] in ("", "()") and _in_order(values, other[2], judge)
@@ -1037,7 +1233,9 @@ def same(a: Node, b: Node, judge: Judge) -> bool:
         return False
     if kinds == ("matrix", "matrix"):
         return [len(r) for r in a[1]] == [len(r) for r in b[1]] and all(
-            same(x, y, judge) for r, s in zip(a[1], b[1], strict=True) for x, y in zip(r, s, strict=True)
+            same(x, y, judge)
+            for r, s in zip(a[1], b[1], strict=True)
+            for x, y in zip(r, s, strict=True)
         )
     if kinds == ("word", "word"):
         return a[1] == b[1] or _product_letters(a[1], b[1])
@@ -1048,7 +1246,12 @@ def same(a: Node, b: Node, judge: Judge) -> bool:
         return other[2] is None and judge(*sorted((node[1], prepared(other[1]))))
     if {*kinds} <= {"num", "tex", "inf", "matrix"}:
         if a[0] == "tex" and b[0] == "tex" and a[1] == b[1]:
-            return a[2] is None or b[2] is None or a[2] == b[2] or (a[2][0] == b[2][0] == "noun" and _same_nouns(a[2], b[2]))
+            return (
+                a[2] is None
+                or b[2] is None
+                or a[2] == b[2]
+                or (a[2][0] == b[2][0] == "noun" and _same_nouns(a[2], b[2]))
+            )
         return _same_tex(a, b, judge)
     return False
 
@@ -1062,7 +1265,9 @@ def _same_numbers(a: Node, b: Node) -> bool:
             if (
                 mark == ("%",)
                 and other[2] is None
-                and _same_values(one[1] / 100, None if one[3] is None else one[3] + 2, other[1], other[3])
+                and _same_values(
+                    one[1] / 100, None if one[3] is None else one[3] + 2, other[1], other[3]
+                )
             ):
                 return True
         return False
@@ -1071,22 +1276,34 @@ def _same_numbers(a: Node, b: Node) -> bool:
     if unit_a[0] == "known":
         if unit_a[1] != unit_b[1]:
             return False
-        return a[1] * unit_a[2] == b[1] * unit_b[2] or (unit_a[2] == unit_b[2] and _same_values(a[1], a[3], b[1], b[3]))
+        return a[1] * unit_a[2] == b[1] * unit_b[2] or (
+            unit_a[2] == unit_b[2] and _same_values(a[1], a[3], b[1], b[3])
+        )
     if unit_a[0] == "noun" and not _same_nouns(unit_a, unit_b):
         return False
     return _same_values(a[1], a[3], b[1], b[3])
 
 
 def _same_nouns(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return a[1] == b[1] != "?" or (a[1] in b[2] and len(b[2]) > 1 and a[1] != "?") or (b[1] in a[2] and len(a[2]) > 1 and b[1] != "?")
+    return (
+        a[1] == b[1] != "?"
+        or (a[1] in b[2] and len(b[2]) > 1 and a[1] != "?")
+        or (b[1] in a[2] and len(a[2]) > 1 and b[1] != "?")
+    )
 
 
 def _same_values(x: Fraction, places_x: int | None, y: Fraction, places_y: int | None) -> bool:
-    """Equal, or one is the rounding to six or more places of the other, which has no finite decimal form."""
+    """Equal, or one is the rounding to six or more places of the other, which has no finite decimal
+    form."""
     if x == y:
         return True
     for exact, rounded, places in ((x, y, places_y), (y, x, places_x)):
-        if places is not None and places >= 6 and not _terminates(exact) and significant(rounded) >= 6:
+        if (
+            places is not None
+            and places >= 6
+            and not _terminates(exact)
+            and significant(rounded) >= 6
+        ):
             return abs(exact - rounded) * 2 * 10**places <= 1
     return False
 
@@ -1107,7 +1324,10 @@ def _same_tex(a: Node, b: Node, judge: Judge) -> bool:
         if not _same_dimension(unit_a, unit_b):
             return False
         if unit_a[0] == "known" and unit_a[2] != unit_b[2]:
-            one, two = f"({one})\\cdot {fraction(unit_a[2])}", f"({two})\\cdot {fraction(unit_b[2])}"
+            one, two = (
+                f"({one})\\cdot {fraction(unit_a[2])}",
+                f"({two})\\cdot {fraction(unit_b[2])}",
+            )
     return judge(*sorted((one, two)))
 
 
@@ -1133,7 +1353,9 @@ def _distinct(nodes: tuple[Node, ...], judge: Judge) -> tuple[Node, ...]:
 
 
 def _in_order(first: tuple[Node, ...], second: tuple[Node, ...], judge: Judge) -> bool:
-    return len(first) == len(second) and all(same(x, y, judge) for x, y in zip(first, second, strict=True))
+    return len(first) == len(second) and all(
+        same(x, y, judge) for x, y in zip(first, second, strict=True)
+    )
 
 
 def _in_any_order(first: tuple[Node, ...], second: tuple[Node, ...], judge: Judge) -> bool:
@@ -1151,13 +1373,19 @@ def _in_any_order(first: tuple[Node, ...], second: tuple[Node, ...], judge: Judg
     return True
 
 
-_COMMON_WORDS = frozenset(_words("no on am ma as at it is of or by be he if in me my us up we do go to so an"))
+_COMMON_WORDS = frozenset(
+    _words("no on am ma as at it is of or by be he if in me my us up we do go to so an")
+)
 
 
 def _product_letters(a: str, b: str) -> bool:
     """ab and ba are one product; listen and silent are two words."""
     return (
-        sorted(a) == sorted(b) and len(a) <= 3 and a.isalpha() and not {a, b} & _COMMON_WORDS and (len(a) == 2 or not set(a) & set("aeiou"))
+        sorted(a) == sorted(b)
+        and len(a) <= 3
+        and a.isalpha()
+        and not {a, b} & _COMMON_WORDS
+        and (len(a) == 2 or not set(a) & set("aeiou"))
     )
 
 
@@ -1165,7 +1393,7 @@ def _is_relation(text: str) -> bool:
     return "=" in text or bool(_RELATION.search(text))
 
 
-# --- LaTeX for the judge -------------------------------------------------------------------------------------------------------------
+# --- LaTeX for the judge --------------------------------------------------------------------------
 
 
 def fraction(value: Fraction) -> str:
@@ -1176,7 +1404,10 @@ def fraction(value: Fraction) -> str:
 
 
 def latex(node: Node) -> str:
-    """LaTeX of a tree, with its numbers exact. A decimal stays one, so that the judge knows how many places it has."""
+    """LaTeX of a tree, with its numbers exact.
+
+    A decimal stays one, so that the judge knows how many places it has.
+    """
     if node[0] == "num":
         if node[3] is not None:
             sign = "-" if node[1] < 0 else ""
@@ -1189,7 +1420,9 @@ def latex(node: Node) -> str:
         inner = ",".join(latex(n) for n in node[2])
         if node[1] == "union":
             return "\\cup ".join(latex(n) for n in node[2])
-        left, right = {"": ("\\{", "\\}"), "{}": ("\\{", "\\}")}.get(node[1], (node[1][:1], node[1][1:]))
+        left, right = {"": ("\\{", "\\}"), "{}": ("\\{", "\\}")}.get(
+            node[1], (node[1][:1], node[1][1:])
+        )
         return f"{left}{inner}{right}"
     if node[0] == "assign":
         return f"{node[1]}={latex(node[2])}"
@@ -1207,8 +1440,14 @@ _NAMES = re.compile(
 def prepared(text: str) -> str:
     """Plain mathematics as LaTeX: pi/2, 2*x**3, sqrt(2), 2^10, 1e-5."""
     text = text.replace("**", "^").replace("*", " \\cdot ")
-    text = re.sub(r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,5})(?![0-9A-Za-z])", r"(\1\\cdot 10^{\2})", text)
-    text = re.sub(r"(?<![\\A-Za-z])(asin|acos|atan)(?![A-Za-z])", lambda m: "\\arc" + m[1][1:], text)
+    text = re.sub(
+        r"(?<![A-Za-z0-9.])([0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,5})(?![0-9A-Za-z])",
+        r"(\1\\cdot 10^{\2})",
+        text,
+    )
+    text = re.sub(
+        r"(?<![\\A-Za-z])(asin|acos|atan)(?![A-Za-z])", lambda m: "\\arc" + m[1][1:], text
+    )
     text = re.sub(r"(?<![\\A-Za-z])sqrt\s?", r"\\sqrt", text)
     text = re.sub(r"(?<![\\A-Za-z])cbrt\s?", r"\\sqrt[3]", text)
     text = _arguments(text, "\\sqrt", "{", "}")
@@ -1228,17 +1467,25 @@ def _arguments(text: str, name: str, left: str, right: str, keep: bool = True) -
     while (at := text.find(name + "(", i)) >= 0:
         start = at + len(name)
         end = _closing(text, start)
-        if end < 0 or (name.isalpha() and at > 0 and (text[at - 1].isalpha() or text[at - 1] == "\\")):
+        if end < 0 or (
+            name.isalpha() and at > 0 and (text[at - 1].isalpha() or text[at - 1] == "\\")
+        ):
             out.append(text[i : start + 1])
             i = start + 1
             continue
-        inner = _arguments(text[start + 1 : end], name, left, right, keep) if len(text) < 500 else text[start + 1 : end]
-        out.append(text[i:at] + (name if keep and not name.isalpha() else "") + left + inner + right)
+        inner = (
+            _arguments(text[start + 1 : end], name, left, right, keep)
+            if len(text) < 500
+            else text[start + 1 : end]
+        )
+        out.append(
+            text[i:at] + (name if keep and not name.isalpha() else "") + left + inner + right
+        )
         i = end + 1
     return "".join(out) + text[i:]
 
 
-# --- the canonical form --------------------------------------------------------------------------------------------------------------
+# --- the canonical form ---------------------------------------------------------------------------
 
 
 def canonical(text: str) -> str:

@@ -1,4 +1,5 @@
-"""How many responses are right, state no answer, or were cut off: what grading tells about the rollouts."""
+"""How many responses are right, state no answer, or were cut off: what grading tells about the
+rollouts."""
 
 from __future__ import annotations
 
@@ -45,20 +46,42 @@ class GradeSummary:
     cut_off_without_answer: int = 0
 
     def __add__(self, other: GradeSummary) -> GradeSummary:
-        return GradeSummary(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return GradeSummary(
+            *(
+                a + b
+                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+            )
+        )
 
     def line(self) -> str:
         """One line for people, with shares in percent."""
-        shares = (("right", self.right), ("without an answer", self.without_answer), ("cut off", self.cut_off))
-        return ", ".join(f"{100 * count / max(self.responses, 1):.1f}% {name}" for name, count in shares)
+        shares = (
+            ("right", self.right),
+            ("without an answer", self.without_answer),
+            ("cut off", self.cut_off),
+        )
+        return ", ".join(
+            f"{100 * count / max(self.responses, 1):.1f}% {name}" for name, count in shares
+        )
 
     def warning(self) -> str | None:
-        """What to say where at least `MANY_WITHOUT_ANSWER` of the responses state no answer; None where fewer do."""
+        """What to say where at least `MANY_WITHOUT_ANSWER` of the responses state no answer; None
+        where fewer do."""
         if self.without_answer < MANY_WITHOUT_ANSWER * self.responses:
             return None
-        long = "most of them were cut off: raise rollout.max_tokens" if 2 * self.cut_off_without_answer > self.without_answer else ""
-        fix = long or 'tell the model in the prompt how to state it, such as "Answer: 42" or \\boxed{42}'
-        return f"{self.without_answer} of {self.responses} responses state no answer and count as wrong; {fix}"
+        long = (
+            "most of them were cut off: raise rollout.max_tokens"
+            if 2 * self.cut_off_without_answer > self.without_answer
+            else ""
+        )
+        fix = (
+            long
+            or 'tell the model in the prompt how to state it, such as "Answer: 42" or \\boxed{42}'
+        )
+        return (
+            f"{self.without_answer} of {self.responses} responses state no answer and count as "
+            f"wrong; {fix}"
+        )
 
 
 def summarize(rollouts: Iterable[Graded]) -> dict[str, GradeSummary]:

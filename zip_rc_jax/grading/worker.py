@@ -1,7 +1,9 @@
-"""The process in which scorers run that may hang, exhaust memory or evaluate text: `grader.Grader` starts, times and kills it.
+"""The process in which scorers run that may hang, exhaust memory or evaluate text: `grader.Grader`
+starts, times and kills it.
 
-Run as a script, never imported, so that it loads neither JAX nor the caller's main module. Protocol: one JSON object a line each way.
-A request names the kind of scoring; the reply is `{"score": float}`, -1 if the problem cannot be generated again. The first line out
+Run as a script, never imported, so that it loads neither JAX nor the caller's main module.
+Protocol: one JSON object a line each way. A request names the kind of scoring; the reply is
+  `{"score": float}`, -1 if the problem cannot be generated again. The first line out
 says that the imports are done.
 """
 
@@ -19,7 +21,8 @@ import signal
 import sys
 from typing import Any
 
-# Some reasoning-gym scorers call `eval` or sympy's `parse_expr` on the answer. No correct answer of those tasks has any of these.
+# Some reasoning-gym scorers call `eval` or sympy's `parse_expr` on the answer. No correct answer of
+# those tasks has any of these.
 UNSAFE = re.compile(
     r"__|\b(?:import|exec|eval|open|compile|getattr|setattr|delattr|globals|locals|vars|input|breakpoint|exit|quit|help|lambda)\b"
     r"|[^\W\d]\w*\s*\.\s*[^\W\d]|[)\]}'\"]\s*\.\s*[^\W\d]"
@@ -56,7 +59,9 @@ class ForeignEntry(Exception):
     """The generated entry is not the one that was asked."""
 
 
-def score_task(task: str, options: dict[str, Any], seed: int, index: int, question: str, gold: str, answer: str) -> float:
+def score_task(
+    task: str, options: dict[str, Any], seed: int, index: int, question: str, gold: str, answer: str
+) -> float:
     """The reasoning-gym dataset's own score of `answer` for its entry `index`.
 
     Raises:
@@ -73,13 +78,16 @@ def score_task(task: str, options: dict[str, Any], seed: int, index: int, questi
             DATASETS[key] = reasoning_gym.create_dataset(task, seed=seed, size=key[3], **options)
         dataset = DATASETS[key]
         entry = dataset[index]
-    except Exception:  # options of another version, say: the problem is not known, which says nothing about the answer
+    # options of another version, say: the problem is not known, which says nothing about the answer
+    except Exception:
         raise ForeignEntry from None
     if (entry["question"], str(entry["answer"])) != (question, gold):
         raise ForeignEntry
     source = inspect.getsource(inspect.getmodule(type(dataset)))  # type: ignore[arg-type]
     by_sympy = "parse_expr(" in source or "sympify(" in source
-    if ("eval(" in source or by_sympy) and (UNSAFE.search(answer) or (by_sympy and re.search(r"['\"]", answer))):
+    if ("eval(" in source or by_sympy) and (
+        UNSAFE.search(answer) or (by_sympy and re.search(r"['\"]", answer))
+    ):
         return 0.0
     return float(dataset.score_answer(answer, entry))
 
@@ -91,8 +99,10 @@ def main() -> None:
     seconds = int(sys.argv[1])
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
-    # The slow imports happen before the clock of the first request starts.
-    import reasoning_gym  # noqa: F401
+    # The slow imports happen before the clock of the first request starts. Mathematics needs no
+    # reasoning-gym.
+    if sys.argv[2:] == ["tasks"]:
+        import reasoning_gym  # noqa: F401
 
     load_once("plain")
     load_once("mathematics")
@@ -100,8 +110,13 @@ def main() -> None:
     with contextlib.suppress(Exception):
         score_math("(x-1)(x+1)", "x^2 - 1")
 
-    for limit, value in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        with contextlib.suppress(ValueError, OSError):  # a stricter limit is already set, or the system has no such limit
+    for limit, value in (
+        (resource.RLIMIT_AS, MEMORY_BYTES),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        # a stricter limit is already set, or the system has no such limit
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(limit, (value, value))
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:
@@ -109,7 +124,11 @@ def main() -> None:
         # Should the parent die first, the kernel ends this process even inside a long C call.
         signal.alarm(2 * seconds)
         try:
-            reply = {"score": score_math(**request["math"]) if "math" in request else score_task(**request["task"])}
+            reply = {
+                "score": score_math(**request["math"])
+                if "math" in request
+                else score_task(**request["task"])
+            }
         except ForeignEntry:
             reply = {"score": -1.0}
         except Exception:  # a scorer that cannot read the answer has not found it right

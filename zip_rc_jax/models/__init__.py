@@ -1,1 +1,1 @@
-
+"""The transformer of all families, its cache, and its files."""

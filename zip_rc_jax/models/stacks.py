@@ -1,8 +1,10 @@
-"""Which layers share one stacked parameter array, so that a model of mixed layer types is still a few scans.
+"""Which layers share one stacked parameter array, so that a model of mixed layer types is still a
+few scans.
 
-Layers of one type could be stacked in one array, but a scan must then pick its slices dynamically. Instead the sequence of layer
-types is cut into segments that repeat a pattern: Gemma's five sliding layers and a full one, four times over, then two sliding ones.
-A segment is one scan; its body applies the layers of the pattern one after the other.
+Layers of one type could be stacked in one array, but a scan must then pick its slices dynamically.
+Instead the sequence of layer types is cut into segments that repeat a pattern: Gemma's five sliding
+layers and a full one, four times over, then two sliding ones. A segment is one scan; its body
+applies the layers of the pattern one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +19,17 @@ import jax.numpy as jnp
 from zip_rc_jax.config import ModelConfig
 
 # How many axes of a kernel, after "layers", are inputs.
-KERNELS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "conv_in": 1, "conv_out": 1}
+KERNELS = {
+    "q": 1,
+    "k": 1,
+    "v": 1,
+    "o": 2,
+    "gate": 1,
+    "up": 1,
+    "down": 1,
+    "conv_in": 1,
+    "conv_out": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +49,8 @@ class Stack:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Consecutive layers that repeat a pattern; `stacks[i]` holds every repeat's layer `i`, so all stacks are equally long."""
+    """Consecutive layers that repeat a pattern; `stacks[i]` holds every repeat's layer `i`, so all
+    stacks are equally long."""
 
     stacks: tuple[Stack, ...]
 
@@ -48,12 +61,13 @@ class Segment:
 
 @functools.cache
 def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, ...]:
-    """The cut of the layer types with the fewest stacks (what is compiled), and then the fewest segments.
+    """The cut of the layer types with the fewest stacks (what is compiled), and then the fewest
+    segments.
 
     Args:
       kinds: type of every layer.
-      unrolled: every layer is a segment of its own instead. More is compiled, but no layer is sliced from an array of many: XLA on CPU
-        copies such slices at every step.
+      unrolled: every layer is a segment of its own instead. More is compiled, but no layer is
+        sliced from an array of many: XLA on CPU copies such slices at every step.
     """
     if unrolled:
         return tuple(Segment((Stack(f"{i}_{kind}", kind, (i,)),)) for i, kind in enumerate(kinds))
@@ -71,7 +85,8 @@ def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, .
                 if kinds[begin : begin + length] != kinds[start : start + length]:
                     break
                 repeats += 1
-        best[start] = min(options, key=lambda o: (o[0], o[1], -o[2] * o[3]))  # of equal cuts, long segments first
+        # of equal cuts, long segments first
+        best[start] = min(options, key=lambda o: (o[0], o[1], -o[2] * o[3]))
     found: list[Segment] = []
     start = number = 0
     while start < count:
@@ -79,7 +94,11 @@ def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, .
         stacks = []
         for offset in range(length):
             first, kind = start + offset, kinds[start + offset]
-            stacks.append(Stack(f"{number}_{kind}", kind, tuple(range(first, start + length * repeats, length))))
+            stacks.append(
+                Stack(
+                    f"{number}_{kind}", kind, tuple(range(first, start + length * repeats, length))
+                )
+            )
             number += 1
         found.append(Segment(tuple(stacks)))
         start += length * repeats
@@ -87,9 +106,11 @@ def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, .
 
 
 def unstack(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """A copy whose layers have arrays of their own, `[1, *out, *in]` for kernels: for `transformer.hidden_states(..., unrolled=True)`.
+    """A copy whose layers have arrays of their own, `[1, *out, *in]` for kernels: for a forward
+    with `unrolled=True`.
 
-    For CPU, where XLA copies the slices that a scan takes from stacked arrays, and when decoding prefers kernels with the outputs in front.
+    For CPU, where XLA copies the slices that a scan takes from stacked arrays, and when decoding
+    prefers kernels with the outputs in front.
     """
 
     def layer(name: str, stacked: jax.Array, i: int) -> jax.Array:
@@ -100,7 +121,9 @@ def unstack(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     blocks = {}
     for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
         for i, number in enumerate(stack.layers):
-            blocks[f"{number}_{stack.kind}"] = {name: layer(name, x, i) for name, x in params["blocks"][stack.name].items()}
+            blocks[f"{number}_{stack.kind}"] = {
+                name: layer(name, x, i) for name, x in params["blocks"][stack.name].items()
+            }
     return {**params, "blocks": blocks}
 
 
@@ -114,5 +137,7 @@ def restack(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:
     blocks = {}
     for stack in (stack for segment in segments(config.kinds) for stack in segment.stacks):
         layers = [params["blocks"][f"{number}_{stack.kind}"] for number in stack.layers]
-        blocks[stack.name] = {name: stacked(name, [layer[name] for layer in layers]) for name in layers[0]}
+        blocks[stack.name] = {
+            name: stacked(name, [layer[name] for layer in layers]) for name in layers[0]
+        }
     return {**params, "blocks": blocks}

@@ -13,22 +13,26 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from zip_rc_jax import distributed
-from zip_rc_jax.errors import UsageError, shortened
-from zip_rc_jax.models.digests import array_digests, differing, json_digest
-from zip_rc_jax.models.stored import try_to_read
-from zip_rc_jax.run_files import fit_path, writing
+from zip_rc_jax.models.io.digests import array_digests, differing, json_digest
+from zip_rc_jax.models.io.stored import try_to_read
+from zip_rc_jax.runtime import distributed
+from zip_rc_jax.runtime.errors import UsageError, shortened
+from zip_rc_jax.runtime.settings import check_same_settings
+from zip_rc_jax.runtime.storage import fit_path, writing
 from zip_rc_jax.training.step import TrainState
 
-DIGESTS = "digests"  # beside the position of the data: {"state": {path: digest}, "json": digest of position and settings}
+# beside the position of the data: {"state": {path: digest}, "json": digest of position and
+# settings}
+DIGESTS = "digests"
 INDEX = "manifest.ocdbt"  # of the arrays; Orbax makes it of those of all processes
 
 
 class Checkpoints:
-    """The checkpoints of one run: train state, data-iterator position, and the settings that they belong to.
+    """The checkpoints of one run: train state, data-iterator position, and the settings that they
+    belong to.
 
-    Orbax writes each to a temporary name and renames it, keeps the last few, and saves in the background. With several processes all
-    call every method, and each writes its own shards.
+    Orbax writes each to a temporary name and renames it, keeps the last few, and saves in the
+    background. With several processes all call every method, and each writes its own shards.
     """
 
     def __init__(self, directory: pathlib.Path, settings: dict[str, Any], keep: int = 2):
@@ -39,7 +43,9 @@ class Checkpoints:
         with writing(f"checkpoint directory {self.directory}"):
             self.manager = ocp.CheckpointManager(
                 self.directory,
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, create=True, cleanup_tmp_directories=True
+                ),
                 item_names=("state", "data", "settings"),
             )
 
@@ -62,35 +68,58 @@ class Checkpoints:
             self._last = int(state.step)
 
     def _finish_last(self) -> None:
-        """Waits until the last save is over. Raises OSError if it left no index of its arrays: Orbax only warns of that."""
+        """Waits until the last save is over.
+
+        Raises OSError if it left no index of its arrays: Orbax only warns of that.
+        """
         last, self._last = self._last, None  # a failure is reported once
         self.manager.wait_until_finished()
-        if last is not None and distributed.is_chief() and not (self.directory / str(last) / "state" / INDEX).is_file():
-            raise OSError(errno.EIO, "no index of the arrays was written", str(self.directory / str(last)))
+        if (
+            last is not None
+            and distributed.is_primary()
+            and not (self.directory / str(last) / "state" / INDEX).is_file()
+        ):
+            raise OSError(
+                errno.EIO, "no index of the arrays was written", str(self.directory / str(last))
+            )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest state and data position, laid out like `like`; None if there is no checkpoint.
 
-        A damaged checkpoint is named on standard error and set aside, and the one before it is taken. Damaged is also one whose
-        arrays or settings do not fit the digests in it. Checkpoints from before there were digests are taken unchecked.
+        A damaged checkpoint is named on standard error and set aside, and the one before it is
+        taken. Damaged is also one whose arrays or settings do not fit the digests in it.
+        Checkpoints from before there were digests are taken unchecked.
 
         Raises:
-          UsageError: the checkpoints belong to a run with other settings, or none of them can be read.
+          UsageError: the checkpoints belong to a run with other settings, or none of them can be
+            read.
         """
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
         steps = sorted(self.manager.all_steps(), reverse=True)
         damaged: list[str] = []
         for step in steps:
             found, reason = self._read(step, abstract)
-            if distributed.everywhere(found is not None) and found:
-                # All devices sum up their parts of the digests, so all processes come to the same conclusion.
+            if distributed.all_processes(found is not None) and found:
+                # All devices sum up their parts of the digests, so all processes come to the same
+                # conclusion.
                 unlike = _unlike(*found)
                 if not unlike:
                     if damaged:
-                        self._set_aside([s for s in steps if s > step], f"{'; '.join(damaged)}. Going on from step {step}")
-                    return found[0], {key: value for key, value in found[1].items() if key != DIGESTS}
-                reason = f"{unlike} of the state, in {step}/state, does not fit its digest: a bit flipped on the disk, perhaps"
-            why = shortened(reason or "by another process", 120)  # so that the names of all fit into one message
+                        self._set_aside(
+                            [s for s in steps if s > step],
+                            f"{'; '.join(damaged)}. Going on from step {step}",
+                        )
+                    return found[0], {
+                        key: value for key, value in found[1].items() if key != DIGESTS
+                    }
+                reason = (
+                    f"{unlike} of the state, in {step}/state, does not fit its digest: a bit "
+                    "flipped on the disk, perhaps"
+                )
+            # so that the names of all fit into one message
+            why = shortened(reason or "by another process", 120)
             damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({why})")
             del found  # its arrays make room for those of the one before
         if damaged:
@@ -101,13 +130,19 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-        """State and data position; or None, and why this process cannot read them. The others may be able to, and do not wait for it."""
+    def _read(
+        self, step: int, abstract: TrainState
+    ) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """State and data position; or None, and why this process cannot read them.
+
+        The others may be able to, and do not wait for it.
+        """
         path = self.directory / str(step)
         texts = ocp.args.Composite(settings=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
 
         def read() -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-            # Not through the manager, which ends with a barrier: a process whose read fails would not come to it.
+            # Not through the manager, which ends with a barrier: a process whose read fails would
+            # not come to it.
             with contextlib.closing(ocp.CompositeCheckpointHandler()) as reader:
                 stored = reader.restore(path, texts)
                 position, settings = stored["data"], stored["settings"]
@@ -116,23 +151,36 @@ class Checkpoints:
                 if not _genuine(position, settings):
                     return None, "its data/metadata and settings/metadata do not fit their digest"
                 check_settings(settings, self.settings, str(self.directory))
-                state = reader.restore(path, ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+                state = reader.restore(
+                    path, ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+                )["state"]
             return (state, position), ""
 
         found, failure = try_to_read(read)
         if failure is None:
             return found
-        if failure.fix:  # the file system is at fault, and may be better when the command is called again
-            raise UsageError(f"checkpoint {path}", f"it could not be read ({failure.reason})", failure.fix)
+        # the file system is at fault, and may be better when the command is called again
+        if failure.fix:
+            raise UsageError(
+                f"checkpoint {path}", f"it could not be read ({failure.reason})", failure.fix
+            )
         return None, failure.reason
 
     def _set_aside(self, steps: list[int], message: str) -> None:
         """Renames checkpoints, for a run that goes on from an earlier one will want their names."""
-        if distributed.is_chief():
-            print(f"zip-rc train: {message}; what cannot be read was renamed to damaged-STEP", file=sys.stderr)
-            with writing(f"new name of a damaged checkpoint in {self.directory}", lambda: "the others are as they were"):
+        if distributed.is_primary():
+            print(
+                f"zip-rc train: {message}; what cannot be read was renamed to damaged-STEP",
+                file=sys.stderr,
+            )
+            with writing(
+                f"new name of a damaged checkpoint in {self.directory}",
+                lambda: "the others are as they were",
+            ):
                 for step in steps:
-                    (self.directory / str(step)).rename(self.directory.parent / f"damaged-{step}-{uuid.uuid4().hex[:8]}")
+                    (self.directory / str(step)).rename(
+                        self.directory.parent / f"damaged-{step}-{uuid.uuid4().hex[:8]}"
+                    )
         distributed.barrier()
         self.manager.reload()
 
@@ -150,7 +198,11 @@ class Checkpoints:
     def _kept(self) -> str:
         self.manager.reload()
         last = self.manager.latest_step()
-        return "there is none before it" if last is None else f"the last complete one is that of step {last}"
+        return (
+            "there is none before it"
+            if last is None
+            else f"the last complete one is that of step {last}"
+        )
 
 
 def _genuine(position: dict[str, Any], settings: dict[str, Any]) -> bool:
@@ -159,19 +211,34 @@ def _genuine(position: dict[str, Any], settings: dict[str, Any]) -> bool:
     if DIGESTS not in position:
         return True
     digests = position[DIGESTS]
-    return isinstance(digests, dict) and isinstance(digests.get("state"), dict) and digests.get("json") == json_digest([rest, settings])
+    return (
+        isinstance(digests, dict)
+        and isinstance(digests.get("state"), dict)
+        and digests.get("json") == json_digest([rest, settings])
+    )
 
 
 def _unlike(state: TrainState, position: dict[str, Any]) -> str:
-    """Names of the first arrays that do not fit their digests; "" if all do, or if there are none. All processes must call it."""
-    return differing(array_digests(state), position[DIGESTS]["state"]) if DIGESTS in position else ""
+    """Names of the first arrays that do not fit their digests; "" if all do, or if there are none.
+
+    All processes must call it.
+    """
+    return (
+        differing(array_digests(state), position[DIGESTS]["state"]) if DIGESTS in position else ""
+    )
 
 
 def check_earlier(directory: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raises UsageError if the newest checkpoint below `directory` is of other settings: at once, while `Checkpoints` reads states too."""
-    for step in sorted((int(p.name) for p in directory.glob("[0-9]*") if p.name.isdecimal()), reverse=True):
+    """Raises UsageError if the newest checkpoint below `directory` is of other settings: at once,
+    while `Checkpoints` reads states too."""
+    for step in sorted(
+        (int(p.name) for p in directory.glob("[0-9]*") if p.name.isdecimal()), reverse=True
+    ):
         try:
-            stored, position = (json.loads((directory / str(step) / name / "metadata").read_text()) for name in ("settings", "data"))
+            stored, position = (
+                json.loads((directory / str(step) / name / "metadata").read_text())
+                for name in ("settings", "data")
+            )
         except (OSError, ValueError, RecursionError):
             continue  # `Checkpoints.restore` will say so
         if isinstance(stored, dict) and isinstance(position, dict) and _genuine(position, stored):
@@ -179,25 +246,27 @@ def check_earlier(directory: pathlib.Path, settings: dict[str, Any]) -> None:
             return
 
 
-# They decide when something is written, or how the same numbers are computed: a run may go on, or be read, with others.
-FREE_TO_CHANGE = ("save_seconds", "keep_checkpoints", "log_every", "evaluations", "max_skipped", "loss_chunk", "remat", "attention")
+# They decide when something is written, or how the same numbers are computed: a run may go on, or
+# be read, with others.
+FREE_TO_CHANGE = (
+    "save_seconds",
+    "keep_checkpoints",
+    "log_every",
+    "evaluations",
+    "max_skipped",
+    "loss_chunk",
+    "remat",
+    "attention",
+)
 
 
 def check_settings(stored: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     """Raises UsageError naming the first settings that differ, those of `FREE_TO_CHANGE` aside."""
-    there, now = _flat(stored), _flat(wanted)
-    free = {f"train.{name}" for name in FREE_TO_CHANGE}
-    differing = [k for k in sorted({*there, *now} - free) if there.get(k) != now.get(k)]
-    if differing:
-        shown = "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in differing[:5])
-        raise UsageError(
-            f"run {where}", f"it was started with other settings ({shown})", "use another run_dir, or delete it to start afresh"
-        )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name. An empty section keeps its name."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return found
+    free = [f"train.{name}" for name in FREE_TO_CHANGE]
+    check_same_settings(
+        f"run {where}",
+        stored,
+        wanted,
+        fix="use another run_dir, or delete it to start afresh",
+        free=free,
+    )

@@ -1,8 +1,9 @@
 """TensorBoard event files, written without TensorBoard.
 
-`tensorboardX` imports torch wherever that is installed, and TensorBoard's own writer comes with a web server and gRPC. What they
-write is small and has not changed in years: TFRecord frames around `Event` protocol buffers, of which scalars, images and session
-starts need a dozen fields. The tests read the files back with TensorBoard itself.
+`tensorboardX` imports torch wherever that is installed, and TensorBoard's own writer comes with a
+web server and gRPC. What they write is small and has not changed in years: TFRecord frames around
+`Event` protocol buffers, of which scalars, images and session starts need a dozen fields. The tests
+read the files back with TensorBoard itself.
 """
 
 from __future__ import annotations
@@ -69,25 +70,36 @@ class EventFile:
 
     Args:
       directory: where it is made, with parents.
-      start: steps done before. TensorBoard forgets what earlier files in `directory` say of later steps.
+      start: steps done before. TensorBoard forgets what earlier files in `directory` say of later
+        steps.
     """
 
     def __init__(self, directory: pathlib.Path, start: int):
         directory.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names. One of the same second and start holds only steps that are forgotten anyway.
-        path = directory / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{start:010d}"
+        # TensorBoard reads files in the order of their names. One of the same second and start
+        # holds only steps that are forgotten anyway.
+        path = (
+            directory
+            / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{start:010d}"
+        )
         self._file = path.open("wb")
         self._event(0, _bytes(3, b"brain.Event:2"))
         self._event(start + 1, _bytes(7, _int(1, _SESSION_START)))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one point (float32) to the curve of every name."""
-        self._summary(step, *(_bytes(1, name.encode()) + _float(2, value) for name, value in values.items()))
+        self._summary(
+            step, *(_bytes(1, name.encode()) + _float(2, value) for name, value in values.items())
+        )
 
     def image(self, step: int, name: str, png: bytes) -> None:
         """Adds a PNG image."""
         width, height = struct.unpack(">II", png[16:24])  # where PNG's first chunk has them
-        self._summary(step, _bytes(1, name.encode()) + _bytes(4, _int(1, height) + _int(2, width) + _int(3, _RGBA) + _bytes(4, png)))
+        self._summary(
+            step,
+            _bytes(1, name.encode())
+            + _bytes(4, _int(1, height) + _int(2, width) + _int(3, _RGBA) + _bytes(4, png)),
+        )
 
     def sync(self) -> None:
         """Returns once the records survive a power cut too."""

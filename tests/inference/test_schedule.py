@@ -1,0 +1,299 @@
+"""Rows are lent as prefixes begin: more prompts are in flight than could all have all their rows,
+none waits for ever, and none decodes
+otherwise for it. Prompts that begin alike are prefilled once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from harness.company import CONFIGS, PROMPTS, alone, on_mesh, same
+from harness.engines import CONFIG, FORKING, FORKS, MIXED, PRICED, REAL, REAL_PROMPTS
+from harness.scripted import Plan, Script, ScriptedNetwork
+from harness.tiny import TINY_MODEL, tiny_lm
+from zip_rc_jax.inference import engine as engine_module
+from zip_rc_jax.inference import scheduler as schedule_module
+from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
+from zip_rc_jax.inference.placement import safe
+from zip_rc_jax.inference.requests import WORTH_SHARING, Request, shared_prefix
+from zip_rc_jax.inference.scheduler import WIDE, largest_prefills, next_to_step, together
+from zip_rc_jax.inference.state import bucket
+from zip_rc_jax.inference.tree import Branch, SearchTree
+from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
+
+
+def decoded(script, config, prompts, seed=7):
+    """Results in order, and the most prompts that were in flight at once."""
+    engine = Engine(script.lm(), config, seed, ScriptedNetwork())
+    running, most, found = set(), 0, {}
+    for event in engine.run(prompts):
+        if isinstance(event, StepEvent):
+            running.add(event.prompt_index)
+            most = max(most, len(running))
+        elif isinstance(event, ResultEvent):
+            found[event.prompt_index] = event.result
+            running.discard(event.prompt_index)
+    return [found[i] for i in range(len(prompts))], most
+
+
+# ---- lending rows
+
+
+@given(
+    free=st.integers(0, 6),
+    accounts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=5),
+)
+def test_lending_is_safe_if_some_order_lets_every_prompt_get_all_its_rows(free, accounts):
+    def works(order):
+        rows = free
+        for claim, held in order:
+            if claim > rows:
+                return False
+            rows += held
+        return True
+
+    assert safe(free, accounts) == any(map(works, itertools.permutations(accounts)))
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(sorted(CONFIGS)),
+    prompts=st.lists(st.sampled_from(PROMPTS), min_size=4, max_size=12),
+    rows=st.integers(3, 7),
+)
+@example(name="branching", prompts=[*PROMPTS, *PROMPTS], rows=3)
+@example(name="published", prompts=[*PROMPTS, *PROMPTS], rows=5)
+@example(name="fixed", prompts=[*PROMPTS, *PROMPTS], rows=7)
+def test_prompts_that_wait_for_rows_all_end_and_decode_as_if_they_were_alone(name, prompts, rows):
+    config, script = CONFIGS[name]
+    results, most = decoded(script, dataclasses.replace(config, max_num_seqs=rows), prompts)
+    assert most <= rows, "every prompt in flight holds a row"
+    for prompt, result in zip(prompts, results, strict=True):
+        same(result, alone(name, prompt))
+
+
+def test_more_prompts_are_in_flight_than_could_all_start_all_their_samples():
+    """One sample is all that a prompt is worth here, so with its root it holds two rows where it
+    may hold four."""
+    script = Script([Plan(12, 0.5)], root=(0.5, 12))
+    config = dataclasses.replace(PRICED, alpha=1.0, beta=0.5)
+    results, most = decoded(script, config, ["x", "y", "z"] * 8)
+    assert {sum(len(p.token_ids) > 0 for p in r.prefixes) for r in results} == {1}
+    assert config.n == 4
+    assert 4 < most <= config.max_num_seqs == 16
+
+
+def test_where_every_sample_runs_no_more_prompts_are_in_flight_than_fit():
+    config = dataclasses.replace(PRICED, strategy="fixed")
+    assert decoded(MIXED, config, ["x", "y", "z"] * 8)[1] <= config.max_num_seqs // 2
+
+
+def test_all_rows_are_taken_before_the_first_step(monkeypatch):
+    """Also where each prompt wants fewer of them than the engine lets one have."""
+    active, advance = [], engine_module.advance
+
+    def counted(settings, params, pool, lanes, *rest):
+        active.append(int(lanes.active.sum()))
+        return advance(settings, params, pool, lanes, *rest)
+
+    monkeypatch.setattr(engine_module, "advance", counted)
+    config = dataclasses.replace(CONFIG, strategy="fixed")
+    assert (config.n, config.max_num_seqs) == (4, 16)
+    decoded(MIXED, config, [Request("x", n=1, seed=s) for s in range(20)])
+    assert active[0] == config.max_num_seqs
+
+
+def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
+    shapes, compute = [], engine_module.prefill
+
+    def counted(settings, params, tokens, *rest):
+        shapes.append(tokens.shape[1:])
+        return compute(settings, params, tokens, *rest)
+
+    monkeypatch.setattr(engine_module, "prefill", counted)
+    # short ones first: the long one must not join them
+    prompts = ["x", "x y z", "z", " ".join("y" * 30), " ".join("z" * 20)]
+    config = dataclasses.replace(PRICED, max_num_seqs=16)
+    whole, _ = decoded(MIXED, config, prompts)
+    assert shapes[0] == (4, 32)
+    shapes.clear()
+    monkeypatch.setattr(schedule_module, "PREFILL_TOKENS", 64)
+    parts, _ = decoded(MIXED, config, prompts)
+    assert shapes
+    assert all(count * tokens <= 64 for count, tokens in shapes)
+    for a, b in zip(whole, parts, strict=True):
+        same(a, b)
+    assert [together(64, 64 // n) for n in (64, 7, 2, 1)] == [64, 4, 2, 1]
+    assert [together(8, 1000), together(5, 8)] == [1, 5], (
+        "one at a time at least, and all that there is room for"
+    )
+
+
+@given(most=st.integers(1, 64), longest=st.integers(1, 40_000), tokens=st.integers(1, 40_000))
+def test_no_prefill_is_larger_than_those_that_the_memory_is_checked_for(most, longest, tokens):
+    tokens = min(tokens, longest)
+    lanes = bucket(together(most, tokens), least=1)
+    assert any(
+        lanes <= count and tokens <= padded for count, padded in largest_prefills(most, longest)
+    )
+
+
+def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypatch):
+    slots, copy = [], engine_module.copy_rows
+    monkeypatch.setattr(engine_module, "copy_rows", lambda *a: (slots.append(a[-1]), copy(*a))[1])
+    engine = Engine(FORKING.lm(max_positions=128), FORKS, 7, ScriptedNetwork())
+    list(engine.run([" ".join("y" * 100), "x", "z x", "y y"]))
+    assert set(slots) == {64, 128}, (
+        "while the long prompt is in flight, some copies of prefixes of short ones are short"
+    )
+
+
+def test_the_last_prefix_to_begin_takes_over_the_row_of_the_root():
+    group = groups_of([0])[0]
+    group.branches = [Branch(i, -1, 0, None) for i in range(3)]
+    action = SimpleNamespace(multiplicity=[1, 0, 1], starts=None)
+    rows = iter([5, 6, 7])
+    assert (group.account, group.wanted(action)) == ((2, 1), 2)
+    assert group.begin(action, lambda: next(rows)) == [(9, 5, 0), (9, 6, 2)]
+    assert (group.root_row, group.account) == (9, (0, 3))
+    action = SimpleNamespace(multiplicity=[1, 1, 0], starts=None)
+    assert group.wanted(action) == 0
+    assert group.begin(action, lambda: next(rows)) == [(9, 9, 1)]
+    assert (group.root_row, group.account, sorted(group.rows())) == (None, (0, 3), [5, 6, 9])
+
+
+# ---- which prompts are stepped together
+
+
+def groups_of(sizes, shard=0):
+    """Ready groups with so many live prefixes."""
+    found = []
+    for number, size in enumerate(sizes):
+        job = SimpleNamespace(number=number, ids=[1], config=SimpleNamespace(n=3, time_budget=0))
+        group = SearchTree(job, 0.0, np.zeros(1), shard, root_row=9, ready=True)
+        group.branches = [Branch(i, -1, 0, i, live=True) for i in range(size)]
+        found.append(group)
+    return found
+
+
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=60), rows=st.sampled_from([64, 100, 480])
+)
+def test_prompts_wait_only_where_most_others_fill_a_narrower_program(sizes, rows):
+    sizes = [
+        size
+        for size, total in zip(sizes, itertools.accumulate(sizes), strict=True)
+        if total <= rows
+    ]
+    groups = groups_of(sizes)
+    stepped, width = next_to_step(groups, 1, rows)
+    live = sum(len(g.live()) for g in stepped)
+    assert live <= width <= rows
+    assert live >= 7 / 8 * sum(sizes)
+    assert stepped[0] is groups[0], "the oldest never waits"
+    if len(stepped) < len(groups):
+        assert WIDE <= width < sum(sizes)
+
+
+def test_a_prompt_whose_time_is_limited_does_not_wait():
+    groups = groups_of([8] * 5 + [1])
+    assert [g.job.number for g in next_to_step(groups, 1, 64)[0]] == [0, 1, 2, 3, 4, 5]
+    groups = groups_of([8] * 4 + [1])
+    assert [g.job.number for g in next_to_step(groups, 1, 64)[0]] == [0, 1, 2, 3]
+    groups[-1].job.config.time_budget = 1.0
+    assert 4 in [g.job.number for g in next_to_step(groups, 1, 64)[0]]
+
+
+def test_all_shards_are_stepped_to_the_same_width():
+    groups = groups_of([8] * 4) + groups_of([8], shard=1)
+    assert next_to_step(groups, 2, 64) == (groups, 32)
+
+
+# ---- prompts that begin alike
+
+STEM = " ".join(["1 + 2 = 3 so wait a b c 9"] * 4)
+ALIKE = [*(f"{STEM} {p}" for p in REAL_PROMPTS), *REAL_PROMPTS[:2]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_prompts_share_is_prefilled_once_and_changes_no_token(monkeypatch, devices):
+    computed, compute = [], engine_module.prefill
+
+    def counted(settings, params, tokens, length, hashes, pool=None, stems=None, steps=0):
+        computed.append(
+            (np.asarray(length) - (0 if stems is None else stems[..., 1]), steps or tokens.shape[2])
+        )
+        return compute(
+            settings,
+            params,
+            tokens,
+            length,
+            hashes,
+            *(() if pool is None else (pool, stems, steps)),
+        )
+
+    monkeypatch.setattr(engine_module, "prefill", counted)
+    config = dataclasses.replace(REAL, n=3, max_num_seqs=6 * devices, max_tokens=12)
+    model = tiny_lm(dataclasses.replace(TINY_MODEL, max_positions=128))
+    spread = on_mesh(model, devices, 1) if devices > 1 else model
+
+    def results(lm, prompts):
+        found = {
+            e.prompt_index: e.result
+            for e in Engine(lm, config, 0).run(prompts)
+            if isinstance(e, ResultEvent)
+        }
+        return [found[i] for i in range(len(prompts))]
+
+    together = results(spread, ALIKE)
+    assert all((rest <= steps).all() for rest, steps in computed)
+    whole = sum(len(model.tokenizer.encode(p)) for p in ALIKE)
+    assert sum(int(rest[rest > 1].sum()) for rest, _ in computed) < whole - 2 * len(
+        model.tokenizer.encode(STEM)
+    )
+    config = dataclasses.replace(config, max_num_seqs=6)
+    for prompt, result in zip(ALIKE, together, strict=True):
+        same(results(model, [prompt])[0], result)
+
+
+def test_a_prompt_leaves_at_least_one_token_to_compute():
+    ids = list(range(100))
+    assert shared_prefix(ids, ids) == 99
+    assert shared_prefix(ids, ids[:50]) == 50
+    assert shared_prefix(ids[:50], ids) == 49
+    assert shared_prefix([*ids[:40], 7], ids) == 40
+    assert shared_prefix(ids, [*ids[: WORTH_SHARING - 1], 0]) == 0
+    assert shared_prefix(ids[:WORTH_SHARING], ids) == 0
+
+
+def test_a_model_that_keeps_its_last_inputs_only_shares_nothing():
+    """The state of a short convolution in the middle of another prompt is gone."""
+    mixed = dataclasses.replace(
+        TINY_MODEL, n_layers=2, layer_types=("conv", "attention"), conv_kernel=3
+    )
+    assert not Engine(
+        dataclasses.replace(MIXED.lm(), config=mixed), CONFIG, 0, ScriptedNetwork()
+    ).shares_prefixes
+    assert Engine(MIXED.lm(), CONFIG, 0, ScriptedNetwork()).shares_prefixes
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 5])
+def test_fewer_sequences_than_a_prompt_has_samples_decode_one_prompt_at_a_time(max_num_seqs):
+    """On two shards, where 1 and 5 do not divide either. The results are those of a large pool."""
+    config, script = CONFIGS["branching"]
+    prompts = list(PROMPTS[:3])
+    network = ScriptedNetwork(layout=Layout(make_mesh(data=2), DECODE_RULES))
+    lm = dataclasses.replace(script.lm(), layout=network.layout)
+    engine = Engine(lm, dataclasses.replace(config, max_num_seqs=max_num_seqs), 7, network)
+    assert engine.rows == max(config.n, -(-max_num_seqs // 2)) == config.n
+    found = {e.prompt_index: e.result for e in engine.run(prompts) if isinstance(e, ResultEvent)}
+    for i, prompt in enumerate(prompts):
+        same(found[i], alone("branching", prompt))

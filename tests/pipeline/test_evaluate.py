@@ -1,0 +1,195 @@
+"""The bench of an evaluation on a tiny model: what it samples, what it keeps, and what it
+refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from zip_rc_jax.config import (
+    DecodeConfig,
+    EvaluateConfig,
+    GradeConfig,
+    PipelineConfig,
+    RolloutConfig,
+)
+from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.grading.grader import Grader
+from zip_rc_jax.inference.collect import run_all
+from zip_rc_jax.pipeline import evaluate
+from zip_rc_jax.pipeline.evaluate import Decoded, EvaluationRunner, online_run, sample_pool
+from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
+from zip_rc_jax.runtime.errors import UsageError
+
+ROOT = pathlib.Path(__file__).parents[2]
+QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =")
+PROBLEMS = [Problem(i, 0, i, question, "3", "chain_sum") for i, question in enumerate(QUESTIONS)]
+FIXED = DecodeConfig(strategy="fixed", n=2, max_num_seqs=8, interval=4, window=2, max_tokens=12)
+CONFIG = PipelineConfig(decode=FIXED, evaluate=EvaluateConfig(prompts=len(PROBLEMS), samples=2))
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "problems", lambda *_: PROBLEMS)
+    with Grader() as grader:
+        yield EvaluationRunner(CONFIG, grader, tmp_path)
+
+
+def samples(decoded):
+    return [[x.token_ids for x in r.prefixes] for r in decoded.results]
+
+
+def test_equal_problems_get_samples_of_their_own(lm, bench):
+    first, other, second = samples(bench.decode(lm, FIXED, "fixed"))
+    assert set(first).isdisjoint(second)
+    assert set(first).isdisjoint(other)
+
+
+def test_an_evaluation_shares_no_samples_with_rollouts_of_the_same_seed(lm, bench):
+    config = dataclasses.replace(CONFIG, rollout=RolloutConfig(seed=CONFIG.evaluate.seed))
+    rollouts = run_all(
+        evaluate.Engine(lm, FIXED, config.rollout.seed),
+        with_own_samples(QUESTIONS, config.rollout.seed),
+    )
+    mine = samples(bench.decode(lm, FIXED, "fixed"))
+    for found, result in zip(mine, rollouts, strict=True):
+        assert set(found).isdisjoint(x.token_ids for x in result.prefixes)
+    assert (
+        len(
+            {
+                evaluation_seed(CONFIG),
+                evaluation_seed(dataclasses.replace(CONFIG, evaluate=EvaluateConfig(seed=1))),
+                0,
+                1,
+            }
+        )
+        == 4
+    )
+
+
+def test_a_pool_of_samples_that_a_budget_cut_is_refused(lm, bench):
+    cut = bench.decode(lm, dataclasses.replace(FIXED, token_budget=8), "cut")
+    with pytest.raises(
+        UsageError,
+        match=r"samples \[0, 1\] of problem 0: they are not finished.*Fix: .*without a budget",
+    ):
+        sample_pool(PROBLEMS, cut)
+
+
+def test_an_answer_that_a_budget_cut_off_counts_as_graded(lm, bench):
+    """As in the file of graded results that `zip-rc decode` writes."""
+    setting = dataclasses.replace(FIXED, strategy="zip_rc", token_budget=8)
+    cut = bench.decode(lm, setting, "cut")
+    assert [r.finish_reason for r in cut.results] == ["token_budget"] * 3
+    assert not any(x.state == "finished" for r in cut.results for x in r.prefixes)
+    right = [[float(x.text == r.text) for x in r.prefixes] for r in cut.results]
+    run = online_run("cut", setting, Decoded(cut.results, right, cut.seconds))
+    assert run.correct_by_value.tolist() == run.correct_by_vote.tolist() == [1, 1, 1]
+    assert run.n_finished.tolist() == [0, 0, 0]
+
+
+def test_a_cut_off_sample_is_worth_what_the_switch_says(lm, tmp_path, monkeypatch):
+    """The tiny model states no right answer, so the grader here calls everything right."""
+    monkeypatch.setattr(evaluate, "problems", lambda *_: PROBLEMS)
+    monkeypatch.setattr(Grader, "grade_many", lambda _, items: [1.0 for _ in items])
+    for unfinished in ("graded", "wrong"):
+        with Grader() as grader:
+            config = dataclasses.replace(CONFIG, grade=GradeConfig(unfinished))
+            found = EvaluationRunner(config, grader, tmp_path).decode(lm, FIXED, "fixed")
+        reasons = [x.finish_reason for r in found.results for x in r.prefixes]
+        assert set(reasons) == {"stop", "length"}
+        assert [g for of_prompt in found.grades for g in of_prompt] == [
+            float(unfinished == "graded" or r == "stop") for r in reasons
+        ]
+
+
+def test_a_model_that_fails_ends_the_evaluation_before_anything_is_kept(lm, bench, tmp_path):
+    """Where it failed there is no answer, and a score of 0 would look like a wrong one."""
+    broken = dataclasses.replace(lm, params=jax.tree.map(lambda x: x * np.nan, lm.params))
+    with pytest.raises(
+        UsageError,
+        match=r"problem 0 \(level 0, seed 0\): the model's logits after the prompt are not finite",
+    ):
+        bench.decode(broken, dataclasses.replace(FIXED, strategy="reward_threshold"), "broken")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_decoded_survives_a_failure_in_grading(lm, bench, monkeypatch):
+    def failing(items):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.grader, "grade_many", failing)
+        with pytest.raises(KeyboardInterrupt):
+            bench.decode(lm, FIXED, "fixed")
+    monkeypatch.setattr(evaluate, "run_all", lambda *_: pytest.fail("decoded again"))
+    graded = bench.decode(lm, FIXED, "fixed")
+    assert [len(row) for row in graded.grades] == [2, 2, 2]
+    monkeypatch.setattr(bench.grader, "grade_many", lambda _: pytest.fail("graded again"))
+    assert samples(bench.decode(lm, FIXED, "fixed")) == samples(graded)
+
+
+IN_ASCII = """
+import pathlib, sys, types
+import zip_rc_jax.data.rollouts as records
+import zip_rc_jax.models.io.huggingface as huggingface
+from zip_rc_jax.config import DecodeConfig, PipelineConfig
+from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.inference.tree import ROOT
+from zip_rc_jax.inference.outputs import Prefix, Result, Usage
+from zip_rc_jax.pipeline import evaluate
+
+here, word = pathlib.Path(sys.argv[1]), "\\u00e9"
+assert (here / "probe").open("w").encoding.lower() not in ("utf-8", "utf8")
+
+(here / "config.json").write_bytes(('{"name": "' + word + '"}').encode())
+assert huggingface.read_json(here / "config.json") == {"name": word}
+
+for _ in range(2):
+    records.PartialRollouts(here / "partial", fingerprint={"name": word})
+
+prefix = Prefix(0, ROOT, 0, (1,), word, "finished", "stop", 0.5, 0.0)
+result = Result(word, word, 0, "stop", 0.5, 0.0, word, word, (prefix,), (), Usage(1, 1, 1, 0.0))
+evaluate.problems = lambda *_: [Problem(0, 0, 0, word, word, "math")]
+evaluate.Engine, evaluate.run_all = lambda *_: None, lambda *_: [result]
+bench = evaluate.EvaluationRunner(PipelineConfig(), types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
+model = types.SimpleNamespace(digest=lambda: word, tokenizer=types.SimpleNamespace(added_ids=((), ())))
+for _ in range(2):
+    assert bench.decode(model, DecodeConfig(), "run").results == [result]
+    evaluate.run_all = None
+"""  # noqa: E501
+
+
+def test_what_was_written_as_utf_8_is_read_as_utf_8_whatever_the_locale(tmp_path):
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", IN_ASCII, str(tmp_path)]
+    done = subprocess.run(
+        command, env=os.environ | ascii_locale, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_other_code_decoded_is_decoded_anew(lm, bench, monkeypatch):
+    """The report names one commit, and everything in it was made by that."""
+    bench.decode(lm, FIXED, "fixed")
+    decoded = []
+    monkeypatch.setattr(
+        evaluate, "run_all", lambda *arguments: decoded.append(1) or run_all(*arguments)
+    )
+    bench.decode(lm, FIXED, "fixed")
+    assert not decoded
+    for version in (
+        {"version": "0.1.0", "commit": "an earlier one"},
+        {"version": "another", "commit": None},
+    ):
+        decoded.clear()
+        monkeypatch.setattr(evaluate, "code_version", lambda version=version: version)
+        bench.decode(lm, FIXED, "fixed")
+        assert decoded

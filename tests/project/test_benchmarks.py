@@ -1,0 +1,72 @@
+"""Every benchmark but `NOT_HERE` runs from beginning to end, at its smallest size, and prints its
+table. What it measures is not judged."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from zip_rc_jax.config import KL_KINDS
+
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
+NUMBER = r"[+-]?\d[\d.,]*(?:%|e[+-]?\d+)?"
+# Arguments, and what every line of the table must look like; how many lines there are.
+SMALLEST = {
+    "adaptive.py": (
+        "--prompts 6 --betas 0.05 --runs 1",
+        rf"\| (best of|adaptive, alpha)[^|]+(\| {NUMBER} ){{6}}\|",
+        3,
+    ),
+    "decode.py": ("--prompts 1 --tokens 4 --runs 1", rf"(\| {NUMBER} ){{8}}\|", 2),
+    "decode_limit.py": (
+        "--config configs/chain_sum_demo.yaml --rows 2 4 --context 64 --dtype float32 --steps 2 "
+        "--runs 1",
+        rf"(\| {NUMBER} ){{7}}\|",
+        2,
+    ),
+    "loss.py": (
+        "--vocab 512 --positions 64 --width 16 --chunk 16 --compare",
+        rf"\w+ +chunked +{NUMBER} .* differ by {NUMBER}",
+        len(KL_KINDS),
+    ),
+    "overhead.py": (
+        "--rows 8 --interval 2 --runs 1",
+        rf"\| (plain|head|decisions) (\| {NUMBER} ){{3}}\|",
+        3,
+    ),
+    "train.py": ("--rows 1 --tokens 64 --runs 1", rf"(\| {NUMBER} ){{6}}\|", 1),
+    "search.py": (
+        "--prompts 2 --prefixes 3 --runs 1",
+        rf"(correct|value) +\w+( +({NUMBER}|-)){{5}}",
+        6,
+    ),
+}
+# Needs a package that cannot live in this environment.
+NOT_HERE = {"against_tunix.py"}
+
+
+def test_no_benchmark_is_left_out():
+    assert {path.name for path in BENCHMARKS.glob("*.py")} == SMALLEST.keys() | NOT_HERE | {
+        "machine.py"
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_runs_and_prints_its_table(name, smollm2_gguf):
+    arguments, line, count = SMALLEST[name]
+    # on one device, as its users run it
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    command = [sys.executable, str(BENCHMARKS / name), *arguments.split()]
+    done = subprocess.run(
+        command, cwd=BENCHMARKS.parent, env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [row for row in done.stdout.splitlines() if re.fullmatch(line, row)]
+    assert len(rows) == count, done.stdout
+    assert "nan" not in done.stdout.lower()

@@ -1,0 +1,111 @@
+"""What the parsers and the ends of several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from zip_rc_jax.config import LABELS, PipelineConfig
+from zip_rc_jax.runtime.processes import HELP
+
+CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
+DATA_HELP = (
+    "data=PATH takes the rollouts from there instead: a Parquet file in the schema of the ZIP-RC "
+    "authors' code, a directory of\n"
+    "such *.parquet files, or a directory of rollouts that zip-rc wrote."
+)
+OVERRIDE_HELP = (
+    "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; "
+    "unknown keys are errors"
+)
+
+
+class Command(Protocol):
+    """A module of this folder: the command of its name."""
+
+    def add_parser(self, commands: argparse._SubParsersAction) -> object:
+        """Adds the command's parser.
+
+        Nothing heavy is imported for it, so that `--help` is quick.
+        """
+
+    def run(self, arguments: argparse.Namespace, argv: Sequence[str]) -> int | None:
+        """Does it. Returns the exit status, None for 0."""
+
+
+def add_stage_parser(
+    commands: argparse._SubParsersAction, name: str, summary: str, details: str, *, together: bool
+) -> argparse.ArgumentParser:
+    """A parser with a config file and overrides; `together` if several processes may run the
+    command together.
+    """
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=details,
+        epilog=HELP if together else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(together=together)
+    parser.add_argument("config", help=CONFIG_HELP)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=OVERRIDE_HELP)
+    return parser
+
+
+def add_format(parser: argparse.ArgumentParser, stage: str) -> None:
+    """Adds `--format`; see `run_with_format`."""
+    parser.add_argument(
+        "--format",
+        choices=("tfds", "parquet"),
+        default="tfds",
+        help=f"parquet: write run_dir/{stage}.parquet too, from run_dir/{stage}, in the schema of "
+        "the ZIP-RC authors' code",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the model and what says how to read checkpoints of the paper's authors."""
+    parser.add_argument(
+        "model",
+        help="checkpoint or training directory of ours, Hugging Face directory or model id, GGUF "
+        "file, or embedded:NAME",
+    )
+    parser.add_argument(
+        "--zip-label",
+        choices=LABELS,
+        help="for checkpoints of the paper's authors: what the joint was trained on",
+    )
+    parser.add_argument(
+        "--zip-first-id",
+        type=int,
+        metavar="ID",
+        help="and its first reserved id (151669 with Qwen3)",
+    )
+
+
+def read_config(arguments: argparse.Namespace) -> PipelineConfig:
+    """The config file of the arguments with their overrides. Raises UsageError if it cannot be
+    read.
+    """
+    from zip_rc_jax.config.files import load_config
+
+    return load_config(arguments.config, arguments.overrides)
+
+
+def run_with_format(
+    arguments: argparse.Namespace, stage: Callable[[PipelineConfig], pathlib.Path]
+) -> None:
+    """Runs a stage that makes a dataset, and writes the dataset as `--format` says."""
+    from zip_rc_jax.runtime import distributed
+
+    config = read_config(arguments)
+    directory = stage(config)
+    if arguments.format == "parquet":
+        from zip_rc_jax.pipeline.parquet import export_parquet
+
+        if distributed.is_primary():
+            export_parquet(config, directory)
+        # a process that ends waits for the others for a minute, and then ends them
+        distributed.barrier()

@@ -1,0 +1,1 @@
+"""The decoder: from requests to results, on slots of one running batch."""

@@ -1,0 +1,94 @@
+"""Host records as the arrays that jitted programs take, padded to few shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.requests import TokenizedRequest
+from zip_rc_jax.inference.sampler import Sampling
+from zip_rc_jax.inference.state import StepInputs
+from zip_rc_jax.inference.tree import SearchTree
+from zip_rc_jax.search.inputs import SearchInputs
+
+
+def lanes_of(
+    rows: list[tuple[int, TokenizedRequest, int]],
+    stop_ids: Callable[[TokenizedRequest], tuple[int, ...]],
+    most_ids: int,
+    shape: tuple[int, int],
+) -> StepInputs:
+    """The requests of the rows to step.
+
+    Args:
+      rows: (lane, job, quota), not empty.
+      stop_ids: of a job, at most `most_ids`.
+      shape: shards and rows of each.
+    """
+    jobs = list({job.number: job for _, job, _ in rows}.values())
+    place = {job.number: i for i, job in enumerate(jobs)}
+    lanes = shape[0] * shape[1]
+    active, quota, which = (
+        np.zeros(lanes, bool),
+        np.zeros(lanes, np.int32),
+        np.zeros(lanes, np.int32),
+    )
+    for lane, job, tokens in rows:  # lanes that are not stepped get the first request
+        active[lane], quota[lane], which[lane] = True, tokens, place[job.number]
+
+    def per_lane(values: Any, dtype: Any = None) -> np.ndarray:
+        found = np.asarray(values, dtype)[which]
+        return found.reshape(*shape, *found.shape[1:])
+
+    return StepInputs(
+        active.reshape(shape),
+        per_lane([job.key for job in jobs], np.uint32),
+        quota.reshape(shape),
+        per_lane([job.config.max_tokens for job in jobs], np.int32),
+        per_lane(
+            [(*(ids := stop_ids(job)), *[-1] * (most_ids - len(ids))) for job in jobs], np.int32
+        ),
+        jax.tree.map(per_lane, Sampling.stack([job.config.sampling for job in jobs])),
+    )
+
+
+def search_inputs_of(
+    groups: list[SearchTree], grid: Grid, n: int, branching: bool, size: int
+) -> SearchInputs:
+    """The prefixes of all groups in `n` slots each, and when branching the root in one more, padded
+    to `size` prompts."""
+    shape = (size, n + branching)
+    joint = np.full((*shape, grid.n_cells), 1 / grid.n_cells, np.float32)
+    unfinished, exists = np.zeros(shape, bool), np.zeros(shape, bool)
+    tokens = np.zeros(shape, np.int32)
+    new_prefixes, must_extend = np.zeros(size, np.int32), np.zeros(size, bool)
+    alpha, beta = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for p, group in enumerate(groups):
+        for slot, branch in enumerate(group.branches):
+            joint[p, slot], tokens[p, slot] = branch.joint, len(branch.tokens)
+            unfinished[p, slot], exists[p, slot] = not branch.finished, True
+        if branching:
+            joint[p, n] = group.root_joint
+            unfinished[p, n] = exists[p, n] = True
+        # else all samples are there from the start
+        new_prefixes[p] = group.unborn if branching else 0
+        must_extend[p] = not group.job.config.abstain and not any(
+            b.finished for b in group.branches
+        )
+        alpha[p], beta[p] = group.job.config.alpha, group.job.config.beta
+    tables = joint.reshape(*shape, grid.n_reward, grid.n_length)
+    return SearchInputs(
+        tables,
+        unfinished,
+        tokens,
+        exists,
+        new_prefixes,
+        alpha,
+        beta,
+        must_extend,
+        has_root=branching,
+    )

@@ -1,0 +1,123 @@
+"""The model as the decoder sees it: an empty cache, and a function from new tokens to logits.
+
+Tests put a scripted model here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.models.kv_cache import Cache
+from zip_rc_jax.models.transformer import forward_cached, logits
+from zip_rc_jax.runtime.sharding import Layout
+
+
+class Network(Protocol):
+    """Hashable, so that the decoder's programs are compiled once per network.
+
+    Attributes:
+      layout: mesh and rules; its data axis has `X` devices.
+    """
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def empty_cache(self, shards: int, rows: int, slots: int) -> Any:
+        """A pytree with `axes()` and `copy_row(source, from_row, to_row, slots)`, as
+        `models.cache.Cache`.
+
+        A source may have fewer slots than are copied.
+        """
+
+    def logits(
+        self,
+        params: Any,
+        tokens: jax.Array,
+        positions: jax.Array,
+        last: jax.Array,
+        live: jax.Array,
+        cache: Any,
+        slots: int,
+    ) -> tuple[jax.Array, Any]:
+        """Feeds tokens to the first `N / X` rows of each of the `X` shards of the cache.
+
+        One function for prefill (`T` = prompt length) and step (`T` = 1). Reserved ids carry the
+        joint.
+
+        Args:
+          tokens, positions: `[N, T]` int32.
+          last: `[N]` int32, index of each row's last token that is not padding.
+          live: `[N]` bool, rows whose cache is written. The logits of the others mean nothing.
+          slots: slots to look at, more than any position.
+
+        Returns:
+          logits `[N, V]` float32 after token `last`, and the cache.
+        """
+
+    def temporary_bytes(self, rows: int, tokens: int, slots: int) -> int:
+        """Most bytes that `logits` holds per device besides its arguments and results, for `rows`
+        rows of each shard."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerNetwork:
+    """`models.transformer` with params `{"body": ..., "table": [V, d] unembedding with the reserved
+    rows folded in}`.
+
+    Attributes:
+      config, layout: of the model.
+      dtype: of the cache, the parameters' own.
+      unrolled: see `models.stacks.unstack`.
+    """
+
+    config: ModelConfig
+    layout: Layout
+    dtype: str
+    unrolled: bool = False
+
+    def empty_cache(self, shards: int, rows: int, slots: int) -> Cache:
+        return Cache.empty(self.config, shards, rows, slots, jnp.dtype(self.dtype), self.unrolled)
+
+    def logits(
+        self,
+        params: Any,
+        tokens: jax.Array,
+        positions: jax.Array,
+        last: jax.Array,
+        live: jax.Array,
+        cache: Cache,
+        slots: int,
+    ) -> tuple[jax.Array, Any]:
+        hidden, cache_out = forward_cached(
+            self.config,
+            params["body"],
+            tokens,
+            positions,
+            cache,
+            layout=self.layout,
+            slots=slots,
+            last=last,
+            live=live,
+            unrolled=self.unrolled,
+        )
+        at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return logits(self.config, at_last, params["table"]), cache_out
+
+    def temporary_bytes(self, rows: int, tokens: int, slots: int) -> int:
+        c, ways = self.config, self.layout.mesh.shape["tensor"]
+        heads, kv, hidden = (
+            c.n_heads * c.head_dim // ways,
+            c.n_kv_heads * c.head_dim // ways,
+            c.d_ff // ways,
+        )
+        scores = 2 * 4 * rows * (c.n_heads // ways) * tokens * slots
+        activations = 4 * rows * tokens * (4 * c.d_model + 2 * hidden + 2 * heads)
+        # One layer is worked on at a time: its cache and its weights may be copied.
+        cache = 2 * 2 * jnp.dtype(self.dtype).itemsize * rows * slots * kv
+        weights = 4 * c.d_model * (3 * hidden + 2 * heads + 2 * kv)
+        return scores + activations + cache + weights

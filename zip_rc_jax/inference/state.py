@@ -1,0 +1,493 @@
+"""The row pool and the jitted programs on it: prefill, advance, copy. One row holds one prefix.
+
+Everything the search does to prefixes is choosing row indices. The live rows of every shard are its
+first ones, so a step works on a leading part of the pool in place, and what must move (a new
+prefix, a branch, a paused row that makes room) is copied row by row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from zip_rc_jax.head import ZipHead, joint_log_probs, policy_logits
+from zip_rc_jax.inference.network import Network
+from zip_rc_jax.inference.sampler import Filters, Sampling, penalized, row_keys, sample, seen_tokens
+from zip_rc_jax.models.kv_cache import copy_row, first_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSpec:
+    """What the jitted programs are compiled for. Hashable.
+
+    Attributes:
+      network: the model.
+      head: where the joint lies in its logits.
+      vocab_size: `V`.
+      filters: parts of sampling that are compiled.
+      window: joints averaged per prefix.
+      history: joints of single steps that `advance` also returns, at least its `steps`; 0 for none.
+    """
+
+    network: Network
+    head: ZipHead
+    vocab_size: int
+    filters: Filters
+    window: int
+    history: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """What the requests say about the rows to step, `[X, W]`.
+
+    It comes anew with every interval, so the pool does not hold it.
+
+    Attributes:
+      active: bool, rows to step. The others (paused or free) stay as they are.
+      key: `[X, W, 2]` uint32, data of the request's random key.
+      quota: int32, generated tokens at which the row rests until the next interval.
+      max_tokens: int32, generated tokens after which the row is done.
+      stop_ids: `[X, W, K]` int32, ids that end the row; -1 is none.
+      sampling: how tokens are drawn.
+    """
+
+    active: Any
+    key: Any
+    quota: Any
+    max_tokens: Any
+    stop_ids: Any
+    sampling: Sampling
+
+
+def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> StepInputs:
+    """Shapes of `StepInputs`, to compile for."""
+
+    def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shards, width, *shape), dtype)
+
+    number = lane(jnp.float32)
+    sampling = Sampling(number, lane(jnp.int32), number, number, number)
+    return StepInputs(
+        lane(jnp.bool_),
+        lane(jnp.uint32, 2),
+        lane(jnp.int32),
+        lane(jnp.int32),
+        lane(jnp.int32, stop_ids),
+        sampling,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """Prefixes, `[X, R]`: `R` rows in each of `X` shards of the mesh's data axis.
+
+    `S` slots hold prompt and response; `C` cells.
+
+    Attributes:
+      tokens: `[X, R, S]` int32.
+      length: `[X, R]` int32, tokens so far, prompt included.
+      prompt_length: `[X, R]` int32.
+      prompt_hash: `[X, R]` uint32 and branch `[X, R]` int32: identity of the row's randomness.
+      done: `[X, R]` bool, ended by a stop id, by max_tokens or by a fault.
+      logits: `[X, R, V]` float32, of the next token, for the whole prefix.
+      ring: `[X, R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i %
+        W`.
+      cache: the network's; slots `0 .. length - 1` are valid.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    prompt_length: jax.Array
+    prompt_hash: jax.Array
+    branch: jax.Array
+    done: jax.Array
+    logits: jax.Array
+    ring: jax.Array
+    cache: Any
+
+    def sharding(self, settings: DecodeSpec) -> DecodeState:
+        """Where every leaf lies: shards over the data axis."""
+        axes: dict[str, Any] = {
+            name: ("batch", *[None] * (getattr(self, name).ndim - 1)) for name in _SMALL
+        }
+        axes["logits"] = ("batch", None, "vocab")
+        named = DecodeState(**axes, cache=self.cache.axes())
+        return jax.tree.map(lambda x, a: settings.network.layout.sharding(a, x.shape), self, named)
+
+    def copy_row(
+        self,
+        source: DecodeState,
+        from_row: jax.Array,
+        to_row: jax.Array,
+        branch: jax.Array,
+        slots: int,
+    ) -> DecodeState:
+        """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, with another branch
+        number unless that is -1.
+
+        In place, on the arrays of one shard.
+        """
+        names = [name for name in _SMALL if name != "tokens"]
+        small = {
+            name: copy_row(getattr(self, name), getattr(source, name), from_row, to_row, 1)
+            for name in names
+        }
+        number = jnp.where(branch < 0, source.branch[0, from_row], branch)
+        return DecodeState(
+            **small | {"branch": small["branch"].at[0, to_row].set(number)},
+            tokens=copy_row(self.tokens, source.tokens, from_row, to_row, 1, part=(2, slots)),
+            cache=self.cache.copy_row(source.cache, from_row, to_row, slots),
+        )
+
+
+_SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", "logits", "ring")
+
+
+def empty_rows(settings: DecodeSpec, rows: int, slots: int) -> DecodeState:
+    """A pool of `rows` free rows in each shard (all done), laid out on the mesh."""
+    return _maker(settings, rows, slots)()
+
+
+@functools.lru_cache(maxsize=16)
+def _maker(settings: DecodeSpec, rows: int, slots: int) -> Callable[[], DecodeState]:
+    """The compiled `empty_rows`, which is kept."""
+    shards = settings.network.layout.mesh.shape["data"]
+
+    def make() -> DecodeState:
+        def full(value: Any, *shape: int) -> jax.Array:
+            return jnp.full((shards, rows, *shape), value)
+
+        return DecodeState(
+            tokens=full(jnp.int32(0), slots),
+            length=full(jnp.int32(1)),
+            prompt_length=full(jnp.int32(1)),
+            prompt_hash=full(jnp.uint32(0)),
+            branch=full(jnp.int32(0)),
+            done=full(True),
+            logits=full(jnp.float32(0), settings.vocab_size),
+            ring=full(jnp.float32(0), settings.window, settings.head.grid.n_cells),
+            cache=settings.network.empty_cache(shards, rows, slots),
+        )
+
+    return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))
+
+
+# Per lane, one entry: `x[i, index[i]]` of `x [N, M, ...]`, and the same written. As a batched
+# gather and scatter they stay on the lane's device; indexed with the lane's number they would cross
+# the mesh.
+_pick = jax.vmap(lambda row, i: row[i])
+_place = jax.vmap(lambda row, i, value: row.at[i].set(value))
+
+
+def _joint(logits: jax.Array, head: ZipHead) -> jax.Array:
+    return jnp.exp(joint_log_probs(logits, head)).reshape(*logits.shape[:-1], -1)
+
+
+def _top(logits: jax.Array, head: ZipHead) -> jax.Array:
+    """`[...]`: the largest of the policy's logits in all logits `[..., V]`; NaN if one of them
+    is."""
+    return jnp.max(policy_logits(logits, head), axis=-1)
+
+
+def _log_prob(policy: jax.Array, top: jax.Array, token: jax.Array) -> jax.Array:
+    """`[R]` log-probability of `token [R]` under masked logits `policy [R, V]` with the maximum
+    `top [R]`.
+
+    The token's logit is picked by a sum, so that a vocabulary that lies on several devices stays
+    there.
+    """
+    mine = jnp.arange(policy.shape[-1]) == token[:, None]
+    picked = jnp.sum(jnp.where(mine, policy, 0), axis=-1)
+    return picked - top - jnp.log(jnp.sum(jnp.exp(policy - top[:, None]), axis=-1))
+
+
+def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -> jax.Array:
+    """`[...]` bool: NaN or infinity among the logits `[..., V]`, or no joint `[..., C]` in them.
+
+    Every logit is looked at once: the policy's in `top`, the reserved ones in the joint, and the
+      padding here.
+    """
+    return ~(
+        jnp.isfinite(top)
+        & jnp.isfinite(joint).all(-1)
+        & (logits[..., head.used_ids :] < jnp.inf).all(-1)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "steps"))
+def prefill(
+    settings: DecodeSpec,
+    params: Any,
+    tokens: jax.Array,
+    length: jax.Array,
+    prompt_hash: jax.Array,
+    pool: DecodeState | None = None,
+    stems: jax.Array | None = None,
+    steps: int = 0,
+) -> tuple[DecodeState, jax.Array]:
+    """Root prefixes of `X * N` prompts: their cache, their next-token logits and their first joint.
+
+    Args:
+      params: of the network.
+      tokens: `[X, N, S]` int32, prompts from slot 0; `S` is the slot count of the returned rows.
+      length: `[X, N]` int32 >= 1.
+      prompt_hash: `[X, N]` uint32.
+      pool: rows of which some begin as these prompts do.
+      stems: `[X, N, 2]` int32: a row of the same shard of `pool`, and how many first tokens of the
+        prompt that row begins with, fewer than the prompt has. Their part of the cache is copied,
+        and only the rest is computed.
+      steps: with `stems`, at least the longest such rest, in tokens.
+
+    Returns:
+      the rows, where `done` marks prompts whose logits are at fault, and the joints `[X, N, C]`.
+    """
+    shards, count, slots = tokens.shape
+    wide = jnp.zeros((shards, count, settings.vocab_size), jnp.float32)
+    ring = jnp.zeros((shards, count, settings.window, settings.head.grid.n_cells), jnp.float32)
+    cache = settings.network.empty_cache(shards, count, slots)
+    rows = DecodeState(
+        tokens,
+        length,
+        length,
+        prompt_hash,
+        jnp.zeros_like(length),
+        jnp.zeros_like(length, bool),
+        wide,
+        ring,
+        cache,
+    )
+    lanes, start = tokens.reshape(-1, slots), jnp.zeros(shards * count, jnp.int32)
+    if pool is not None and stems is not None:
+        lane = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (shards, count))
+        moves = jnp.stack([stems[..., 0], lane, jnp.zeros_like(lane)], axis=-1)
+        cache = copy_rows(
+            settings, rows, pool, moves, jnp.full(shards, count, jnp.int32), slots
+        ).cache
+        start = stems[..., 1].reshape(-1)
+    positions = start[:, None] + jnp.arange(steps or slots)
+    fed = jnp.take_along_axis(lanes, jnp.minimum(positions, slots - 1), axis=1)
+    live = jnp.ones(len(lanes), bool)
+    logits, cache = settings.network.logits(
+        params, fed, positions, length.reshape(-1) - 1 - start, live, cache, slots
+    )
+    logits = logits.reshape(shards, count, -1)
+    joint = _joint(logits, settings.head)
+    fault = _fault(logits, _top(logits, settings.head), joint, settings.head)
+    rows = dataclasses.replace(
+        rows, done=fault, logits=logits, ring=ring.at[:, :, 0].set(joint), cache=cache
+    )
+    return jax.lax.with_sharding_constraint(rows, rows.sharding(settings)), joint
+
+
+class Stepped(NamedTuple):
+    """What the host reads after an interval, for the `N = X * W` lanes that were stepped.
+
+    `tokens [N, S]`, `length [N]`, `done [N]`, `fault [N]`: done because the logits after its last
+    token are not finite, and `joint [N, C]`: the mean over the last `window` tokens (fewer while it
+    is shorter), without those logits.
+    `logprobs [N, S]` float32: of the tokens of this interval, before any sampling option.
+    `history [N, H, C]`: the joint after each of these tokens; None if `settings.history` is 0.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    done: jax.Array
+    fault: jax.Array
+    joint: jax.Array
+    logprobs: jax.Array
+    history: jax.Array | None
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
+def advance(
+    settings: DecodeSpec,
+    params: Any,
+    pool: DecodeState,
+    lanes: StepInputs,
+    steps: jax.Array,
+    slots: int,
+) -> tuple[DecodeState, Stepped]:
+    """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when
+    all active ones are done or rest.
+
+    Args:
+      lanes: what to do with these rows.
+      steps: scalar int32.
+      slots: slots the stepped rows may reach; at least their longest length + steps.
+    """
+    shards, width = lanes.active.shape
+    lanes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lanes)
+    seed_keys = jax.random.wrap_key_data(lanes.key)
+    window = settings.window
+
+    def live_rows(rows: dict[str, jax.Array]) -> jax.Array:
+        return lanes.active & ~rows["done"] & (rows["length"] - rows["prompt_length"] < lanes.quota)
+
+    def cond(carry: tuple[jax.Array, dict[str, jax.Array], Any]) -> jax.Array:
+        step, rows, _ = carry
+        return (step < steps) & jnp.any(live_rows(rows))
+
+    def body(
+        carry: tuple[jax.Array, dict[str, jax.Array], Any],
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        step, rows, cache = carry
+        tokens, length, done = rows["tokens"], rows["length"], rows["done"]
+        keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
+        policy = policy_logits(rows["logits"], settings.head)
+        weighed, top = policy, rows["top"]
+        if settings.filters.repetition:
+            weighed = penalized(policy, rows["seen"], lanes.sampling.repetition_penalty)
+            top = jnp.max(weighed, axis=-1)
+        drawn = sample(keys, weighed, lanes.sampling, settings.filters, top)
+        live = live_rows(rows)
+        # A row that is not live is fed its last token again, which gives its logits again if it
+        # only rests.
+        slot = jnp.where(live, length, length - 1)
+        token = jnp.where(live, drawn, _pick(tokens, slot))
+        log_prob = _log_prob(policy, rows["top"], token)
+        log_prob = jnp.where(live, log_prob, _pick(rows["logprobs"], slot))
+        length = length + live
+        generated = length - rows["prompt_length"]
+        ended = jnp.any(token[:, None] == lanes.stop_ids, axis=1) | (generated >= lanes.max_tokens)
+        done = done | (live & ended)
+        # Nothing comes after the last token of a row, so it stays out of the cache.
+        goes_on = lanes.active & ~done
+        logits, cache = settings.network.logits(
+            params, token[:, None], slot[:, None], jnp.zeros_like(slot), goes_on, cache, slots
+        )
+        place = generated % window
+        # The joint after the last token of a row is never read.
+        read = live & ~done
+        top, joint = _top(logits, settings.head), _joint(logits, settings.head)
+        fault = read & _fault(logits, top, joint, settings.head)
+        joint = jnp.where((read & ~fault)[:, None], joint, _pick(rows["ring"], place))
+        changed = {
+            "tokens": _place(tokens, slot, token),
+            "length": length,
+            "done": done | fault,
+            "fault": rows["fault"] | fault,
+            "logits": logits,
+            # of which the next token's weights are made too: no pass over the vocabulary looks for
+            # faults alone
+            "top": top,
+            "ring": _place(rows["ring"], place, joint),
+            "logprobs": _place(rows["logprobs"], slot, log_prob),
+        }
+        if settings.filters.repetition:
+            changed["seen"] = _place(rows["seen"], token, jnp.ones_like(live))
+        if settings.history:
+            changed["history"] = rows["history"].at[:, step].set(joint)
+        return step + 1, rows | changed, cache
+
+    before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
+    before["tokens"] = before["tokens"][:, :slots]
+    before |= {"fault": jnp.zeros_like(lanes.active), "top": _top(before["logits"], settings.head)}
+    before["logprobs"] = jnp.zeros(before["tokens"].shape, jnp.float32)
+    if settings.filters.repetition:
+        before["seen"] = seen_tokens(before["tokens"], before["length"], settings.vocab_size)
+    if settings.history:
+        cells = settings.head.grid.n_cells
+        before["history"] = jnp.zeros((shards * width, settings.history, cells), jnp.float32)
+    _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
+    after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])
+
+    def put(name: str) -> jax.Array:
+        whole, part = (
+            getattr(pool, name),
+            after[name].reshape(shards, width, *after[name].shape[1:]),
+        )
+        return (
+            whole.at[:, :width, :slots].set(part)
+            if name == "tokens"
+            else whole.at[:, :width].set(part)
+        )
+
+    seen = jnp.minimum(after["length"] - after["prompt_length"] + ~after["done"], window)
+    valid = jnp.arange(window) < seen[:, None]
+    total = jnp.einsum(
+        "rwc,rw->rc", after["ring"], valid.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    joint = total / jnp.maximum(seen, 1)[:, None]
+    stepped = Stepped(
+        tokens=after["tokens"],
+        length=after["length"],
+        done=after["done"],
+        fault=after["fault"],
+        joint=joint,
+        logprobs=after["logprobs"],
+        history=after.get("history"),
+    )
+    return DecodeState(**{name: put(name) for name in _SMALL}, cache=cache), stepped
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
+def copy_rows(
+    settings: DecodeSpec,
+    pool: DecodeState,
+    source: DecodeState | None,
+    moves: jax.Array,
+    count: jax.Array,
+    slots: int,
+) -> DecodeState:
+    """Copies rows one after the other, in place: start, branch, admit and making room are all this.
+
+    No copy crosses shards.
+
+    Args:
+      source: rows to copy from; None copies within the pool, where a move sees the moves before it.
+      moves: `[X, N, 3]` int32, per shard (from row, to row, branch number or -1 to keep it).
+      count: `[X]` int32, moves of each shard that count.
+      slots: slots to copy, at least the longest length that moves.
+    """
+
+    def one_shard(
+        pool: DecodeState, source: DecodeState | None, moves: jax.Array, count: jax.Array
+    ) -> DecodeState:
+        def one(i: jax.Array, pool: DecodeState) -> DecodeState:
+            from_row, to_row, branch = moves[0, i]
+            return pool.copy_row(
+                pool if source is None else source, from_row, to_row, branch, slots
+            )
+
+        return jax.lax.fori_loop(0, count[0], one, pool)
+
+    layout = settings.network.layout
+
+    def specs(rows: DecodeState | None) -> Any:
+        return None if rows is None else jax.tree.map(lambda s: s.spec, rows.sharding(settings))
+
+    mapped = jax.shard_map(
+        one_shard,
+        mesh=layout.mesh,
+        in_specs=(specs(pool), specs(source), PartitionSpec("data"), PartitionSpec("data")),
+        out_specs=specs(pool),
+        check_vma=False,
+    )
+    return mapped(pool, source, moves, count)
+
+
+def bucket(size: int, most: int | None = None, least: int = 8) -> int:
+    """Smallest of `least`, 2 `least`, 4 `least`, ... that holds `size`, at most `most`: few shapes
+    mean few compilations."""
+    wanted = least
+    while wanted < size:
+        wanted *= 2
+    return wanted if most is None else min(wanted, most)
+
+
+def fine_bucket(tokens: int, most: int, least: int = 64) -> int:
+    """Smallest of `least` (a power of two), 3/2 `least`, 2 `least`, 3 `least`, 4 `least`, ... that
+    holds `tokens`, at most `most`."""
+    wanted = least
+    while wanted < tokens:
+        wanted += wanted // 2 if wanted & (wanted - 1) == 0 else wanted // 3
+    return min(wanted, most)

@@ -1,0 +1,1 @@
+"""Attention: all scores at once, blocks of them, and kernels for TPU and GPU."""

@@ -1,0 +1,1 @@
+"""Other people's checkpoints and tokenizers, in and out."""

@@ -1,0 +1,295 @@
+"""The decoding cache: an explicit pytree in and out, one row per prefix, for attention and short
+convolutions alike.
+
+Rows are laid out `[X, R]`: `X` shards of the mesh's data axis with `R` rows each, so that
+everything that moves rows stays inside a shard. A forward steps the first `W` rows of every shard,
+in place; its batch is `X * W` lanes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.models.stacks import segments
+
+# Logical axes of the keys and values of a stack of layers, for `sharding.Layout`.
+KEY_AXES = ("layers", "batch", None, "kv_heads", "sequence", "head_dim")
+
+
+def first_rows(x: jax.Array, width: int) -> jax.Array:
+    """The first `width` rows of every shard of `[X, R, ...]`, as lanes `[X * width, ...]`."""
+    return x[:, :width].reshape(-1, *x.shape[2:])
+
+
+def resize_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
+    """Lanes `[X * W, ...]` as `[X * rows, ...]`: the first rows of every shard, or more of them,
+    that repeat its last."""
+    if len(x) == shards * rows:
+        return x
+    x = x.reshape(shards, -1, *x.shape[1:])[:, :rows]
+    x = jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), *[(0, 0)] * (x.ndim - 2)), mode="edge")
+    return x.reshape(-1, *x.shape[2:])
+
+
+def copy_row(
+    pool: jax.Array,
+    source: jax.Array,
+    from_row: jax.Array,
+    to_row: jax.Array,
+    axis: int,
+    part: tuple[int, int] | None = None,
+) -> jax.Array:
+    """One row of `source` into `pool`, in place, where both have their rows on `axis`; a shorter
+    row overwrites the beginning.
+
+    Args:
+      part: (axis, size): only the first `size` entries of that axis.
+    """
+    sizes = list(source.shape)
+    sizes[axis] = 1
+    if part is not None:
+        sizes[part[0]] = min(part[1], sizes[part[0]])
+
+    def at(row: jax.Array) -> list[jax.Array]:
+        return [row if i == axis else jnp.int32(0) for i in range(pool.ndim)]
+
+    # Cut and picked in one slice: of the whole pool cut first, XLA makes a copy for every row.
+    return jax.lax.dynamic_update_slice(
+        pool, jax.lax.dynamic_slice(source, at(from_row), sizes), at(to_row)
+    )
+
+
+def _copy_layer(
+    pool: jax.Array,
+    source: jax.Array,
+    layer: jax.Array,
+    from_row: jax.Array,
+    to_row: jax.Array,
+    slots: int,
+) -> jax.Array:
+    """The first `slots` slots of one layer of one row of `source` into `pool`, both `[L, X, R, K,
+    S, D]`, in place."""
+    zero = jnp.zeros_like(layer)
+    _, _, _, heads, _, dim = source.shape
+    found = jax.lax.dynamic_slice(
+        source,
+        (layer, zero, from_row, zero, zero, zero),
+        (1, 1, 1, heads, min(slots, source.shape[4]), dim),
+    )
+    return jax.lax.dynamic_update_slice(pool, found, (layer, zero, to_row, zero, zero, zero))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionCache:
+    """Keys and values of a stack of layers.
+
+    Slot `s` of a row holds position `s`; slots at or past the row's length are never read.
+
+    Attributes:
+      k, v: `[L, X, R, K, S, D]`. Layers lead because the forward scans over them.
+    """
+
+    k: jax.Array
+    v: jax.Array
+
+    @property
+    def slots(self) -> int:
+        return self.k.shape[4]
+
+    def copy_row(
+        self, source: AttentionCache, from_row: jax.Array, to_row: jax.Array, slots: int
+    ) -> AttentionCache:
+        """Copies the first `slots` slots of a row of `source`, which may be this very cache; arrays
+        of one shard.
+
+        Layer by layer: of a whole row XLA makes an array in HBM and reads it again, and a layer of
+          it stays in a TPU's vector memory.
+        """
+
+        def layer(i: jax.Array, pool: AttentionCache) -> AttentionCache:
+            other = pool if source is self else source
+            pairs = ((pool.k, other.k), (pool.v, other.v))
+            return AttentionCache(
+                *(_copy_layer(mine, theirs, i, from_row, to_row, slots) for mine, theirs in pairs)
+            )
+
+        return jax.lax.fori_loop(0, self.k.shape[0], layer, self)
+
+    def append(
+        self, layer: jax.Array, positions: jax.Array, live: jax.Array, k: jax.Array, v: jax.Array
+    ) -> AttentionCache:
+        """Writes new keys and values `[X * W, T, K, D]` of one layer to slots `positions [X * W,
+        T]` of the rows that are `live`."""
+        shards = self.k.shape[1]
+        # past the end: dropped
+        slot = jnp.where(live[:, None], positions, self.slots).reshape(
+            shards, -1, positions.shape[1]
+        )
+
+        row = jnp.arange(slot.shape[1])[:, None, None]
+        head = jnp.arange(k.shape[2])[None, :, None]
+
+        def write(cache: jax.Array, new: jax.Array) -> jax.Array:
+            new = new.reshape(shards, -1, *new.shape[1:]).swapaxes(2, 3).astype(cache.dtype)
+            # without a batch axis; a reshape of the cache instead would make XLA copy all of it
+            if shards == 1:
+                return cache.at[layer, 0, row, head, slot[0, :, None, :]].set(new[0], mode="drop")
+
+            def one(cache: jax.Array, slot: jax.Array, new: jax.Array) -> jax.Array:
+                return cache.at[layer, row, head, slot[:, None, :]].set(new, mode="drop")
+
+            return jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)(cache, slot, new)
+
+        return AttentionCache(write(self.k, k), write(self.v, v))
+
+    def read(self, layer: jax.Array, width: int, slots: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values `[X * width, K, slots, D]` of one layer: the first `slots` slots of the
+        first `width` rows of each shard."""
+
+        def part(cache: jax.Array) -> jax.Array:
+            _, shards, _, heads, _, dim = cache.shape
+            start = (layer, *[jnp.zeros((), layer.dtype)] * 5)
+            return jax.lax.dynamic_slice(
+                cache, start, (1, shards, width, heads, slots, dim)
+            ).reshape(-1, heads, slots, dim)
+
+        return part(self.k), part(self.v)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ConvCache:
+    """The last inputs of a stack of short convolutions, as a ring: the input at position `p` lies
+    at `p % taps`.
+
+    Attributes:
+      inputs: `[L, X, R, taps, d_model]`.
+    """
+
+    inputs: jax.Array
+
+    def copy_row(
+        self, source: ConvCache, from_row: jax.Array, to_row: jax.Array, slots: int
+    ) -> ConvCache:
+        return ConvCache(copy_row(self.inputs, source.inputs, from_row, to_row, 2))
+
+    def before(self, layer: jax.Array, first: jax.Array) -> jax.Array:
+        """Inputs `[X * W, taps - 1, d]` of one layer at the positions just before `first [X * W]`;
+        zeros before the sequence."""
+        taps, shards = self.inputs.shape[3], self.inputs.shape[1]
+        positions = first[:, None] + jnp.arange(1 - taps, 0)
+        ring = first_rows(self.inputs[layer], first.shape[0] // shards)
+        found = jnp.take_along_axis(ring, (positions % taps)[..., None], axis=1)
+        return jnp.where((positions >= 0)[..., None], found, 0)
+
+    def append(
+        self,
+        layer: jax.Array,
+        first: jax.Array,
+        last: jax.Array,
+        live: jax.Array,
+        inputs: jax.Array,
+    ) -> ConvCache:
+        """Stores what later tokens need.
+
+        Args:
+          first: `[X * W]` position of the first new token.
+          last: `[X * W]` index of the last valid new token.
+          live: `[X * W]` bool, rows to write.
+          inputs: `[X * W, taps - 1 + T, d]`: what `before` returned, then the new inputs.
+        """
+        taps, shards = self.inputs.shape[3], self.inputs.shape[1]
+        newest = (first + last)[:, None]
+        # the position that each ring slot holds afterwards
+        held = newest - (newest - jnp.arange(taps)) % taps
+        index = held - first[:, None] + taps - 1
+        ring = jnp.take_along_axis(inputs, index[..., None], axis=1).astype(self.inputs.dtype)
+        width = first.shape[0] // shards
+        ring = jnp.where(live[:, None, None], ring, first_rows(self.inputs[layer], width))
+        start = (layer, *[jnp.zeros((), layer.dtype)] * 4)
+        return ConvCache(
+            jax.lax.dynamic_update_slice(
+                self.inputs, ring.reshape(1, shards, width, *ring.shape[1:]), start
+            )
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The state of every row in every layer.
+
+    Attributes:
+      stacks: per stack of layers (see `stacks.segments`) an `AttentionCache` or a `ConvCache`.
+    """
+
+    stacks: dict[str, AttentionCache | ConvCache]
+
+    @classmethod
+    def empty(
+        cls,
+        config: ModelConfig,
+        shards: int,
+        rows: int,
+        slots: int,
+        dtype: jnp.dtype,
+        unrolled: bool = False,
+    ) -> Cache:
+        """For `rows` rows in each of `shards` shards; `unrolled` as in `stacks.segments`."""
+        found: dict[str, AttentionCache | ConvCache] = {}
+        for stack in (
+            stack for segment in segments(config.kinds, unrolled) for stack in segment.stacks
+        ):
+            count = len(stack.layers)
+            if stack.kind == "conv":
+                found[stack.name] = ConvCache(
+                    jnp.zeros((count, shards, rows, config.conv_kernel, config.d_model), dtype)
+                )
+            else:
+                shape = (count, shards, rows, config.n_kv_heads, slots, config.head_dim)
+                found[stack.name] = AttentionCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return cls(found)
+
+    def window(self, lanes: int, slots: int | None, unrolled: bool) -> tuple[int, int, int]:
+        """What a forward of `lanes` lanes looks at: shards `X`, rows of each (at least `lanes /
+        X`), and slots (at least `slots`).
+
+        That is no more than asked for, unless the layers have arrays of their own and it is most of
+        the cache: looking at all of it then costs less than the copy that XLA makes of a part on
+          CPU.
+        """
+        _, shards, rows, _, total, _ = next(
+            stack.k.shape for stack in self.stacks.values() if isinstance(stack, AttentionCache)
+        )
+        width, slots = lanes // shards, slots or total
+        return (
+            (shards, rows, total)
+            if unrolled and 10 * width * slots >= 7 * rows * total
+            else (shards, width, slots)
+        )
+
+    def axes(self) -> Cache:
+        """Logical axis names of every leaf, for `sharding.Layout`."""
+        attention = AttentionCache(KEY_AXES, KEY_AXES)  # type: ignore[arg-type]
+        conv = ConvCache(("layers", "batch", None, None, "channels"))  # type: ignore[arg-type]
+        return Cache(
+            {
+                name: attention if isinstance(stack, AttentionCache) else conv
+                for name, stack in self.stacks.items()
+            }
+        )
+
+    def copy_row(self, source: Cache, from_row: jax.Array, to_row: jax.Array, slots: int) -> Cache:
+        """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, in place; arrays of
+        one shard."""
+        return Cache(
+            {
+                name: s.copy_row(source.stacks[name], from_row, to_row, slots)  # type: ignore[arg-type]
+                for name, s in self.stacks.items()
+            }
+        )

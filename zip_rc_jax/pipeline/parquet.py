@@ -1,0 +1,87 @@
+"""The dataset of a stage as a Parquet file in the schema of the ZIP-RC authors' code."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from zip_rc_jax.config import PipelineConfig
+from zip_rc_jax.data.parquet import (
+    GenerationInfo,
+    open_rollouts,
+    read_generation,
+    read_parquet_metadata,
+    write_parquet,
+)
+from zip_rc_jax.data.rollouts import RolloutSource, summary_of
+from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
+from zip_rc_jax.runtime.errors import UsageError
+
+
+def export_parquet(config: PipelineConfig, directory: pathlib.Path) -> pathlib.Path:
+    """Writes the dataset of a stage also as `run_dir/STAGE.parquet`, in the authors' schema;
+    nothing if that is there already.
+
+    Raises:
+      UsageError: another file has that name, or it is unknown how the rollouts were sampled.
+    """
+    path = directory.with_name(f"{directory.name}.parquet")
+    source = RolloutSource(directory)
+    if not path.exists():
+        write_parquet(path, source, settings=_generation(config, source), metadata=source.metadata)
+    elif read_parquet_metadata(path) != source.metadata:
+        raise UsageError(
+            f"file {path}",
+            f"it was not written from {directory}, or something else rewrote it",
+            "rename or delete it",
+        )
+    return path
+
+
+def _generation(
+    config: PipelineConfig, source: RolloutSource
+) -> GenerationInfo | list[GenerationInfo]:
+    """How the rollouts of a stage's dataset were sampled, from the metadata of the stages before
+    it.
+    """
+    origin = source.metadata
+    while parent := origin.get("graded") or origin.get("rollouts"):
+        origin = parent
+    if "parquet" in origin:
+        if not config.data or open_rollouts(config.data)[1] != origin:
+            raise UsageError(
+                "format=parquet",
+                "these rollouts come from a Parquet file, and its model_id, temperature, ... "
+                "stand only there",
+                "pass the same data=FILE to `zip-rc grade --format parquet`, then "
+                "data=run_dir/graded.parquet to `zip-rc label`",
+            )
+        return read_generation(config.data)
+    policy = load_policy(config, dtype=config.dtype)
+    if origin.get("policy") != policy.digest():
+        raise UsageError(
+            f"policy.path={config.policy.path!r}",
+            "another policy sampled these rollouts",
+            "set it to that one",
+        )
+    sampling, longest = origin["rollout"], int(summary_of(source).prompt.max(initial=0))
+    return GenerationInfo(
+        model_id=config.policy.path or str(run_directory(config) / "policy"),
+        temperature=sampling["temperature"],
+        min_p=sampling["min_p"],
+        max_model_len=min(policy.config.max_positions, longest + sampling["max_tokens"]),
+        reasoning_enabled=asks_for_reasoning(
+            origin["prompt"], policy.tokenizer.chat_template or ""
+        ),
+    )
+
+
+def asks_for_reasoning(prompt: dict[str, Any], template: str) -> bool:
+    """Whether these prompts let the model think first: templates that can (Qwen3's) do unless
+    `enable_thinking` is false.
+    """
+    return (
+        prompt["style"] == "chat"
+        and "enable_thinking" in template
+        and bool(prompt["chat_template_kwargs"].get("enable_thinking", True))
+    )
