@@ -9,7 +9,7 @@ Without options: the embedded demo model and its tasks, at the price of compute 
   queue takes as long as its tokens) and
 at the config's alpha. The engines take turns within every run, so a busy machine slows all of them
 alike; medians over runs, after one run that compiles. Freed memory stays in the process
-(`host_memory`). `serial steps` is the mean number of decode steps that a prompt waited for.
+(`runtime.malloc`). `serial steps` is the mean number of decode steps that a prompt waited for.
 Accuracy is that of the answer by vote and of the one by value, which come from the same prefixes.
 The last lines name, for each of the two, the cheapest adaptive setting that reaches best-of-n with
 the same rule, and its share of best-of-n's seconds.

@@ -7,7 +7,7 @@ Plain sampling (temperature 1) of `--prompts` prompts with `--samples` samples e
 tokens per sample, from text to text. Both engines have the same weights and end-of-sequence
 disabled, and must continue the prompts with the same tokens at temperature 0, or nothing is timed.
 They take turns within every run, so a busy machine slows both alike; medians over runs. Freed
-memory stays in the process (`host_memory`), which they share. tunix gets what suits it best:
+memory stays in the process (`runtime.malloc`), which they share. tunix gets what suits it best:
 prompts padded to the longest and no further, and a cache of exactly the slots that are used. Its
 sampler takes a prompt once per sample, as its own GRPO rollouts do, and so prefills it as often;
 ours prefills it once.

@@ -6,7 +6,7 @@ same cores, and the machine's own limit.
 Plain sampling (temperature 1) of `--prompts` prompts with 8 samples and with 1, `--tokens` new
 tokens each, end-of-sequence disabled, so that every engine does the same work. The engines take
 turns within every run, so a busy machine slows all of them alike; medians over runs. Freed memory
-stays in the process (`host_memory`), which they share.
+stays in the process (`runtime.malloc`), which they share.
 
 The limit of a decode step is the slower of its multiply-adds at the matmul rate measured here and
 of its bytes (weights and cache, read once) at the bandwidth measured here. The last column is how

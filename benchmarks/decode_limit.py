@@ -4,8 +4,8 @@ rows, on whatever JAX runs on.
     python benchmarks/decode_limit.py [--config configs/qwen3_1.7b.yaml] [--rows 64 16] [--context 8192 2048] [--dtype bfloat16]
                                       [--steps 32] [--runs 5]
 
-The decoder's own program (`decoding.rows.advance`, which also samples and reads the joint) steps
-`--rows` rows of a pool of as many, each of which holds nearly `--context` tokens. Medians over runs
+The decoder's own program (`inference.state.advance`, which also samples and reads the joint) steps
+`--rows` rows of a pool of as many. Each row holds nearly `--context` tokens. Medians over runs
 of `--steps` steps.
 
 The limit is what the step must read, the weights and the cache of these rows once, at the bandwidth

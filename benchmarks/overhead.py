@@ -6,7 +6,7 @@ the same rows.
 The same model, cache and sampler in three loops of `--interval` decode steps, which take turns
 within every run, so a busy machine slows all of them alike, on the same arrays, as where a cache
 lies in memory makes a difference of several percent; medians of the runs, and of the ratios within
-a run. Freed memory stays in the process (`host_memory`):
+a run. Freed memory stays in the process (`runtime.malloc`):
 - plain: a jitted loop that draws tokens and feeds them, and knows nothing of a head;
 - head: the decoder's own program, which also reads the joint after every token, averages it, and
   looks for stop ids and faults;

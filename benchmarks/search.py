@@ -5,8 +5,8 @@ written reference.
 
 Prints microseconds per prompt. The variants take turns within every run, so a busy machine slows
 all of them alike; medians over runs. Inputs are numpy arrays on the host, so the times hold the
-transfer and the dispatch. Freed memory stays in the process (`host_memory`). The reference is timed
-on two prompts (published: the whole search with the no-harm pass; exhaustive: all subsets;
+transfer and the dispatch. Freed memory stays in the process (`runtime.malloc`). The reference is
+timed on two prompts (published: the whole search with the no-harm pass; exhaustive: all subsets;
 branching has no reference that ends in reasonable time).
 """
 

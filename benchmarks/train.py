@@ -8,7 +8,7 @@ A step is: forward of the student and of a frozen teacher, joint cross-entropy o
 ids, backward, clipping, AdamW. Both start from the same weights (the student a little away from the
 teacher, so that the KL has a gradient), see the same batch and the same learning rates, and must
 report the same losses for the first steps, or nothing is timed. They take turns within every run;
-medians over runs. Freed memory stays in the process (`host_memory`), which they share. Both keep
+medians over runs. Freed memory stays in the process (`runtime.malloc`), which they share. Both keep
 every activation (ours recomputes them with --remat, torch never does); torch has fused AdamW, and
 with one segment a row (the default) needs no attention mask. Use a quiet machine: other work was
 seen to slow torch far more than us. On a busy one, compare on one core each: `OMP_NUM_THREADS=1

@@ -22,7 +22,7 @@ from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
-from zip_rc_jax.runtime import storage as run_files
+from zip_rc_jax.runtime import storage
 
 ALPHAS = (0.1, 1.0)
 GRID = Grid((0.0, 0.5, 1.0), (0, 16, 32, 64))
@@ -119,7 +119,7 @@ def evaluation():
     curves = baseline_curves(pool)
     calibration = metrics.length_calibration(length * 1.1, length)
     return report.Evaluation(
-        metadata=run_files.run_metadata(
+        metadata=storage.run_metadata(
             {"decode": {"n": 8}}, ["zip-rc", "evaluate", "name=<b>&"], time.time() - 2
         ),
         pool=pool,
@@ -277,7 +277,7 @@ def test_trace_shows_pauses_forks_and_the_answer():
 
 
 def test_json_is_strict_and_complete(evaluation, tmp_path):
-    path = run_files.write_jsonl(
+    path = storage.write_jsonl(
         tmp_path / "results.jsonl",
         report.result_rows(evaluation.runs, evaluation.pool, [f"p{i}" for i in range(40)]),
     )
@@ -301,7 +301,7 @@ def test_json_is_strict_and_complete(evaluation, tmp_path):
         assert [row["cost/compute"] for row in mine] == pytest.approx(
             run.cost(evaluation.pool.mean_length, 0.5).compute
         )
-    path = run_files.write_json(
+    path = storage.write_json(
         tmp_path / "deep" / "metadata.json",
         {**evaluation.metadata, "x": np.float32(np.inf), "y": np.arange(2), "g": GRID},
     )
@@ -311,7 +311,7 @@ def test_json_is_strict_and_complete(evaluation, tmp_path):
 
 
 def test_the_baselines_can_be_computed_again_from_the_file_of_the_pool(evaluation, tmp_path):
-    path = run_files.write_jsonl(tmp_path / "pool.jsonl", report.pool_rows(evaluation.pool))
+    path = storage.write_jsonl(tmp_path / "pool.jsonl", report.pool_rows(evaluation.pool))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     pool = evaluation.pool
     assert [(r["prompt_idx"], r["sample_idx"]) for r in rows] == list(
@@ -335,14 +335,14 @@ def test_the_baselines_can_be_computed_again_from_the_file_of_the_pool(evaluatio
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path):
-    path = run_files.write_jsonl(tmp_path / "results.jsonl", [{"a": 1}])
+    path = storage.write_jsonl(tmp_path / "results.jsonl", [{"a": 1}])
 
     def rows():
         yield {"a": 2}
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_files.write_jsonl(path, rows())
+        storage.write_jsonl(path, rows())
     assert path.read_text() == '{"a": 1}\n'
 
 
@@ -353,7 +353,7 @@ def test_metadata_names_what_ran(evaluation):
     assert data["devices"]
     assert 2 <= data["seconds"] < 600
     assert data["config"] == {"decode": {"n": 8}}
-    assert run_files.run_metadata({}, [])["seconds"] is None
+    assert storage.run_metadata({}, [])["seconds"] is None
 
 
 def test_commit_is_that_of_the_package_only(tmp_path):
@@ -367,17 +367,17 @@ def test_commit_is_that_of_the_package_only(tmp_path):
     package = tmp_path / "zip_rc_jax"
     package.mkdir()
     (package / "a.py").write_text("1\n")
-    assert run_files._git_commit(package) is None  # no repository
+    assert storage._git_commit(package) is None  # no repository
     git("init")
     git("add", ".")
     git("commit", "-m", "a")
-    commit = run_files._git_commit(package)
+    commit = storage._git_commit(package)
     assert commit is not None
     assert re.fullmatch("[0-9a-f]{40}", commit)
     (package / "a.py").write_text("2\n")
-    assert run_files._git_commit(package) == f"{commit}+changes"
+    assert storage._git_commit(package) == f"{commit}+changes"
     (package / "venv").mkdir()
-    assert run_files._git_commit(package / "venv") is None  # inside somebody else's repository
+    assert storage._git_commit(package / "venv") is None  # inside somebody else's repository
 
 
 @pytest.mark.parametrize(
@@ -404,15 +404,15 @@ def test_an_installed_package_has_the_commit_that_pip_or_the_launcher_recorded(
     if origin:
         (recorded / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert run_files.package_commit(package, {"ZIP_RC_COMMIT": variable}) == expected
-    assert run_files.package_commit(tmp_path / "a copy" / "zip_rc_jax", {}) is None, (
+    assert storage.package_commit(package, {"ZIP_RC_COMMIT": variable}) == expected
+    assert storage.package_commit(tmp_path / "a copy" / "zip_rc_jax", {}) is None, (
         "the record is of what is installed there"
     )
 
 
 def test_the_compiler_of_a_tpu_is_among_the_versions(monkeypatch):
-    monkeypatch.setattr(run_files, "_version", lambda package: f"{package} 1")
-    assert {"jax", "libtpu"} <= run_files.run_metadata({}, [])["versions"].keys()
+    monkeypatch.setattr(storage, "_version", lambda package: f"{package} 1")
+    assert {"jax", "libtpu"} <= storage.run_metadata({}, [])["versions"].keys()
 
 
 def test_console_tables_show_the_same_cells(evaluation):

@@ -33,6 +33,7 @@ from zip_rc_jax.inference.engine import ENGINE_OPTIONS, Engine
 from zip_rc_jax.inference.memory import shard_bytes
 from zip_rc_jax.inference.sharing import OwnSession, SharedEngine
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
+from zip_rc_jax.search.policies import fixed
 
 PROMPTS = ["x", "y y", "z", "x y z", "y", "z z"]
 
@@ -467,3 +468,18 @@ def test_every_option_is_of_the_shared_engine_or_of_a_call():
         *OF_A_CALL,
     }
     assert not OF_A_CALL & set(ENGINE_OPTIONS)
+
+
+def test_an_own_policy_sees_the_options_of_its_call(lm):
+    seen = []
+
+    def recording(inputs, *, grid, config):
+        seen.append((config.alpha, config.max_tokens, config.temperature))
+        return fixed(inputs, grid=grid, config=config)
+
+    decoder = Decoder(lm, dataclasses.replace(REAL, strategy=recording))
+    for options in ({"alpha": 0.25, "max_tokens": 7}, {"alpha": 0.75, "temperature": 0.5}):
+        seen.clear()
+        decoder(REAL_PROMPTS[:1], **options)
+        expected = dataclasses.replace(REAL, **options)
+        assert set(seen) == {(expected.alpha, expected.max_tokens, expected.temperature)}

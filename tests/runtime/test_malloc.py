@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zip_rc_jax.runtime import malloc as host_memory
+from zip_rc_jax.runtime import malloc
 
 # Prints whether freed memory is kept, and the page faults of an execution with temporaries of a
 # size. The least of seven, because something small may come to lie where they were, and they then
@@ -129,16 +129,16 @@ def test_what_was_kept_can_be_given_back():
 
 @pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
 def test_what_the_environment_says_of_malloc_stands(monkeypatch, variable):
-    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: pytest.fail("malloc was changed"))
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: pytest.fail("malloc was changed"))
     monkeypatch.setenv(variable, "2")
-    assert not host_memory.keep_freed_memory()
+    assert not malloc.keep_freed_memory()
 
 
 def test_nothing_happens_where_malloc_is_not_that_of_glibc(monkeypatch):
     for name in ("GLIBC_TUNABLES", *[name for name in os.environ if name.startswith("MALLOC_")]):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: object())
-    assert not host_memory.keep_freed_memory()
-    host_memory.give_back_freed_memory()
-    monkeypatch.setattr(host_memory.sys, "platform", "darwin")
-    assert not host_memory.keep_freed_memory()
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: object())
+    assert not malloc.keep_freed_memory()
+    malloc.give_back_freed_memory()
+    monkeypatch.setattr(malloc.sys, "platform", "darwin")
+    assert not malloc.keep_freed_memory()

@@ -144,7 +144,7 @@ def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> Tr
 
 
 def abstract_decode_params(layout: Layout, model: ModelConfig, dtype: str) -> dict[str, Any]:
-    """What `decoding.engine` passes: the body, and the unembedding with the reserved rows folded
+    """What `inference.engine` passes: the body, and the unembedding with the reserved rows folded
     in."""
     shapes = {
         "body": param_shapes(model),

@@ -14,14 +14,15 @@ from zip_rc_jax.runtime.errors import UsageError
 if TYPE_CHECKING:
     from zip_rc_jax.aot.report import Report
 
-DESCRIPTION = """Compiles the real training step or decoder for a TPU topology, without a TPU (libtpu does
-it on any CPU machine), and prints per chip: memory against what the chip has, operations and HBM
-bytes against what they should be, and what crosses the network. Exit status 1 if a program leaves
-less than 10% of the memory free, or a training step spends more than 1.15 times the operations that
-are counted by hand: the useful ones and those that are computed again to save memory.
+DESCRIPTION = """Compiles the real training step or decoder for a TPU topology, without a TPU
+(libtpu does it on any CPU machine), and prints per chip: memory against what the chip has,
+operations and HBM bytes against what they should be, and what crosses the network. Exit status 1
+if a program leaves less than 10% of the memory free, or a training step spends more than 1.15 times
+the operations that are counted by hand: the useful ones and those that are computed again to save
+memory.
 Needs libtpu, best in an environment of its own: pip install -e '.[tpu]' in a checkout.
 
-"""  # noqa: E501
+"""
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:

@@ -1,4 +1,4 @@
-"""Every setting of every stage: frozen dataclasses (`config_file` reads them from YAML).
+"""Every setting of every stage: frozen dataclasses (`config.files` reads them from YAML).
 
 One file describes one pipeline; each stage reads its own section. An unknown key, a wrong type or
 an impossible value is a `UsageError` before anything is computed. All classes are hashable, so they

@@ -488,24 +488,43 @@ def _define(dimension: str, entries: dict[str, Fraction | int]) -> None:
             _UNIT_TABLE[name.replace("_", " ")] = (dimension, Fraction(scale))
 
 
-_define("length", {
-    "m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter "
-                                                        "centimetre": _F(1, 100), "mm millimeter "
-                                                                                  "millimetre": _F(1, 1000),  # noqa: E501
-    "nm nanometer": _F(1, 10**9), "µm μm micrometer micron": _F(1, 10**6), "in inch inches": _F(254,
-    10**4),
-    "ft foot feet": _F(3048, 10**4),
-    "yd yard": _F(9144, 10**4), "mi mile": _F(1609344, 1000),
-})  # fmt: skip
-_define("mass", {
-    "g gram gramme gm": 1, "kg kilogram kilo": 1000, "mg milligram": _F(1, 1000),
-    "lb lbs pound": _F(45359237, 10**5), "oz ounce": _F(45359237, 1600000),
-    "tonne": 10**6,
-})  # fmt: skip
-_define("time", {
-    "s sec second": 1, "ms millisecond": _F(1, 1000), "min minute": 60, "h hr hour": 3600,
-    "day": 86400, "week": 604800,
-})  # fmt: skip
+_define(
+    "length",
+    {
+        "m meter metre": 1,
+        "km kilometer kilometre": 1000,
+        "cm centimeter centimetre": _F(1, 100),
+        "mm millimeter millimetre": _F(1, 1000),
+        "nm nanometer": _F(1, 10**9),
+        "µm μm micrometer micron": _F(1, 10**6),
+        "in inch inches": _F(254, 10**4),
+        "ft foot feet": _F(3048, 10**4),
+        "yd yard": _F(9144, 10**4),
+        "mi mile": _F(1609344, 1000),
+    },
+)
+_define(
+    "mass",
+    {
+        "g gram gramme gm": 1,
+        "kg kilogram kilo": 1000,
+        "mg milligram": _F(1, 1000),
+        "lb lbs pound": _F(45359237, 10**5),
+        "oz ounce": _F(45359237, 1600000),
+        "tonne": 10**6,
+    },
+)
+_define(
+    "time",
+    {
+        "s sec second": 1,
+        "ms millisecond": _F(1, 1000),
+        "min minute": 60,
+        "h hr hour": 3600,
+        "day": 86400,
+        "week": 604800,
+    },
+)
 _define("calendar", {"month": 1, "year yr": 12})
 _define("usd", {"$ usd dollar us$ buck": 1, "cent ¢ penny pennies": _F(1, 100)})
 _define("eur", {"€ euro eur": 1})

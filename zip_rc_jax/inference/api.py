@@ -14,6 +14,7 @@ from typing import Any
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.config.checks import shown
+from zip_rc_jax.config.plugins import POLICIES
 from zip_rc_jax.config.renamed import new_names
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference.engine import (
@@ -247,8 +248,14 @@ class Decoder:
                 yield event
 
     def _shared(self, config: DecodeConfig) -> SharedEngine:
-        """The engine of all calls with these `ENGINE_OPTIONS`. It lives as long as one of them."""
-        key = DecodeConfig(**{name: getattr(config, name) for name in ENGINE_OPTIONS})
+        """The engine of all calls with these `ENGINE_OPTIONS`. It lives as long as one of them.
+
+        A policy of one's own gets the whole config and may read any option of it, so calls share
+        an engine there only if all their options are the same.
+        """
+        key = config
+        if POLICIES.is_builtin(config.strategy):
+            key = DecodeConfig(**{name: getattr(config, name) for name in ENGINE_OPTIONS})
         with self._lock:
             found = self._engines.get(key)
             if found is None:

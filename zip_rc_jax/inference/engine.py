@@ -6,7 +6,7 @@ prefixes begin, not before: more prompts are in flight than could all have all t
   once, and one that finds no free rows waits with its decision made (`placement.safe` says why
   never all wait).
 So which prompts are stepped together depends on the pool, and what is decided for each does not.
-The jitted work is in `rows` (stepping) and `meta_actions` (deciding).
+The jitted work is in `state` (stepping) and `meta_actions` (deciding).
 """
 
 from __future__ import annotations
@@ -445,7 +445,7 @@ class Engine:
         groups: list[SearchTree],
         batch: list[list[TokenizedRequest]],
     ) -> tuple[DecodeState, list[SearchTree], list[ResultEvent]]:
-        """Prefills these prompts, from the rows of `groups` as far as they begin alike."""
+        """Prefills these prompts, from the rows of `groups` as far as they begin the same way."""
         if not any(batch):
             return pool, [], []
         # a padded prompt costs as much as a real one

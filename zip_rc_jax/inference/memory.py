@@ -40,7 +40,7 @@ class Estimate:
 
 
 def abstract_pool(settings: DecodeSpec, rows: int, slots: int) -> DecodeState:
-    """The pool of `rows.empty_rows` as shapes, laid out as it is."""
+    """The pool of `state.empty_rows` as shapes, laid out as it is."""
     found = jax.eval_shape(lambda: empty_rows(settings, rows, slots))
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),

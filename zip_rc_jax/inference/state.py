@@ -376,8 +376,7 @@ def advance(
             "done": done | fault,
             "fault": rows["fault"] | fault,
             "logits": logits,
-            # of which the next token's weights are made too: no pass over the vocabulary looks for
-            # faults alone
+            # `sample` reuses this maximum, so the NaN check costs no extra pass.
             "top": top,
             "ring": _place(rows["ring"], place, joint),
             "logprobs": _place(rows["logprobs"], slot, log_prob),
