@@ -88,6 +88,13 @@ class Started:
     def text(self, index=0):
         return self.logs[index].read_text()
 
+    def account(self, statuses):
+        """What each process has written, with its exit status (None: it still runs)."""
+        return "\n".join(
+            f"---- process {index}, status {status}\n{self.text(index)}"
+            for index, status in enumerate(statuses)
+        )
+
     def stop(self):
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
@@ -170,7 +177,7 @@ def wait_for_step(stage, step, here):
     """Returns once a run has logged `step`; it must still be alive until then."""
     end = time.monotonic() + SECONDS
     while not any(record["step"] >= step for record in records(stage)):
-        dead = [process.poll() for process in here.processes]
-        assert dead == [None] * len(dead), here.text()
-        assert time.monotonic() < end, here.text()
+        statuses = [process.poll() for process in here.processes]
+        assert not any(status is not None for status in statuses), here.account(statuses)
+        assert time.monotonic() < end, here.account(statuses)
         time.sleep(0.02)
