@@ -124,7 +124,9 @@ def started(arguments, directory, *, count=1, devices=1, command=None):
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(directory / "xla"),
-        HEARTBEAT: "10",
+        # A machine under load may hold a healthy process back for ten seconds.
+        HEARTBEAT: "20",
+        "PYTHONFAULTHANDLER": "1",  # a crash leaves its stack in the log
     }
     environment["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
