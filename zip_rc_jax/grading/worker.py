@@ -31,9 +31,15 @@ MEMORY_BYTES = 4 << 30
 
 
 def load(name: str) -> Any:
-    """A neighboring file as a module of its own, without the package: that would load JAX."""
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"zip_rc_{name}", path)
+    """A neighboring file or folder as a module of its own, without the package around it."""
+    folder = pathlib.Path(__file__).with_name(name)
+    path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    # A spec with search locations is a package: the files in it import each other relatively.
+    spec = importlib.util.spec_from_file_location(
+        f"zip_rc_{name}",
+        path,
+        submodule_search_locations=[str(folder)] if folder.is_dir() else None,
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
