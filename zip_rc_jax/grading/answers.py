@@ -152,20 +152,20 @@ def _without_thoughts(text: str) -> str:
 
 def _statements(text: str) -> list[tuple[int, int, str]]:
     """(where it begins, where its answer begins, kind) of each statement of an answer, in order."""
-    found = [(m.start(), m.end(), "marker") for m in _MARKER.finditer(text)]
-    found += [(m.start(), m.end(), "tag") for m in _TAG.finditer(text)]
-    found += [
+    statements = [(m.start(), m.end(), "marker") for m in _MARKER.finditer(text)]
+    statements += [(m.start(), m.end(), "tag") for m in _TAG.finditer(text)]
+    statements += [
         (m.start(), m.end(), "hashes")
         for m in _HASHES.finditer(text)
         if _is_value(_line(text, m.end()))
     ]
-    found += [(begin, begin, "box") for begin, _, _ in _boxes(text)]
-    found += [
+    statements += [(begin, begin, "box") for begin, _, _ in _boxes(text)]
+    statements += [
         (m.start(), m.end(), "phrase")
         for m in _PHRASE.finditer(text)
         if not _HYPOTHETICAL.search(text, max(0, m.start() - 40), m.start())
     ]
-    return sorted(found)
+    return sorted(statements)
 
 
 def _that_counts(text: str, strong: list[tuple[int, int, str]]) -> tuple[int, int, str]:
@@ -401,25 +401,25 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
     """
     # where an open box and its contents begin; None for braces that are no box
     opened: list[tuple[int, int] | None] = []
-    found: list[tuple[int, int, int]] = []
+    boxes: list[tuple[int, int, int]] = []
     for brace in _BRACES.finditer(text):
         if brace.group() == "}":
             box = opened.pop() if opened else None
             if box is not None:
-                found.append((box[0], brace.end(), box[1]))
+                boxes.append((box[0], brace.end(), box[1]))
         elif brace.group() == "{" or (brace.group()[-1] == "{" and len(brace.group()) > 2):
             opened.append((brace.start(), brace.end()) if len(brace.group()) > 2 else None)
     return sorted(
-        [(b, e, text[c : e - 1]) for b, e, c in _last_few(found, text)]
+        [(b, e, text[c : e - 1]) for b, e, c in _last_few(boxes, text)]
         + [(m.start(), m.end(), m[1].rstrip(".,;!")) for m in _last_bare(text)]
     )
 
 
-def _last_few(found: list[tuple[int, int, int]], text: str) -> Iterator[tuple[int, int, int]]:
+def _last_few(boxes: list[tuple[int, int, int]], text: str) -> Iterator[tuple[int, int, int]]:
     """The boxes with contents that begin last: copying the contents of all of a deep nest would
     take quadratic time."""
     kept = 0
-    for b, e, c in sorted(found, reverse=True):
+    for b, e, c in sorted(boxes, reverse=True):
         if (
             not text[c : min(e - 1, c + 1000)].strip()
             or not _EMPTY_BOX.sub("", text[c : min(e - 1, c + 1000)]).strip()

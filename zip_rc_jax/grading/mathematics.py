@@ -83,15 +83,15 @@ def _parse(text: str, complex_valued: bool) -> Any:
     if re.search(r"(?<![_^0-9.])[0-9][0-9.]*\s+[0-9]", text):  # the grammar would read 4 2 as 42
         return None
     try:
-        found = latex_reader.latex2sympy(
+        formula = latex_reader.latex2sympy(
             normalize_latex(text, _NORMAL),
             is_real=not complex_valued,
             convert_degrees=False,
             normalization_config=None,
         )
-        if found is None or found.has(sympy.nan, sympy.zoo):
+        if formula is None or formula.has(sympy.nan, sympy.zoo):
             return None
-        return sympy.nsimplify(found, rational=True) if found.has(sympy.Float) else found
+        return sympy.nsimplify(formula, rational=True) if formula.has(sympy.Float) else formula
     except Exception:  # the grammar does not know it
         return None
 

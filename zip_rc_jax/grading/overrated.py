@@ -54,11 +54,11 @@ def overrated(task: str, gold: str, answer: str) -> bool:
     expected = plain.read(gold)
     if expected[0] != "num":
         return False
-    found = plain.read(answer)
-    if found[0] != "num":
+    given = plain.read(answer)
+    if given[0] != "num":
         return True
     tolerance = TOLERANCE.get(task, DEFAULT_TOLERANCE)
-    return abs(found[1] - expected[1]) > tolerance * abs(expected[1])
+    return abs(given[1] - expected[1]) > tolerance * abs(expected[1])
 
 
 def _grid(text: str) -> str:

@@ -8,9 +8,9 @@ from fractions import Fraction
 from typing import Any
 
 from .latex import fraction, latex, prepared
-from .numbers import _terminates, rational, significant
-from .reading import _RELATION, Node, alternatives, read
-from .text import _words, clean
+from .numbers import has_finite_decimal, rational, significant
+from .reading import RELATION, Node, alternatives, read
+from .text import clean, words_of
 
 Judge = Callable[[str, str], bool]
 
@@ -188,7 +188,7 @@ def _same_values(x: Fraction, places_x: int | None, y: Fraction, places_y: int |
         if (
             places is not None
             and places >= 6
-            and not _terminates(exact)
+            and not has_finite_decimal(exact)
             and significant(rounded) >= 6
         ):
             return abs(exact - rounded) * 2 * 10**places <= 1
@@ -261,7 +261,7 @@ def _in_any_order(first: tuple[Node, ...], second: tuple[Node, ...], judge: Judg
 
 
 _COMMON_WORDS = frozenset(
-    _words("no on am ma as at it is of or by be he if in me my us up we do go to so an")
+    words_of("no on am ma as at it is of or by be he if in me my us up we do go to so an")
 )
 
 
@@ -277,4 +277,4 @@ def _product_letters(a: str, b: str) -> bool:
 
 
 def _is_relation(text: str) -> bool:
-    return "=" in text or bool(_RELATION.search(text))
+    return "=" in text or bool(RELATION.search(text))

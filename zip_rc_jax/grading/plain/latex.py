@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from .reading import Node
-from .text import _closing
+from .text import closing
 
 
 def fraction(value: Fraction) -> str:
@@ -79,7 +79,7 @@ def _arguments(text: str, name: str, left: str, right: str, keep: bool = True) -
     out, i = [], 0
     while (at := text.find(name + "(", i)) >= 0:
         start = at + len(name)
-        end = _closing(text, start)
+        end = closing(text, start)
         if end < 0 or (
             name.isalpha() and at > 0 and (text[at - 1].isalpha() or text[at - 1] == "\\")
         ):

@@ -8,9 +8,9 @@ from typing import Any
 
 MAX_BITS = 40_000  # of a numerator or denominator
 
-_FIGURES = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+FIGURES = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>" + _FIGURES + r")(?:[eE](?P<exponent>[-+]?[0-9]{1,5})(?![0-9.A-Za-z]))?"
+    r"\s*(?:(?P<number>" + FIGURES + r")(?:[eE](?P<exponent>[-+]?[0-9]{1,5})(?![0-9.A-Za-z]))?"
     r"|(?P<frac>\\frac\s*(?=\{))|(?P<times>\\times(?![A-Za-z])|\\cdot(?![A-Za-z])|\*\*?)|(?P<op>[-+/^(){}]))"
 )
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\(?:overline|bar)\s?\{([0-9]{1,40})\}")
@@ -56,7 +56,7 @@ class _Rational:
             raise _Unreadable
         self.at += 1
 
-    def whole(self) -> Fraction:
+    def parse(self) -> Fraction:
         value = self.sum()
         if self.at != len(self.tokens):
             raise _Unreadable
@@ -177,18 +177,18 @@ def rational(text: str) -> Fraction | None:
     if _SPACED.fullmatch(text):
         text = text.replace(" ", "")
     try:
-        return _bounded(_Rational(text).whole())
+        return _bounded(_Rational(text).parse())
     except _Unreadable:
         return None
 
 
-def _decimals(text: str) -> int | None:
+def decimal_places(text: str) -> int | None:
     """How many decimal places a plain decimal number shows; None for every other form."""
     m = re.fullmatch(r"[-+]?[0-9,]*\.([0-9]+)", text.strip())
     return len(m[1]) if m else None
 
 
-def _terminates(value: Fraction) -> bool:
+def has_finite_decimal(value: Fraction) -> bool:
     under = value.denominator
     for p in (2, 5):
         while under % p == 0:

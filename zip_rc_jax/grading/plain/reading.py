@@ -6,18 +6,18 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from .numbers import _decimals, rational
+from .numbers import decimal_places, rational
 from .text import (
-    _TEXT,
-    _TEXT_GROUP,
     FUNCTION_WORDS,
     MAX_CHARS,
-    _top_level,
-    _words,
+    TEXT_COMMAND,
+    TEXT_GROUP,
     balanced,
     clean,
+    top_level,
+    words_of,
 )
-from .units import _SCALE_WORDS, split_unit
+from .units import SCALE_WORDS, split_unit
 
 Node = tuple[Any, ...]
 
@@ -31,12 +31,12 @@ _CHOICE = re.compile(r"\(([A-Za-z])\)\s+(.+)|([A-J])[.):]\s+(.+)|\(([A-J])\)\s*(
 _LETTER = re.compile(
     r"(?:(?:option|choice|answer|alternative)\s+)?\(?\s*([A-Za-z])\s*\)?\s*[.):]?", re.IGNORECASE
 )
-_TEXT_CHOICE = re.compile(_TEXT + r"\s?\{\s*(\([A-Za-z]\)|[A-J][.):])\s*\}")
+_TEXT_CHOICE = re.compile(TEXT_COMMAND + r"\s?\{\s*(\([A-Za-z]\)|[A-J][.):])\s*\}")
 _BASE = re.compile(r"([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)_\{?\s*([0-9]{1,2}|\\text\{[a-z]+\})\s*\}?")
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]{1,12}|[A-Z]{1,4})(?:_(?:\{[^{}]{1,12}\}|[A-Za-z0-9]))?'*(?:\s?\([A-Za-z0-9,\s\\]{1,20}\))?|\\angle\s?[A-Z]{1,3}|\([A-Za-z](?:\s?,\s?[A-Za-z])+\)"
 )
-_RELATION = re.compile(r"\\(?:le|ge|ne|lt|gt|subset|in|notin|equiv|sim)(?![A-Za-z])|[<>]")
+RELATION = re.compile(r"\\(?:le|ge|ne|lt|gt|subset|in|notin|equiv|sim)(?![A-Za-z])|[<>]")
 _SEPARATOR = re.compile(
     r",|;|\s(?:and|or|And|Or)\s|\\text\s?\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
 )
@@ -143,7 +143,7 @@ def _tree(text: str, depth: int) -> Node:
     if matrix:
         rows = [r for r in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if r.strip()]
         return ("matrix", tuple(tuple(read(c, depth + 1) for c in r.split("&")) for r in rows))
-    top = _top_level(text)
+    top = top_level(text)
     several = _split(text, top, _SEPARATOR, keep_thousands=True)
     if len(several) > 1 and all(p.strip() for p in several):
         return _listed(several, depth)
@@ -161,20 +161,20 @@ def _tree(text: str, depth: int) -> Node:
     equation = _equation(text, depth)
     if equation is not None:
         return equation
-    value, found = split_unit(text)
+    value, unit = split_unit(text)
     number = rational(value)
     if number is not None:
-        return ("num", number, found, _decimals(value))
-    plain_text = _TEXT_GROUP.sub(r"\1", text)
+        return ("num", number, unit, decimal_places(value))
+    plain_text = TEXT_GROUP.sub(r"\1", text)
     words = re.sub(
         r"^(?:the|an|a)\s+(?=\S)", "", " ".join(plain_text.lower().replace("'", "").split())
     )
-    count = _number_in_words(words)
+    count = number_in_words(words)
     if count is not None:
         return ("num", Fraction(count), None, None)
     if _are_words(words):
         return ("word", words.strip(" .,!?"))
-    return ("tex", value if found else text, found)
+    return ("tex", value if unit else text, unit)
 
 
 def _are_words(text: str) -> bool:
@@ -191,14 +191,14 @@ def _are_words(text: str) -> bool:
     )
 
 
-_ONES = _words(
+_ONES = words_of(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"
 )
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
-def _number_in_words(text: str) -> int | None:
+def number_in_words(text: str) -> int | None:
     """forty-two, one hundred and five, three thousand; None for anything else."""
     total = part = 0
     last = 10**9
@@ -215,7 +215,7 @@ def _number_in_words(text: str) -> int | None:
         elif token == "hundred" and 0 < part < 10:
             part, last = part * 100, 100
         elif token in ("thousand", "million") and 0 < part < 1000:
-            total, part, last = (total + part) * _SCALE_WORDS[token], 0, 10**6
+            total, part, last = (total + part) * SCALE_WORDS[token], 0, 10**6
         else:
             return None
     return total + part
@@ -270,7 +270,7 @@ def _bracketed(text: str, depth: int) -> Node | None:
             return None
     else:
         return None
-    top = _top_level(inner)
+    top = top_level(inner)
     # "(1)(2)" begins and ends with parentheses, too.
     level = 0
     for i, c in enumerate(inner):
@@ -300,8 +300,8 @@ def _equation(text: str, depth: int) -> Node | None:
     text = re.sub(r"^([A-Za-z]) (?:is|equals) (?=\S)", r"\1 = ", text)
     if "=" not in text and "\\approx" not in text:
         return None
-    top = _top_level(text)
-    if _RELATION.search(text):
+    top = top_level(text)
+    if RELATION.search(text):
         return None
     parts = [
         p.strip()
@@ -311,7 +311,7 @@ def _equation(text: str, depth: int) -> Node | None:
         if text.startswith(("=", "\\approx")) and len(parts) == 2:
             return read(parts[1], depth + 1)
         return None
-    plain_name = _TEXT_GROUP.sub(r"\1", parts[0]).strip()
+    plain_name = TEXT_GROUP.sub(r"\1", parts[0]).strip()
     named = bool(_NAME.fullmatch(plain_name)) and rational(plain_name) is None
     described = bool(
         re.fullmatch(r"[A-Za-z][A-Za-z' ]{2,60}", plain_name)
@@ -343,16 +343,16 @@ def _equation(text: str, depth: int) -> Node | None:
 def alternatives(text: str) -> list[Node]:
     """Other readings of a text that has two: 5! as a factorial, 100,200 as two numbers, 0,5 as a
     decimal."""
-    found: list[Node] = []
+    readings: list[Node] = []
     if len(text) > MAX_CHARS:
-        return found
+        return readings
     cleaned = clean(text)
     if cleaned.endswith("!") and len(cleaned) > 1:
-        found.append(("tex", cleaned, None))
+        readings.append(("tex", cleaned, None))
     if re.fullmatch(r"[0-9]{1,3}(?:,[0-9]{3})+", cleaned):
-        found.append(
+        readings.append(
             ("list", "", tuple(("num", Fraction(int(p)), None, None) for p in cleaned.split(",")))
         )
     if re.fullmatch(r"-?0,[0-9]+", cleaned):
-        found.append(("num", Fraction(cleaned.replace(",", ".")), None, None))
-    return found
+        readings.append(("num", Fraction(cleaned.replace(",", ".")), None, None))
+    return readings

@@ -9,12 +9,12 @@ import unicodedata
 MAX_CHARS = 4_000  # longer texts are compared as they stand
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     return text.split()
 
 
 FUNCTION_WORDS = frozenset(
-    _words(
+    words_of(
         "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp pi sqrt cbrt "
         "abs max min gcd lcm mod det "
         "theta alpha beta gamma delta lambda mu sigma phi omega rho tau epsilon inf infinity lim "
@@ -71,12 +71,12 @@ _COMMANDS = [
     (re.compile(r"(\\frac\{[^{}]*\})\s*([0-9A-Za-z])"), r"\1{\2}"),
     (re.compile(r"\\sqrt\s*([0-9]+|[A-Za-z])"), r"\\sqrt{\1}"),
 ]  # fmt: skip
-_TEXT = (
+TEXT_COMMAND = (
     r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf|operatorname|emph|underline"
     r"|boldsymbol|bm)"
 )
-_TEXT_GROUP = re.compile(_TEXT + r"\s?\{([^{}]*)\}")
-_WRAPPER = re.compile(r"(?:" + _TEXT + r"|\\(?:boxed|fbox|displaystyle))\s?\{")
+TEXT_GROUP = re.compile(TEXT_COMMAND + r"\s?\{([^{}]*)\}")
+_WRAPPER = re.compile(r"(?:" + TEXT_COMMAND + r"|\\(?:boxed|fbox|displaystyle))\s?\{")
 _DELIMITERS = (
     ("$$", "$$"),
     ("$", "$"),
@@ -113,12 +113,12 @@ def clean(text: str) -> str:
                 text = inner.strip()
                 break
         wrapper = _WRAPPER.match(text)
-        if wrapper and _closing(text, wrapper.end() - 1) == len(text) - 1:
+        if wrapper and closing(text, wrapper.end() - 1) == len(text) - 1:
             text = text[wrapper.end() : -1].strip()
         elif (
             wrapper is None
             and text.startswith("{")
-            and _closing(text, 0) == len(text) - 1
+            and closing(text, 0) == len(text) - 1
             and "," not in text
         ):
             text = text[1:-1].strip()  # a LaTeX group; "{1, 2}" is a set
@@ -179,7 +179,7 @@ def _roots(text: str) -> str:
         if figure:
             out.append("{" + figure.group() + "}")
             i = figure.end()
-        elif text[i] == "(" and (end := _closing(text, i)) > 0:
+        elif text[i] == "(" and (end := closing(text, i)) > 0:
             out.append("{" + text[i + 1 : end] + "}")
             i = end + 1
     return "".join(out) + text[i:]
@@ -188,7 +188,7 @@ def _roots(text: str) -> str:
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
-def _closing(text: str, start: int) -> int:
+def closing(text: str, start: int) -> int:
     """Where the bracket that opens at `start` closes, -1 if nowhere."""
     return _pairs(text, text[start]).get(start, -1)
 
@@ -200,7 +200,7 @@ def _pairs(text: str, opening: str) -> dict[int, int]:
     Escaped braces are brackets of their own. One pass, however deep they are.
     """
     opened: list[int] = []
-    found: dict[int, int] = {}
+    closes: dict[int, int] = {}
     skip = False
     for i, c in enumerate(text):
         if skip or c == "\\":
@@ -208,8 +208,8 @@ def _pairs(text: str, opening: str) -> dict[int, int]:
         elif c == opening:
             opened.append(i)
         elif c == _PAIRS[opening] and opened:
-            found[opened.pop()] = i
-    return found
+            closes[opened.pop()] = i
+    return closes
 
 
 def balanced(text: str) -> bool:
@@ -219,7 +219,7 @@ def balanced(text: str) -> bool:
     ) == text.count("}")
 
 
-def _top_level(text: str) -> list[bool]:
+def top_level(text: str) -> list[bool]:
     """For each character, whether it stands outside all brackets, environments and bars."""
     flags, depth, environment, i = [], 0, 0, 0
     while i < len(text):

@@ -6,8 +6,8 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from .numbers import _FIGURES
-from .text import _TEXT, _TEXT_GROUP, FUNCTION_WORDS, _words
+from .numbers import FIGURES
+from .text import FUNCTION_WORDS, TEXT_COMMAND, TEXT_GROUP, words_of
 
 _F = Fraction
 _UNIT_TABLE: dict[str, tuple[str, Fraction]] = {}
@@ -89,7 +89,7 @@ _define("count", {"unit": 1})
 
 _ONE_LETTER = frozenset("msghljwnv")
 _NOT_UNITS = frozenset(
-    _words(
+    words_of(
         "is are was were because since as and or not nor times plus minus over divided than if "
         "but when so then to mod choose "
         "squared cubed equals equal by with without where which that this have has had neither "
@@ -97,7 +97,7 @@ _NOT_UNITS = frozenset(
         "an from into for at only half twice solution solutions answer approximately about times pi"
     )
 ) | (FUNCTION_WORDS - {"min"})
-_SCALE_WORDS = {
+SCALE_WORDS = {
     "hundred": 10**2,
     "thousand": 10**3,
     "million": 10**6,
@@ -157,7 +157,7 @@ def unit(text: str) -> tuple[Any, ...] | None:
 
     Known: ("known", ((dimension, power), ...), scale). Others: ("noun", head, phrase).
     """
-    text = _TEXT_GROUP.sub(r" \1 ", text)
+    text = TEXT_GROUP.sub(r" \1 ", text)
     text = re.sub(r"\^\s?\{\s?(-?[0-9])\s?\}", r"^\1", text)
     text = " ".join(
         text.replace("\\$", "$")
@@ -241,10 +241,10 @@ def _known_unit(text: str) -> tuple[Any, ...] | None:
             m = re.fullmatch(r"\s*(.+?)(?:\^(-?[0-9]))?\s*", factor)
             if m is None:
                 return None
-            found = _known(m[1]) or (_known(m[1].rstrip(".")) if m[1].endswith(".") else None)
-            if found is None:
+            entry = _known(m[1]) or (_known(m[1].rstrip(".")) if m[1].endswith(".") else None)
+            if entry is None:
                 return None
-            dimension, size = found
+            dimension, size = entry
             power = sign * int(m[2] or 1)
             if dimension == "volume":
                 dimension, size, power = "length", size / 1000, 3 * power
@@ -269,12 +269,12 @@ _CURRENCY = re.compile(
 )
 _LITERAL = re.compile(
     r"[-+]?\s*(?:\\frac\s?\{\s*[0-9]+\s*\}\s?\{\s*[0-9]+\s*\}"
-    r"|" + _FIGURES + r"(?:[eE][-+]?[0-9]{1,5}(?![0-9A-Za-z]))?"
+    r"|" + FIGURES + r"(?:[eE][-+]?[0-9]{1,5}(?![0-9A-Za-z]))?"
     r"(?:\s?\\frac\s?\{\s*[0-9]+\s*\}\s?\{\s*[0-9]+\s*\}|\s[0-9]+/[0-9]+|/[0-9]+)?"
     r"(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*[-+]?[0-9]+\s*\}|[-+]?[0-9]+))?)"
 )
 _TAIL_TEXT = re.compile(
-    r"(?:\s*/?\s*" + _TEXT + r"\s?\{[^{}]*\}(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?)+$"
+    r"(?:\s*/?\s*" + TEXT_COMMAND + r"\s?\{[^{}]*\}(?:\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9]))?)+$"
 )
 
 
@@ -306,20 +306,24 @@ def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
         )
         rest = re.sub(r"^-(?=[A-Za-z]{3})", "", rest)
         word = re.match(r"\s*([A-Za-z]+)\b", rest)
-        if word and word[1].lower() in _SCALE_WORDS:
+        if word and word[1].lower() in SCALE_WORDS:
             value, other = (
                 split_unit("0" + rest[word.end() :]) if rest[word.end() :].strip() else ("0", None)
             )
             if value == "0":
-                return f"({literal.group()})*{_SCALE_WORDS[word[1].lower()]}", other
-        found = unit(rest)
-        if found is not None and _one_letter_ok(rest, spaced) and (spaced or found[0] != "noun"):
-            return literal.group().strip(), found
+                return f"({literal.group()})*{SCALE_WORDS[word[1].lower()]}", other
+        measure = unit(rest)
+        if (
+            measure is not None
+            and _one_letter_ok(rest, spaced)
+            and (spaced or measure[0] != "noun")
+        ):
+            return literal.group().strip(), measure
     tail = _TAIL_TEXT.search(text) if "\\" in text else None
     if tail and tail.start() > 0:
-        found = unit(tail.group())
-        if found is not None:
-            return text[: tail.start()].strip(), found
+        measure = unit(tail.group())
+        if measure is not None:
+            return text[: tail.start()].strip(), measure
     words = text.split(" ")
     for count in (3, 2, 1):
         if len(words) > count:
@@ -327,9 +331,9 @@ def split_unit(text: str) -> tuple[str, tuple[Any, ...] | None]:
             ends_a_value = re.search(r"[0-9)}\]]$|\\pi$", " ".join(words[:-count]))
             if (
                 ends_a_value
-                and (found := unit(last)) is not None
-                and found[0] == "known"
+                and (measure := unit(last)) is not None
+                and measure[0] == "known"
                 and _one_letter_ok(last, True)
             ):
-                return " ".join(words[:-count]), found
+                return " ".join(words[:-count]), measure
     return text, None
