@@ -83,7 +83,7 @@ def abstract_state(
         "zip_rows": jax.ShapeDtypeStruct((head.grid.n_cells, model.d_model), jnp.float32),
     }
     params = place(layout, shapes, {"body": param_axes(model), "zip_rows": ("cells", "embed")})
-    found = jax.eval_shape(lambda p: init_state(p, train), params)
+    state = jax.eval_shape(lambda p: init_state(p, train), params)
     placed = {
         _keys(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
@@ -92,7 +92,7 @@ def abstract_state(
         sharding = placed.get(_keys(path)) or layout.sharding((None,) * leaf.ndim)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    opt_state = jax.tree_util.tree_map_with_path(like_params, found.opt_state)
+    opt_state = jax.tree_util.tree_map_with_path(like_params, state.opt_state)
     counter: Any = _abstract(layout, (), jnp.int32, ())
     return TrainState(params, opt_state, counter, counter)
 
@@ -108,9 +108,11 @@ def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | 
     if not train.kl_weight or train.cache_teacher:
         return None
     body = state.params["body"]
-    found = jax.eval_shape(lambda b: cast_teacher(b, train), body)
+    teacher = jax.eval_shape(lambda b: cast_teacher(b, train), body)
     return jax.tree.map(
-        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, body
+        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
+        teacher,
+        body,
     )
 
 

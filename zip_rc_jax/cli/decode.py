@@ -134,9 +134,9 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     key_data(arguments.seed)
 
     # Prompts.
-    found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
-    prompts: list[TextOrChat] = [p.question for p in found] or arguments.prompt
-    with _lines_named(arguments.input, found):
+    problems = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
+    prompts: list[TextOrChat] = [p.question for p in problems] or arguments.prompt
+    with _lines_named(arguments.input, problems):
         for number, text in enumerate(prompts):
             assert isinstance(text, str)
             check_text(number, text)
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     alone = (
         only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext()
     )
-    with _lines_named(arguments.input, found), alone:
+    with _lines_named(arguments.input, problems), alone:
         lm = load(
             arguments.model,
             dtype=arguments.dtype,
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             results = decode_prompts(
                 lm, prompts, config, arguments.seed, chat, live=arguments.stream
             )
-            _graded(found, results)
+            _graded(problems, results)
             return print_answers(results)
 
         # Or in a directory, whose journal holds what an earlier call finished.
@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             "decode": to_dict(config),
             "seed": arguments.seed,
             "dtype": arguments.dtype,
-            "answers": hash_of([p.answer for p in found]),
+            "answers": hash_of([p.answer for p in problems]),
         }
         output = DecodeOutput(arguments.output, lm, prompts, chat, asked)
         if output.finished:
@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             )
 
         # The files, complete at once; the journal goes last.
-        rows = _graded(found, results)
+        rows = _graded(problems, results)
         write_jsonl(output.results, rows)
         metadata = run_metadata({"decode": to_dict(config)}, argv, started)
         write_json(output.metadata, metadata | {"fingerprint": output.fingerprint})
@@ -193,7 +193,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _lines_named(path: pathlib.Path | None, found: Sequence[Problem]) -> Iterator[None]:
+def _lines_named(path: pathlib.Path | None, problems: Sequence[Problem]) -> Iterator[None]:
     """An error about "prompt 3" inside names the line of the file `path` that the prompt `found[3]`
     comes from.
     """
@@ -201,14 +201,14 @@ def _lines_named(path: pathlib.Path | None, found: Sequence[Problem]) -> Iterato
         yield
     except UsageError as error:
         number = re.match(r"prompt ([0-9]+)\b", error.value)
-        if number is None or int(number[1]) >= len(found):
+        if number is None or int(number[1]) >= len(problems):
             raise
         raise UsageError(
-            f"{path}, line {found[int(number[1])].line}, {error.value}", error.reason, error.fix
+            f"{path}, line {problems[int(number[1])].line}, {error.value}", error.reason, error.fix
         ) from error
 
 
-def _graded(found: Sequence[Problem], results: Sequence[Result]) -> list[dict[str, Any]]:
+def _graded(problems: Sequence[Problem], results: Sequence[Result]) -> list[dict[str, Any]]:
     """Results as rows, with `answer` and `correct` where the input file has an answer; the accuracy
     is printed.
     """
@@ -216,11 +216,11 @@ def _graded(found: Sequence[Problem], results: Sequence[Result]) -> list[dict[st
     from zip_rc_jax.grading.grader import Grader, correct
 
     rows = [r.to_dict() for r in results]
-    if answered := [i for i, p in enumerate(found) if p.answer]:
+    if answered := [i for i, p in enumerate(problems) if p.answer]:
         with Grader() as grader:
-            scores = grader.grade_many((found[i], results[i].text) for i in answered)
+            scores = grader.grade_many((problems[i], results[i].text) for i in answered)
         for i, score in zip(answered, scores, strict=True):
-            rows[i] |= {"answer": found[i].answer, "correct": correct(score)}
+            rows[i] |= {"answer": problems[i].answer, "correct": correct(score)}
         console.print(
             f"accuracy {sum(correct(s) for s in scores) / len(scores):.3f} over {len(scores)} "
             "problems"

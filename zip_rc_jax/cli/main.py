@@ -164,14 +164,14 @@ def _count_compiling() -> list[float]:
     """
     from jax import monitoring
 
-    found: list[float] = []
+    seconds: list[float] = []
 
     def note(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            found.append(duration_secs)
+            seconds.append(duration_secs)
 
     monitoring.register_event_duration_secs_listener(note)
-    return found
+    return seconds
 
 
 def _quiet() -> None:

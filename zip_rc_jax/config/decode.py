@@ -37,14 +37,14 @@ def _ids(value: Any) -> tuple[int, ...]:
     if isinstance(value, (str, bytes, bytearray, Mapping)):
         raise UsageError(*problem)
     try:
-        found = list(itertools.islice(value, MOST_STOP_IDS + 1))
-        ids = tuple(dict.fromkeys(operator.index(i) for i in found))
+        listed = list(itertools.islice(value, MOST_STOP_IDS + 1))
+        ids = tuple(dict.fromkeys(operator.index(i) for i in listed))
     except Exception:  # no iterable, or one of another's making that fails
         raise UsageError(*problem) from None
-    if any(isinstance(i, (bool, np.bool_)) for i in found):
+    if any(isinstance(i, (bool, np.bool_)) for i in listed):
         raise UsageError(*problem)
     require(
-        len(found) <= MOST_STOP_IDS,
+        len(listed) <= MOST_STOP_IDS,
         problem[0],
         "every token is compared with each of them",
         f"give at most {MOST_STOP_IDS}",

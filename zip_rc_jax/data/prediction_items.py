@@ -75,8 +75,8 @@ def _parse(text: str, number: int) -> PredictionLine:
 def _of_result(data: dict[str, Any], number: int) -> PredictionLine:
     incomplete = ValueError("it is no complete result of `zip-rc decode`")
     try:
-        found = {prefix["id"]: prefix["token_ids"] for prefix in data["prefixes"]}
-        answer = found.get(data["prefix_id"])
+        token_ids = {prefix["id"]: prefix["token_ids"] for prefix in data["prefixes"]}
+        answer = token_ids.get(data["prefix_id"])
         prompt, tokens = data["prompt"], data["usage"]["prompt_tokens"]
     except (KeyError, TypeError):
         raise incomplete from None

@@ -257,10 +257,10 @@ class Decoder:
         if POLICIES.is_builtin(config.strategy):
             key = DecodeConfig(**{name: getattr(config, name) for name in ENGINE_OPTIONS})
         with self._lock:
-            found = self._engines.get(key)
-            if found is None:
-                found = self._engines[key] = SharedEngine(Engine(self.lm, key, self._seed))
-            return found
+            engine = self._engines.get(key)
+            if engine is None:
+                engine = self._engines[key] = SharedEngine(Engine(self.lm, key, self._seed))
+            return engine
 
     def _start(
         self,
@@ -305,8 +305,8 @@ def _events(start: Callable[[], Session]) -> Iterator[Event]:
 
 def _results(events: Iterable[Event | None]) -> list[Result]:
     """All results, in the order of the prompts."""
-    found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
-    return [found[i] for i in range(len(found))]
+    results = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
+    return [results[i] for i in range(len(results))]
 
 
 class _AsyncSession:

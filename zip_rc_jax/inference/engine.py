@@ -166,11 +166,11 @@ def prepared(lm: LanguageModel) -> Prepared:
     """
     with _PREPARING:
         held = _PREPARED.get(lm)
-        found = held() if held is not None else None
-        if found is None:
-            found = Prepared(*transformer_network(lm))
-            _PREPARED[lm] = weakref.ref(found)
-        return found
+        prepared = held() if held is not None else None
+        if prepared is None:
+            prepared = Prepared(*transformer_network(lm))
+            _PREPARED[lm] = weakref.ref(prepared)
+        return prepared
 
 
 def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
@@ -219,11 +219,11 @@ class _MemoryCheck:
         def needed(rows: int, slots: int, window: int = self.config.window) -> memory.Estimate:
             settings = dataclasses.replace(self.settings, window=window)
             sizes = largest_prefills(max(1, rows // self.config.n), min(prompt, slots))
-            found = [
+            estimates = [
                 memory.estimate(settings, self.held, rows, slots, min(count, rows), tokens)
                 for count, tokens in sizes
             ]
-            return max(found, key=lambda estimate: estimate.total)
+            return max(estimates, key=lambda estimate: estimate.total)
 
         devices = self.settings.network.layout.mesh.devices
         limit = memory.device_limit(devices.flat[0], devices.size)

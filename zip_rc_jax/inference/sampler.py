@@ -234,7 +234,7 @@ def _draw(uniform: jax.Array, weights: jax.Array) -> jax.Array:
     cumulative = jnp.cumsum(weights, axis=-1)
     # Rounding may lift a cumulative sum where the weight is 0, or keep all of them from exceeding
     # the last: neither may be drawn.
-    found = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
+    reached = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
     return jnp.where(
-        jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), jnp.argmax(weights, axis=-1)
+        jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), jnp.argmax(weights, axis=-1)
     ).astype(jnp.int32)

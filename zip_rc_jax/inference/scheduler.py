@@ -138,13 +138,13 @@ def next_batch(
 
 def fresh(jobs: list[TokenizedRequest], known: list[list[int]]) -> list[TokenizedRequest]:
     """Those that begin neither as one of the `known` prompts nor as one before them."""
-    found: list[TokenizedRequest] = []
+    chosen: list[TokenizedRequest] = []
     for job in jobs:
         if not any(
-            shared_prefix(job.ids, ids) for ids in [*known, *(other.ids for other in found)]
+            shared_prefix(job.ids, ids) for ids in [*known, *(other.ids for other in chosen)]
         ):
-            found.append(job)
-    return found
+            chosen.append(job)
+    return chosen
 
 
 def next_to_step(groups: list[SearchTree], shards: int, rows: int) -> tuple[list[SearchTree], int]:

@@ -211,8 +211,8 @@ class SearchTree:
     def lengths(self) -> dict[int, int]:
         """The rows that it holds, the root's first, and how many tokens lie in each."""
         prompt = len(self.job.ids)
-        found = {} if self.root_row is None else {self.root_row: prompt}
-        return found | {b.row: prompt + len(b.tokens) for b in self.branches if b.row is not None}
+        lengths = {} if self.root_row is None else {self.root_row: prompt}
+        return lengths | {b.row: prompt + len(b.tokens) for b in self.branches if b.row is not None}
 
     def rows(self) -> list[int]:
         """All that it holds."""

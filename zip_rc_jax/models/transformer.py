@@ -642,8 +642,8 @@ def logits(
       master: the parameter that `table` stands for, see `product`; None if it is `table` itself.
     """
     if master is None:
-        found = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+        scores = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
     else:
-        found = product(hidden, table.T, master.T, jnp.float32)
+        scores = product(hidden, table.T, master.T, jnp.float32)
     cap = config.logit_softcap
-    return cap * jnp.tanh(found / cap) if cap else found
+    return cap * jnp.tanh(scores / cap) if cap else scores

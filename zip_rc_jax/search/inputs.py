@@ -143,21 +143,21 @@ def search_inputs(
     prompts, slots = joint.shape[:2]
 
     def array(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Any:
-        found = _array(name, value, kind)
-        if name in ("alpha", "beta") and not found.ndim:
-            found = (
-                found * np.ones(shape, found.dtype)
-                if isinstance(found, jax.core.Tracer)
-                else np.full(shape, found)
+        converted = _array(name, value, kind)
+        if name in ("alpha", "beta") and not converted.ndim:
+            converted = (
+                converted * np.ones(shape, converted.dtype)
+                if isinstance(converted, jax.core.Tracer)
+                else np.full(shape, converted)
             )
-        if found.shape != shape:
+        if converted.shape != shape:
             each = f" or {name} as one number" if name in ("alpha", "beta") else ""
             raise UsageError(
-                f"{name} of shape {found.shape}",
+                f"{name} of shape {converted.shape}",
                 f"joint has shape {joint.shape}, {prompts} prompts of {slots} prefixes",
                 f"pass {name} of shape {shape}{each}",
             )
-        return found
+        return converted
 
     def optional(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Any:
         return None if value is None else array(name, value, kind, shape)
@@ -272,19 +272,19 @@ def checked_action(action: Any, inputs: SearchInputs, grid: Grid, policy: str) -
     }
     arrays = {}
     for name, shape in shapes.items():
-        found = arrays[name] = np.asarray(getattr(action, name))
-        if found.shape != shape:
+        array = arrays[name] = np.asarray(getattr(action, name))
+        if array.shape != shape:
             names = "[prompts, prefixes]" if len(shape) == 2 else "[prompts]"
             raise UsageError(
-                f"{value} returned {name} of shape {found.shape}",
+                f"{value} returned {name} of shape {array.shape}",
                 f"the inputs have {shape}, {names}",
                 "return the shape of the inputs",
             )
         whole = name != "utility"
-        if not np.issubdtype(found.dtype, np.integer if whole else np.floating):
+        if not np.issubdtype(array.dtype, np.integer if whole else np.floating):
             words = "whole" if whole else "floating-point"
             raise UsageError(
-                f"{value} returned {name} of dtype {found.dtype}",
+                f"{value} returned {name} of dtype {array.dtype}",
                 f"it holds {words} numbers",
                 "convert it with astype",
             )

@@ -326,7 +326,7 @@ def _utility(
         return utility(terms, multiplicity, live, **prices, skill=settings.skill, grid=grid)
     value = f"utility {shown(utility)}"
     try:
-        found = jnp.asarray(
+        utilities = jnp.asarray(
             utility(terms, multiplicity, live, **prices, skill=settings.skill, grid=grid)
         )
     except jax.errors.JAXTypeError as error:
@@ -336,11 +336,11 @@ def _utility(
             "use jax.numpy, and no if or float() on values",
         ) from None
     shape = (*multiplicity.shape[:2], terms.value.shape[-1])
-    if found.shape != shape or not jnp.issubdtype(found.dtype, jnp.floating):
+    if utilities.shape != shape or not jnp.issubdtype(utilities.dtype, jnp.floating):
         raise UsageError(
-            f"{value} returned {found.dtype}{list(found.shape)}",
+            f"{value} returned {utilities.dtype}{list(utilities.shape)}",
             f"every candidate has one floating number under every planned pause, {list(shape)}",
             "return [prompts, candidates, pauses] as candidate_utility does",
         )
-    found = found.astype(terms.value.dtype)
-    return jnp.where(jnp.isnan(found).any((1, 2), keepdims=True), jnp.nan, found)
+    utilities = utilities.astype(terms.value.dtype)
+    return jnp.where(jnp.isnan(utilities).any((1, 2), keepdims=True), jnp.nan, utilities)

@@ -122,8 +122,8 @@ class VocabChunking:
         def of_part(part: jax.Array) -> tuple[jax.Array, jax.Array]:
             size = part.shape[-1]
             values, ids = largest(part, min(k, size))
-            found = values, ids + size * jax.lax.axis_index(axes)
-            values, ids = (jax.lax.all_gather(x, axes, axis=-1, tiled=True) for x in found)
+            parts = values, ids + size * jax.lax.axis_index(axes)
+            values, ids = (jax.lax.all_gather(x, axes, axis=-1, tiled=True) for x in parts)
             values, at = jax.lax.top_k(values, k)
             return values, jnp.take_along_axis(ids, at, axis=-1)
 
@@ -176,10 +176,10 @@ def _taken(arrays: Any, positions: jax.Array) -> Any:
     return jax.tree.map(lambda x: _flat(x).at[positions].get(mode="fill", fill_value=0), arrays)
 
 
-def _masked(found: jax.Array, sampleable: jax.Array) -> jax.Array:
+def _masked(scores: jax.Array, sampleable: jax.Array) -> jax.Array:
     """Logits `[..., V]` of which only those of sampleable ids count."""
     # A large finite mask instead of -inf: 0 * -inf would poison the divergences.
-    return jnp.where(sampleable, found, -1e30)
+    return jnp.where(sampleable, scores, -1e30)
 
 
 def largest(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Array]:
@@ -216,12 +216,12 @@ def teacher_top_k(
     def local(rows: tuple[jax.Array, jax.Array], tables: tuple[jax.Array, jax.Array]) -> TopK:
         (hidden, labelled), (table, sampleable) = rows, tables
 
-        def put(found: TopK, positions: jax.Array) -> TopK:
+        def put(so_far: TopK, positions: jax.Array) -> TopK:
             top, ids = settings.largest(
                 _masked(logits(settings.model, _taken(hidden, positions), table), sampleable), kept
             )
             new = TopK(ids, jax.nn.log_softmax(top, axis=-1))
-            return jax.tree.map(lambda x, y: x.at[positions].set(y, mode="drop"), found, new)
+            return jax.tree.map(lambda x, y: x.at[positions].set(y, mode="drop"), so_far, new)
 
         none = TopK(
             jnp.zeros((labelled.size, kept), jnp.int32),
@@ -233,10 +233,10 @@ def teacher_top_k(
         )
 
     tables = settings.whole(teacher.table, teacher.hidden.dtype), jnp.asarray(sampleable)
-    found: TopK = settings.on_own_rows(
+    filled: TopK = settings.on_own_rows(
         local, (teacher.hidden, labelled), tables, settings.layout.spec(("batch",))
     )
-    return found
+    return filled
 
 
 def largest_difference(
@@ -252,12 +252,12 @@ def largest_difference(
     def local(rows: Any, tables: Any) -> jax.Array:
         (a, b, wanted), (table_a, table_b, sampleable) = rows, tables
 
-        def most(found: jax.Array, at: jax.Array) -> jax.Array:
+        def most(difference: jax.Array, at: jax.Array) -> jax.Array:
             gap = jnp.abs(
                 logits(settings.model, _taken(a, at), table_a)
                 - logits(settings.model, _taken(b, at), table_b)
             )
-            return jnp.maximum(found, jnp.max(jnp.where(sampleable, gap, 0)))
+            return jnp.maximum(difference, jnp.max(jnp.where(sampleable, gap, 0)))
 
         return jax.lax.pmax(
             settings.fold(most, jnp.float32(0), wanted.reshape(-1)),
@@ -266,10 +266,10 @@ def largest_difference(
 
     whole = [settings.whole(policy.table, policy.hidden.dtype) for policy in (one, other)]
     tables = *whole, jnp.asarray(sampleable)
-    found: jax.Array = settings.on_own_rows(
+    difference: jax.Array = settings.on_own_rows(
         local, (one.hidden, other.hidden, positions), tables, PartitionSpec()
     )
-    return found
+    return difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -442,15 +442,15 @@ def _chunk_losses(
         rows,
         tables,
     )
-    found = logits(model, hidden, *student)
-    total = jax.nn.logsumexp(_masked(found, sampleable), axis=-1, keepdims=True)
+    scores = logits(model, hidden, *student)
+    total = jax.nn.logsumexp(_masked(scores, sampleable), axis=-1, keepdims=True)
     ids = (
         jnp.concatenate([targets[:, None], teacher.ids], axis=-1)
         if isinstance(teacher, TopK)
         else targets[:, None]
     )
     # Log-probabilities of few ids, all of them sampleable: the others need no array of their own.
-    at = jnp.take_along_axis(found, ids, axis=-1) - total
+    at = jnp.take_along_axis(scores, ids, axis=-1) - total
     kl = jnp.zeros_like(weight)
     if isinstance(teacher, TopK):
         kl = jnp.sum(jnp.exp(teacher.log_probs) * (teacher.log_probs - at[:, 1:]), axis=-1)
@@ -459,7 +459,7 @@ def _chunk_losses(
         reference = _masked(logits(model, teacher, teacher_table), sampleable)
         log_p, log_q = (
             reference - jax.nn.logsumexp(reference, axis=-1, keepdims=True),
-            _masked(found, sampleable) - total,
+            _masked(scores, sampleable) - total,
         )
         likely, difference = (
             (log_p, log_p - log_q) if settings.kl_kind == "forward" else (log_q, log_q - log_p)

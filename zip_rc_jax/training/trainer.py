@@ -281,8 +281,8 @@ class Trainer:
         """Goes on from the newest checkpoint, in the form that the step works on, and says where
         the run is done.
         """
-        if self.checkpoints and (found := self.checkpoints.restore(self.state)):
-            self.state, position = found
+        if self.checkpoints and (restored := self.checkpoints.restore(self.state)):
+            self.state, position = restored
             self._skips.count = position.pop(SKIPPED, 0)  # older checkpoints do not say it
             self.batches.set_state(position)
         if self.spec.unrolled:
@@ -361,16 +361,16 @@ class Trainer:
     def _validate(self, step: int, tracker: Tracker) -> dict[str, float]:
         """The metrics of the held-back rollouts; their heat map goes to the tracker."""
         current = _with_params(self.model, stacked(self.spec, self.state).params, {})
-        found = validate(
+        validation = validate(
             current,
             self.reporting.validation,
             label=self.config.label,
             last=self.reporting.validation_last,
             settings=ForwardSettings.of(self.config),
         )
-        if found.joints:
-            tracker.heatmap(step, found.joints, self.spec.head.grid)
-        return found.metrics
+        if validation.joints:
+            tracker.heatmap(step, validation.joints, self.spec.head.grid)
+        return validation.metrics
 
     def _cached_teacher(self, lm: LanguageModel, rollouts: Sequence[Rollout]) -> TopK:
         """`teacher_features`, made once; a directory keeps them as long as the run lasts."""
@@ -423,9 +423,9 @@ def _cached_teacher(
         "start": lm.digest(),
         "positions": int(summary_of(rollouts).output.sum()),
     }
-    found = _read_teacher(path, made_from)
-    if distributed.all_processes(found is not None) and found:
-        return found
+    teacher = _read_teacher(path, made_from)
+    if distributed.all_processes(teacher is not None) and teacher:
+        return teacher
     made = teacher_features(lm, rollouts, config)
     if distributed.is_primary():
         with writing(f"file {path}"), whole_file(path) as file:
@@ -442,16 +442,21 @@ def _read_teacher(path: pathlib.Path, made_from: dict[str, Any]) -> TopK | None:
     try:
         with np.load(path) as file:
             check_settings(json.loads(str(file["made_from"])), made_from, str(path))
-            found = TopK(file["ids"], file["log_probs"])
-        shape = (made_from["positions"], found.ids.shape[-1])
-        if (found.ids.shape, found.log_probs.shape, found.ids.dtype, found.log_probs.dtype) != (
+            teacher = TopK(file["ids"], file["log_probs"])
+        shape = (made_from["positions"], teacher.ids.shape[-1])
+        if (
+            teacher.ids.shape,
+            teacher.log_probs.shape,
+            teacher.ids.dtype,
+            teacher.log_probs.dtype,
+        ) != (
             shape,
             shape,
             np.int32,
             np.float32,
         ):
             raise ValueError("its arrays have other shapes or types")
-        return found
+        return teacher
     # a damaged archive or header makes zipfile and NumPy raise ten kinds
     except Exception as error:
         print(f"zip-rc: {path} is made again ({in_short(error)})", file=sys.stderr)
