@@ -204,9 +204,9 @@ def token_ids(number: int, prompt: Any) -> list[int]:
         if not np.issubdtype(array.dtype, np.integer):
             raise UsageError(kind, "token ids are whole numbers", "convert it with .astype(int)")
         return array.tolist()
-    whole = (int, np.integer)
+    integers = (int, np.integer)
     for place, item in enumerate(prompt):
-        if not isinstance(item, whole) or isinstance(item, (bool, np.bool_)):
+        if not isinstance(item, integers) or isinstance(item, (bool, np.bool_)):
             reason = f"item {place} is {shown(item)}, and token ids are whole numbers"
             raise UsageError(f"prompt {number} as token ids", reason, fix)
     return [int(item) for item in prompt]

@@ -614,13 +614,13 @@ def _ropes_once(
 
 def _ropes(config: ModelConfig, positions: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Per attention type the rotation of its queries and keys."""
-    own = rotation(
+    full = rotation(
         positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     )
     if not config.sliding_rope_theta:
-        return {"attention": own, "sliding": own}
+        return {"attention": full, "sliding": full}
     return {
-        "attention": own,
+        "attention": full,
         "sliding": rotation(
             positions, rope_frequencies(config.head_dim, config.sliding_rope_theta, RopeScaling())
         ),

@@ -277,12 +277,12 @@ def end(status: int) -> None:
 def gather(tree: Any) -> Any:
     """Whole NumPy arrays on every process. All of them must call it."""
 
-    def whole(x: Any) -> np.ndarray:
+    def to_host(x: Any) -> np.ndarray:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
         return multihost_utils.process_allgather(x, tiled=True)
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(to_host, tree)
 
 
 @jax.jit

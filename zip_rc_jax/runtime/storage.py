@@ -439,12 +439,12 @@ class Journal:
                 "choose another directory",
             ) from error
         # What was being written when the process was killed has no end of line.
-        whole = [line for line in lines if line.endswith(b"\n")]
+        complete = [line for line in lines if line.endswith(b"\n")]
         # journals of earlier versions have no digests
-        checked = len(whole) > 1 and b'"digest": "' in whole[0]
+        checked = len(complete) > 1 and b'"digest": "' in complete[0]
         records = (
-            [self._value(number, line, checked) for number, line in enumerate(whole, 1)]
-            if len(whole) > 1
+            [self._value(number, line, checked) for number, line in enumerate(complete, 1)]
+            if len(complete) > 1
             else []
         )
         if records:
@@ -452,7 +452,7 @@ class Journal:
                 f"file {self.path}", records[0], plain(fingerprint), fix=START_AGAIN
             )
         self.values = records[1:]
-        self._file.truncate(sum(map(len, whole)) if self.values else 0)
+        self._file.truncate(sum(map(len, complete)) if self.values else 0)
         self._lines = len(records) if self.values else 0
         if not self.values:
             self.add(fingerprint)

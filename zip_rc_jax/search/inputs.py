@@ -280,9 +280,9 @@ def checked_action(action: Any, inputs: SearchInputs, grid: Grid, policy: str) -
                 f"the inputs have {shape}, {names}",
                 "return the shape of the inputs",
             )
-        whole = name != "utility"
-        if not np.issubdtype(array.dtype, np.integer if whole else np.floating):
-            words = "whole" if whole else "floating-point"
+        integral = name != "utility"
+        if not np.issubdtype(array.dtype, np.integer if integral else np.floating):
+            words = "whole" if integral else "floating-point"
             raise UsageError(
                 f"{value} returned {name} of dtype {array.dtype}",
                 f"it holds {words} numbers",

@@ -208,7 +208,7 @@ class Trainer:
             rollouts,
             label=config.label,
             **packing,
-            own=layout.rows_of(jax.local_devices(), config.batch_rows),
+            local_rows=layout.rows_of(jax.local_devices(), config.batch_rows),
             features=labelled_features(lm, rollouts, ForwardSettings.of(config))
             if config.cache_features
             else None,

@@ -396,8 +396,8 @@ class Tokenizer:
                     f"it is not valid Jinja ({short(error)})",
                     "pass raw prompts",
                 ) from error
-        own = {*chats.OWN, *self.special_tokens}
-        return variables - own - set(environment.globals)
+        defined = {*chats.OWN, *self.special_tokens}
+        return variables - defined - set(environment.globals)
 
     @functools.cached_property
     def _hugging_face(self) -> Any:

@@ -191,8 +191,8 @@ def read_directory(directory: pathlib.Path) -> Parts:
         bos = _role(backend, special, "bos_token") if config.get("add_bos_token") else []
         eos = _role(backend, special, "eos_token") if config.get("add_eos_token") else []
         backend.post_processor = post_processor(bos, eos)
-    own = special.get("eos_token")
-    ends: list[int | None] = [None if own is None else backend.token_to_id(own)]
+    stated_end = special.get("eos_token")
+    ends: list[int | None] = [None if stated_end is None else backend.token_to_id(stated_end)]
     for name in ("generation_config.json", "config.json"):
         ends += end_ids(directory / name)
     ends += _ends_of_templates(backend, templates)
@@ -257,12 +257,12 @@ def _special_tokens(
             )
     if "eos_token" not in given:
         given = _usual_tokens(config.get("tokenizer_class"), backend) | given
-    own = [
+    own_names = [
         key
         for key in given
         if key.endswith("_token") and key not in ROLES and isinstance(given[key], (str, Mapping))
     ]
-    tokens = {role: _token(given.get(role)) for role in (*ROLES, *own)}
+    tokens = {role: _token(given.get(role)) for role in (*ROLES, *own_names)}
     return {role: token for role, token in tokens.items() if token is not None}
 
 
