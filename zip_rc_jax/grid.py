@@ -1,10 +1,9 @@
 """The reward x length grid: the only place that knows units.
 
 A prefix has two random variables: its final reward `V` in [0, 1] and its remaining length `L` in
-  tokens still to generate,
-end-of-sequence token included. A `Grid` discretises the pair; cell `(b, l)` is reward bin `b`
-(centre `v_b`) and length bin `l` (half-open `[t_l, t_{l+1})`, midpoint `m_l`). Cells are numbered
-reward-major: `b * n_length + l` (paper, section 3).
+tokens still to generate, end-of-sequence token included. A `Grid` discretises the pair; cell
+`(b, l)` is reward bin `b` (centre `v_b`) and length bin `l` (half-open `[t_l, t_{l+1})`, midpoint
+`m_l`). Cells are numbered reward-major: `b * n_length + l` (paper, section 3).
 """
 
 from __future__ import annotations

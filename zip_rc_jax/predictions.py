@@ -654,8 +654,8 @@ def hidden_batches(
       lengths: int `[N]`, tokens of every sequence.
       read: the ids of the sequences with these numbers. It is called once for each batch.
       title: of a progress bar; empty for none.
-      few_shapes: a batch that is not full has a power of two of rows on each device, so that calls
-        with other numbers of sequences find compiled programs.
+      few_shapes: a batch that is not full has a power of two of rows on each device. Calls with
+        other numbers of sequences then find compiled programs.
     """
     ways = lm.layout.ways("batch")
     order = np.argsort(-lengths, kind="stable")

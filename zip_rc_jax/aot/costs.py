@@ -37,8 +37,8 @@ class Collective:
     """All collectives of one kind, shape and origin in a program, per chip.
 
     Attributes:
-      kind: one of `COLLECTIVES`. An all-reduce of which each chip keeps its part is a
-        reduce-scatter, whatever XLA calls it.
+      kind: one of `COLLECTIVES`. An all-reduce is a reduce-scatter if each chip keeps only its
+        part, whatever XLA calls it.
       shape: of the larger side (gathered result, or what is reduced), such as "bf16[512,1536]".
       count: how often it runs.
       bytes: `count` times the bytes of the larger side; over a ring, what a chip sends, except that

@@ -113,7 +113,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     except UsageError as error:
         return _end(2, f"zip-rc {arguments.command}: {error}")
     except KeyboardInterrupt as stop:
-        again = "resumes" if _resumes(arguments) else "starts anew"
+        again = "resumes" if _resumes(arguments) else "starts over"
         return _end(
             130,
             f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command {again}.",

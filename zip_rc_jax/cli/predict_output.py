@@ -152,7 +152,7 @@ def _lines_named(path: pathlib.Path | None, lines: Sequence[PredictionLine]) -> 
 
 
 def _outputs(arguments: argparse.Namespace, count: int) -> list[pathlib.Path]:
-    """The files that are asked for, all of which can be written."""
+    """The files that are asked for, after a check that each can be written."""
     options = {"--output": arguments.output, "--html": arguments.html, "--svg": arguments.svg}
     given = {name: path for name, path in options.items() if path is not None}
     for name, path in given.items():

@@ -109,9 +109,9 @@ class SamplingConfig:
       top_p: keep the smallest set of likeliest tokens with at least this probability; 1 keeps all.
       min_p: keep tokens with at least this fraction of the likeliest token's probability; 0 keeps
         all.
-      repetition_penalty: before all that, positive logits of ids that occur in the prompt or in
-        what was generated are divided by it, and negative ones multiplied (as in Hugging Face); 1
-        leaves them.
+      repetition_penalty: changes the logits of ids that occur in the prompt or in what was
+        generated, before all that. Positive ones are divided by it, negative ones multiplied (as in
+        Hugging Face); 1 leaves them.
     """
 
     temperature: float = 1.0
@@ -209,9 +209,8 @@ class DecodeConfig:
         does not depend on the interval: tokens past it are dropped.
       system: text of a system turn, which is put before every chat. Chats that have one, and
         prompts that are no chats, are refused.
-      continue_final_message: chats end with a turn of the assistant, and decoding goes on in the
-        middle of it (as in Hugging Face's `apply_chat_template`), instead of beginning another
-        turn. The result's text is what comes behind.
+      continue_final_message: chats end with a turn of the assistant, and decoding continues that
+        turn (as in Hugging Face's `apply_chat_template`). The result's text is the continuation.
       generation_config: sampling options that are left at their defaults take the values of the
         checkpoint's own generation_config.json. Only `Decoder`, `decode` and `decode_stream`, which
         know the checkpoint, read it.

@@ -194,8 +194,8 @@ def train_batches(
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
-    Rollouts are shuffled anew in every epoch (from `seed` alone) and packed best-fit into the rows
-    of `pack_batches` batches at a time. `iter(...)` gives an iterator with `get_state` (a JSON-able
+    Every epoch shuffles the rollouts (from `seed` alone) and packs them best-fit into the rows of
+    `pack_batches` batches at a time. `iter(...)` gives an iterator with `get_state` (a JSON-able
     dict) and `set_state`, after which it continues exactly.
 
     Only the summary of the rollouts is held in memory. Those of a batch are read when it is asked

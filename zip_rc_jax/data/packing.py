@@ -52,10 +52,9 @@ class PackedBatches(grain.IterDataset):
 
     A batch may have fewer than `batch_rows` rows.
 
-    Rollouts are taken in an order that is drawn anew in every epoch. A window of `pack_batches`
-    batches takes as many of them as best-fit decreasing finds room for, skips none, and its rows
-    are shuffled. Where a window begins, and how many of its batches were given, is all the state of
-    an iterator.
+    Every epoch draws a new order of the rollouts. A window of `pack_batches` batches takes as many
+    of them as best-fit decreasing finds room for, and skips none. Its rows are shuffled. An
+    iterator's state is where its window begins and how many of its batches were given.
 
     Args:
       lengths: int64 `[n]`, tokens of every rollout; at most `row_tokens`.

@@ -2,18 +2,17 @@
 rollouts and we theirs.
 
 Columns, one row per rollout: prompt_idx, prompt, answer, prompt_token_ids, output_token_ids,
-  input_ids (prompt followed by output),
-label_positions, response, length (output tokens), finished, reasoning_enabled, model_id,
-temperature, min_p, max_model_len; `correct` once graded; `value` once labelled. After them we add
-the fields that only our `Rollout` has, and metadata under `METADATA_KEY`.
+input_ids (prompt followed by output), label_positions, response, length (output tokens), finished,
+reasoning_enabled, model_id, temperature, min_p, max_model_len; `correct` once graded; `value` once
+labelled. After them we add the fields that only our `Rollout` has, and metadata under
+`METADATA_KEY`.
 
-`label_positions` counts as the authors do: position `t` stands for the prefix *before* token `t`
-(their loader subtracts one), so the response tokens `p .. p+m-1` are written for the prefixes that
-end at `p-1 .. p+m-2`, all that `data.batches` trains.
+`label_positions` counts like the authors: position `t` stands for the prefix *before* token `t`
+(their loader subtracts one). The response tokens `p .. p+m-1` stand for the prefixes that end at
+`p-1 .. p+m-2`, and `data.batches` trains these.
 
-`finished` is taken from the table as it is. The authors' sampler knows only one end-of-sequence id,
-so responses that ended with another are marked False there, and their lengths are then treated as
-right-censored.
+`finished` is taken from the table as it is. The authors' sampler knows one end-of-sequence id only.
+Responses with another end are marked False there, and their lengths count as right-censored.
 """
 
 from __future__ import annotations
@@ -568,7 +567,7 @@ def _rows(path: pathlib.Path, names: list[str]) -> Iterator[tuple[str, dict[str,
 def _values(
     column: pa.Array, name: str, first: int, path: pathlib.Path, escaped: bool
 ) -> Sequence[Any]:
-    """The values of a column of which row 0 is row `first` of the file.
+    """The values of a part of a column; its row 0 is row `first` of the file.
 
     Raises `UsageError` for nulls and other types.
     """

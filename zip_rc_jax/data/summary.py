@@ -1,5 +1,6 @@
-"""What planning and checking need to know of rollouts, in a file of its own, so that their tokens
-are read only where they are used."""
+"""What planning and checking need to know of rollouts, in a file of its own.
+
+The tokens are then read only where they are used."""
 
 from __future__ import annotations
 

@@ -6,10 +6,11 @@ reference answers. The faults found:
   coin_flip              an absolute tolerance of 1e-4 accepts 0 for small probabilities.
   game_of_life_halting   any text has the truth value True.
   game_of_life           further rows and cells are not looked at, and true counts as 1.
-  gsm_symbolic, fraction_simplification the first number of a longer text counts, without its sign.
-   polynomial_equations   without real solutions, any text that holds no number is right.
-  kakurasu, survo, quantum_lock, sokoban, tower_of_hanoi words between the moves or figures are not
-  looked at; harmless, and left.
+  gsm_symbolic, fraction_simplification
+                         the first number of a longer text counts, without its sign.
+  polynomial_equations   without real solutions, any text that holds no number is right.
+  kakurasu, survo, quantum_lock, sokoban, tower_of_hanoi
+                         words between the moves or figures are not looked at; harmless, and left.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ starts, times and kills it.
 
 Run as a script, never imported, so that it loads neither JAX nor the caller's main module.
 Protocol: one JSON object a line each way. A request names the kind of scoring; the reply is
-  `{"score": float}`, -1 if the problem cannot be generated again. The first line out
-says that the imports are done.
+`{"score": float}`, -1 if the problem cannot be generated again. The first line out says that the
+imports are done.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """The decoder's outer loop: once per interval, decide for all prompts in flight, then move rows.
 
-Host code. A prompt is admitted when the pool has room for it, runs until its best action extends
-nothing, and gives its rows back at once (continuous batching across prompts). It takes rows as its
-prefixes begin, not before: more prompts are in flight than could all have all their prefixes at
-  once, and one that finds no free rows waits with its decision made (`placement.safe` says why
-  never all wait).
-So which prompts are stepped together depends on the pool, and what is decided for each does not.
+Host code, with continuous batching across prompts. A prompt is admitted when the pool has room for
+it, runs until its best action extends nothing, and then gives its rows back.
+
+A prompt takes rows as its prefixes begin, not before. So more prompts are in flight than could all
+have all their prefixes at once. One that finds no free rows waits with its decision made;
+`placement.safe` says why never all wait. Which prompts are stepped together depends on the pool.
+What is decided for each does not.
+
 The jitted work is in `state` (stepping) and `meta_actions` (deciding).
 """
 
@@ -328,10 +330,10 @@ class Engine:
     ) -> Iterator[StepEvent | ResultEvent]:
         """Decodes all prompts; yields an event per decision and a result per prompt, as they come.
 
-        Any iterable will do. An iterator is read one prompt at a time, and only when there is a
-        free row for it, so that what is held depends on `rows` and not on the number of prompts.
-        While it blocks nothing is decoded; what it raises is raised when the prompts in flight have
-        ended. Closing the generator frees everything.
+        Any iterable will do. An iterator is read one prompt at a time, when there is a free row for
+        it. So memory depends on `rows` and not on the number of prompts. While the iterator blocks,
+        nothing is decoded. What it raises is raised when the prompts in flight have ended. Closing
+        the generator frees everything.
 
         Args:
           stream: False yields results only, and spares the text of every prefix at every decision.

@@ -276,9 +276,12 @@ class RequestProcessor:
         template_kwargs: Mapping[str, Any],
         check_memory: Callable[[int, int, bool], None],
     ):
-        """Args: `check_memory` raises a UsageError for what the device cannot hold: the tokens of
-        the longest prefix and of the longest
-            prompt so far, which may be another's, and whether the prompts are a list.
+        """Checks the configuration; prompts are checked as they come.
+
+        Args:
+          check_memory: raises a UsageError for what the device cannot hold. It gets the tokens of
+            the longest prefix and of the longest prompt so far (they may be of two prompts), and
+            whether the prompts are a list.
 
         Raises:
           UsageError: the configuration itself has a stop id that the policy cannot emit, the seed

@@ -77,7 +77,7 @@ def together(most: int, tokens: int) -> int:
 
 
 def largest_prefills(most: int, longest: int) -> list[tuple[int, int]]:
-    """(prompts, tokens of each) of prefills than which none is larger, if `together` lets at most
+    """Upper bounds on every prefill, as (prompts, tokens of each), if `together` lets at most
     `most` prompts in.
 
     Args:

@@ -48,7 +48,7 @@ class DecodeSpec:
 class StepInputs:
     """What the requests say about the rows to step, `[X, W]`.
 
-    It comes anew with every interval, so the pool does not hold it.
+    The host makes it again for every interval, so the pool does not hold it.
 
     Attributes:
       active: bool, rows to step. The others (paused or free) stay as they are.
@@ -241,7 +241,7 @@ def prefill(
       tokens: `[X, N, S]` int32, prompts from slot 0; `S` is the slot count of the returned rows.
       length: `[X, N]` int32 >= 1.
       prompt_hash: `[X, N]` uint32.
-      pool: rows of which some begin as these prompts do.
+      pool: rows; some of them begin as these prompts do.
       stems: `[X, N, 2]` int32: a row of the same shard of `pool`, and how many first tokens of the
         prompt that row begins with, fewer than the prompt has. Their part of the cache is copied,
         and only the rest is computed.

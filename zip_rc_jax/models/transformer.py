@@ -90,8 +90,8 @@ def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` in the dtype of `x`, as one
     two-dimensional matmul.
 
-    XLA's CPU backend has no fast path for weight gradients that contract over two axes (they made
-    the backward pass clearly slower here), so batch and sequence are merged first.
+    Batch and sequence are merged first. XLA's CPU backend has no fast path for weight gradients
+    that contract over two axes: they made the backward pass clearly slower.
     """
     batch, steps, width = x.shape
     flat, matrix = x.reshape(batch * steps, width), weight.reshape(width, -1)
@@ -590,8 +590,9 @@ def _packed_attentions(
 
 
 def _once(function: Callable[[], Any], positions: jax.Array) -> Any:
-    """`function()`, computed before the layers. Without a branch, XLA on CPU fuses it into every
-    unrolled layer and computes it anew.
+    """`function()`, computed before the layers.
+
+    Without a branch, XLA on CPU fuses it into every unrolled layer and computes it each time.
     """
     shapes = jax.eval_shape(function)
     return jax.lax.cond(

@@ -531,8 +531,8 @@ def _installed_commit(package: pathlib.Path) -> str | None:
 def package_commit(
     package: pathlib.Path, environment: Mapping[str, str] = os.environ
 ) -> str | None:
-    """Commit of the code that runs: that of its checkout, that which pip installed, or that which
-    who installed it says (`COMMIT`)."""
+    """Commit of the code that runs: of its checkout, else of what pip installed, else the value
+    of the variable `COMMIT`."""
     return _git_commit(package) or _installed_commit(package) or environment.get(COMMIT) or None
 
 

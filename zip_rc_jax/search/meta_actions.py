@@ -4,9 +4,9 @@
 All candidates of all prompts under all planned pauses are scored in one jitted call. Three
 candidate sets:
 
-- `published`, the authors' search: the `k1` prefixes with the smallest expected remaining length
-  united with the `k2` of the highest expected value and all finished ones, for all `k1, k2`; then a
-  no-harm pass in index order.
+- `published`, the authors' search, one candidate for each `k1, k2`: the `k1` prefixes with the
+  smallest expected remaining length, the `k2` with the highest expected value, and all finished
+  ones. Then a no-harm pass in index order.
 - `exhaustive`: every subset of the unfinished prefixes together with all finished ones. The exact
   maximum over multiplicities 0 and 1.
 - `branching`: multiplicities above 1 and new samples from the root, which is itself a prefix.

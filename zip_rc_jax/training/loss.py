@@ -179,7 +179,7 @@ def _taken(arrays: Any, positions: jax.Array) -> Any:
 
 
 def _masked(scores: jax.Array, sampleable: jax.Array) -> jax.Array:
-    """Logits `[..., V]` of which only those of sampleable ids count."""
+    """Logits `[..., V]`, hugely negative at ids that cannot be sampled."""
     # A large finite mask instead of -inf: 0 * -inf would poison the divergences.
     return jnp.where(sampleable, scores, -1e30)
 

@@ -96,9 +96,9 @@ def train(
 
     With a directory, the result is saved as `directory/model`. The same call after an interruption
     continues where it stopped; after the end it loads the finished model. `directory` also holds
-    `checkpoints/`, `settings.json`, `environment.json` (commit, versions, devices of the latest
-    start), what `tracking` writes (`metrics.jsonl`, `tensorboard/` and `heatmaps/`), and until the
-    end what `cache_teacher` keeps. Without a directory nothing is written.
+    `checkpoints/`, `settings.json` and `environment.json` (commit, versions, devices of the latest
+    start). `tracking` writes `metrics.jsonl`, `tensorboard/` and `heatmaps/` there. What
+    `cache_teacher` keeps stays there until the end. Without a directory nothing is written.
 
     With several processes, all call it with the same arguments, and all see `directory`. Each feeds
     the rows of its own devices.
@@ -434,8 +434,8 @@ def _cached_teacher(
 
 
 def _read_teacher(path: pathlib.Path, made_from: dict[str, Any]) -> TopK | None:
-    """None if there is none, or one that is damaged (the CRC of an array is checked as it is read)
-    or was made from something else.
+    """The teacher in the file `path`; None without a file, or if it was made from something else
+    or is damaged (reading an array checks its CRC).
     """
     if not os.path.lexists(path):
         return None
@@ -532,10 +532,9 @@ def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
     """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses
     are means over labelled positions).
 
-    Every process has the plan of the whole batch, which is a function of seed and position alone,
-    and hands over the rows of its own devices, the only ones whose tokens it read. So any number of
-    processes trains on the same batches, and a position saved by one number of them is valid for
-    every other.
+    Every process has the plan of the whole batch: a function of seed and position alone. It read
+    the tokens of the rows of its own devices, and hands over these rows. So any number of processes
+    trains on the same batches, and a saved position is valid for any number of them.
     """
 
     def put(x: np.ndarray) -> jax.Array:

@@ -102,7 +102,7 @@ def guarded(build: Any, where: str, fix: str) -> Any:
 def read_backend(path: pathlib.Path) -> tokenizers.Tokenizer:
     """Reads a tokenizer.json. Raises UsageError for a damaged one."""
     text = read_text(path)  # the library would not say that a file is empty, or UTF-16
-    fix = "download it again, or write it anew with a current version of the tokenizers library"
+    fix = "download it again, or write it again with a current version of the tokenizers library"
     return guarded(lambda: tokenizers.Tokenizer.from_str(text), f"{path}", fix)
 
 
