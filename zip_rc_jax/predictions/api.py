@@ -22,12 +22,12 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import logits, unembedding
 from zip_rc_jax.predictions.forward import (
     ForwardSettings,
-    _head,
     hidden_batches,
     joints_of,
     padded_width,
+    require_head,
 )
-from zip_rc_jax.predictions.items import Item, TokenizedItem, _check_items, _Reader
+from zip_rc_jax.predictions.items import Item, ItemReader, TokenizedItem, check_items
 from zip_rc_jax.runtime.distributed import gather
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress as progress_bar
@@ -200,9 +200,9 @@ def predict(
         reason = "it counts tokens"
         raise UsageError(f"batch_tokens={shown(batch_tokens)}", reason, "give a whole number")
     counts("batch_tokens", int(batch_tokens))
-    reader = _Reader(lm, add_special_tokens, chat_template_kwargs)
+    reader = ItemReader(lm, add_special_tokens, chat_template_kwargs)
     settings = ForwardSettings(int(batch_tokens))
-    listed = _check_items(items)
+    listed = check_items(items)
     if listed is None:
         return _lazily(lm, reader, items, settings, progress)
     return _predictions(lm, reader.read_list(listed), settings, progress)
@@ -226,8 +226,8 @@ def tokenize_items(
     Raises:
       UsageError: as `predict` for a list.
     """
-    reader = _Reader(lm, add_special_tokens, chat_template_kwargs)
-    listed = _check_items(items)
+    reader = ItemReader(lm, add_special_tokens, chat_template_kwargs)
+    listed = check_items(items)
     return reader.read_list(list(items) if listed is None else listed)
 
 
@@ -236,7 +236,7 @@ def tokenize_items(
 
 def _lazily(
     lm: LanguageModel,
-    reader: _Reader,
+    reader: ItemReader,
     items: Iterable[Item],
     settings: ForwardSettings,
     progress: bool | None,
@@ -296,7 +296,7 @@ def _predictions(
         "predict" if progress else "",
         few_shapes=True,
     )
-    head, table = _head(lm), unembedding(lm.config, lm.params["body"])
+    head, table = require_head(lm), unembedding(lm.config, lm.params["body"])
     for batch in batches:
         read = joints_of(lm, batch.hidden)
         followers = np.roll(batch.tokens, -1, axis=1)  # the last of a row belongs to no token

@@ -90,7 +90,7 @@ def _joints(
     return head.grid.expected_reward(joint), head.grid.expected_length(joint), joint
 
 
-def _head(lm: LanguageModel) -> ZipHead:
+def require_head(lm: LanguageModel) -> ZipHead:
     if lm.head is None:
         raise ValueError("the model has no ZIP head")
     return lm.head
@@ -106,7 +106,7 @@ def joints_of(lm: LanguageModel, hidden: jax.Array) -> tuple[jax.Array, jax.Arra
     Raises:
       ValueError: the model has no head.
     """
-    return _joints(lm.config, _head(lm), lm.params["zip_rows"], hidden)
+    return _joints(lm.config, require_head(lm), lm.params["zip_rows"], hidden)
 
 
 def padded_width(tokens: int) -> int:

@@ -24,7 +24,7 @@ Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int] | np.ndarray
 Item = Union[Prompt, tuple[Prompt, str | Sequence[int] | np.ndarray], "TokenizedItem"]
 
 
-def _check_items(items: Any) -> Sequence[Item] | None:
+def check_items(items: Any) -> Sequence[Item] | None:
     """The items if they are a list; None for any other iterable.
 
     Raises:
@@ -62,7 +62,7 @@ class TokenizedItem:
     prompt_tokens: int
 
 
-class _Reader:
+class ItemReader:
     """Tokenizes items, and refuses those that the model cannot read."""
 
     def __init__(
