@@ -194,7 +194,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _lines_named(path: pathlib.Path | None, problems: Sequence[Problem]) -> Iterator[None]:
-    """An error about "prompt 3" inside names the line of the file `path` that the prompt `found[3]`
+    """An error about "prompt 3" inside names the line of `path` that `problems[3]`
     comes from.
     """
     try:

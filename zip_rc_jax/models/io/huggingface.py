@@ -247,7 +247,7 @@ def write_checkpoint(
 
     Args:
       settings: config.json, without dtype and end-of-sequence ids.
-      found: name and array of every tensor; one shard of them (2 GiB) is held at a time.
+      tensors: name and array of every tensor; one shard of them (2 GiB) is held at a time.
       tokenizer: a `Tokenizer`.
       generation: further entries of generation_config.json.
 
