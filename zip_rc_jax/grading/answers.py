@@ -84,9 +84,12 @@ _RUN_ON = re.compile(
     re.MULTILINE,
 )
 _LABEL = re.compile(
-    r"[ \t#*_>-]{0,8}(?:explanation|confidence|reason|reasoning|rationale|justification|check|checking|verification|verify|note|proof|"  # noqa: E501
-    r"solution|steps?|because|units?|source|sources|time|certainty|probability|score|comment|remark|hint|working|calculation|method|summary|conclusion|"
-    r"question|q|problem|human|user|assistant|system|instruction|input|example|exercise|task|difficulty|topic|tags?|references?|therefore|"
+    r"[ \t#*_>-]{0,8}(?:explanation|confidence|reason|reasoning|rationale|justification|check"
+    r"|checking|verification|verify|note|proof|"
+    r"solution|steps?|because|units?|source|sources|time|certainty|probability|score|comment"
+    r"|remark|hint|working|calculation|method|summary|conclusion|"
+    r"question|q|problem|human|user|assistant|system|instruction|input|example|exercise|task"
+    r"|difficulty|topic|tags?|references?|therefore|"
     r"thought|final answer|answer)\b(?:[ \t][^:\n]{0,40})?[*_]{0,3}[ \t]{0,3}[:：]",
     re.IGNORECASE,
 )
@@ -98,11 +101,13 @@ _REMARK = re.compile(
     r"(?<!\bsq)(?<!\bcu)(?<!\bRs)[.!?;][*_]{0,3}[ "
     r"\t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])"
     r"|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
-    r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|"  # noqa: E501
+    r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given"
+    r"|assuming|obtained|if|according|note|"
     r"therefore)\b"
     r"|,[ \t]+(?=(?:it|they|he|she|we|this|that|there)\b)|[ \t]+\([0-9.]{1,6}\s?\\?%\)"
     r"|[ \t]+(?:\|[ "
-    r"\t]*)?[\[(]?(?i:explanation|confidence|certainty|reasoning|reason|justification|note|check|proof|verification)"
+    r"\t]*)?[\[(]?(?i:explanation|confidence|certainty|reasoning|reason|justification|note|check"
+    r"|proof|verification)"
     r"(?=[ \t]?[:=\d])"
     r"|[ \t]+(?:—|–|--|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})(?!"
     + _FUNCTION
@@ -355,9 +360,12 @@ def _refined(text: str, sentence: bool = False) -> str:
 
 
 _HEDGES = re.compile(
-    r"\b(?:not|no|never|neither|nor|or|and|less|more|over|under|about|approximately|around|roughly|between|than|before|after|ago|half|twice|"
-    r"double|triple|times|dozen|hundred|thousand|million|billion|minus|plus|at|if|than|maybe|perhaps|possibly|cannot|unless|divided|from|of|"
-    r"one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|per|each|percent|by)\b|n't\b|n’t\b",
+    r"\b(?:not|no|never|neither|nor|or|and|less|more|over|under|about|approximately|around"
+    r"|roughly|between|than|before|after|ago|half|twice|"
+    r"double|triple|times|dozen|hundred|thousand|million|billion|minus|plus|at|if|than|maybe"
+    r"|perhaps|possibly|cannot|unless|divided|from|of|"
+    r"one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|per|each|percent"
+    r"|by)\b|n't\b|n’t\b",
     re.IGNORECASE,
 )
 _FIGURE = re.compile(r"(?<![\w.,/^])[-+]?[$€£]?[0-9][0-9,]*(?:\.[0-9]+)?(?![\w/^*=+(])%?")
@@ -381,7 +389,8 @@ def _number_of_sentence(text: str) -> str | None:
     ):
         return None
     verb = re.search(
-        r"\b(?:is|are|was|were|has|have|had|gets?|costs?|equals?|sold|earns?|earned|makes?|made|needs?|takes?|pays?|paid|spent|will|can)\b",
+        r"\b(?:is|are|was|were|has|have|had|gets?|costs?|equals?|sold|earns?|earned|makes?|made"
+        r"|needs?|takes?|pays?|paid|spent|will|can)\b",
         text,
     )
     return figures[0] if verb and verb.start() < text.index(figures[0]) else None

@@ -24,7 +24,8 @@ from typing import Any
 # Some reasoning-gym scorers call `eval` or sympy's `parse_expr` on the answer. No correct answer of
 # those tasks has any of these.
 UNSAFE = re.compile(
-    r"__|\b(?:import|exec|eval|open|compile|getattr|setattr|delattr|globals|locals|vars|input|breakpoint|exit|quit|help|lambda)\b"
+    r"__|\b(?:import|exec|eval|open|compile|getattr|setattr|delattr|globals|locals|vars|input"
+    r"|breakpoint|exit|quit|help|lambda)\b"
     r"|[^\W\d]\w*\s*\.\s*[^\W\d]|[)\]}'\"]\s*\.\s*[^\W\d]"
 )
 MEMORY_BYTES = 4 << 30

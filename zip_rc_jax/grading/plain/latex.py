@@ -46,7 +46,8 @@ def latex(node: Node) -> str:
 
 
 _NAMES = re.compile(
-    r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|pi|theta|alpha|beta|gamma|lambda|sigma|omega|phi|infinity)(?![A-Za-z])"
+    r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|pi"
+    r"|theta|alpha|beta|gamma|lambda|sigma|omega|phi|infinity)(?![A-Za-z])"
 )
 
 

@@ -11,7 +11,8 @@ MAX_BITS = 40_000  # of a numerator or denominator
 FIGURES = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>" + FIGURES + r")(?:[eE](?P<exponent>[-+]?[0-9]{1,5})(?![0-9.A-Za-z]))?"
-    r"|(?P<frac>\\frac\s*(?=\{))|(?P<times>\\times(?![A-Za-z])|\\cdot(?![A-Za-z])|\*\*?)|(?P<op>[-+/^(){}]))"
+    r"|(?P<frac>\\frac\s*(?=\{))|(?P<times>\\times(?![A-Za-z])|\\cdot(?![A-Za-z])|\*\*?)"
+    r"|(?P<op>[-+/^(){}]))"
 )
 _REPEATING = re.compile(r"(-?)([0-9]*)\.([0-9]*)\\(?:overline|bar)\s?\{([0-9]{1,40})\}")
 _DOTS = re.compile(r"(-?)([0-9]*)\.([0-9]*?)([0-9])\4\4+(?:\.\.\.|\\ldots|\\dots|\\cdots)\s*")

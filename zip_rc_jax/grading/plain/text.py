@@ -43,7 +43,8 @@ _SYMBOLS = {
 }  # fmt: skip
 _SPACES = re.compile(
     r"(?<!\\)\\[,;:!>](?![A-Za-z])|~|(?<!\\)\\ |\{\}"
-    r"|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr|Bigl?|Bigr)(?![A-Za-z])"
+    r"|\\(?:quad|qquad|thinspace|enspace|displaystyle|textstyle|limits|mleft|mright|bigl?|bigr"
+    r"|Bigl?|Bigr)(?![A-Za-z])"
 )
 _COMMANDS = [
     (re.compile(r"\\(?:left|right)(?![A-Za-z])\s*\.?"), ""),
@@ -72,7 +73,8 @@ _COMMANDS = [
     (re.compile(r"\\sqrt\s*([0-9]+|[A-Za-z])"), r"\\sqrt{\1}"),
 ]  # fmt: skip
 TEXT_COMMAND = (
-    r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox|rm|bf|operatorname|emph|underline"
+    r"\\(?:text|textbf|textit|textrm|textsf|textnormal|texttt|mathrm|mathbf|mathit|mathsf|mbox"
+    r"|hbox|rm|bf|operatorname|emph|underline"
     r"|boldsymbol|bm)"
 )
 TEXT_GROUP = re.compile(TEXT_COMMAND + r"\s?\{([^{}]*)\}")

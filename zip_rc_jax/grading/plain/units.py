@@ -265,7 +265,8 @@ def _one_letter_ok(text: str, spaced: bool) -> bool:
 
 
 _CURRENCY = re.compile(
-    r"^([-+]?)\s*(?:(?:US)?\\?\$|\\text\{\\\$\}|€|£|¥|₹|\\pounds|\\euro(?:\{\})?|(?:USD|EUR|GBP|Rs\.?)(?=[\s0-9]))\s*([-+]?)(?=\s*[0-9.(\\])"
+    r"^([-+]?)\s*(?:(?:US)?\\?\$|\\text\{\\\$\}|€|£|¥|₹|\\pounds|\\euro(?:\{\})?|(?:USD|EUR|GBP"
+    r"|Rs\.?)(?=[\s0-9]))\s*([-+]?)(?=\s*[0-9.(\\])"
 )
 _LITERAL = re.compile(
     r"[-+]?\s*(?:\\frac\s?\{\s*[0-9]+\s*\}\s?\{\s*[0-9]+\s*\}"
