@@ -72,78 +72,102 @@ def same(a: Node, b: Node, judge: Judge) -> bool:
     kinds = (a[0], b[0])
     if "nan" in kinds or "wrong" in kinds or "long" in kinds:
         return a == b and a[0] == "long"
-    if kinds == ("num", "num"):
-        return _same_numbers(a, b)
-    if kinds == ("inf", "inf"):
-        return a == b
-    if kinds == ("time", "time"):
-        return a[1] == b[1] or ((a[1] - b[1]) % 43200 == 0 and not (a[2] and b[2]))
-    if kinds == ("ratio", "ratio"):
-        return a[1] == b[1]
+    if a[0] == b[0] and a[0] in _OF_ONE_KIND:
+        return _OF_ONE_KIND[a[0]](a, b, judge)
     if kinds == ("num", "ratio"):
         return a[2] is None and b[2] is not None and a[1] == b[2]
-    if kinds == ("base", "base"):
-        return a[1:] == b[1:]
     if kinds == ("base", "num"):
         return b[2] is None and b[1].denominator == 1 and str(b[1]) == a[1]
-    if "choice" in kinds:
-        if kinds == ("choice", "choice"):
-            return a[1] == b[1]
-        node, other = (a, b) if a[0] == "choice" else (b, a)
-        return ("word", node[1]) == other or same(node[2], other, judge)
-    if "assign" in kinds:
-        if kinds == ("assign", "assign"):
-            return a[1] == b[1] and same(a[2], b[2], judge)
-        node, other = (a, b) if a[0] == "assign" else (b, a)
-        if other[0] == "tex" and _is_relation(other[1]):
-            return node[2][0] in ("num", "tex") and judge(
-                *sorted((f"{node[1]}={latex(node[2])}", prepared(other[1])))
-            )
-        return same(node[2], other, judge)
-    if "dict" in kinds:
-        if kinds == ("dict", "dict"):
-            first, second = dict(a[1]), dict(b[1])
-            return first.keys() == second.keys() and all(
-                same(first[k], second[k], judge) for k in first
-            )
-        node, other = (a, b) if a[0] == "dict" else (b, a)
-        values = tuple(v for _, v in node[1])
-        return other[0] == "list" and other[1] in ("", "()") and _in_order(values, other[2], judge)
-    if "list" in kinds:
-        if kinds == ("list", "list"):
-            return _same_lists(a, b, judge)
-        node, other = (a, b) if a[0] == "list" else (b, a)
-        if len(node[2]) == 1 and node[1] in ("{}", "[]"):
-            return other[0] in ("num", "tex", "word", "assign") and same(node[2][0], other, judge)
-        if other[0] == "tex" and node[1] not in ("",):
-            return judge(*sorted((latex(node), prepared(other[1]))))
-        return False
-    if kinds == ("matrix", "matrix"):
-        return [len(r) for r in a[1]] == [len(r) for r in b[1]] and all(
-            same(x, y, judge)
-            for r, s in zip(a[1], b[1], strict=True)
-            for x, y in zip(r, s, strict=True)
-        )
-    if kinds == ("word", "word"):
-        return a[1] == b[1] or _product_letters(a[1], b[1])
-    if "word" in kinds:
-        node, other = (a, b) if a[0] == "word" else (b, a)
-        if other[0] != "tex" or len(node[1]) > 3 or not node[1].isalpha():
-            return False
-        return other[2] is None and judge(*sorted((node[1], prepared(other[1]))))
+    for kind, equals in _TO_ANOTHER_KIND.items():
+        if kind in kinds:
+            node, other = (a, b) if a[0] == kind else (b, a)
+            return equals(node, other, judge)
     if {*kinds} <= {"num", "tex", "inf", "matrix"}:
-        if a[0] == "tex" and b[0] == "tex" and a[1] == b[1]:
-            return (
-                a[2] is None
-                or b[2] is None
-                or a[2] == b[2]
-                or (a[2][0] == b[2][0] == "noun" and _same_nouns(a[2], b[2]))
-            )
-        return _same_tex(a, b, judge)
+        return _same_formulas(a, b, judge)
     return False
 
 
-def _same_numbers(a: Node, b: Node) -> bool:
+# Two trees of one kind.
+
+
+def _same_times(a: Node, b: Node, judge: Judge) -> bool:
+    """3:15 may be 3:15 am or pm, as long as one of the two does not say."""
+    return a[1] == b[1] or ((a[1] - b[1]) % 43200 == 0 and not (a[2] and b[2]))
+
+
+def _same_assignments(a: Node, b: Node, judge: Judge) -> bool:
+    return a[1] == b[1] and same(a[2], b[2], judge)
+
+
+def _same_dicts(a: Node, b: Node, judge: Judge) -> bool:
+    first, second = dict(a[1]), dict(b[1])
+    return first.keys() == second.keys() and all(same(first[k], second[k], judge) for k in first)
+
+
+def _same_matrices(a: Node, b: Node, judge: Judge) -> bool:
+    return [len(r) for r in a[1]] == [len(r) for r in b[1]] and all(
+        same(x, y, judge)
+        for r, s in zip(a[1], b[1], strict=True)
+        for x, y in zip(r, s, strict=True)
+    )
+
+
+# A tree and one of another kind.
+
+
+def _choice_is(node: Node, other: Node, judge: Judge) -> bool:
+    """(B) 5 is B, and it is 5."""
+    return ("word", node[1]) == other or same(node[2], other, judge)
+
+
+def _assignment_is(node: Node, other: Node, judge: Judge) -> bool:
+    """x = 5 is 5, and may be an equation that the judge compares."""
+    if other[0] == "tex" and _is_relation(other[1]):
+        return node[2][0] in ("num", "tex") and judge(
+            *sorted((f"{node[1]}={latex(node[2])}", prepared(other[1])))
+        )
+    return same(node[2], other, judge)
+
+
+def _dict_is(node: Node, other: Node, judge: Judge) -> bool:
+    """x = 1, y = 2 is (1, 2)."""
+    values = tuple(v for _, v in node[1])
+    return other[0] == "list" and other[1] in ("", "()") and _in_order(values, other[2], judge)
+
+
+def _list_is(node: Node, other: Node, judge: Judge) -> bool:
+    """{5} is 5; the judge may know a set by another formula."""
+    if len(node[2]) == 1 and node[1] in ("{}", "[]"):
+        return other[0] in ("num", "tex", "word", "assign") and same(node[2][0], other, judge)
+    if other[0] == "tex" and node[1] not in ("",):
+        return judge(*sorted((latex(node), prepared(other[1]))))
+    return False
+
+
+def _word_is(node: Node, other: Node, judge: Judge) -> bool:
+    """A short word may be a product of letters."""
+    if other[0] != "tex" or len(node[1]) > 3 or not node[1].isalpha():
+        return False
+    return other[2] is None and judge(*sorted((node[1], prepared(other[1]))))
+
+
+# Formulas and numbers.
+
+
+def _same_formulas(a: Node, b: Node, judge: Judge) -> bool:
+    """Formulas with one text differ by their units alone; the judge compares all others."""
+    if a[0] == "tex" and b[0] == "tex" and a[1] == b[1]:
+        return (
+            a[2] is None
+            or b[2] is None
+            or a[2] == b[2]
+            or (a[2][0] == b[2][0] == "noun" and _same_nouns(a[2], b[2]))
+        )
+    return _same_tex(a, b, judge)
+
+
+def _same_numbers(a: Node, b: Node, judge: Judge) -> bool:
+    """Values and units. A percentage is also its value."""
     unit_a, unit_b = a[2], b[2]
     if unit_a is None or unit_b is None:
         if _same_values(a[1], a[3], b[1], b[3]):
@@ -219,6 +243,7 @@ def _same_tex(a: Node, b: Node, judge: Judge) -> bool:
 
 
 def _same_lists(a: Node, b: Node, judge: Judge) -> bool:
+    """Order counts in tuples and intervals; a set drops repeated elements."""
     kinds = {a[1], b[1]}
     ordered = bool(kinds & {"()", "[]", "(]", "[)"})
     if ordered and len(kinds) > 1 and not (kinds == {"", "()"} or kinds == {"", "[]"}):
@@ -278,3 +303,26 @@ def _product_letters(a: str, b: str) -> bool:
 
 def _is_relation(text: str) -> bool:
     return "=" in text or bool(RELATION.search(text))
+
+
+_OF_ONE_KIND: dict[str, Callable[[Node, Node, Judge], bool]] = {
+    "num": _same_numbers,
+    "inf": lambda a, b, judge: a == b,
+    "time": _same_times,
+    "ratio": lambda a, b, judge: a[1] == b[1],
+    "base": lambda a, b, judge: a[1:] == b[1:],
+    "choice": lambda a, b, judge: a[1] == b[1],
+    "assign": _same_assignments,
+    "dict": _same_dicts,
+    "list": _same_lists,
+    "matrix": _same_matrices,
+    "word": lambda a, b, judge: a[1] == b[1] or _product_letters(a[1], b[1]),
+}
+# The first kind of the two that is here decides.
+_TO_ANOTHER_KIND: dict[str, Callable[[Node, Node, Judge], bool]] = {
+    "choice": _choice_is,
+    "assign": _assignment_is,
+    "dict": _dict_is,
+    "list": _list_is,
+    "word": _word_is,
+}

@@ -6,6 +6,8 @@ import re
 from fractions import Fraction
 from typing import Any
 
+from .text import words_of
+
 MAX_BITS = 40_000  # of a numerator or denominator
 
 FIGURES = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
@@ -206,3 +208,41 @@ def significant(value: Fraction) -> int:
     return (
         len(str(scaled.numerator).strip("0")) if scaled.numerator.bit_length() < 10_000 else 10**9
     )
+
+
+SCALE_WORDS = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
+_ONES = words_of(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def number_in_words(text: str) -> int | None:
+    """forty-two, one hundred and five, three thousand; None for anything else."""
+    total = part = 0
+    last = 10**9
+    tokens = text.replace("-", " ").split()
+    if not tokens or len(tokens) > 12:
+        return None
+    for token in tokens:
+        if token == "and" and part >= 100:
+            continue
+        if token in _ONES and last > (10 if _ONES.index(token) < 10 else 20):
+            part, last = part + _ONES.index(token), 1
+        elif token in _TENS and last > 99:
+            part, last = part + 10 * (_TENS.index(token) + 2), 20
+        elif token == "hundred" and 0 < part < 10:
+            part, last = part * 100, 100
+        elif token in ("thousand", "million") and 0 < part < 1000:
+            total, part, last = (total + part) * SCALE_WORDS[token], 0, 10**6
+        else:
+            return None
+    return total + part

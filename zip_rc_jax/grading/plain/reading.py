@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from .numbers import decimal_places, rational
+from .numbers import decimal_places, number_in_words, rational
 from .text import (
     FUNCTION_WORDS,
     MAX_CHARS,
@@ -15,10 +15,24 @@ from .text import (
     balanced,
     clean,
     top_level,
-    words_of,
 )
-from .units import SCALE_WORDS, split_unit
+from .units import split_unit
 
+# A tree: a tuple that begins with its kind.
+#   ("num", value, unit, places)  an exact Fraction, its unit or None, the decimals it shows or None
+#   ("tex", text, unit)           a formula
+#   ("word", text)                words, or the letter of a choice
+#   ("choice", letter, node)      (B) 5
+#   ("list", brackets, nodes)     brackets: "", "()", "[]", "{}", "(]", "[)" or "union"
+#   ("assign", name, node)        x = 5
+#   ("dict", ((name, node), ...)) x = 1, y = 2
+#   ("matrix", rows)              rows of nodes
+#   ("ratio", terms, value)       over the first term that is not 0; the value of two terms, or None
+#   ("time", seconds, certain)    whether it says which half of the day
+#   ("base", digits, base)        101_2
+#   ("inf", sign), ("nan",)
+#   ("wrong", text)               an equation between different numbers
+#   ("long", text)                more than `MAX_CHARS` characters
 Node = tuple[Any, ...]
 
 _TIME = re.compile(
@@ -60,7 +74,7 @@ _SENTENCE = re.compile(r"[.;]\s+(?=[A-Z][a-z]*\b)")
 
 
 def read(text: str, depth: int = 0) -> Node:
-    """The tree of an answer. See the top of this module; `same` compares two."""
+    """The tree of an answer. `comparing.same` compares two."""
     if len(text) > MAX_CHARS:
         return ("long", text.strip())
     first = text.strip()
@@ -85,6 +99,7 @@ def _first_line(text: str) -> str:
 
 
 def _without_remark(text: str) -> str:
+    """Without words in parentheses behind the answer, and without further sentences."""
     m = _PARENTHESIS.match(text)
     if (
         m
@@ -106,32 +121,55 @@ def _tree(text: str, depth: int) -> Node:
     if depth > 12 or not text:
         return ("tex", text, None)
     text = _LEAD_IN.sub("", text)
+    node = _constant(text) or _time_of_day(text) or _ratio(text)
+    if node is not None:
+        return node
+    upright = _TEXT_CHOICE.match(text)
+    if upright:
+        text = f"{upright[1]} {text[upright.end() :].strip()}".strip()
+    for form in (_choice, _base, _matrix, _separated, _bracketed, _plus_minus, _equation):
+        node = form(text, depth)
+        if node is not None:
+            return node
+    return _single(text)
+
+
+def _constant(text: str) -> Node | None:
+    """Not a number, the empty set, or infinity."""
     if _NAN.fullmatch(text) or _NAN_PART.search(text):
         return ("nan",)
     if _NOTHING.fullmatch(text):
         return ("list", "{}", ())
     infinity = _INFINITY.fullmatch(text)
-    if infinity:
-        return ("inf", "-" if infinity[1] == "-" else "+")
+    return ("inf", "-" if infinity[1] == "-" else "+") if infinity else None
+
+
+def _time_of_day(text: str) -> Node | None:
+    """3:15, 3:15:20 pm, 3 pm."""
     clock = _TIME.fullmatch(text)
     if clock and int(clock[1]) < 25 and int(clock[2]) < 60 and (len(clock[2]) == 2):
         return _clock(int(clock[1]), int(clock[2]), int(clock[3] or 0), clock[4])
     hour = _HOUR.fullmatch(text)
     if hour and 0 < int(hour[1]) < 13:
         return _clock(int(hour[1]), 0, 0, hour[2])
-    if _RATIO.fullmatch(text):
-        terms = [rational(p) for p in re.split(r":|\\colon", text)]
-        parts = [p for p in terms if p is not None]
-        if len(parts) == len(terms) and any(parts):
-            whole = next(p for p in parts if p)
-            return (
-                "ratio",
-                tuple(p / whole for p in parts),
-                parts[0] / parts[1] if len(parts) == 2 and parts[1] else None,
-            )
-    upright = _TEXT_CHOICE.match(text)
-    if upright:
-        text = f"{upright[1]} {text[upright.end() :].strip()}".strip()
+    return None
+
+
+def _ratio(text: str) -> Node | None:
+    """1:2, 1 : 2 : 3."""
+    if not _RATIO.fullmatch(text):
+        return None
+    terms = [rational(p) for p in re.split(r":|\\colon", text)]
+    parts = [p for p in terms if p is not None]
+    if len(parts) != len(terms) or not any(parts):
+        return None
+    unit = next(p for p in parts if p)
+    value = parts[0] / parts[1] if len(parts) == 2 and parts[1] else None
+    return ("ratio", tuple(p / unit for p in parts), value)
+
+
+def _choice(text: str, depth: int) -> Node | None:
+    """A letter alone, or a letter and what it stands for: (B) 5."""
     letter = _LETTER.fullmatch(text)
     if letter:
         return ("word", letter[1].lower())
@@ -139,13 +177,27 @@ def _tree(text: str, depth: int) -> Node:
     if choice and not re.fullmatch(r"[A-Za-z][.):]\s*[A-Za-z]", text):
         mark, rest = next((choice[i], choice[i + 1]) for i in (1, 3, 5) if choice[i])
         return ("choice", mark.lower(), read(rest, depth + 1))
+    return None
+
+
+def _base(text: str, depth: int) -> Node | None:
+    """101_2."""
     base = _BASE.fullmatch(text)
     if base and base[2] not in ("", None):
         return ("base", base[1].lower().lstrip("0") or "0", re.sub(r"\\text|[{}]", "", base[2]))
+    return None
+
+
+def _matrix(text: str, depth: int) -> Node | None:
     matrix = _MATRIX.fullmatch(text)
-    if matrix:
-        rows = [r for r in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if r.strip()]
-        return ("matrix", tuple(tuple(read(c, depth + 1) for c in r.split("&")) for r in rows))
+    if not matrix:
+        return None
+    rows = [r for r in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if r.strip()]
+    return ("matrix", tuple(tuple(read(c, depth + 1) for c in r.split("&")) for r in rows))
+
+
+def _separated(text: str, depth: int) -> Node | None:
+    """Several answers between commas, "and" or "or", or the sets of a union."""
     top = top_level(text)
     several = _split(text, top, _SEPARATOR, keep_thousands=True)
     if len(several) > 1 and all(p.strip() for p in several):
@@ -153,17 +205,19 @@ def _tree(text: str, depth: int) -> Node:
     union = _split(text, top, re.compile(r"\\cup(?![A-Za-z])|\sU\s"), keep_thousands=False)
     if len(union) > 1 and all(p.strip() for p in union):
         return ("list", "union", tuple(read(p, depth + 1) for p in union))
-    bracketed = _bracketed(text, depth)
-    if bracketed is not None:
-        return bracketed
-    if text.count("\\pm") == 1 and "=" not in text:
-        plus, minus = (
-            text.replace("\\pm", s).strip().removeprefix("+").strip() for s in ("+", "-")
-        )
-        return ("list", "", (read(plus, depth + 1), read(minus, depth + 1)))
-    equation = _equation(text, depth)
-    if equation is not None:
-        return equation
+    return None
+
+
+def _plus_minus(text: str, depth: int) -> Node | None:
+    """Both values of a \\pm."""
+    if text.count("\\pm") != 1 or "=" in text:
+        return None
+    plus, minus = (text.replace("\\pm", s).strip().removeprefix("+").strip() for s in ("+", "-"))
+    return ("list", "", (read(plus, depth + 1), read(minus, depth + 1)))
+
+
+def _single(text: str) -> Node:
+    """A number, words, or a formula that only the judge reads."""
     value, unit = split_unit(text)
     number = rational(value)
     if number is not None:
@@ -192,36 +246,6 @@ def _are_words(text: str) -> bool:
         )
         and text not in FUNCTION_WORDS
     )
-
-
-_ONES = words_of(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen"
-)
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-
-
-def number_in_words(text: str) -> int | None:
-    """forty-two, one hundred and five, three thousand; None for anything else."""
-    total = part = 0
-    last = 10**9
-    tokens = text.replace("-", " ").split()
-    if not tokens or len(tokens) > 12:
-        return None
-    for token in tokens:
-        if token == "and" and part >= 100:
-            continue
-        if token in _ONES and last > (10 if _ONES.index(token) < 10 else 20):
-            part, last = part + _ONES.index(token), 1
-        elif token in _TENS and last > 99:
-            part, last = part + 10 * (_TENS.index(token) + 2), 20
-        elif token == "hundred" and 0 < part < 10:
-            part, last = part * 100, 100
-        elif token in ("thousand", "million") and 0 < part < 1000:
-            total, part, last = (total + part) * SCALE_WORDS[token], 0, 10**6
-        else:
-            return None
-    return total + part
 
 
 def _clock(hours: int, minutes: int, seconds: int, half: str | None) -> Node:

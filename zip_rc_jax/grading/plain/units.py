@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from .numbers import FIGURES
+from .numbers import FIGURES, SCALE_WORDS
 from .text import FUNCTION_WORDS, TEXT_COMMAND, TEXT_GROUP, words_of
 
 _F = Fraction
@@ -97,14 +97,6 @@ _NOT_UNITS = frozenset(
         "an from into for at only half twice solution solutions answer approximately about times pi"
     )
 ) | (FUNCTION_WORDS - {"min"})
-SCALE_WORDS = {
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "dozen": 12,
-}
 _TRAILING_ADJECTIVES = frozenset(
     [
         "long",
