@@ -427,6 +427,7 @@ def forward_cached(
     Returns:
       `[B, T, d_model]` in the dtype of the parameters, and the cache.
     """
+    # What all layers share: positions, and which slots they read.
     model = _with_params(config, params, unrolled)
     x = _embed(config, model, tokens, layout, None)
     batch, steps = tokens.shape
@@ -449,6 +450,7 @@ def forward_cached(
     def mix(block: Block, x: jax.Array, layer: jax.Array, old: Any) -> tuple[jax.Array, Any]:
         if block.kind == "conv":
             return convolve(block, x, layer, old)
+        # Write the new keys and values, then attend to the cache that holds them.
         q, k, v = block.attention_inputs(x, ropes[block.kind])
         old = old.append(layer, positions, live, k, v)
         if reads_in_place(layout, steps, config.head_dim):

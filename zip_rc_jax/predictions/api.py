@@ -298,10 +298,12 @@ def _predictions(
     )
     head, table = require_head(lm), unembedding(lm.config, lm.params["body"])
     for batch in batches:
+        # On the devices: the joint after every token, and how likely the next token was.
         read = joints_of(lm, batch.hidden)
         followers = np.roll(batch.tokens, -1, axis=1)  # the last of a row belongs to no token
         chunks = _chunks(lm, *batch.tokens.shape)
         log_probs = _log_probs(lm.config, head, chunks, table, batch.hidden, followers)
+        # On the host: one record for each item, without the padding.
         reward, remaining, joint, logprob = gather((*read, log_probs))
         for lane, number in enumerate(batch.members):
             item, size = items[number], int(lengths[number])

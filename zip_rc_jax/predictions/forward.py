@@ -143,6 +143,7 @@ def hidden_batches(
     with progress_bar(title, len(order)) if title else contextlib.nullcontext() as bar:
         start = 0
         while start < len(order):
+            # Shape: as wide as the longest sequence that is left, and as many rows as fit.
             width = padded_width(int(lengths[order[start]]))
             most = max(1, settings.batch_tokens // width // ways) * ways
             if few_shapes:
@@ -150,6 +151,7 @@ def hidden_batches(
                 rows = min(most, (1 << (each - 1).bit_length()) * ways)
             else:
                 rows = min(most, lm.layout.padded(len(order), "batch"))
+            # The next sequences, one in a row; the rest is padding.
             members = [int(i) for i in order[start : start + rows]]
             tokens = np.zeros((rows, width), np.int32)
             for lane, ids in enumerate(read(members)):
