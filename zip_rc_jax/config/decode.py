@@ -273,18 +273,14 @@ class DecodeConfig:
         system = self.system
         plain = isinstance(system, str) and system == system.encode("utf-8", "ignore").decode()
         require(plain, f"system={shown(system)}", "it is not a text", "write it as text")
-        require(
-            0 <= self.alpha <= 1,
-            f"alpha={self.alpha}",
-            "it weighs compute against latency",
-            "use a number in [0, 1]",
-        )
-        require(
-            0 <= self.beta <= 1e30,
-            f"beta={self.beta}",
-            "it is a price",
-            "use a number from 0 to 1e30",
-        )
+        one_of("candidates", self.candidates, CANDIDATES)
+        for plugins in OF_DECODING:
+            plugins.check(getattr(self, plugins.setting))
+        self._check_counts()
+        self._check_search()
+        self._check_budgets()
+
+    def _check_counts(self) -> None:
         for field in ("n", "interval", "window", "max_tokens", "max_num_seqs"):
             require(
                 getattr(self, field) >= 1,
@@ -309,9 +305,21 @@ class DecodeConfig:
                 "counts are held in 32 bits",
                 "use a number below 2147483648",
             )
-        one_of("candidates", self.candidates, CANDIDATES)
-        for plugins in OF_DECODING:
-            plugins.check(getattr(self, plugins.setting))
+
+    def _check_search(self) -> None:
+        """What decides: prices, candidates, and how joints are read."""
+        require(
+            0 <= self.alpha <= 1,
+            f"alpha={self.alpha}",
+            "it weighs compute against latency",
+            "use a number in [0, 1]",
+        )
+        require(
+            0 <= self.beta <= 1e30,
+            f"beta={self.beta}",
+            "it is a price",
+            "use a number from 0 to 1e30",
+        )
         require(
             self.candidates != "exhaustive" or self.n <= 10,
             f"n={self.n} with candidates='exhaustive'",
@@ -325,33 +333,6 @@ class DecodeConfig:
             "first",
             "use n=1, or a temperature above 0",
         )
-        require(
-            (self.strategy == "length_budget") == (self.length_budget >= 1)
-            or not POLICIES.is_builtin(self.strategy),
-            f"length_budget={self.length_budget} with strategy={self.strategy!r}",
-            "strategy='length_budget' needs a budget in tokens, and the others do not read it",
-            "set both, or leave length_budget at 0",
-        )
-        require(
-            0 <= self.reward_threshold <= 1,
-            f"reward_threshold={self.reward_threshold}",
-            "rewards lie in [0, 1]",
-            "use a number in [0, 1]",
-        )
-        require(
-            0 <= self.abstain_below <= 1,
-            f"abstain_below={self.abstain_below}",
-            "rewards lie in [0, 1]",
-            "use a number in [0, 1]",
-        )
-        for field in ("token_budget", "time_budget"):
-            value = getattr(self, field)
-            require(
-                math.isfinite(value) and value >= 0,
-                f"{field}={shown(value)}",
-                "it limits what a prompt may spend",
-                "use 0 for no limit",
-            )
         require(
             math.isfinite(self.skill) and self.skill >= 0,
             f"skill={self.skill}",
@@ -370,6 +351,31 @@ class DecodeConfig:
             "it is a probability",
             "use a number in (0, 1]",
         )
+
+    def _check_budgets(self) -> None:
+        """What limits a prompt, and when it gets no answer."""
+        require(
+            (self.strategy == "length_budget") == (self.length_budget >= 1)
+            or not POLICIES.is_builtin(self.strategy),
+            f"length_budget={self.length_budget} with strategy={self.strategy!r}",
+            "strategy='length_budget' needs a budget in tokens, and the others do not read it",
+            "set both, or leave length_budget at 0",
+        )
+        for field in ("reward_threshold", "abstain_below"):
+            require(
+                0 <= getattr(self, field) <= 1,
+                f"{field}={getattr(self, field)}",
+                "rewards lie in [0, 1]",
+                "use a number in [0, 1]",
+            )
+        for field in ("token_budget", "time_budget"):
+            value = getattr(self, field)
+            require(
+                math.isfinite(value) and value >= 0,
+                f"{field}={shown(value)}",
+                "it limits what a prompt may spend",
+                "use 0 for no limit",
+            )
 
     def seqs_per_shard(self, shards: int) -> int:
         """Prefixes that each of `shards` shards holds: an equal part of `max_num_seqs`, rounded up,
