@@ -1,10 +1,9 @@
 """The reward x length grid: the only place that knows units.
 
 A prefix has two random variables: its final reward `V` in [0, 1] and its remaining length `L` in
-  tokens still to generate,
-end-of-sequence token included. A `Grid` discretises the pair; cell `(b, l)` is reward bin `b`
-(centre `v_b`) and length bin `l` (half-open `[t_l, t_{l+1})`, midpoint `m_l`). Cells are numbered
-reward-major: `b * n_length + l` (paper, section 3).
+tokens still to generate, end-of-sequence token included. A `Grid` discretises the pair; cell
+`(b, l)` is reward bin `b` (centre `v_b`) and length bin `l` (half-open `[t_l, t_{l+1})`, midpoint
+`m_l`). Cells are numbered reward-major: `b * n_length + l` (paper, section 3).
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ def _numbers(name: str, values: Any) -> list[Any]:
     if hasattr(values, "tolist"):
         values = values.tolist()  # of NumPy or JAX
     fits = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping, Set))
-    found = (
+    numbers = (
         [value.item() if isinstance(value, np.generic) else value for value in values]
         if fits
         else []
     )
-    if not fits or not all(map(_is_number, found)):
-        shown = f"[{', '.join(map(_shown, found))}]" if fits else _shown(values)
+    if not fits or not all(map(_is_number, numbers)):
+        shown = f"[{', '.join(map(_shown, numbers))}]" if fits else _shown(values)
         raise UsageError(
             f"{name}={shown}", "it must be a list of numbers", f"give for example {_EXAMPLES[name]}"
         )
-    return found
+    return numbers
 
 
 _EXAMPLES = {"reward_centres": "[0, 1]", "length_edges": "[0, 64, 128]"}
@@ -239,10 +238,10 @@ class Grid:
 
 def _as_floats(values: Any, what: str) -> np.ndarray:
     """float64 of numbers. Raises ValueError for anything else."""
-    found = np.asarray(values)
-    if found.dtype.kind not in "biuf" and found.dtype != object:
-        raise ValueError(f"{what} must be numbers; got {found.dtype}")
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf" and array.dtype != object:
+        raise ValueError(f"{what} must be numbers; got {array.dtype}")
     try:
-        return found.astype(np.float64)
+        return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{what} must be numbers") from None

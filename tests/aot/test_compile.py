@@ -909,7 +909,7 @@ def test_the_table_says_what_fits_and_what_moves():
 
 @pytest.mark.parametrize(("most", "good"), [(math.inf, True), (0.876, True), (0.874, False)])
 def test_a_program_that_spends_too_many_operations_is_not_good(monkeypatch, capsys, most, good):
-    """They are 0.875 times those by hand. Parts of which nothing is expected do not count."""
+    """They are 0.875 times those by hand. Parts without an expectation do not count."""
     found = dataclasses.replace(report(), programs=report().programs[:1], most_flops=most)
     monkeypatch.setattr("zip_rc_jax.cli.compile.compile_from", lambda arguments: found)
     assert found.good == good

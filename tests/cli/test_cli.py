@@ -642,6 +642,6 @@ def test_what_cannot_be_resumed_does_not_claim_to_be(monkeypatch, capsys):
 
     monkeypatch.setattr("zip_rc_jax.cli.decode.run", interrupted)
     assert main(["decode", "nowhere", "--prompt", "x"]) == 130
-    assert capsys.readouterr().err == "zip-rc decode: interrupted. The same command starts anew.\n"
+    assert capsys.readouterr().err == "zip-rc decode: interrupted. The same command starts over.\n"
     assert main(["decode", "nowhere", "--prompt", "x", "--output", "out"]) == 130
     assert capsys.readouterr().err == "zip-rc decode: interrupted. The same command resumes.\n"

@@ -184,7 +184,7 @@ def test_an_interruption_leaves_the_files_as_they_were(saved, tmp_path, monkeypa
     monkeypatch.setattr(command, "html_section", interrupted)
     arguments = ["predict", saved, "--input", source, "--output", str(out), "--html", str(page)]
     assert main(arguments) == 130
-    assert "starts anew" in capsys.readouterr().err
+    assert "starts over" in capsys.readouterr().err
     assert out.read_text() == "before"
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "model", "out.jsonl"]
 

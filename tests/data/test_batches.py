@@ -239,7 +239,7 @@ def test_a_process_reads_the_rollouts_of_its_own_rows_alone_and_together_they_ha
         for index in range(count)
     ]
     whole = list(train_batches(ROLLOUTS, **options))
-    shares = [list(train_batches(source, **options, own=own)) for source, own in processes]
+    shares = [list(train_batches(source, **options, local_rows=own)) for source, own in processes]
     for batch, *parts in zip(whole, *shares, strict=True):
         owners = [
             next(i for i, (_, own) in enumerate(processes) if own[row]) for row in range(rows)

@@ -63,8 +63,8 @@ def gather(pool, source, index, at, slots):
 
 
 def extend(config, params, cache, tokens, first, counts, live=None):
-    """Feeds `tokens [B, T]` from positions `first [B]` on, of which the first `counts [B]` of each
-    row are its own and the rest padding.
+    """Feeds `tokens [B, T]` from positions `first [B]` on. Row `b` holds `counts[b]` tokens, and
+    then padding.
 
     Returns:
       logits `[B, T, V]` and the cache.

@@ -73,7 +73,7 @@ def test_the_estimate_of_the_rows_is_what_the_pool_takes(data, tensor):
 
 @pytest.mark.parametrize(("name", "chips"), [("qwen3_1.7b", 4), ("lfm2_1.2b", 4), ("lfm2_350m", 4)])
 def test_the_rollouts_of_a_shipped_config_fit_a_host_of_v5e(name, chips):
-    """16 GB a chip, 15.75 GiB of which a program may use.
+    """A chip has 16 GB, and a program may use 15.75 GiB.
 
     Every chip has its own rows, and the whole model.
     """

@@ -179,7 +179,7 @@ def test_slots_that_no_row_reaches_are_not_needed():
 def test_rows_and_heads_stay_on_their_devices():
     layout = Layout(make_mesh(data=4, tensor=2), DECODE_RULES)
     _, q = cache_and_queries(8, 3, 4, 2, 96, 16, jnp.float32)
-    shape = (2, 4, 3, 2, 96, 16)  # four shards of three rows, two of which are stepped
+    shape = (2, 4, 3, 2, 96, 16)  # four shards of three rows; two rows of each are stepped
     sharded = AttentionCache(*(jax.random.normal(jax.random.key(i), shape) for i in (1, 2)))
     flat = AttentionCache(
         *(x[:, :, :2].reshape(2, 1, 8, 2, 96, 16) for x in (sharded.k, sharded.v))

@@ -21,8 +21,8 @@ from zip_rc_jax.models.io.families import tensors, write_config
 from zip_rc_jax.models.io.huggingface import write_checkpoint
 
 MB = 10**6
-# The layers of Qwen3-1.7B, fewer of them and a smaller vocabulary: 2.4 GB in bfloat16, of which the
-# embedding is 410 MB.
+# The layers of Qwen3-1.7B, fewer of them and a smaller vocabulary: 2.4 GB in bfloat16 with an
+# embedding of 410 MB.
 MODEL = ModelConfig(
     vocab_size=100_096, d_model=2048, n_layers=20, n_heads=16, n_kv_heads=8, head_dim=128,
     d_ff=6144, tied=True, max_positions=4096

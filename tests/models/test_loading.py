@@ -108,7 +108,7 @@ def quick_compilation():
 
 def with_random_head(lm: LanguageModel) -> LanguageModel:
     """A head that finds some prefixes much better than others, so that the search pauses, resumes,
-    branches and starts anew."""
+    branches and starts again."""
     found = lm.with_head(TINY_GRID, "value")
     rows = (
         np.random.default_rng(1).standard_normal(found.params["zip_rows"].shape)

@@ -194,7 +194,7 @@ def cached_unrolled(config, params, tokens, positions, cache, slots):
 )
 @every_config
 def test_layers_with_arrays_of_their_own_compute_the_same(config, rows, slots):
-    """Two shards, of which three rows each are fed; the cache may have more rows and slots than are
+    """Three rows of each of two shards are fed; the cache may have more rows and slots than are
     looked at."""
     params = unstack(config, parameters(config))
     which, split = np.arange(6) % ROWS, 7
@@ -231,7 +231,7 @@ def test_rotations_are_not_computed_anew_in_every_layer():
 
 @every_config
 def test_a_forward_of_the_first_rows_of_every_shard_leaves_the_others_alone(config):
-    """Two shards of four rows each, of which the first two are fed: four lanes."""
+    """Two shards of four rows each; the first two rows of each are fed: four lanes."""
     params = parameters(config)
     lanes = np.array([0, 1, 4, 5])
     cache = place(jax.tree.map(lambda x: x + 7, Cache.empty(config, 2, 4, SLOTS, jnp.float32)))

@@ -89,13 +89,19 @@ def test_at_most_six_python_files_lie_at_the_root_of_the_package():
 
 
 def test_imports_are_absolute():
-    """So that the test above sees them."""
+    """So that the test above sees them. The grading worker loads one folder by its path, without
+    the package: inside it, files import their neighbors relatively."""
+    by_path = PACKAGE / "grading" / "plain"
     for path in modules():
-        assert not [
+        relative = [
             n
             for n in ast.walk(ast.parse(path.read_text()))
             if isinstance(n, ast.ImportFrom) and n.level
-        ], path
+        ]
+        if path.parent == by_path:
+            assert {n.level for n in relative} <= {1}, path
+        else:
+            assert not relative, path
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ def test_a_command_that_is_asked_to_stop_says_so_and_ends_as_after_ctrl_c(
         "export": ["model", str(tmp_path / "out")],
     }.get(command, [str(tmp_path / "c.yaml")])
     assert cli.main([command, *arguments]) == 130
-    again = "resumes" if command in ("evaluate", "grade") else "starts anew"
+    again = "resumes" if command in ("evaluate", "grade") else "starts over"
     assert (
         capsys.readouterr().err
         == f"zip-rc {command}: stopped by {number.name}. The same command {again}.\n"

@@ -40,8 +40,8 @@ def golden_cases():
 
 
 def golden_decision(grid, case, dtype, **options):
-    """Our decision without and with the no-harm pass on one golden case, in 8 slots of which the
-    case fills the first (one compilation)."""
+    """Our decision without and with the no-harm pass on one golden case. The case fills the first
+    of 8 slots, so that one compilation serves all cases."""
     config = DecodeConfig(alpha=float(case["alpha"]), beta=float(case["beta"]), no_harm=False)
     n = len(case["unfinished"])
 

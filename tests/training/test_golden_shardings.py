@@ -2,7 +2,7 @@
 stored.
 
 A change in `sharding.py` or in the axes of a parameter shows here, for each config.
-`PYTHONPATH=tests python tests/training/test_golden_shardings.py` stores anew.
+`PYTHONPATH=tests python tests/training/test_golden_shardings.py` stores them again.
 """
 
 from __future__ import annotations

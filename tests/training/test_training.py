@@ -56,10 +56,10 @@ from zip_rc_jax.training.loss import (
     PolicyLosses,
     VocabChunking,
     joint_loss,
-    largest,
     policy_loss,
     split_positions,
     teacher_top_k,
+    top_k,
 )
 from zip_rc_jax.training.step import (
     TrainSpec,
@@ -220,10 +220,8 @@ def test_positions_without_weight_are_not_looked_at():
         return carry + 1
 
     wanted = jnp.asarray([False, True, True, False, True, False, False, False])
-    assert (
-        int(jax.jit(VocabChunking(TINY_MODEL, ONE, 2).fold, static_argnums=0)(count, 0, wanted))
-        == 2
-    )
+    scan = jax.jit(VocabChunking(TINY_MODEL, ONE, 2).scan_chunks, static_argnums=0)
+    assert int(scan(count, 0, wanted)) == 2
     assert seen == [[1, 2], [4, 8]], "the last is no position"
 
 
@@ -295,9 +293,9 @@ def test_the_largest_are_found_in_the_groups_with_the_largest_maxima(size):
     x = jnp.asarray(
         np.random.default_rng(4).permutation(3 * 2 * size).reshape(3, 2, size), jnp.float32
     )
-    for found, expected in zip(largest(x, 4, group=8), jax.lax.top_k(x, 4), strict=True):
+    for found, expected in zip(top_k(x, 4, group=8), jax.lax.top_k(x, 4), strict=True):
         np.testing.assert_array_equal(found, expected)
-    equal = largest(jnp.zeros((1, size)), 4, group=8)[1]
+    equal = top_k(jnp.zeros((1, size)), 4, group=8)[1]
     assert len(set(np.asarray(equal)[0].tolist())) == 4, "of equal values, any, but each once"
     assert np.asarray(equal).max() < size, "and no padding"
 

@@ -95,11 +95,11 @@ def score_flops(config: ModelConfig, train: TrainConfig, platform: str) -> dict[
     layers and rows of a batch."""
     steps = train.row_tokens
     chosen = choose_attention(train.attention, platform, steps)
-    found = {}
+    flops = {}
     for kind, window in (("attention", 0), ("sliding", config.sliding_window)):
         block = steps if chosen == "plain" else block_size(chosen, platform, steps)
         pairs = 1 if chosen == "plain" else len(visible_blocks(steps, block, window))
-        found[kind] = (
+        flops[kind] = (
             2
             * train.batch_rows
             * pairs
@@ -108,7 +108,7 @@ def score_flops(config: ModelConfig, train: TrainConfig, platform: str) -> dict[
             * config.head_dim
             * config.kinds.count(kind)
         )
-    return found
+    return flops
 
 
 def kernel_flops(
@@ -125,9 +125,9 @@ def kernel_flops(
     scores = sum(score_flops(config, train, platform).values())
     layers = sum(kind != "conv" for kind in config.kinds)
     products = sum(
-        count * KERNEL_PRODUCTS[found[1]]
+        count * KERNEL_PRODUCTS[match[1]]
         for name, count in calls.items()
-        if (found := _KERNEL.match(name))
+        if (match := _KERNEL.match(name))
     )
     return products * scores // layers
 

@@ -37,8 +37,8 @@ class Collective:
     """All collectives of one kind, shape and origin in a program, per chip.
 
     Attributes:
-      kind: one of `COLLECTIVES`. An all-reduce of which each chip keeps its part is a
-        reduce-scatter, whatever XLA calls it.
+      kind: one of `COLLECTIVES`. An all-reduce is a reduce-scatter if each chip keeps only its
+        part, whatever XLA calls it.
       shape: of the larger side (gathered result, or what is reduced), such as "bf16[512,1536]".
       count: how often it runs.
       bytes: `count` times the bytes of the larger side; over a ring, what a chip sends, except that
@@ -98,11 +98,11 @@ class Costs:
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """(count, bytes) of every kind of collective that occurs."""
-        found: dict[str, tuple[int, int]] = {}
+        totals: dict[str, tuple[int, int]] = {}
         for c in self.collectives:
-            count, total = found.get(c.kind, (0, 0))
-            found[c.kind] = (count + c.count, total + c.bytes)
-        return found
+            count, total = totals.get(c.kind, (0, 0))
+            totals[c.kind] = (count + c.count, total + c.bytes)
+        return totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _fused(
     if instruction.opcode != "fusion":
         return [(computation, instruction)]
     called = module.computations[instruction.called("calls")]
-    return [found for i in called.instructions for found in _fused(module, called, i)]
+    return [fused for i in called.instructions for fused in _fused(module, called, i)]
 
 
 # Operations.
@@ -387,8 +387,8 @@ def _roots(module: Module, instruction: Instruction) -> list[tuple[Computation, 
     names = called.root.operands if called.root.opcode == "tuple" else (called.root.name,)
 
     def origins(name: str) -> list[tuple[Computation, Instruction]]:
-        found = called.by_name[_bitcast_of(called, called.by_name[name])]
-        return _roots(module, found) if found.opcode == "fusion" else [(called, found)]
+        origin = called.by_name[_bitcast_of(called, called.by_name[name])]
+        return _roots(module, origin) if origin.opcode == "fusion" else [(called, origin)]
 
     return [origin for name in names for origin in origins(name)]
 

@@ -82,13 +82,13 @@ class Instruction:
     @property
     def op_name(self) -> str:
         """Where in the Python program it comes from, as far as XLA kept it."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     def called(self, key: str) -> str:
         """Name of the computation in attribute `key`; "" without one."""
-        found = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
-        return found[1] if found else ""
+        match = re.search(rf"\b{key}=%?([\w.\-]+)", self.attributes)
+        return match[1] if match else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +106,11 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        found: dict[str, list[Instruction]] = {i.name: [] for i in self.instructions}
+        users: dict[str, list[Instruction]] = {i.name: [] for i in self.instructions}
         for instruction in self.instructions:
             for name in dict.fromkeys(instruction.operands):
-                found[name].append(instruction)
-        return found
+                users[name].append(instruction)
+        return users
 
     def parameter(self, number: int) -> Instruction:
         return next(
@@ -126,13 +126,13 @@ class Module:
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
     """All arrays in a type, such as `(f32[2,4]{1,0:T(8,128)S(1)}, s32[])`, in order."""
-    found = []
+    shapes = []
     for dtype, dims, layout in _SHAPE.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(
+        shapes.append(
             Shape(dtype, tuple(int(d) for d in dims.split(",") if d), int(space[1]) if space else 0)
         )
-    return tuple(found)
+    return tuple(shapes)
 
 
 def _closing(text: str, start: int) -> int:
@@ -249,8 +249,10 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
 
 def _source(computation: Computation, name: str) -> Instruction:
     """The instruction whose value `name` has, copies skipped."""
-    found = computation.by_name[name]
-    return _source(computation, found.operands[0]) if found.opcode in ("copy", "bitcast") else found
+    source = computation.by_name[name]
+    return (
+        _source(computation, source.operands[0]) if source.opcode in ("copy", "bitcast") else source
+    )
 
 
 def _carried(computation: Computation, values: Instruction, number: int) -> Instruction | None:

@@ -83,7 +83,7 @@ def abstract_state(
         "zip_rows": jax.ShapeDtypeStruct((head.grid.n_cells, model.d_model), jnp.float32),
     }
     params = place(layout, shapes, {"body": param_axes(model), "zip_rows": ("cells", "embed")})
-    found = jax.eval_shape(lambda p: init_state(p, train), params)
+    state = jax.eval_shape(lambda p: init_state(p, train), params)
     placed = {
         _keys(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
@@ -92,7 +92,7 @@ def abstract_state(
         sharding = placed.get(_keys(path)) or layout.sharding((None,) * leaf.ndim)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    opt_state = jax.tree_util.tree_map_with_path(like_params, found.opt_state)
+    opt_state = jax.tree_util.tree_map_with_path(like_params, state.opt_state)
     counter: Any = _abstract(layout, (), jnp.int32, ())
     return TrainState(params, opt_state, counter, counter)
 
@@ -108,9 +108,11 @@ def abstract_teacher(state: TrainState, train: TrainConfig) -> dict[str, Any] | 
     if not train.kl_weight or train.cache_teacher:
         return None
     body = state.params["body"]
-    found = jax.eval_shape(lambda b: cast_teacher(b, train), body)
+    teacher = jax.eval_shape(lambda b: cast_teacher(b, train), body)
     return jax.tree.map(
-        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, body
+        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
+        teacher,
+        body,
     )
 
 
@@ -284,6 +286,52 @@ def compile_decode(
         the model does not have.
     """
     model, decode = config.model, config.decode
+    _check_decode_sizes(model, rows=rows, context=context, dtype=dtype, prompt=prompt)
+    layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
+    layout.sharding(("batch",), (rows,))
+    settings = decode_rows.DecodeSpec(
+        network=TransformerNetwork(model, layout, dtype),
+        head=head_for(model, config.grid.grid("value"), "value"),
+        vocab_size=model.vocab_size,
+        filters=Filters.of([decode.sampling]),
+        window=decode.window,
+    )
+    chips, shards = layout.mesh.size, layout.mesh.shape["data"]
+    width, prompt = rows // shards, min(prompt, context)
+
+    # What the programs take: parameters and rows on the chips, small arrays from the host.
+    params = abstract_decode_params(layout, model, dtype)
+    pool = abstract_pool(settings, width + 1, context)  # with the engine's scratch row
+    lanes = decode_rows.bucket(1, width)
+    prompts = _abstract_prompts(shards, lanes, prompt)
+    lanes_of_requests = decode_rows.abstract_lanes(shards, width)
+    interval = jax.ShapeDtypeStruct((), jnp.int32)
+    moves = jax.ShapeDtypeStruct((shards, decode_rows.bucket(1), 3), jnp.int32)
+    count = jax.ShapeDtypeStruct((shards,), jnp.int32)
+
+    prefill = _compile(decode_rows.prefill, settings, params, *prompts)
+    advance = _compile(
+        decode_rows.advance, settings, params, pool, lanes_of_requests, interval, context
+    )
+    copy = _compile(decode_rows.copy_rows, settings, pool, None, moves, count, context)
+
+    # What each costs, beside what it must cost.
+    programs = (
+        prefill.program(
+            _prefill_part(prefill, model, params, shards * lanes, prompt, chips),
+            beside=shard_bytes(pool),
+        ),
+        advance.program(*_advance_parts(advance, model, params, pool, rows, width, context, chips)),
+        copy.program(*_copy_parts(copy, model, pool, width, context), beside=shard_bytes(params)),
+    )
+    title = f"decode in {dtype}: {_sizes(model)}, {_devices(topology, layout.mesh)}"
+    return Report(title, chip_of(topology), chips, programs)
+
+
+def _check_decode_sizes(
+    model: ModelConfig, *, rows: int, context: int, dtype: str, prompt: int
+) -> None:
+    """Raises UsageError for what no decode can have."""
     if dtype not in COMPUTE_DTYPES:
         raise UsageError(
             f"dtype {dtype!r}",
@@ -300,117 +348,103 @@ def compile_decode(
         raise UsageError(
             f"rows {rows}, prompt {prompt}", "they count rows and tokens", "use positive numbers"
         )
-    layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
-    layout.sharding(("batch",), (rows,))
-    head = head_for(model, config.grid.grid("value"), "value")
-    settings = decode_rows.DecodeSpec(
-        network=TransformerNetwork(model, layout, dtype),
-        head=head,
-        vocab_size=model.vocab_size,
-        filters=Filters.of([decode.sampling]),
-        window=decode.window,
-    )
-    chips, shards = layout.mesh.size, layout.mesh.shape["data"]
-    width, prompt = rows // shards, min(prompt, context)
-    params = abstract_decode_params(layout, model, dtype)
-    pool = abstract_pool(settings, width + 1, context)  # with the engine's scratch row
-    # What the engine makes on the host is not laid out: the compiler may choose.
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    lanes, moved = decode_rows.bucket(1, width), decode_rows.bucket(1)
-    prompts = [
-        jax.ShapeDtypeStruct(s, t)
-        for s, t in (
-            ((shards, lanes, prompt), "i4"),
-            ((shards, lanes), "i4"),
-            ((shards, lanes), "u4"),
-        )
-    ]
-    lanes_of_requests = decode_rows.abstract_lanes(shards, width)
-    moves, count = (
-        jax.ShapeDtypeStruct((shards, moved, 3), jnp.int32),
-        jax.ShapeDtypeStruct((shards,), jnp.int32),
-    )
 
-    prefill = _compile(decode_rows.prefill, settings, params, *prompts)
-    advance = _compile(
-        decode_rows.advance, settings, params, pool, lanes_of_requests, scalar, context
-    )
-    copy = _compile(decode_rows.copy_rows, settings, pool, None, moves, count, context)
 
-    weights = shard_bytes(
-        [
-            params["table"],
-            {k: v for k, v in params["body"].items() if k not in ("embed", "unembed")},
-        ]
-    )
-    held, per_row = shard_bytes(pool.cache), shard_bytes(pool) // (width + 1)
-    small = shard_bytes(pool) - held
-    step_flops = decode_flops(model, rows, context) // chips
-    layer, row = _cache_elements(pool)
-    count_prompts = shards * lanes
+def _abstract_prompts(shards: int, lanes: int, prompt: int) -> list[jax.ShapeDtypeStruct]:
+    """Tokens, lengths and hashes of the prompts of a prefill.
+
+    What the engine makes on the host is not laid out: the compiler may choose.
+    """
+    per_prompt = (shards, lanes)
+    types = (((*per_prompt, prompt), "i4"), (per_prompt, "i4"), (per_prompt, "u4"))
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in types]
+
+
+def _weight_bytes(params: dict[str, Any]) -> int:
+    """What a step reads of the parameters on one chip: all but the table of embeddings."""
+    body = {k: v for k, v in params["body"].items() if k not in ("embed", "unembed")}
+    return shard_bytes([params["table"], body])
+
+
+def _prefill_part(
+    compiled: _Compiled,
+    model: ModelConfig,
+    params: dict[str, Any],
+    prompts: int,
+    tokens: int,
+    chips: int,
+) -> Part:
     # Prefill reads the unembedding for the last token of each prompt only.
-    unread = 2 * count_prompts * (prompt - 1) * model.vocab_size * model.d_model
-    prompt_flops = (decode_flops(model, count_prompts * prompt, prompt) - unread) // chips
-    programs = (
-        prefill.program(
-            Part(
-                name=f"{count_prompts} prompts of {prompt} tokens",
-                costs=prefill.costs(per_step=False),
-                useful_flops=prompt_flops,
-                expected_flops=prompt_flops,
-                expected_bytes=weights,
-                expected="weights read once",
-            ),
-            beside=shard_bytes(pool),
-        ),
-        advance.program(
-            Part(
-                name=f"one decode step of {rows} rows with {context} slots",
-                costs=advance.costs(
-                    per_step=True,
-                    cache=CacheShape(context, model.head_dim, layer * width // (width + 1)),
-                ),
-                useful_flops=step_flops,
-                expected_flops=step_flops,
-                expected_bytes=weights + held * width // (width + 1),
-                expected="weights and cache read once",
-            ),
-            Part(
-                name="once per interval of steps",
-                costs=advance.costs(
-                    per_step=False,
-                    cache=CacheShape(context, model.head_dim, layer * width // (width + 1)),
-                ),
-                useful_flops=0,
-                expected_flops=0,
-                expected_bytes=2 * small,
-                expected="tokens, logits and joints of all rows read and written",
-            ),
-        ),
-        copy.program(
-            Part(
-                name="one row copied in every shard",
-                costs=copy.costs(
-                    per_step=True, cache=CacheShape(context, model.head_dim, max(layer, row + 1))
-                ),
-                useful_flops=0,
-                expected_flops=0,
-                expected_bytes=2 * per_row,
-                expected="a row read and written",
-            ),
-            Part(
-                name="besides",
-                costs=copy.costs(per_step=False, cache=CacheShape(context, model.head_dim, layer)),
-                useful_flops=0,
-                expected_flops=0,
-                expected_bytes=0,
-                expected="needed",
-            ),
-            beside=shard_bytes(params),
-        ),
+    unread = 2 * prompts * (tokens - 1) * model.vocab_size * model.d_model
+    flops = (decode_flops(model, prompts * tokens, tokens) - unread) // chips
+    return Part(
+        name=f"{prompts} prompts of {tokens} tokens",
+        costs=compiled.costs(per_step=False),
+        useful_flops=flops,
+        expected_flops=flops,
+        expected_bytes=_weight_bytes(params),
+        expected="weights read once",
     )
-    title = f"decode in {dtype}: {_sizes(model)}, {_devices(topology, layout.mesh)}"
-    return Report(title, chip_of(topology), chips, programs)
+
+
+def _advance_parts(
+    compiled: _Compiled,
+    model: ModelConfig,
+    params: dict[str, Any],
+    pool: DecodeState,
+    rows: int,
+    width: int,
+    context: int,
+    chips: int,
+) -> tuple[Part, Part]:
+    """Of one decode step (without the scratch row), and of what an interval does once."""
+    held = shard_bytes(pool.cache)
+    layer, _ = _cache_elements(pool)
+    cache = CacheShape(context, model.head_dim, layer * width // (width + 1))
+    flops = decode_flops(model, rows, context) // chips
+    step = Part(
+        name=f"one decode step of {rows} rows with {context} slots",
+        costs=compiled.costs(per_step=True, cache=cache),
+        useful_flops=flops,
+        expected_flops=flops,
+        expected_bytes=_weight_bytes(params) + held * width // (width + 1),
+        expected="weights and cache read once",
+    )
+    once = Part(
+        name="once per interval of steps",
+        costs=compiled.costs(per_step=False, cache=cache),
+        useful_flops=0,
+        expected_flops=0,
+        expected_bytes=2 * (shard_bytes(pool) - held),
+        expected="tokens, logits and joints of all rows read and written",
+    )
+    return step, once
+
+
+def _copy_parts(
+    compiled: _Compiled, model: ModelConfig, pool: DecodeState, width: int, context: int
+) -> tuple[Part, Part]:
+    """Of one row copied, and of what comes on top."""
+    layer, row = _cache_elements(pool)
+    copied = Part(
+        name="one row copied in every shard",
+        costs=compiled.costs(
+            per_step=True, cache=CacheShape(context, model.head_dim, max(layer, row + 1))
+        ),
+        useful_flops=0,
+        expected_flops=0,
+        expected_bytes=2 * (shard_bytes(pool) // (width + 1)),
+        expected="a row read and written",
+    )
+    besides = Part(
+        name="besides",
+        costs=compiled.costs(per_step=False, cache=CacheShape(context, model.head_dim, layer)),
+        useful_flops=0,
+        expected_flops=0,
+        expected_bytes=0,
+        expected="needed",
+    )
+    return copied, besides
 
 
 def _cache_elements(pool: DecodeState) -> tuple[int, int]:

@@ -258,8 +258,8 @@ def _part(part: Part, report: Report, lines: int) -> list[str]:
     return out
 
 
-def _ratio(found: float, expected: float) -> str:
-    return f"{found / expected:.1f} times" if expected else "none needed"
+def _ratio(measured: float, expected: float) -> str:
+    return f"{measured / expected:.1f} times" if expected else "none needed"
 
 
 def _time(seconds: float) -> str:

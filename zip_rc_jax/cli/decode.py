@@ -14,9 +14,11 @@ from zip_rc_jax.cli.common import add_model
 from zip_rc_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from zip_rc_jax.config import DecodeConfig
     from zip_rc_jax.data.tasks import Problem
     from zip_rc_jax.inference.outputs import Result
     from zip_rc_jax.inference.requests import TextOrChat
+    from zip_rc_jax.models.language_model import LanguageModel
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -83,72 +85,29 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """Decodes the prompts, and prints or writes the answers.
 
-    With an output directory, finished results there are never replaced: of the same settings there
-    is nothing to do, and others are refused. It is one process at a time that works in it.
+    With an output directory, finished results there are never replaced. With the same settings
+    there is nothing to do; with others the directory is refused. One process at a time works in it.
 
     Raises:
       UsageError: an output directory that another process works in, or that holds results of other
         settings; no prompts, both kinds of prompts, a bad option, mesh or file; before the model is
         loaded where possible.
     """
-    from zip_rc_jax.cli.console import console
-    from zip_rc_jax.cli.decode_output import DecodeOutput, hash_of
     from zip_rc_jax.cli.live import decode_prompts, print_answers
-    from zip_rc_jax.config import to_dict
-    from zip_rc_jax.config.checks import shown
-    from zip_rc_jax.config.overrides import from_dotlist
-    from zip_rc_jax.data.tasks import problems_from_jsonl
     from zip_rc_jax.inference.api import resolve
-    from zip_rc_jax.inference.requests import check_text, key_data
-    from zip_rc_jax.models.io.chat import check_variable, template_time
     from zip_rc_jax.models.io.load import load
     from zip_rc_jax.runtime.locks import only_process
     from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
-    from zip_rc_jax.runtime.storage import (
-        Journal,
-        check_writable,
-        run_metadata,
-        write_json,
-        write_jsonl,
-    )
 
-    # Arguments: what can be checked without a model is checked before one is loaded.
+    # What can be checked without a model is checked before one is loaded.
     started = time.time()
-    options = from_dotlist(arguments.overrides, "option", "n=8")
-    resolve(None, options)  # what is wrong with them shows before the model is loaded
-    chat = from_dotlist(arguments.template_arg, "--template-arg", "enable_thinking=false")
-    if bool(arguments.prompt) == bool(arguments.input):
-        raise UsageError(
-            "prompts", "give either --prompt (once or more) or --input FILE", "add one of them"
-        )
-    if arguments.output:
-        check_writable(arguments.output, "--output")
-    if chat and not arguments.chat:
-        raise UsageError(
-            f"--template-arg {shown(list(chat))}",
-            "without --chat no template is used, which reads it",
-            "add --chat, or leave it out",
-        )
-    for name in chat:
-        check_variable(name)
-    key_data(arguments.seed)
-
-    # Prompts.
-    found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
-    prompts: list[TextOrChat] = [p.question for p in found] or arguments.prompt
-    with _lines_named(arguments.input, found):
-        for number, text in enumerate(prompts):
-            assert isinstance(text, str)
-            check_text(number, text)
-    if arguments.chat:
-        prompts = [[{"role": "user", "content": text}] for text in prompts]
-
-    # Model, and the answers on the screen.
+    options, template = _checked_options(arguments)
+    problems, prompts = _read_prompts(arguments)
     layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
     alone = (
         only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext()
     )
-    with _lines_named(arguments.input, found), alone:
+    with _lines_named(arguments.input, problems), alone:
         lm = load(
             arguments.model,
             dtype=arguments.dtype,
@@ -157,58 +116,136 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             zip_first_id=arguments.zip_first_id,
         )
         config = resolve(None, options, lm.head, lm.generation_config)
-        if not arguments.output:
+        if arguments.output:
+            _decode_into_directory(
+                arguments, argv, started, lm, config, template, problems, prompts
+            )
+        else:
             results = decode_prompts(
-                lm, prompts, config, arguments.seed, chat, live=arguments.stream
+                lm, prompts, config, arguments.seed, template, live=arguments.stream
             )
-            _graded(found, results)
-            return print_answers(results)
+            _graded(problems, results)
+            print_answers(results)
 
-        # Or in a directory, whose journal holds what an earlier call finished.
-        asked = {
-            "decode": to_dict(config),
-            "seed": arguments.seed,
-            "dtype": arguments.dtype,
-            "answers": hash_of([p.answer for p in found]),
-        }
-        output = DecodeOutput(arguments.output, lm, prompts, chat, asked)
-        if output.finished:
-            console.print(
-                f"{output.results} holds the results of these settings already", markup=False
-            )
-            return
-        with template_time(output.time):
-            journal = Journal(output.partial, fingerprint=output.fingerprint)
-            results = decode_prompts(
-                lm, prompts, config, arguments.seed, chat, journal=journal, live=arguments.stream
-            )
 
-        # The files, complete at once; the journal goes last.
-        rows = _graded(found, results)
-        write_jsonl(output.results, rows)
-        metadata = run_metadata({"decode": to_dict(config)}, argv, started)
-        write_json(output.metadata, metadata | {"fingerprint": output.fingerprint})
-        journal.finish()
-        console.print(f"wrote {output.results}", markup=False)
+def _checked_options(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the decode, and variables of the chat template.
+
+    Raises:
+      UsageError: an argument that cannot work, as far as no model is needed to see it.
+    """
+    from zip_rc_jax.config.checks import shown
+    from zip_rc_jax.config.overrides import from_dotlist
+    from zip_rc_jax.inference.api import resolve
+    from zip_rc_jax.inference.requests import key_data
+    from zip_rc_jax.models.io.chat import check_variable
+    from zip_rc_jax.runtime.storage import check_writable
+
+    options = from_dotlist(arguments.overrides, "option", "n=8")
+    resolve(None, options)
+    template = from_dotlist(arguments.template_arg, "--template-arg", "enable_thinking=false")
+    if bool(arguments.prompt) == bool(arguments.input):
+        raise UsageError(
+            "prompts", "give either --prompt (once or more) or --input FILE", "add one of them"
+        )
+    if arguments.output:
+        check_writable(arguments.output, "--output")
+    if template and not arguments.chat:
+        raise UsageError(
+            f"--template-arg {shown(list(template))}",
+            "without --chat no template is used, which reads it",
+            "add --chat, or leave it out",
+        )
+    for name in template:
+        check_variable(name)
+    key_data(arguments.seed)
+    return options, template
+
+
+def _read_prompts(
+    arguments: argparse.Namespace,
+) -> tuple[Sequence[Problem], Sequence[TextOrChat]]:
+    """The problems of the input file (none for --prompt), and the prompts, as texts or chats.
+
+    Raises:
+      UsageError: a file that cannot be read, or a text that no tokenizer can encode.
+    """
+    from zip_rc_jax.data.tasks import problems_from_jsonl
+    from zip_rc_jax.inference.requests import check_text
+
+    problems = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
+    texts = [p.question for p in problems] or arguments.prompt
+    with _lines_named(arguments.input, problems):
+        for number, text in enumerate(texts):
+            check_text(number, text)
+    if not arguments.chat:
+        return problems, texts
+    return problems, [[{"role": "user", "content": text}] for text in texts]
+
+
+def _decode_into_directory(
+    arguments: argparse.Namespace,
+    argv: Sequence[str],
+    started: float,
+    lm: LanguageModel,
+    config: DecodeConfig,
+    template: dict[str, Any],
+    problems: Sequence[Problem],
+    prompts: Sequence[TextOrChat],
+) -> None:
+    """Writes results.jsonl and metadata.json; a journal there holds what an earlier call finished.
+
+    Args:
+      started: when the command began, in seconds since the epoch.
+    """
+    from zip_rc_jax.cli.console import console
+    from zip_rc_jax.cli.decode_output import DecodeOutput, hash_of
+    from zip_rc_jax.cli.live import decode_prompts
+    from zip_rc_jax.config import to_dict
+    from zip_rc_jax.models.io.chat import template_time
+    from zip_rc_jax.runtime.storage import Journal, run_metadata, write_json, write_jsonl
+
+    asked = {
+        "decode": to_dict(config),
+        "seed": arguments.seed,
+        "dtype": arguments.dtype,
+        "answers": hash_of([p.answer for p in problems]),
+    }
+    output = DecodeOutput(arguments.output, lm, prompts, template, asked)
+    if output.finished:
+        console.print(f"{output.results} holds the results of these settings already", markup=False)
+        return
+    with template_time(output.time):
+        journal = Journal(output.partial, fingerprint=output.fingerprint)
+        results = decode_prompts(
+            lm, prompts, config, arguments.seed, template, journal=journal, live=arguments.stream
+        )
+    # The files, complete at once; the journal goes last.
+    rows = _graded(problems, results)
+    write_jsonl(output.results, rows)
+    metadata = run_metadata({"decode": to_dict(config)}, argv, started)
+    write_json(output.metadata, metadata | {"fingerprint": output.fingerprint})
+    journal.finish()
+    console.print(f"wrote {output.results}", markup=False)
 
 
 @contextlib.contextmanager
-def _lines_named(path: pathlib.Path | None, found: Sequence[Problem]) -> Iterator[None]:
-    """An error about "prompt 3" inside names the line of the file `path` that the prompt `found[3]`
+def _lines_named(path: pathlib.Path | None, problems: Sequence[Problem]) -> Iterator[None]:
+    """An error about "prompt 3" inside names the line of `path` that `problems[3]`
     comes from.
     """
     try:
         yield
     except UsageError as error:
         number = re.match(r"prompt ([0-9]+)\b", error.value)
-        if number is None or int(number[1]) >= len(found):
+        if number is None or int(number[1]) >= len(problems):
             raise
         raise UsageError(
-            f"{path}, line {found[int(number[1])].line}, {error.value}", error.reason, error.fix
+            f"{path}, line {problems[int(number[1])].line}, {error.value}", error.reason, error.fix
         ) from error
 
 
-def _graded(found: Sequence[Problem], results: Sequence[Result]) -> list[dict[str, Any]]:
+def _graded(problems: Sequence[Problem], results: Sequence[Result]) -> list[dict[str, Any]]:
     """Results as rows, with `answer` and `correct` where the input file has an answer; the accuracy
     is printed.
     """
@@ -216,11 +253,11 @@ def _graded(found: Sequence[Problem], results: Sequence[Result]) -> list[dict[st
     from zip_rc_jax.grading.grader import Grader, correct
 
     rows = [r.to_dict() for r in results]
-    if answered := [i for i, p in enumerate(found) if p.answer]:
+    if answered := [i for i, p in enumerate(problems) if p.answer]:
         with Grader() as grader:
-            scores = grader.grade_many((found[i], results[i].text) for i in answered)
+            scores = grader.grade_many((problems[i], results[i].text) for i in answered)
         for i, score in zip(answered, scores, strict=True):
-            rows[i] |= {"answer": found[i].answer, "correct": correct(score)}
+            rows[i] |= {"answer": problems[i].answer, "correct": correct(score)}
         console.print(
             f"accuracy {sum(correct(s) for s in scores) / len(scores):.3f} over {len(scores)} "
             "problems"

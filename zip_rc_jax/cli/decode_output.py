@@ -81,12 +81,12 @@ class DecodeOutput:
         try:
             if self.partial.exists():
                 with self.partial.open("rb") as lines:
-                    found = json.loads(lines.readline())
+                    fingerprint = json.loads(lines.readline())
             else:
-                found = json.loads(self.metadata.read_bytes())["fingerprint"]
+                fingerprint = json.loads(self.metadata.read_bytes())["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return found if isinstance(found, dict) else None
+        return fingerprint if isinstance(fingerprint, dict) else None
 
 
 def _time(begun: dict[str, Any] | None, directory: pathlib.Path) -> datetime.datetime:

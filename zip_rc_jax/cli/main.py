@@ -113,7 +113,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     except UsageError as error:
         return _end(2, f"zip-rc {arguments.command}: {error}")
     except KeyboardInterrupt as stop:
-        again = "resumes" if _resumes(arguments) else "starts anew"
+        again = "resumes" if _resumes(arguments) else "starts over"
         return _end(
             130,
             f"zip-rc {arguments.command}: {str(stop) or 'interrupted'}. The same command {again}.",
@@ -164,14 +164,14 @@ def _count_compiling() -> list[float]:
     """
     from jax import monitoring
 
-    found: list[float] = []
+    seconds: list[float] = []
 
     def note(event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            found.append(duration_secs)
+            seconds.append(duration_secs)
 
     monitoring.register_event_duration_secs_listener(note)
-    return found
+    return seconds
 
 
 def _quiet() -> None:

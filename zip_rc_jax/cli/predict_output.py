@@ -74,13 +74,13 @@ def run_predict(arguments: argparse.Namespace) -> None:
     with _lines_named(arguments.input, lines):
         texts = [_item(lm, i, line, arguments.chat) for i, line in enumerate(lines)]
         items = tokenize_items(lm, texts, chat_template_kwargs=template)
-    found = predict(lm, iter(items), batch_tokens=arguments.batch_tokens, progress=False)
+    predictions = predict(lm, iter(items), batch_tokens=arguments.batch_tokens, progress=False)
     console = Console() if Console().is_terminal else Console(width=170)
     if not files:
-        for i, (line, one) in enumerate(zip(lines, found, strict=True)):
+        for i, (line, one) in enumerate(zip(lines, predictions, strict=True)):
             _print(console, one, _heading(line, i) if len(lines) > 1 else "")
         return
-    _write(arguments, lines, items, found)
+    _write(arguments, lines, items, predictions)
     for path in files:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
@@ -152,7 +152,7 @@ def _lines_named(path: pathlib.Path | None, lines: Sequence[PredictionLine]) -> 
 
 
 def _outputs(arguments: argparse.Namespace, count: int) -> list[pathlib.Path]:
-    """The files that are asked for, all of which can be written."""
+    """The files that are asked for, after a check that each can be written."""
     options = {"--output": arguments.output, "--html": arguments.html, "--svg": arguments.svg}
     given = {name: path for name, path in options.items() if path is not None}
     for name, path in given.items():
@@ -174,7 +174,7 @@ def _write(
     arguments: argparse.Namespace,
     lines: Sequence[PredictionLine],
     items: Sequence[TokenizedItem],
-    found: Iterator[TokenPredictions],
+    predictions: Iterator[TokenPredictions],
 ) -> None:
     """Writes every prediction as it comes; no more than a few are held."""
     many = sum(len(item.ids) for item in items) > arguments.batch_tokens
@@ -184,7 +184,7 @@ def _write(
         bar = stack.enter_context(progress("predict", len(lines))) if many else None
         if page:
             page(HTML_HEAD)
-        for i, (line, one) in enumerate(zip(lines, found, strict=True)):
+        for i, (line, one) in enumerate(zip(lines, predictions, strict=True)):
             if output:
                 output(json_line(_row(i, line, one, arguments.joints)))
             if page:

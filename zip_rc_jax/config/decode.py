@@ -37,14 +37,14 @@ def _ids(value: Any) -> tuple[int, ...]:
     if isinstance(value, (str, bytes, bytearray, Mapping)):
         raise UsageError(*problem)
     try:
-        found = list(itertools.islice(value, MOST_STOP_IDS + 1))
-        ids = tuple(dict.fromkeys(operator.index(i) for i in found))
+        listed = list(itertools.islice(value, MOST_STOP_IDS + 1))
+        ids = tuple(dict.fromkeys(operator.index(i) for i in listed))
     except Exception:  # no iterable, or one of another's making that fails
         raise UsageError(*problem) from None
-    if any(isinstance(i, (bool, np.bool_)) for i in found):
+    if any(isinstance(i, (bool, np.bool_)) for i in listed):
         raise UsageError(*problem)
     require(
-        len(found) <= MOST_STOP_IDS,
+        len(listed) <= MOST_STOP_IDS,
         problem[0],
         "every token is compared with each of them",
         f"give at most {MOST_STOP_IDS}",
@@ -109,9 +109,9 @@ class SamplingConfig:
       top_p: keep the smallest set of likeliest tokens with at least this probability; 1 keeps all.
       min_p: keep tokens with at least this fraction of the likeliest token's probability; 0 keeps
         all.
-      repetition_penalty: before all that, positive logits of ids that occur in the prompt or in
-        what was generated are divided by it, and negative ones multiplied (as in Hugging Face); 1
-        leaves them.
+      repetition_penalty: changes the logits of ids that occur in the prompt or in what was
+        generated, before all that. Positive ones are divided by it, negative ones multiplied (as in
+        Hugging Face); 1 leaves them.
     """
 
     temperature: float = 1.0
@@ -209,9 +209,8 @@ class DecodeConfig:
         does not depend on the interval: tokens past it are dropped.
       system: text of a system turn, which is put before every chat. Chats that have one, and
         prompts that are no chats, are refused.
-      continue_final_message: chats end with a turn of the assistant, and decoding goes on in the
-        middle of it (as in Hugging Face's `apply_chat_template`), instead of beginning another
-        turn. The result's text is what comes behind.
+      continue_final_message: chats end with a turn of the assistant, and decoding continues that
+        turn (as in Hugging Face's `apply_chat_template`). The result's text is the continuation.
       generation_config: sampling options that are left at their defaults take the values of the
         checkpoint's own generation_config.json. Only `Decoder`, `decode` and `decode_stream`, which
         know the checkpoint, read it.
@@ -274,18 +273,14 @@ class DecodeConfig:
         system = self.system
         plain = isinstance(system, str) and system == system.encode("utf-8", "ignore").decode()
         require(plain, f"system={shown(system)}", "it is not a text", "write it as text")
-        require(
-            0 <= self.alpha <= 1,
-            f"alpha={self.alpha}",
-            "it weighs compute against latency",
-            "use a number in [0, 1]",
-        )
-        require(
-            0 <= self.beta <= 1e30,
-            f"beta={self.beta}",
-            "it is a price",
-            "use a number from 0 to 1e30",
-        )
+        one_of("candidates", self.candidates, CANDIDATES)
+        for plugins in OF_DECODING:
+            plugins.check(getattr(self, plugins.setting))
+        self._check_counts()
+        self._check_search()
+        self._check_budgets()
+
+    def _check_counts(self) -> None:
         for field in ("n", "interval", "window", "max_tokens", "max_num_seqs"):
             require(
                 getattr(self, field) >= 1,
@@ -310,9 +305,21 @@ class DecodeConfig:
                 "counts are held in 32 bits",
                 "use a number below 2147483648",
             )
-        one_of("candidates", self.candidates, CANDIDATES)
-        for plugins in OF_DECODING:
-            plugins.check(getattr(self, plugins.setting))
+
+    def _check_search(self) -> None:
+        """What decides: prices, candidates, and how joints are read."""
+        require(
+            0 <= self.alpha <= 1,
+            f"alpha={self.alpha}",
+            "it weighs compute against latency",
+            "use a number in [0, 1]",
+        )
+        require(
+            0 <= self.beta <= 1e30,
+            f"beta={self.beta}",
+            "it is a price",
+            "use a number from 0 to 1e30",
+        )
         require(
             self.candidates != "exhaustive" or self.n <= 10,
             f"n={self.n} with candidates='exhaustive'",
@@ -326,33 +333,6 @@ class DecodeConfig:
             "first",
             "use n=1, or a temperature above 0",
         )
-        require(
-            (self.strategy == "length_budget") == (self.length_budget >= 1)
-            or not POLICIES.is_builtin(self.strategy),
-            f"length_budget={self.length_budget} with strategy={self.strategy!r}",
-            "strategy='length_budget' needs a budget in tokens, and the others do not read it",
-            "set both, or leave length_budget at 0",
-        )
-        require(
-            0 <= self.reward_threshold <= 1,
-            f"reward_threshold={self.reward_threshold}",
-            "rewards lie in [0, 1]",
-            "use a number in [0, 1]",
-        )
-        require(
-            0 <= self.abstain_below <= 1,
-            f"abstain_below={self.abstain_below}",
-            "rewards lie in [0, 1]",
-            "use a number in [0, 1]",
-        )
-        for field in ("token_budget", "time_budget"):
-            value = getattr(self, field)
-            require(
-                math.isfinite(value) and value >= 0,
-                f"{field}={shown(value)}",
-                "it limits what a prompt may spend",
-                "use 0 for no limit",
-            )
         require(
             math.isfinite(self.skill) and self.skill >= 0,
             f"skill={self.skill}",
@@ -371,6 +351,31 @@ class DecodeConfig:
             "it is a probability",
             "use a number in (0, 1]",
         )
+
+    def _check_budgets(self) -> None:
+        """What limits a prompt, and when it gets no answer."""
+        require(
+            (self.strategy == "length_budget") == (self.length_budget >= 1)
+            or not POLICIES.is_builtin(self.strategy),
+            f"length_budget={self.length_budget} with strategy={self.strategy!r}",
+            "strategy='length_budget' needs a budget in tokens, and the others do not read it",
+            "set both, or leave length_budget at 0",
+        )
+        for field in ("reward_threshold", "abstain_below"):
+            require(
+                0 <= getattr(self, field) <= 1,
+                f"{field}={getattr(self, field)}",
+                "rewards lie in [0, 1]",
+                "use a number in [0, 1]",
+            )
+        for field in ("token_budget", "time_budget"):
+            value = getattr(self, field)
+            require(
+                math.isfinite(value) and value >= 0,
+                f"{field}={shown(value)}",
+                "it limits what a prompt may spend",
+                "use 0 for no limit",
+            )
 
     def seqs_per_shard(self, shards: int) -> int:
         """Prefixes that each of `shards` shards holds: an equal part of `max_num_seqs`, rounded up,

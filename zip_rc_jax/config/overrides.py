@@ -56,12 +56,12 @@ def from_dotlist(items: Sequence[str], what: str, example: str) -> dict[str, Any
                 f"{fix}, with quotes around special characters",
             ) from None
     try:
-        found = OmegaConf.to_container(OmegaConf.from_dotlist(list(items)), resolve=False)
+        settings = OmegaConf.to_container(OmegaConf.from_dotlist(list(items)), resolve=False)
     except Exception as error:  # one contradicts another, such as a=1 a.b=2
         raise UsageError(
             f"{what} {shown(list(items))}",
             f"they do not go together ({in_short(error)})",
             f"write for example {example}",
         ) from None
-    assert isinstance(found, dict)
-    return {str(name): value for name, value in found.items()}
+    assert isinstance(settings, dict)
+    return {str(name): value for name, value in settings.items()}

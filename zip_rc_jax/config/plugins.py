@@ -117,10 +117,10 @@ class Plugins:
                 return name
         module, path = _place(value)
         try:
-            found = _at(module, path)
+            at_the_name = _at(module, path)
         except Exception:
-            found = None
-        if found is not value or module == "__main__":
+            at_the_name = None
+        if at_the_name is not value or module == "__main__":
             raise UsageError(
                 f"{self.setting}={shown(value)}",
                 "a file records settings by name, and no name leads back to this function",

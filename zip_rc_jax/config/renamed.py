@@ -69,7 +69,7 @@ def new_names(cls: type, values: Mapping[Any, Any], where: str = "") -> dict[Any
     """
     old_names = OLD_NAMES.get(cls.__name__, {})
     types = get_type_hints(cls)
-    found: dict[Any, Any] = {}
+    renamed: dict[Any, Any] = {}
     for name, value in values.items():
         new = old_names.get(name, name) if isinstance(name, str) else name
         if new != name:
@@ -84,5 +84,5 @@ def new_names(cls: type, values: Mapping[Any, Any], where: str = "") -> dict[Any
             and dataclasses.is_dataclass(inner)
         ):
             value = new_names(inner, value, f"{where}{new}.")
-        found[new] = value
-    return found
+        renamed[new] = value
+    return renamed

@@ -109,10 +109,16 @@ class TrainConfig:
             "loss_chunk",
             "log_every",
             "evaluations",
+            "pack_batches",
+            "max_skipped",
+            "keep_checkpoints",
         ):
             counts(field, getattr(self, field))
-        for field in ("pack_batches", "max_skipped", "keep_checkpoints"):
-            counts(field, getattr(self, field))
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        """Each number on its own."""
         for field in ("learning_rate", "clip", "zip_lr_multiplier", "save_seconds"):
             require(
                 getattr(self, field) > 0,
@@ -163,16 +169,19 @@ class TrainConfig:
                 "use one from 0 to 4294967295",
             )
         require(
-            self.kl_weight + self.lm_weight + self.joint_weight > 0,
-            "kl_weight=0, lm_weight=0, joint_weight=0",
-            "nothing would be trained",
-            "give at least one a positive weight",
-        )
-        require(
             0 <= self.warmup < 1,
             f"warmup={self.warmup}",
             "it is the fraction of steps spent warming up",
             "use a number in [0, 1)",
+        )
+
+    def _check_combinations(self) -> None:
+        """Settings that exclude or need each other."""
+        require(
+            self.kl_weight + self.lm_weight + self.joint_weight > 0,
+            "kl_weight=0, lm_weight=0, joint_weight=0",
+            "nothing would be trained",
+            "give at least one a positive weight",
         )
         require(
             self.trainable == "zip_rows" or not self.cache_features,

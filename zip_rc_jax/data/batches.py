@@ -109,7 +109,7 @@ class _Fields:
         return self.summary.output + (0 if self.labelled_only else self.summary.prompt - 1)
 
     def arrays(
-        self, rows: Sequence[np.ndarray], shape: tuple[int, int], own: Sequence[bool]
+        self, rows: Sequence[np.ndarray], shape: tuple[int, int], local_rows: Sequence[bool]
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The label fields of `TrainBatch`, and int64 `[B, S]`, the how many-th labelled position
         each is, over all rollouts (0 at others).
@@ -117,15 +117,18 @@ class _Fields:
         Args:
           rows: numbers of the rollouts of each row.
           shape: `(B, S)`; `B` may be more than there are rows.
-          own: for each row, whether its tokens are wanted; otherwise they are 0, and its rollouts
-            are not read.
+          local_rows: for each row, whether its tokens are wanted; otherwise they are 0, and its
+            rollouts are not read.
         """
         s = self.summary
         # of what every slot holds
         rollout, position = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         segment, tokens, targets = (np.zeros(shape, np.int32) for _ in range(3))
         wanted = [
-            int(number) for row, mine in zip(rows, own, strict=False) if mine for number in row
+            int(number)
+            for row, is_local in zip(rows, local_rows, strict=False)
+            if is_local
+            for number in row
         ]
         read = iter(read_items(self.source, wanted))
         lengths = self.lengths()
@@ -136,7 +139,7 @@ class _Fields:
                 span = slice(end, end := end + int(lengths[number]))
                 rollout[row, span], segment[row, span] = number, count
                 position[row, span] = np.arange(span.stop - span.start)
-                if own[row]:
+                if local_rows[row]:
                     one = next(read)
                     ids = np.concatenate([one.prompt_token_ids, one.output_token_ids])[first:]
                     tokens[row, span], targets[row, span] = ids[:-1], ids[1:]
@@ -187,12 +190,12 @@ def train_batches(
     pack_batches: int = 1,
     features: np.ndarray | None = None,
     teacher: tuple[Any, Any] | None = None,
-    own: Sequence[bool] | None = None,
+    local_rows: Sequence[bool] | None = None,
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
-    Rollouts are shuffled anew in every epoch (from `seed` alone) and packed best-fit into the rows
-    of `pack_batches` batches at a time. `iter(...)` gives an iterator with `get_state` (a JSON-able
+    Every epoch shuffles the rollouts (from `seed` alone) and packs them best-fit into the rows of
+    `pack_batches` batches at a time. `iter(...)` gives an iterator with `get_state` (a JSON-able
     dict) and `set_state`, after which it continues exactly.
 
     Only the summary of the rollouts is held in memory. Those of a batch are read when it is asked
@@ -206,9 +209,9 @@ def train_batches(
       features: float32 `[N, d_model]`, hidden states at all `N` labelled positions, rollout after
         rollout. Rows are then packed with labelled positions only, and batches have `hidden`.
       teacher: `[N, k]` arrays for the same positions; batches then have `teacher`.
-      own: `[batch_rows]`, the rows that this process feeds; None = all. The rollouts of others are
-        not read: all that is planned (labels, positions, segments) is in their rows, but `tokens`
-          and `targets` are 0.
+      local_rows: `[batch_rows]`, the rows that this process feeds; None = all. Rollouts of other
+        rows are not read. These rows hold what is planned (labels, positions, segments), and their
+        `tokens` and `targets` are 0.
 
     Raises:
       UsageError: a rollout lacks the label, is empty or is longer than `row_tokens`; there are
@@ -231,10 +234,11 @@ def train_batches(
             "silently",
             f"set row_tokens to at least {needed}, or leave out the longer rollouts",
         )
-    shape, mine = (batch_rows, row_tokens), [True] * batch_rows if own is None else own
+    shape = batch_rows, row_tokens
+    read_here = [True] * batch_rows if local_rows is None else local_rows
 
     def batch(rows: list[np.ndarray]) -> TrainBatch:
-        arrays, number = fields.arrays(rows, shape, mine)
+        arrays, number = fields.arrays(rows, shape, read_here)
         hidden, top = (
             None if kept is None else jax.tree.map(lambda x: x[number], kept)
             for kept in (features, teacher)

@@ -52,10 +52,9 @@ class PackedBatches(grain.IterDataset):
 
     A batch may have fewer than `batch_rows` rows.
 
-    Rollouts are taken in an order that is drawn anew in every epoch. A window of `pack_batches`
-    batches takes as many of them as best-fit decreasing finds room for, skips none, and its rows
-    are shuffled. Where a window begins, and how many of its batches were given, is all the state of
-    an iterator.
+    Every epoch draws a new order of the rollouts. A window of `pack_batches` batches takes as many
+    of them as best-fit decreasing finds room for, and skips none. Its rows are shuffled. An
+    iterator's state is where its window begins and how many of its batches were given.
 
     Args:
       lengths: int64 `[n]`, tokens of every rollout; at most `row_tokens`.
@@ -88,8 +87,8 @@ class PackedBatches(grain.IterDataset):
     def window(self, start: int) -> tuple[list[list[np.ndarray]], int]:
         """The batches of the window that begins with the `start`-th rollout of the order, and where
         the next one begins."""
-        found, sizes = self._candidates(start)
-        low, high = min(self._rows, len(found)), len(found)  # one in a row always fits
+        candidates, sizes = self._candidates(start)
+        low, high = min(self._rows, len(candidates)), len(candidates)  # one in a row always fits
         while low < high:
             middle = (low + high + 1) // 2
             fits = _Rooms(self._rows, self._row_tokens).add_all(sizes[:middle]) is not None
@@ -103,7 +102,7 @@ class PackedBatches(grain.IterDataset):
                 break
             rows.append(row)
         groups = [
-            found[: len(rows)][np.array(rows) == row]
+            candidates[: len(rows)][np.array(rows) == row]
             for row in np.random.default_rng([self._seed, start]).permutation(self._rows)
         ]
         groups = [group for group in groups if len(group)]
@@ -114,12 +113,12 @@ class PackedBatches(grain.IterDataset):
     def _candidates(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and sizes of the next rollouts, so many that all rows would be full; fewer at the
         end of the last epoch."""
-        found: list[int] = []
+        taken: list[int] = []
         room = self._rows * self._row_tokens
-        while room > 0 and start + len(found) < len(self._order):
-            found.append(int(self._order[start + len(found)]))
-            room -= int(self._lengths[found[-1]])
-        numbers = np.array(found, np.int64)
+        while room > 0 and start + len(taken) < len(self._order):
+            taken.append(int(self._order[start + len(taken)]))
+            room -= int(self._lengths[taken[-1]])
+        numbers = np.array(taken, np.int64)
         return numbers, self._lengths[numbers]
 
     def fill_rate(self) -> float:
@@ -186,14 +185,14 @@ def packing_advice(
     now = fill(1)
     if now >= ENOUGH:
         return None
-    found = {times: fill(times) for times in (2, 4, 8)}
+    shares = {times: fill(times) for times in (2, 4, 8)}
     best = next(
-        (times for times in found if found[times] >= ENOUGH),
-        max(found, key=lambda times: found[times]),
+        (times for times in shares if shares[times] >= ENOUGH),
+        max(shares, key=lambda times: shares[times]),
     )
     return (
         f"row_tokens={row_tokens}: the rows are only {now:.1%} full: what is left of them is too "
         "short for rollouts of "
         f"{lengths.min()} to {lengths.max()} tokens. Fix: set row_tokens={row_tokens * best} and "
-        f"batch_rows={max(1, batch_rows // best)}, and they are {found[best]:.1%} full."
+        f"batch_rows={max(1, batch_rows // best)}, and they are {shares[best]:.1%} full."
     )

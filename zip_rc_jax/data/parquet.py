@@ -2,18 +2,17 @@
 rollouts and we theirs.
 
 Columns, one row per rollout: prompt_idx, prompt, answer, prompt_token_ids, output_token_ids,
-  input_ids (prompt followed by output),
-label_positions, response, length (output tokens), finished, reasoning_enabled, model_id,
-temperature, min_p, max_model_len; `correct` once graded; `value` once labelled. After them we add
-the fields that only our `Rollout` has, and metadata under `METADATA_KEY`.
+input_ids (prompt followed by output), label_positions, response, length (output tokens), finished,
+reasoning_enabled, model_id, temperature, min_p, max_model_len; `correct` once graded; `value` once
+labelled. After them we add the fields that only our `Rollout` has, and metadata under
+`METADATA_KEY`.
 
-`label_positions` counts as the authors do: position `t` stands for the prefix *before* token `t`
-(their loader subtracts one), so the response tokens `p .. p+m-1` are written for the prefixes that
-end at `p-1 .. p+m-2`, all that `data.batches` trains.
+`label_positions` counts like the authors: position `t` stands for the prefix *before* token `t`
+(their loader subtracts one). The response tokens `p .. p+m-1` stand for the prefixes that end at
+`p-1 .. p+m-2`, and `data.batches` trains these.
 
-`finished` is taken from the table as it is. The authors' sampler knows only one end-of-sequence id,
-so responses that ended with another are marked False there, and their lengths are then treated as
-right-censored.
+`finished` is taken from the table as it is. The authors' sampler knows one end-of-sequence id only.
+Responses with another end are marked False there, and their lengths count as right-censored.
 """
 
 from __future__ import annotations
@@ -160,8 +159,8 @@ def write_parquet(
     ):
         while group := list(itertools.islice(rows, ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
-        found = digests.record(file.tell(), schema.metadata[METADATA_KEY], schema.names)
-        writer.add_key_value_metadata({DIGESTS_KEY: json.dumps(found, sort_keys=True).encode()})
+        record = digests.record(file.tell(), schema.metadata[METADATA_KEY], schema.names)
+        writer.add_key_value_metadata({DIGESTS_KEY: json.dumps(record, sort_keys=True).encode()})
 
 
 class _Digests:
@@ -241,17 +240,17 @@ def _stored_digests(file: pq.ParquetFile, path: pathlib.Path) -> dict[str, Any] 
             raise ValueError("what Arrow and we write at the end of its footer is lost")
         if DIGESTS_KEY not in metadata:
             return None
-        found = parse_json(metadata[DIGESTS_KEY])
-        if found["footer"] != footer:
+        record = parse_json(metadata[DIGESTS_KEY])
+        if record["footer"] != footer:
             return None
         seen = (
             hashlib.blake2b(metadata[METADATA_KEY], digest_size=16).hexdigest(),
             file.schema_arrow.names,
             file.metadata.num_rows,
         )
-        if seen != (found["metadata"], found["columns"], found["count"]):
+        if seen != (record["metadata"], record["columns"], record["count"]):
             raise ValueError("its footer does not fit the digests in it")
-        return found
+        return record
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from error
 
@@ -300,8 +299,8 @@ def _escape(text: str) -> str:
     """Valid Unicode: half a surrogate pair becomes U+FFFF and a private-use character, U+FFFF
     becomes two of itself."""
     return _UNWRITABLE.sub(
-        lambda found: (
-            "\uffff" + (found[0] if found[0] == "\uffff" else chr(ord(found[0]) + _SHIFT))
+        lambda match: (
+            "\uffff" + (match[0] if match[0] == "\uffff" else chr(ord(match[0]) + _SHIFT))
         ),
         text,
     )
@@ -309,7 +308,7 @@ def _escape(text: str) -> str:
 
 def _unescape(text: str) -> str:
     return _ESCAPED.sub(
-        lambda found: found[1] if found[1] == "\uffff" else chr(ord(found[1]) - _SHIFT), text
+        lambda match: match[1] if match[1] == "\uffff" else chr(ord(match[1]) - _SHIFT), text
     )
 
 
@@ -363,14 +362,14 @@ def read_parquet_metadata(path: str | pathlib.Path) -> dict[str, Any]:
         _stored_digests(file, shard)
         text = _key_values(file).get(METADATA_KEY, b"{}")
     try:
-        found = parse_json(text)
+        metadata = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise _damaged(shard, error) from error
-    if not isinstance(found, dict):
+    if not isinstance(metadata, dict):
         raise _damaged(
             shard, ValueError(f"{METADATA_KEY.decode()} in its footer is no JSON object")
         )
-    return found
+    return metadata
 
 
 def read_generation(path: str | pathlib.Path) -> list[GenerationInfo]:
@@ -568,7 +567,7 @@ def _rows(path: pathlib.Path, names: list[str]) -> Iterator[tuple[str, dict[str,
 def _values(
     column: pa.Array, name: str, first: int, path: pathlib.Path, escaped: bool
 ) -> Sequence[Any]:
-    """The values of a column of which row 0 is row `first` of the file.
+    """The values of a part of a column; its row 0 is row `first` of the file.
 
     Raises `UsageError` for nulls and other types.
     """

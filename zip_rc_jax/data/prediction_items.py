@@ -39,8 +39,8 @@ class PredictionLine:
 def prediction_lines(path: str | pathlib.Path) -> list[PredictionLine]:
     """The lines of a JSONL file that are not blank.
 
-    A line is an object with a prompt under `question`, `problem` or `prompt` (a text or a chat) and
-    optionally a response under `response`, `output` or `completion` (a text or token ids). Or it is
+    A line is an object. It has a prompt under `question`, `problem` or `prompt` (a text or a chat),
+    and may have a response under `response`, `output` or `completion` (a text or ids). Or it is
     a line of the `results.jsonl` that `zip-rc decode` writes: then the response is the answer's
     token ids, and None where there is no answer. A key whose value is null counts as absent.
 
@@ -75,8 +75,8 @@ def _parse(text: str, number: int) -> PredictionLine:
 def _of_result(data: dict[str, Any], number: int) -> PredictionLine:
     incomplete = ValueError("it is no complete result of `zip-rc decode`")
     try:
-        found = {prefix["id"]: prefix["token_ids"] for prefix in data["prefixes"]}
-        answer = found.get(data["prefix_id"])
+        token_ids = {prefix["id"]: prefix["token_ids"] for prefix in data["prefixes"]}
+        answer = token_ids.get(data["prefix_id"])
         prompt, tokens = data["prompt"], data["usage"]["prompt_tokens"]
     except (KeyError, TypeError):
         raise incomplete from None

@@ -169,14 +169,14 @@ def read_metadata(directory: str | pathlib.Path) -> dict[str, Any]:
 
 
 def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
-    found = read_json(directory / METADATA, fix=AGAIN)
-    if not isinstance(found, dict):
+    metadata = read_json(directory / METADATA, fix=AGAIN)
+    if not isinstance(metadata, dict):
         raise UsageError(
             f"file {directory / METADATA}",
-            f"it holds a JSON {type(found).__name__}, not an object",
+            f"it holds a JSON {type(metadata).__name__}, not an object",
             AGAIN,
         )
-    return found
+    return metadata
 
 
 class RolloutSource(Sequence[Rollout]):
@@ -225,10 +225,10 @@ class RolloutSource(Sequence[Rollout]):
     def _read(self, indices: Sequence[int]) -> list[Rollout]:
         """The rollouts of these numbers, all within the source, checked against the summary."""
         try:
-            found = [_decode(record) for record in self._records.__getitems__(list(indices))]
+            rollouts = [_decode(record) for record in self._records.__getitems__(list(indices))]
         except Exception as error:  # ArrayRecord and protocol buffers raise what they like
             raise self._damaged(error) from error
-        for number, rollout in zip(indices, found, strict=True) if self._stored else ():
+        for number, rollout in zip(indices, rollouts, strict=True) if self._stored else ():
             s = self._stored
             assert s is not None
             seen = (
@@ -242,7 +242,7 @@ class RolloutSource(Sequence[Rollout]):
                     f"rollout {number} is another than the one that {SUMMARY} was made from",
                     AGAIN,
                 )
-        return found
+        return rollouts
 
     def __len__(self) -> int:
         return len(self._records)
@@ -470,12 +470,12 @@ class PartialRollouts:
 
         Raises UsageError where something else has the name of a chunk.
         """
-        found = {
+        begun = {
             int(match[1])
             for path in self.directory.iterdir()
             if (match := _CHUNK.fullmatch(path.name))
         }
-        return {chunk_id for chunk_id in found if self._last_line(chunk_id) is not None}
+        return {chunk_id for chunk_id in begun if self._last_line(chunk_id) is not None}
 
     def add(self, chunk_id: int, rollouts: Iterable[Rollout]) -> None:
         """Stores a chunk; an existing one is replaced."""
@@ -535,7 +535,7 @@ class PartialRollouts:
                 end = file.read()
             if not end.endswith(b"\n"):
                 return None
-            found = parse_json(end[:-1].rpartition(b"\n")[2])
+            line = parse_json(end[:-1].rpartition(b"\n")[2])
         except OSError as error:
             raise UsageError(
                 f"file {path}",
@@ -545,11 +545,11 @@ class PartialRollouts:
         except (ValueError, RecursionError):
             return None
         right = (
-            isinstance(found, dict)
-            and isinstance(found.get("rollouts"), int)
-            and isinstance(found.get("digest"), str)
+            isinstance(line, dict)
+            and isinstance(line.get("rollouts"), int)
+            and isinstance(line.get("digest"), str)
         )
-        return found if right else None
+        return line if right else None
 
     def _hasher(self, chunk_id: int) -> Any:
         return hashlib.blake2b(b"%s %d\n" % (self._fingerprint, chunk_id), digest_size=16)

@@ -1,5 +1,6 @@
-"""What planning and checking need to know of rollouts, in a file of its own, so that their tokens
-are read only where they are used."""
+"""What planning and checking need to know of rollouts, in a file of its own.
+
+The tokens are then read only where they are used."""
 
 from __future__ import annotations
 
@@ -53,10 +54,10 @@ class RolloutSummary:
 
         `records.summary_of` is cheaper where the summary is known already.
         """
-        found = SummaryRows()
+        rows = SummaryRows()
         for rollout in rollouts:
-            found.add(rollout)
-        return found.summary()
+            rows.add(rollout)
+        return rows.summary()
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -120,15 +121,15 @@ def read_summary(path: pathlib.Path, count: int) -> RolloutSummary | None:
         with np.load(path) as columns:  # the CRC of a column is checked as it is read
             if {*columns.files, "prompt_hash"} == {*kinds} > {*columns.files}:
                 return None
-            found = RolloutSummary(**columns)
+            summary = RolloutSummary(**columns)
     # a damaged archive or header makes zipfile and NumPy raise ten kinds
     except Exception as error:
         raise _foreign(path, f"it cannot be read ({in_short(error)})") from error
-    if any(column.shape != (count,) for column in vars(found).values()):
+    if any(column.shape != (count,) for column in vars(summary).values()):
         raise _foreign(path, f"it does not describe {count} rollouts, as the shards beside it hold")
-    if wrong := [name for name, column in vars(found).items() if column.dtype != kinds[name]]:
+    if wrong := [name for name, column in vars(summary).items() if column.dtype != kinds[name]]:
         raise _foreign(path, f"its columns {', '.join(wrong)} are of other types")
-    return found
+    return summary
 
 
 def _foreign(path: pathlib.Path, reason: str) -> UsageError:

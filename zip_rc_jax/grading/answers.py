@@ -84,9 +84,12 @@ _RUN_ON = re.compile(
     re.MULTILINE,
 )
 _LABEL = re.compile(
-    r"[ \t#*_>-]{0,8}(?:explanation|confidence|reason|reasoning|rationale|justification|check|checking|verification|verify|note|proof|"  # noqa: E501
-    r"solution|steps?|because|units?|source|sources|time|certainty|probability|score|comment|remark|hint|working|calculation|method|summary|conclusion|"
-    r"question|q|problem|human|user|assistant|system|instruction|input|example|exercise|task|difficulty|topic|tags?|references?|therefore|"
+    r"[ \t#*_>-]{0,8}(?:explanation|confidence|reason|reasoning|rationale|justification|check"
+    r"|checking|verification|verify|note|proof|"
+    r"solution|steps?|because|units?|source|sources|time|certainty|probability|score|comment"
+    r"|remark|hint|working|calculation|method|summary|conclusion|"
+    r"question|q|problem|human|user|assistant|system|instruction|input|example|exercise|task"
+    r"|difficulty|topic|tags?|references?|therefore|"
     r"thought|final answer|answer)\b(?:[ \t][^:\n]{0,40})?[*_]{0,3}[ \t]{0,3}[:：]",
     re.IGNORECASE,
 )
@@ -98,11 +101,13 @@ _REMARK = re.compile(
     r"(?<!\bsq)(?<!\bcu)(?<!\bRs)[.!?;][*_]{0,3}[ "
     r"\t]+(?=[*_(\"“]{0,3}[A-Z][A-Za-z']*\b[^=]|[A-Za-z]{2,}\b|[^\sA-Za-z])"
     r"|,?[ \t]+\((?=[^()\n]{0,200}?(?<![\\A-Za-z])[A-Za-z]{3})(?!\s*mod\b)"
-    r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given|assuming|obtained|if|according|note|"  # noqa: E501
+    r"|,?[ \t]+(?:because|since|as|so|which|but|not|where|when|due|i\.e\.|by|using|after|given"
+    r"|assuming|obtained|if|according|note|"
     r"therefore)\b"
     r"|,[ \t]+(?=(?:it|they|he|she|we|this|that|there)\b)|[ \t]+\([0-9.]{1,6}\s?\\?%\)"
     r"|[ \t]+(?:\|[ "
-    r"\t]*)?[\[(]?(?i:explanation|confidence|certainty|reasoning|reason|justification|note|check|proof|verification)"
+    r"\t]*)?[\[(]?(?i:explanation|confidence|certainty|reasoning|reason|justification|note|check"
+    r"|proof|verification)"
     r"(?=[ \t]?[:=\d])"
     r"|[ \t]+(?:—|–|--|=>|→|⇒|//|\u2190)[ \t]+(?=[A-Za-z]{3})(?!"
     + _FUNCTION
@@ -152,20 +157,20 @@ def _without_thoughts(text: str) -> str:
 
 def _statements(text: str) -> list[tuple[int, int, str]]:
     """(where it begins, where its answer begins, kind) of each statement of an answer, in order."""
-    found = [(m.start(), m.end(), "marker") for m in _MARKER.finditer(text)]
-    found += [(m.start(), m.end(), "tag") for m in _TAG.finditer(text)]
-    found += [
+    statements = [(m.start(), m.end(), "marker") for m in _MARKER.finditer(text)]
+    statements += [(m.start(), m.end(), "tag") for m in _TAG.finditer(text)]
+    statements += [
         (m.start(), m.end(), "hashes")
         for m in _HASHES.finditer(text)
         if _is_value(_line(text, m.end()))
     ]
-    found += [(begin, begin, "box") for begin, _, _ in _boxes(text)]
-    found += [
+    statements += [(begin, begin, "box") for begin, _, _ in _boxes(text)]
+    statements += [
         (m.start(), m.end(), "phrase")
         for m in _PHRASE.finditer(text)
         if not _HYPOTHETICAL.search(text, max(0, m.start() - 40), m.start())
     ]
-    return sorted(found)
+    return sorted(statements)
 
 
 def _that_counts(text: str, strong: list[tuple[int, int, str]]) -> tuple[int, int, str]:
@@ -355,9 +360,12 @@ def _refined(text: str, sentence: bool = False) -> str:
 
 
 _HEDGES = re.compile(
-    r"\b(?:not|no|never|neither|nor|or|and|less|more|over|under|about|approximately|around|roughly|between|than|before|after|ago|half|twice|"
-    r"double|triple|times|dozen|hundred|thousand|million|billion|minus|plus|at|if|than|maybe|perhaps|possibly|cannot|unless|divided|from|of|"
-    r"one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|per|each|percent|by)\b|n't\b|n’t\b",
+    r"\b(?:not|no|never|neither|nor|or|and|less|more|over|under|about|approximately|around"
+    r"|roughly|between|than|before|after|ago|half|twice|"
+    r"double|triple|times|dozen|hundred|thousand|million|billion|minus|plus|at|if|than|maybe"
+    r"|perhaps|possibly|cannot|unless|divided|from|of|"
+    r"one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|per|each|percent"
+    r"|by)\b|n't\b|n’t\b",
     re.IGNORECASE,
 )
 _FIGURE = re.compile(r"(?<![\w.,/^])[-+]?[$€£]?[0-9][0-9,]*(?:\.[0-9]+)?(?![\w/^*=+(])%?")
@@ -381,7 +389,8 @@ def _number_of_sentence(text: str) -> str | None:
     ):
         return None
     verb = re.search(
-        r"\b(?:is|are|was|were|has|have|had|gets?|costs?|equals?|sold|earns?|earned|makes?|made|needs?|takes?|pays?|paid|spent|will|can)\b",
+        r"\b(?:is|are|was|were|has|have|had|gets?|costs?|equals?|sold|earns?|earned|makes?|made"
+        r"|needs?|takes?|pays?|paid|spent|will|can)\b",
         text,
     )
     return figures[0] if verb and verb.start() < text.index(figures[0]) else None
@@ -401,25 +410,25 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
     """
     # where an open box and its contents begin; None for braces that are no box
     opened: list[tuple[int, int] | None] = []
-    found: list[tuple[int, int, int]] = []
+    boxes: list[tuple[int, int, int]] = []
     for brace in _BRACES.finditer(text):
         if brace.group() == "}":
             box = opened.pop() if opened else None
             if box is not None:
-                found.append((box[0], brace.end(), box[1]))
+                boxes.append((box[0], brace.end(), box[1]))
         elif brace.group() == "{" or (brace.group()[-1] == "{" and len(brace.group()) > 2):
             opened.append((brace.start(), brace.end()) if len(brace.group()) > 2 else None)
     return sorted(
-        [(b, e, text[c : e - 1]) for b, e, c in _last_few(found, text)]
+        [(b, e, text[c : e - 1]) for b, e, c in _last_few(boxes, text)]
         + [(m.start(), m.end(), m[1].rstrip(".,;!")) for m in _last_bare(text)]
     )
 
 
-def _last_few(found: list[tuple[int, int, int]], text: str) -> Iterator[tuple[int, int, int]]:
+def _last_few(boxes: list[tuple[int, int, int]], text: str) -> Iterator[tuple[int, int, int]]:
     """The boxes with contents that begin last: copying the contents of all of a deep nest would
     take quadratic time."""
     kept = 0
-    for b, e, c in sorted(found, reverse=True):
+    for b, e, c in sorted(boxes, reverse=True):
         if (
             not text[c : min(e - 1, c + 1000)].strip()
             or not _EMPTY_BOX.sub("", text[c : min(e - 1, c + 1000)]).strip()

@@ -227,9 +227,8 @@ def grade(
 
     Numbers, words and lists are compared in this process. Formulas and the tasks that could hang or
     evaluate text wait for a worker process: one for all calls of this function and of `equivalent`.
-      It starts when first needed (seconds), takes one answer at a
-    time, and ends with this process. Safe in threads and after a fork. For a worker of your own use
-    `with Grader() as grader`.
+    It starts when first needed (seconds), takes one answer at a time, and ends with this process.
+    Safe in threads and after a fork. For a worker of your own use `with Grader() as grader`.
 
     Args:
       task: "math" (no reasoning-gym is needed), or the name of a reasoning-gym task, whose own

@@ -3,13 +3,13 @@ things equal.
 
 Runs in the worker, which loads it by its path: it imports nothing of the package. What was changed,
 and why:
-  Numbers Decimals become exact fractions. math-verify rounds floats to six places and drops
+  Numbers     Decimals become exact fractions. math-verify rounds floats to six places and drops
               differences below 1e-15, so that 1.6e-19 was 9.1e-31. Here two numbers are equal if
               their difference is zero, exactly or to 45 significant digits.
-  Texts Only formulas that parse are compared; math-verify also compares leftover strings, and takes
-  numbers out of sentences. Equations Two equations without solutions were equal. They are equal if
-              one is a multiple of the other, or if both have the same solutions in one unknown, of
-              which there is at least one.
+  Texts       Only formulas that parse are compared. math-verify also compares leftover strings,
+              and takes numbers out of sentences.
+  Equations   Two equations without solutions were equal. Now two are equal if one is a multiple of
+              the other, or if they have one unknown and the same solutions, at least one.
   Symbols     A symbol equals only itself, not the product whose letters spell its name.
   Not a number, complex infinity: equal to nothing.
 """
@@ -83,15 +83,15 @@ def _parse(text: str, complex_valued: bool) -> Any:
     if re.search(r"(?<![_^0-9.])[0-9][0-9.]*\s+[0-9]", text):  # the grammar would read 4 2 as 42
         return None
     try:
-        found = latex_reader.latex2sympy(
+        formula = latex_reader.latex2sympy(
             normalize_latex(text, _NORMAL),
             is_real=not complex_valued,
             convert_degrees=False,
             normalization_config=None,
         )
-        if found is None or found.has(sympy.nan, sympy.zoo):
+        if formula is None or formula.has(sympy.nan, sympy.zoo):
             return None
-        return sympy.nsimplify(found, rational=True) if found.has(sympy.Float) else found
+        return sympy.nsimplify(formula, rational=True) if formula.has(sympy.Float) else formula
     except Exception:  # the grammar does not know it
         return None
 

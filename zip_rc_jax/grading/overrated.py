@@ -6,10 +6,11 @@ reference answers. The faults found:
   coin_flip              an absolute tolerance of 1e-4 accepts 0 for small probabilities.
   game_of_life_halting   any text has the truth value True.
   game_of_life           further rows and cells are not looked at, and true counts as 1.
-  gsm_symbolic, fraction_simplification the first number of a longer text counts, without its sign.
-   polynomial_equations   without real solutions, any text that holds no number is right.
-  kakurasu, survo, quantum_lock, sokoban, tower_of_hanoi words between the moves or figures are not
-  looked at; harmless, and left.
+  gsm_symbolic, fraction_simplification
+                         the first number of a longer text counts, without its sign.
+  polynomial_equations   without real solutions, any text that holds no number is right.
+  kakurasu, survo, quantum_lock, sokoban, tower_of_hanoi
+                         words between the moves or figures are not looked at; harmless, and left.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def overrated(task: str, gold: str, answer: str) -> bool:
     expected = plain.read(gold)
     if expected[0] != "num":
         return False
-    found = plain.read(answer)
-    if found[0] != "num":
+    given = plain.read(answer)
+    if given[0] != "num":
         return True
     tolerance = TOLERANCE.get(task, DEFAULT_TOLERANCE)
-    return abs(found[1] - expected[1]) > tolerance * abs(expected[1])
+    return abs(given[1] - expected[1]) > tolerance * abs(expected[1])
 
 
 def _grid(text: str) -> str:

@@ -86,15 +86,15 @@ class GradeSummary:
 
 def summarize(rollouts: Iterable[Graded]) -> dict[str, GradeSummary]:
     """Counts by "TASK level N", in the order they appear; "" holds all of them."""
-    found = {"": GradeSummary()}
+    summaries = {"": GradeSummary()}
     for r in rollouts:
         silent, cut = extract_answer(r.response) is None, not r.finished
         one = GradeSummary(1, int(r.correct >= 1), int(silent), int(cut), int(silent and cut))
         for name in ("", f"{r.task} level {r.level}"):
-            found[name] = found.get(name, GradeSummary()) + one
-    return found
+            summaries[name] = summaries.get(name, GradeSummary()) + one
+    return summaries
 
 
-def to_json(found: dict[str, GradeSummary]) -> dict[str, Any]:
+def to_json(summaries: dict[str, GradeSummary]) -> dict[str, Any]:
     """For `run_dir/grades.json`: the counts, those of all under "all"."""
-    return {name or "all": dataclasses.asdict(counts) for name, counts in found.items()}
+    return {name or "all": dataclasses.asdict(counts) for name, counts in summaries.items()}

@@ -120,9 +120,8 @@ def group_answers(
     Answers with equal forms (see `_form`) are one. Forms join a group if `same` calls them equal to
     all forms in it, the most frequent form first. So answers that the grader calls different never
     vote together: "5" equals "5 km" and "5 m", and joins only one of them. The groups do not depend
-      on the
-    order of the answers, and no reference answer is read. Numbers and words are compared without a
-    process; formulas wait for the grader's worker.
+    on the order of the answers, and no reference answer is read. Numbers and words are compared
+    without a process; formulas wait for the grader's worker.
 
     Args:
       same: whether two answers are the same one; symmetric. It gets one text per form, in sorted

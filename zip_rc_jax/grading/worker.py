@@ -3,8 +3,8 @@ starts, times and kills it.
 
 Run as a script, never imported, so that it loads neither JAX nor the caller's main module.
 Protocol: one JSON object a line each way. A request names the kind of scoring; the reply is
-  `{"score": float}`, -1 if the problem cannot be generated again. The first line out
-says that the imports are done.
+`{"score": float}`, -1 if the problem cannot be generated again. The first line out says that the
+imports are done.
 """
 
 from __future__ import annotations
@@ -24,16 +24,23 @@ from typing import Any
 # Some reasoning-gym scorers call `eval` or sympy's `parse_expr` on the answer. No correct answer of
 # those tasks has any of these.
 UNSAFE = re.compile(
-    r"__|\b(?:import|exec|eval|open|compile|getattr|setattr|delattr|globals|locals|vars|input|breakpoint|exit|quit|help|lambda)\b"
+    r"__|\b(?:import|exec|eval|open|compile|getattr|setattr|delattr|globals|locals|vars|input"
+    r"|breakpoint|exit|quit|help|lambda)\b"
     r"|[^\W\d]\w*\s*\.\s*[^\W\d]|[)\]}'\"]\s*\.\s*[^\W\d]"
 )
 MEMORY_BYTES = 4 << 30
 
 
 def load(name: str) -> Any:
-    """A neighboring file as a module of its own, without the package: that would load JAX."""
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"zip_rc_{name}", path)
+    """A neighboring file or folder as a module of its own, without the package around it."""
+    folder = pathlib.Path(__file__).with_name(name)
+    path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    # A spec with search locations is a package: the files in it import each other relatively.
+    spec = importlib.util.spec_from_file_location(
+        f"zip_rc_{name}",
+        path,
+        submodule_search_locations=[str(folder)] if folder.is_dir() else None,
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

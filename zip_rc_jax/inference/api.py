@@ -121,9 +121,9 @@ class Decoder:
     results = await decoder.adecode(["4 + 3 ="], beta=0.1)
     ```
 
-    It holds what decoding needs of the parameters (on CPU a copy of nearly all of them, elsewhere
-    one of the unembedding) until it is dropped; two decoders of one model share it. Nothing else is
-    kept between calls.
+    It holds what decoding needs of the parameters until it is dropped: on CPU a copy of nearly all
+    of them, elsewhere a copy of the unembedding. Two decoders of one model share it. Nothing else
+    is kept between calls.
 
     Several calls at a time:
       - Each gets the results that it would get alone, for randomness is fold(seed, prompt hash,
@@ -133,7 +133,7 @@ class Decoder:
         prompts run in one batch. Any other call has slots of its own while it runs: `max_num_seqs`
         of them, as the memory check assumes for one call.
       - What is wrong with one call is raised to that call alone. If the device fails, the call that
-        drove it is told; the prompts of the others are decoded anew.
+        drove it is told; the prompts of the others are decoded again.
       - A stream that is closed or dropped, and an asyncio task that is cancelled, give their slots
         back at the next decision.
 
@@ -250,17 +250,17 @@ class Decoder:
     def _shared(self, config: DecodeConfig) -> SharedEngine:
         """The engine of all calls with these `ENGINE_OPTIONS`. It lives as long as one of them.
 
-        A policy of one's own gets the whole config and may read any option of it, so calls share
-        an engine there only if all their options are the same.
+        A custom policy gets the whole config and may read any option. So its calls share an engine
+        only if all their options are the same.
         """
         key = config
         if POLICIES.is_builtin(config.strategy):
             key = DecodeConfig(**{name: getattr(config, name) for name in ENGINE_OPTIONS})
         with self._lock:
-            found = self._engines.get(key)
-            if found is None:
-                found = self._engines[key] = SharedEngine(Engine(self.lm, key, self._seed))
-            return found
+            engine = self._engines.get(key)
+            if engine is None:
+                engine = self._engines[key] = SharedEngine(Engine(self.lm, key, self._seed))
+            return engine
 
     def _start(
         self,
@@ -305,8 +305,8 @@ def _events(start: Callable[[], Session]) -> Iterator[Event]:
 
 def _results(events: Iterable[Event | None]) -> list[Result]:
     """All results, in the order of the prompts."""
-    found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
-    return [found[i] for i in range(len(found))]
+    results = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
+    return [results[i] for i in range(len(results))]
 
 
 class _AsyncSession:

@@ -41,8 +41,8 @@ def lanes_of(
         active[lane], quota[lane], which[lane] = True, tokens, place[job.number]
 
     def per_lane(values: Any, dtype: Any = None) -> np.ndarray:
-        found = np.asarray(values, dtype)[which]
-        return found.reshape(*shape, *found.shape[1:])
+        chosen = np.asarray(values, dtype)[which]
+        return chosen.reshape(*shape, *chosen.shape[1:])
 
     return StepInputs(
         active.reshape(shape),

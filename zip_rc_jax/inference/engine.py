@@ -1,11 +1,13 @@
 """The decoder's outer loop: once per interval, decide for all prompts in flight, then move rows.
 
-Host code. A prompt is admitted when the pool has room for it, runs until its best action extends
-nothing, and gives its rows back at once (continuous batching across prompts). It takes rows as its
-prefixes begin, not before: more prompts are in flight than could all have all their prefixes at
-  once, and one that finds no free rows waits with its decision made (`placement.safe` says why
-  never all wait).
-So which prompts are stepped together depends on the pool, and what is decided for each does not.
+Host code, with continuous batching across prompts. A prompt is admitted when the pool has room for
+it, runs until its best action extends nothing, and then gives its rows back.
+
+A prompt takes rows as its prefixes begin, not before. So more prompts are in flight than could all
+have all their prefixes at once. One that finds no free rows waits with its decision made;
+`placement.safe` says why never all wait. Which prompts are stepped together depends on the pool.
+What is decided for each does not.
+
 The jitted work is in `state` (stepping) and `meta_actions` (deciding).
 """
 
@@ -166,17 +168,25 @@ def prepared(lm: LanguageModel) -> Prepared:
     """
     with _PREPARING:
         held = _PREPARED.get(lm)
-        found = held() if held is not None else None
-        if found is None:
-            found = Prepared(*transformer_network(lm))
-            _PREPARED[lm] = weakref.ref(found)
-        return found
+        prepared = held() if held is not None else None
+        if prepared is None:
+            prepared = Prepared(*transformer_network(lm))
+            _PREPARED[lm] = weakref.ref(prepared)
+        return prepared
 
 
 def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
     """Slots of rows that hold `tokens`: just enough for a list, which is known as a whole; else
     rounded, as more may come."""
     return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, max_positions)
+
+
+def _extends(group: SearchTree, action: Action) -> bool:
+    """Whether an action makes any prefix of the prompt longer, or starts one."""
+    return bool(action.starts) or any(
+        copies and not branch.finished
+        for branch, copies in zip(group.branches, action.multiplicity, strict=True)
+    )
 
 
 class _MemoryCheck:
@@ -219,11 +229,11 @@ class _MemoryCheck:
         def needed(rows: int, slots: int, window: int = self.config.window) -> memory.Estimate:
             settings = dataclasses.replace(self.settings, window=window)
             sizes = largest_prefills(max(1, rows // self.config.n), min(prompt, slots))
-            found = [
+            estimates = [
                 memory.estimate(settings, self.held, rows, slots, min(count, rows), tokens)
                 for count, tokens in sizes
             ]
-            return max(found, key=lambda estimate: estimate.total)
+            return max(estimates, key=lambda estimate: estimate.total)
 
         devices = self.settings.network.layout.mesh.devices
         limit = memory.device_limit(devices.flat[0], devices.size)
@@ -292,8 +302,8 @@ class Engine:
         self.branching = starts_from_root(config)
         self.shards = self.settings.network.layout.mesh.shape["data"]
         self.rows = config.seqs_per_shard(self.shards)
-        several = self.settings.network.layout.mesh.size > 1
-        self._launching = _LAUNCHING if several else contextlib.nullcontext()
+        is_multidevice = self.settings.network.layout.mesh.size > 1
+        self._launching = _LAUNCHING if is_multidevice else contextlib.nullcontext()
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model,
         # as soon as nobody holds it.
         self._memory_check = _MemoryCheck(
@@ -328,10 +338,10 @@ class Engine:
     ) -> Iterator[StepEvent | ResultEvent]:
         """Decodes all prompts; yields an event per decision and a result per prompt, as they come.
 
-        Any iterable will do. An iterator is read one prompt at a time, and only when there is a
-        free row for it, so that what is held depends on `rows` and not on the number of prompts.
-        While it blocks nothing is decoded; what it raises is raised when the prompts in flight have
-        ended. Closing the generator frees everything.
+        Any iterable will do. An iterator is read one prompt at a time, when there is a free row for
+        it. So memory depends on `rows` and not on the number of prompts. While the iterator blocks,
+        nothing is decoded. What it raises is raised when the prompts in flight have ended. Closing
+        the generator frees everything.
 
         Args:
           stream: False yields results only, and spares the text of every prefix at every decision.
@@ -353,9 +363,11 @@ class Engine:
         pool, shards = None, [Shard(list(range(self.rows))) for _ in range(self.shards)]
         try:
             while groups or queue.peek() is not None:
+                # Cancellation: callers that went away give their rows back first.
                 if abandoned := queue.abandoned():
                     self._drop(abandoned, shards, groups)
                     continue
+                # The pool: made for the first prompt, and again for a longer one while it is empty.
                 if (
                     not groups
                     and isinstance(job := queue.peek(), TokenizedRequest)
@@ -368,8 +380,8 @@ class Engine:
                     with self._launching:
                         pool = empty_rows(self.settings, self.rows + 1, slots)  # with a scratch row
                 slots = 0 if pool is None else pool.tokens.shape[2]
-                # as many batches as there is room for: what a prompt really takes shows when it is
-                # decided for
+                # Admission: batch after batch while there is room. Only the decision for a batch
+                # shows how many rows its prompts really take.
                 while True:
                     batch, refused = next_batch(
                         queue, slots, shards, groups, most=self.rows // self.config.n
@@ -388,6 +400,7 @@ class Engine:
                     yield from self._results(ended)
                 if pool is None:
                     continue
+                # One interval of decode steps, then the next decisions.
                 with self._launching:
                     pool = self._advance(pool, shards, groups)
                     pool, events, ended = self._decide(pool, shards, groups, stream)
@@ -417,11 +430,13 @@ class Engine:
         groups: list[SearchTree],
         batch: list[list[TokenizedRequest]],
     ) -> tuple[DecodeState, list[SearchTree], list[ResultEvent]]:
-        """Prefills the prompts of a batch; also returns the results of those that the model fails
-        on.
+        """Prefills the prompts of a batch.
 
-        Prompts that begin as another one does, in flight or in the batch, come second and go on
-        from that one's row.
+        A prompt that shares a beginning with another one, in flight or in the batch, comes second
+        and continues from that one's row.
+
+        Returns:
+          the pool, the trees of the prompts, and the results of prompts that the model fails on.
         """
         known = [[g.job.ids for g in part] for part in members(groups, len(shards))]
         first = (
@@ -448,7 +463,7 @@ class Engine:
         """Prefills these prompts, from the rows of `groups` as far as they begin the same way."""
         if not any(batch):
             return pool, [], []
-        # a padded prompt costs as much as a real one
+        # The batch as arrays. The width is tight: a padded prompt costs as much as a real one.
         width = bucket(max(map(len, batch)), self.rows, least=1)
         longest = max(len(job.ids) for part in batch for job in part)
         tokens = np.zeros(
@@ -470,6 +485,7 @@ class Engine:
                     key=lambda x: x[1],
                     default=(0, 0),
                 )
+        # The prefill; it copies the shared beginnings from the pool, if there are any.
         now = self.clock()
         known: tuple[Any, ...] = ()
         if stems[..., 1].any():
@@ -481,6 +497,7 @@ class Engine:
         source, root = prefill(self.settings, self.params, tokens, length, hashes, *known)
         joints, fault = np.asarray(root), np.asarray(source.done)
 
+        # A tree and a row for every prompt that the model did not fail on.
         admitted: list[SearchTree] = []
         failed: list[ResultEvent] = []
         copies: list[list[Move]] = [[] for _ in shards]
@@ -517,8 +534,11 @@ class Engine:
     def _advance(
         self, pool: DecodeState, shards: list[Shard], groups: list[SearchTree]
     ) -> DecodeState:
-        """One interval of decode steps for prompts that are ready, then prefixes that have ended
-        give their rows back."""
+        """One interval of decode steps for prompts that are ready.
+
+        Prefixes that have ended give their rows back.
+        """
+        # Which rows: those to step become the first ones of their shard.
         stepped, width = next_to_step(groups, len(shards), self.rows)
         if not stepped:
             return pool
@@ -529,6 +549,7 @@ class Engine:
             for b, quota in zip(g.live(), g.quotas(self.config.interval), strict=True)
             if b.row is not None
         ]
+        # What is compiled for: buckets of lengths and stop ids, and filters that a prompt asks for.
         longest = max(len(g.job.ids) + len(b.tokens) for g, b, _, _ in live) + self.config.interval
         most_ids = bucket(max(len(self._stop_ids(g.job)) for g in stepped), least=4)
         strings = any(g.job.config.stop for g in stepped)
@@ -537,6 +558,7 @@ class Engine:
             filters=Filters.of(g.job.config.sampling for g in stepped),
             history=self.config.interval if strings else 0,
         )
+        # The steps themselves, on the device.
         pool, after = advance(
             settings,
             self.params,
@@ -550,6 +572,7 @@ class Engine:
             np.int32(self.config.interval),
             fine_bucket(longest, pool.tokens.shape[2]),
         )
+        # Back to the host: tokens, log-probabilities and joints of every prefix.
         read = jax.tree.map(np.asarray, after)
         used = dict.fromkeys((g.job.number for g in stepped), 0)
         dirty: list[list[int]] = [[] for _ in shards]
@@ -572,11 +595,13 @@ class Engine:
 
     def _grow(self, group: SearchTree, branch: Branch, read: Stepped, lane: int) -> bool:
         """Takes over what an interval made of a prefix. Returns whether the prefix has ended."""
+        # New tokens.
         job, before = group.job, len(branch.tokens)
         new = slice(len(job.ids) + before, int(read.length[lane]))
         branch.tokens += tuple(read.tokens[lane, new].tolist())
         branch.logprobs += tuple(read.logprobs[lane, new].tolist())
         branch.joint = read.joint[lane].copy()
+        # A stop string: what was generated behind it is dropped.
         window = self.config.window
         if job.config.stop:
             assert branch.history is not None
@@ -593,6 +618,7 @@ class Engine:
                 branch.joint = history.mean_of_finished(length, window)
                 branch.finished = branch.stopped = True
                 return True
+        # The end of the sequence, or a model that failed.
         if not read.done[lane]:
             return False
         branch.failed = bool(read.fault[lane])
@@ -604,8 +630,10 @@ class Engine:
         return True
 
     def _clear(self, pool: DecodeState, dirty: list[list[int]]) -> DecodeState:
-        """Empties rows: what is not finite in their cache would reach the next prefix there, since
-        a masked slot still counts 0 times."""
+        """Empties rows whose cache holds values that are not finite.
+
+        A masked slot still counts 0 times, and 0 times NaN would reach the next prefix there.
+        """
         if not any(dirty):
             return pool
         slots = pool.tokens.shape[2]
@@ -652,22 +680,19 @@ class Engine:
     def _decide(
         self, pool: DecodeState, shards: list[Shard], groups: list[SearchTree], stream: bool
     ) -> tuple[DecodeState, list[StepEvent], list[SearchTree]]:
-        """One meta-action for every group that needs one, all in one jitted call; then it is
-        carried out where rows are free for it.
+        """One meta-action for every prompt that needs one, all in one jitted call.
 
-        Groups that extend nothing leave `groups` and are returned. Their rows go to those that
-        wait, the first first.
+        Finished prompts are removed and returned; waiting prompts get their rows in order.
         """
+        # Decide.
         undecided = [g for g in groups if g.action is None]
         for group, action in zip(undecided, self._actions(undecided), strict=True):
             group.action = action
+        # Finish: prompts whose action extends nothing, that failed, or whose budget is spent.
         now, events, ended = self.clock(), list[StepEvent](), list[SearchTree]()
         for group in [g for g in groups if not g.ready]:
             assert group.action is not None
-            extends = bool(group.action.starts) or any(
-                k and not b.finished
-                for b, k in zip(group.branches, group.action.multiplicity, strict=True)
-            )
+            extends = _extends(group, group.action)
             # A budget that runs out together with the search ended nothing.
             group.reason = "error" if group.error else group.exhausted(now) if extends else ""
             if group.reason:
@@ -684,6 +709,8 @@ class Engine:
                 for row in group.rows():
                     shards[group.shard].give(row)
                 ended.append(group)
+        # Start and fork, in the order of admission, where rows are free and nobody can be left
+        # without any (`placement.safe`).
         begun: list[list[Move]] = [[] for _ in shards]
         longest = 0
         for shard, part, moves in zip(shards, members(groups, len(shards)), begun, strict=True):
@@ -723,12 +750,14 @@ class Engine:
         """What the strategy decides for each group."""
         if not groups:
             return []
+        # All prompts in one call, on arrays whose shapes come in buckets.
         inputs = search_inputs_of(
             groups, self.head.grid, self.config.n, self.branching, bucket(len(groups))
         )
         choice = decide(inputs, grid=self.head.grid, config=self.config)
         reward = inputs.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
         remaining = inputs.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
+        # Back to one record for each prompt, without the padding.
         columns = (choice.multiplicity, choice.future_bin, choice.utility, reward, remaining)
         return [
             Action(

@@ -41,11 +41,11 @@ class Estimate:
 
 def abstract_pool(settings: DecodeSpec, rows: int, slots: int) -> DecodeState:
     """The pool of `state.empty_rows` as shapes, laid out as it is."""
-    found = jax.eval_shape(lambda: empty_rows(settings, rows, slots))
+    pool = jax.eval_shape(lambda: empty_rows(settings, rows, slots))
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-        found,
-        found.sharding(settings),
+        pool,
+        pool.sharding(settings),
     )
 
 
@@ -121,13 +121,13 @@ def device_limit(device: jax.Device, count: int) -> int:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    found += [
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits += [
         int(text)
         for path in CGROUP_LIMITS
         if path.is_file() and (text := path.read_text().strip()).isdigit()
     ]
-    return min(found) // count
+    return min(limits) // count
 
 
 def check_fits(
@@ -158,21 +158,21 @@ def check_fits(
         neither alone is enough, the largest length for one row. A window whose joints take more
         than all the rest of the rows is to blame: it is named first, with the largest that fits.
     """
-    found = needed(rows, slots)
-    if found.total <= limit:
+    estimate = needed(rows, slots)
+    if estimate.total <= limit:
         return
-    joints = found.rows - needed(rows, slots, 1).rows
-    if 2 * joints > found.rows and (
+    joints = estimate.rows - needed(rows, slots, 1).rows
+    if 2 * joints > estimate.rows and (
         most := largest(lambda w: needed(rows, slots, w).total <= limit, window)
     ):
         raise UsageError(
             f"window={window} with max_num_seqs={rows * shards} of {slots} tokens",
             f"every row holds the joints of its last {window} tokens, {_size(joints)} per device "
-            f"of the {_size(found.total)} that "
+            f"of the {_size(estimate.total)} that "
             f"decoding needs, and a device has {_size(limit)}",
             f"use window={most} or less (max_tokens is the most that has any effect)",
         )
-    blame = f" with window={window}" if 2 * joints > found.rows else ""
+    blame = f" with window={window}" if 2 * joints > estimate.rows else ""
 
     def longest(rows: int) -> int:
         return 32 * largest(lambda s: needed(rows, 32 * s).total <= limit, slots // 32)
@@ -200,9 +200,9 @@ def check_fits(
         )
     raise UsageError(
         f"max_num_seqs={rows * shards} of {slots} tokens{blame}",
-        f"decoding needs {_size(found.total)} per device ({_size(found.parameters)} parameters, "
-        f"{_size(found.rows)} rows, up to "
-        f"{_size(found.temporaries)} temporaries), and a device has {_size(limit)}",
+        f"decoding needs {_size(estimate.total)} per device "
+        f"({_size(estimate.parameters)} parameters, {_size(estimate.rows)} rows, up to "
+        f"{_size(estimate.temporaries)} temporaries), and a device has {_size(limit)}",
         ", or ".join(fixes)
         or "not even one sample fits: use a smaller model, a lower precision, shorter prompts or "
         "more devices",

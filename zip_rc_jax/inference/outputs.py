@@ -148,9 +148,9 @@ class Result:
             if not logprobs:
                 del prefix["logprobs"]
         for decision in data["trace"]:
-            found = decision.pop("joints")
-            if joints and found is not None:
-                decision["joints"] = found.tolist()
+            arrays = decision.pop("joints")
+            if joints and arrays is not None:
+                decision["joints"] = arrays.tolist()
         return data
 
     @classmethod

@@ -204,9 +204,9 @@ def token_ids(number: int, prompt: Any) -> list[int]:
         if not np.issubdtype(array.dtype, np.integer):
             raise UsageError(kind, "token ids are whole numbers", "convert it with .astype(int)")
         return array.tolist()
-    whole = (int, np.integer)
+    integers = (int, np.integer)
     for place, item in enumerate(prompt):
-        if not isinstance(item, whole) or isinstance(item, (bool, np.bool_)):
+        if not isinstance(item, integers) or isinstance(item, (bool, np.bool_)):
             reason = f"item {place} is {shown(item)}, and token ids are whole numbers"
             raise UsageError(f"prompt {number} as token ids", reason, fix)
     return [int(item) for item in prompt]
@@ -276,9 +276,12 @@ class RequestProcessor:
         template_kwargs: Mapping[str, Any],
         check_memory: Callable[[int, int, bool], None],
     ):
-        """Args: `check_memory` raises a UsageError for what the device cannot hold: the tokens of
-        the longest prefix and of the longest
-            prompt so far, which may be another's, and whether the prompts are a list.
+        """Checks the configuration; prompts are checked as they come.
+
+        Args:
+          check_memory: raises a UsageError for what the device cannot hold. It gets the tokens of
+            the longest prefix and of the longest prompt so far (they may be of two prompts), and
+            whether the prompts are a list.
 
         Raises:
           UsageError: the configuration itself has a stop id that the policy cannot emit, the seed

@@ -141,9 +141,9 @@ def _least_weight(weights: jax.Array, amounts: jax.Array, wanted: jax.Array) -> 
     """Largest `t [..., 1]` for which the `amounts` of all tokens of weight `t` or more add up to
     `wanted [..., 1]`; 0 if there is none.
 
-    Exact, and without sorting: non-negative floats are ordered as their bits, so `t` is found bit
-      by bit from the highest, each with one
-    pass over the vocabulary. No set of candidates can turn out too small.
+    Exact, and without sorting. Non-negative floats are ordered like their bits, so `t` is found bit
+    by bit from the highest. Each bit takes one pass over the vocabulary, and no set of candidates
+    can turn out too small.
 
     Args:
       weights: `[..., V]` float32 in [0, 1].
@@ -199,7 +199,7 @@ def sample(
     """Next token of each row: drawn, or the likeliest (of equals the first) at temperature 0.
 
     The inverse of the cumulative distribution, in two draws: a block of ids by its mass, then an id
-    of that block. That takes two random numbers a row and one pass over the vocabulary, where
+    of that block. That takes two random numbers a row and one pass over the vocabulary.
     Gumbel noise takes a random number and two logarithms for every id. Two draws also keep the
     resolution of a float32 uniform for ids deep in the tail.
 
@@ -234,7 +234,7 @@ def _draw(uniform: jax.Array, weights: jax.Array) -> jax.Array:
     cumulative = jnp.cumsum(weights, axis=-1)
     # Rounding may lift a cumulative sum where the weight is 0, or keep all of them from exceeding
     # the last: neither may be drawn.
-    found = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
+    reached = (cumulative > uniform[:, None] * cumulative[:, -1:]) & (weights > 0)
     return jnp.where(
-        jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), jnp.argmax(weights, axis=-1)
+        jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), jnp.argmax(weights, axis=-1)
     ).astype(jnp.int32)

@@ -77,7 +77,7 @@ def together(most: int, tokens: int) -> int:
 
 
 def largest_prefills(most: int, longest: int) -> list[tuple[int, int]]:
-    """(prompts, tokens of each) of prefills than which none is larger, if `together` lets at most
+    """Upper bounds on every prefill, as (prompts, tokens of each), if `together` lets at most
     `most` prompts in.
 
     Args:
@@ -138,13 +138,13 @@ def next_batch(
 
 def fresh(jobs: list[TokenizedRequest], known: list[list[int]]) -> list[TokenizedRequest]:
     """Those that begin neither as one of the `known` prompts nor as one before them."""
-    found: list[TokenizedRequest] = []
+    chosen: list[TokenizedRequest] = []
     for job in jobs:
         if not any(
-            shared_prefix(job.ids, ids) for ids in [*known, *(other.ids for other in found)]
+            shared_prefix(job.ids, ids) for ids in [*known, *(other.ids for other in chosen)]
         ):
-            found.append(job)
-    return found
+            chosen.append(job)
+    return chosen
 
 
 def next_to_step(groups: list[SearchTree], shards: int, rows: int) -> tuple[list[SearchTree], int]:

@@ -106,7 +106,7 @@ class Ticket:
       job: as the engine knows it, with a number of its own.
       number: place among the prompts of its call.
       told: decisions that the call was told of.
-      repeated: decisions that come again, since the engine had to begin anew, and that are not told
+      repeated: decisions that an engine repeats after it was started again; they are not told
         twice.
     """
 
@@ -197,8 +197,8 @@ class SharedEngine:
     def _drive(self, call: SharedSession) -> None:
         """Runs the loop up to its next event, and hands that to its call.
 
-        What the loop raises is raised to the thread that drives it. The requests of the other
-        calls are then decoded anew, which gives them the same results.
+        The thread that drives the loop gets what the loop raises. The requests of the other calls
+        are then decoded again, with the same results.
         """
         if self._loop is None:
             self._loop = self.engine.decode(self._queue)

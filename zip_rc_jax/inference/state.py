@@ -48,7 +48,7 @@ class DecodeSpec:
 class StepInputs:
     """What the requests say about the rows to step, `[X, W]`.
 
-    It comes anew with every interval, so the pool does not hold it.
+    The host makes it again for every interval, so the pool does not hold it.
 
     Attributes:
       active: bool, rows to step. The others (paused or free) stay as they are.
@@ -241,7 +241,7 @@ def prefill(
       tokens: `[X, N, S]` int32, prompts from slot 0; `S` is the slot count of the returned rows.
       length: `[X, N]` int32 >= 1.
       prompt_hash: `[X, N]` uint32.
-      pool: rows of which some begin as these prompts do.
+      pool: rows; some of them begin as these prompts do.
       stems: `[X, N, 2]` int32: a row of the same shard of `pool`, and how many first tokens of the
         prompt that row begins with, fewer than the prompt has. Their part of the cache is copied,
         and only the rest is computed.
@@ -341,6 +341,8 @@ def advance(
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         step, rows, cache = carry
         tokens, length, done = rows["tokens"], rows["length"], rows["done"]
+
+        # Draw a token for every row.
         keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
         policy = policy_logits(rows["logits"], settings.head)
         weighed, top = policy, rows["top"]
@@ -355,12 +357,16 @@ def advance(
         token = jnp.where(live, drawn, _pick(tokens, slot))
         log_prob = _log_prob(policy, rows["top"], token)
         log_prob = jnp.where(live, log_prob, _pick(rows["logprobs"], slot))
+
+        # Rows that end with it, and those that go on.
         length = length + live
         generated = length - rows["prompt_length"]
         ended = jnp.any(token[:, None] == lanes.stop_ids, axis=1) | (generated >= lanes.max_tokens)
         done = done | (live & ended)
         # Nothing comes after the last token of a row, so it stays out of the cache.
         goes_on = lanes.active & ~done
+
+        # Forward, and read the head.
         logits, cache = settings.network.logits(
             params, token[:, None], slot[:, None], jnp.zeros_like(slot), goes_on, cache, slots
         )
@@ -370,6 +376,8 @@ def advance(
         top, joint = _top(logits, settings.head), _joint(logits, settings.head)
         fault = read & _fault(logits, top, joint, settings.head)
         joint = jnp.where((read & ~fault)[:, None], joint, _pick(rows["ring"], place))
+
+        # Write.
         changed = {
             "tokens": _place(tokens, slot, token),
             "length": length,
@@ -387,45 +395,60 @@ def advance(
             changed["history"] = rows["history"].at[:, step].set(joint)
         return step + 1, rows | changed, cache
 
-    before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
-    before["tokens"] = before["tokens"][:, :slots]
-    before |= {"fault": jnp.zeros_like(lanes.active), "top": _top(before["logits"], settings.head)}
-    before["logprobs"] = jnp.zeros(before["tokens"].shape, jnp.float32)
-    if settings.filters.repetition:
-        before["seen"] = seen_tokens(before["tokens"], before["length"], settings.vocab_size)
-    if settings.history:
-        cells = settings.head.grid.n_cells
-        before["history"] = jnp.zeros((shards * width, settings.history, cells), jnp.float32)
+    before = _before_interval(settings, pool, lanes.active, width, slots)
     _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
     after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])
-
-    def put(name: str) -> jax.Array:
-        whole, part = (
-            getattr(pool, name),
-            after[name].reshape(shards, width, *after[name].shape[1:]),
-        )
-        return (
-            whole.at[:, :width, :slots].set(part)
-            if name == "tokens"
-            else whole.at[:, :width].set(part)
-        )
-
-    seen = jnp.minimum(after["length"] - after["prompt_length"] + ~after["done"], window)
-    valid = jnp.arange(window) < seen[:, None]
-    total = jnp.einsum(
-        "rwc,rw->rc", after["ring"], valid.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-    )
-    joint = total / jnp.maximum(seen, 1)[:, None]
     stepped = Stepped(
         tokens=after["tokens"],
         length=after["length"],
         done=after["done"],
         fault=after["fault"],
-        joint=joint,
+        joint=_window_mean(after, window),
         logprobs=after["logprobs"],
         history=after.get("history"),
     )
-    return DecodeState(**{name: put(name) for name in _SMALL}, cache=cache), stepped
+    return _written(pool, after, cache, (shards, width, slots)), stepped
+
+
+def _before_interval(
+    settings: DecodeSpec, pool: DecodeState, active: jax.Array, width: int, slots: int
+) -> dict[str, jax.Array]:
+    """What the loop of an interval carries of the rows that it steps, without their cache."""
+    before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
+    before["tokens"] = before["tokens"][:, :slots]
+    before |= {"fault": jnp.zeros_like(active), "top": _top(before["logits"], settings.head)}
+    before["logprobs"] = jnp.zeros(before["tokens"].shape, jnp.float32)
+    if settings.filters.repetition:
+        before["seen"] = seen_tokens(before["tokens"], before["length"], settings.vocab_size)
+    if settings.history:
+        cells = settings.head.grid.n_cells
+        before["history"] = jnp.zeros((active.size, settings.history, cells), jnp.float32)
+    return before
+
+
+def _window_mean(rows: dict[str, jax.Array], window: int) -> jax.Array:
+    """`[N, C]`: the mean of the joints in each row's window, fewer while it is shorter."""
+    seen = jnp.minimum(rows["length"] - rows["prompt_length"] + ~rows["done"], window)
+    valid = jnp.arange(window) < seen[:, None]
+    total = jnp.einsum(
+        "rwc,rw->rc", rows["ring"], valid.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    return total / jnp.maximum(seen, 1)[:, None]
+
+
+def _written(
+    pool: DecodeState, after: dict[str, jax.Array], cache: Any, sizes: tuple[int, int, int]
+) -> DecodeState:
+    """The pool with the rows that an interval stepped: `(shards, rows of each, slots)`."""
+    shards, width, slots = sizes
+
+    def put(name: str) -> jax.Array:
+        old, new = getattr(pool, name), after[name].reshape(shards, width, *after[name].shape[1:])
+        if name == "tokens":
+            return old.at[:, :width, :slots].set(new)
+        return old.at[:, :width].set(new)
+
+    return DecodeState(**{name: put(name) for name in _SMALL}, cache=cache)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))

@@ -54,8 +54,8 @@ class Branch:
     def new_text(self, tokenizer: Tokenizer, last: bool, stop: Sequence[str] = ()) -> str:
         """What its text has gained since the last call.
 
-        What may be the beginning of one of the strings `stop` waits for the rest, and so do bytes
-        of an unfinished character, except at the `last` call.
+        Text that may begin one of the strings `stop` waits for the rest. So do bytes of an
+        unfinished character. At the `last` call nothing waits.
         """
         gained = self._gained(tokenizer, last)
         if not stop:
@@ -211,8 +211,8 @@ class SearchTree:
     def lengths(self) -> dict[int, int]:
         """The rows that it holds, the root's first, and how many tokens lie in each."""
         prompt = len(self.job.ids)
-        found = {} if self.root_row is None else {self.root_row: prompt}
-        return found | {b.row: prompt + len(b.tokens) for b in self.branches if b.row is not None}
+        lengths = {} if self.root_row is None else {self.root_row: prompt}
+        return lengths | {b.row: prompt + len(b.tokens) for b in self.branches if b.row is not None}
 
     def rows(self) -> list[int]:
         """All that it holds."""
@@ -366,7 +366,7 @@ class SearchTree:
 
 
 def failure(job: TokenizedRequest | RejectedRequest, error: str, seconds: float = 0.0) -> Result:
-    """The result of a prompt of which nothing was generated because of `error`."""
+    """The result of a prompt that generated nothing because of `error`."""
     ids, template_hash = (
         (tuple(job.ids), job.template_hash) if isinstance(job, TokenizedRequest) else ((), None)
     )

@@ -75,12 +75,12 @@ def _copy_layer(
     S, D]`, in place."""
     zero = jnp.zeros_like(layer)
     _, _, _, heads, _, dim = source.shape
-    found = jax.lax.dynamic_slice(
+    copied = jax.lax.dynamic_slice(
         source,
         (layer, zero, from_row, zero, zero, zero),
         (1, 1, 1, heads, min(slots, source.shape[4]), dim),
     )
-    return jax.lax.dynamic_update_slice(pool, found, (layer, zero, to_row, zero, zero, zero))
+    return jax.lax.dynamic_update_slice(pool, copied, (layer, zero, to_row, zero, zero, zero))
 
 
 @jax.tree_util.register_dataclass
@@ -184,8 +184,8 @@ class ConvCache:
         taps, shards = self.inputs.shape[3], self.inputs.shape[1]
         positions = first[:, None] + jnp.arange(1 - taps, 0)
         ring = first_rows(self.inputs[layer], first.shape[0] // shards)
-        found = jnp.take_along_axis(ring, (positions % taps)[..., None], axis=1)
-        return jnp.where((positions >= 0)[..., None], found, 0)
+        taken = jnp.take_along_axis(ring, (positions % taps)[..., None], axis=1)
+        return jnp.where((positions >= 0)[..., None], taken, 0)
 
     def append(
         self,
@@ -241,19 +241,21 @@ class Cache:
         unrolled: bool = False,
     ) -> Cache:
         """For `rows` rows in each of `shards` shards; `unrolled` as in `stacks.segments`."""
-        found: dict[str, AttentionCache | ConvCache] = {}
+        caches: dict[str, AttentionCache | ConvCache] = {}
         for stack in (
             stack for segment in segments(config.kinds, unrolled) for stack in segment.stacks
         ):
             count = len(stack.layers)
             if stack.kind == "conv":
-                found[stack.name] = ConvCache(
+                caches[stack.name] = ConvCache(
                     jnp.zeros((count, shards, rows, config.conv_kernel, config.d_model), dtype)
                 )
             else:
                 shape = (count, shards, rows, config.n_kv_heads, slots, config.head_dim)
-                found[stack.name] = AttentionCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-        return cls(found)
+                caches[stack.name] = AttentionCache(
+                    jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+                )
+        return cls(caches)
 
     def window(self, lanes: int, slots: int | None, unrolled: bool) -> tuple[int, int, int]:
         """What a forward of `lanes` lanes looks at: shards `X`, rows of each (at least `lanes /

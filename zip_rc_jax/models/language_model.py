@@ -93,8 +93,8 @@ class LanguageModel:
         # a tokenizer may know ids that have no row
         named, vocab_size = self.tokenizer.size, self.config.vocab_size
         if first_id is None:
-            found = reserve(self.tokenizer.free_ids(vocab_size), grid, named)
-            first_id = named if found is None else found
+            reserved = reserve(self.tokenizer.free_ids(vocab_size), grid, named)
+            first_id = named if reserved is None else reserved
         head = ZipHead(grid, label, first_id, self.tokenizer.used, defaults)
         if head.last_id > vocab_size:
             vocab_size = max(vocab_size, padded_vocab_size(named, grid))

@@ -87,7 +87,7 @@ def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, .
                 repeats += 1
         # of equal cuts, long segments first
         best[start] = min(options, key=lambda o: (o[0], o[1], -o[2] * o[3]))
-    found: list[Segment] = []
+    segments: list[Segment] = []
     start = number = 0
     while start < count:
         _, _, length, repeats = best[start]
@@ -100,9 +100,9 @@ def segments(kinds: tuple[str, ...], unrolled: bool = False) -> tuple[Segment, .
                 )
             )
             number += 1
-        found.append(Segment(tuple(stacks)))
+        segments.append(Segment(tuple(stacks)))
         start += length * repeats
-    return tuple(found)
+    return tuple(segments)
 
 
 def unstack(config: ModelConfig, params: dict[str, Any]) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def project(x: jax.Array, weight: jax.Array) -> jax.Array:
     """`x [B, T, d_in] @ weight [d_in, ...] -> [B, T, ...]` in the dtype of `x`, as one
     two-dimensional matmul.
 
-    XLA's CPU backend has no fast path for weight gradients that contract over two axes (they made
-    the backward pass clearly slower here), so batch and sequence are merged first.
+    Batch and sequence are merged first. XLA's CPU backend has no fast path for weight gradients
+    that contract over two axes: they made the backward pass clearly slower.
     """
     batch, steps, width = x.shape
     flat, matrix = x.reshape(batch * steps, width), weight.reshape(width, -1)
@@ -427,6 +427,7 @@ def forward_cached(
     Returns:
       `[B, T, d_model]` in the dtype of the parameters, and the cache.
     """
+    # What all layers share: positions, and which slots they read.
     model = _with_params(config, params, unrolled)
     x = _embed(config, model, tokens, layout, None)
     batch, steps = tokens.shape
@@ -449,6 +450,7 @@ def forward_cached(
     def mix(block: Block, x: jax.Array, layer: jax.Array, old: Any) -> tuple[jax.Array, Any]:
         if block.kind == "conv":
             return convolve(block, x, layer, old)
+        # Write the new keys and values, then attend to the cache that holds them.
         q, k, v = block.attention_inputs(x, ropes[block.kind])
         old = old.append(layer, positions, live, k, v)
         if reads_in_place(layout, steps, config.head_dim):
@@ -590,8 +592,9 @@ def _packed_attentions(
 
 
 def _once(function: Callable[[], Any], positions: jax.Array) -> Any:
-    """`function()`, computed before the layers. Without a branch, XLA on CPU fuses it into every
-    unrolled layer and computes it anew.
+    """`function()`, computed before the layers.
+
+    Without a branch, XLA on CPU fuses it into every unrolled layer and computes it each time.
     """
     shapes = jax.eval_shape(function)
     return jax.lax.cond(
@@ -614,13 +617,13 @@ def _ropes_once(
 
 def _ropes(config: ModelConfig, positions: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Per attention type the rotation of its queries and keys."""
-    own = rotation(
+    full = rotation(
         positions, rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     )
     if not config.sliding_rope_theta:
-        return {"attention": own, "sliding": own}
+        return {"attention": full, "sliding": full}
     return {
-        "attention": own,
+        "attention": full,
         "sliding": rotation(
             positions, rope_frequencies(config.head_dim, config.sliding_rope_theta, RopeScaling())
         ),
@@ -642,8 +645,8 @@ def logits(
       master: the parameter that `table` stands for, see `product`; None if it is `table` itself.
     """
     if master is None:
-        found = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
+        scores = jnp.matmul(hidden, table.T, preferred_element_type=jnp.float32)
     else:
-        found = product(hidden, table.T, master.T, jnp.float32)
+        scores = product(hidden, table.T, master.T, jnp.float32)
     cap = config.logit_softcap
-    return cap * jnp.tanh(found / cap) if cap else found
+    return cap * jnp.tanh(scores / cap) if cap else scores

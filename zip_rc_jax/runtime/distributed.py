@@ -172,18 +172,18 @@ def start(environment: MutableMapping[str, str] = os.environ, *, together: bool 
             "give it the chips of its host alone: TPU_PROCESS_BOUNDS=1,1,1 "
             "TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 (for four chips)",
         )
-    found = plan(environment, hosts)
-    if found is not None and not together:
+    cluster = plan(environment, hosts)
+    if cluster is not None and not together:
         raise UsageError(
             f"{COORDINATOR}={environment[COORDINATOR]}",
             "this command runs in one process",
             "unset it",
         )
-    if found is not None or "xla_force_host_platform_device_count" in environment.get(
+    if cluster is not None or "xla_force_host_platform_device_count" in environment.get(
         "XLA_FLAGS", ""
     ):
         force_ordered_collectives(environment)
-    if found is None or jax.distributed.is_initialized():
+    if cluster is None or jax.distributed.is_initialized():
         return
     if (jax.config.values["jax_platforms"] or "").startswith("cpu"):
         # Of a program's collectives that do not depend on each other, XLA's threads run several at
@@ -197,16 +197,16 @@ def start(environment: MutableMapping[str, str] = os.environ, *, together: bool 
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            found.coordinator,
-            found.count,
-            found.index,
-            heartbeat_timeout_seconds=found.heartbeat_seconds,
-            shutdown_timeout_seconds=found.heartbeat_seconds,
-            cluster_detection_method="deactivate" if found.coordinator else None,
+            cluster.coordinator,
+            cluster.count,
+            cluster.index,
+            heartbeat_timeout_seconds=cluster.heartbeat_seconds,
+            shutdown_timeout_seconds=cluster.heartbeat_seconds,
+            cluster_detection_method="deactivate" if cluster.coordinator else None,
         )
     except (RuntimeError, ValueError) as error:
         raise UsageError(
-            f"{COORDINATOR}={found.coordinator or 'auto'}",
+            f"{COORDINATOR}={cluster.coordinator or 'auto'}",
             str(error).splitlines()[0],
             "see zip-rc train --help",
         ) from None
@@ -277,12 +277,12 @@ def end(status: int) -> None:
 def gather(tree: Any) -> Any:
     """Whole NumPy arrays on every process. All of them must call it."""
 
-    def whole(x: Any) -> np.ndarray:
+    def to_host(x: Any) -> np.ndarray:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
         return multihost_utils.process_allgather(x, tiled=True)
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(to_host, tree)
 
 
 @jax.jit
@@ -313,7 +313,7 @@ class DelayedAny:
         self._pending = _any(
             jax.make_array_from_callback(shape, self._sharding, lambda _: np.array([flags]))
         )
-        found = (False,) * len(flags) if before is None else tuple(map(bool, np.asarray(before)))
-        if any(found):
+        agreed = (False,) * len(flags) if before is None else tuple(map(bool, np.asarray(before)))
+        if any(agreed):
             self._pending = None  # it holds the same flags once more
-        return found
+        return agreed

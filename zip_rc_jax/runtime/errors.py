@@ -44,8 +44,7 @@ def shortened(text: str, length: int) -> str:
 
 
 def _fitted(parts: list[str], total: int) -> list[str]:
-    """The parts, of which the longest are shortened until all have at most `total` characters
-    together."""
+    """The parts, the longest ones shortened until all together have at most `total` characters."""
     fitted, left = dict[int, str](), total
     for rank, (number, part) in enumerate(sorted(enumerate(parts), key=lambda pair: len(pair[1]))):
         fitted[number] = shortened(part, left // (len(parts) - rank))

@@ -51,7 +51,7 @@ def check_extra(extra: str, what: str) -> None:
     Raises:
       UsageError: some are not installed.
     """
-    modules = [module for module, own in EXTRAS.items() if own in _INCLUDES[extra]]
+    modules = [module for module, needed_by in EXTRAS.items() if needed_by in _INCLUDES[extra]]
     absent = [module for module in modules if not _is_installed(module)]
     if absent:
         raise missing(absent, extra, f"{what} needs {'it' if len(absent) == 1 else 'them'}")

@@ -88,7 +88,7 @@ def _same_file(path: pathlib.Path, descriptor: int) -> bool:
 
 def _holder(path: pathlib.Path) -> str:
     try:
-        found = json.loads(path.read_text())
-        return f"process {found['process']} on {found['host']}, since {found['since']},"
+        holder = json.loads(path.read_text())
+        return f"process {holder['process']} on {holder['host']}, since {holder['since']},"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -17,12 +17,12 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
     """Makes `malloc` keep what is freed, for the rest of the process, instead of giving it back to
     the kernel.
 
-    XLA takes the temporaries of every execution on CPU from `malloc`, and glibc gives blocks as
-    large as these back as soon as they are freed. The next execution then pays a page fault for
-    every 4 KiB of them. The process stays as large as it was at its peak, which fragmentation may
-    raise a little, until `give_back_freed_memory`.
+    On CPU, XLA takes the temporaries of every execution from `malloc`. glibc gives such large
+    blocks back as soon as they are freed, and the next execution pays a page fault for every 4 KiB.
+    With this call the process stays as large as at its peak, until `give_back_freed_memory`.
+    Fragmentation may raise the peak a little.
 
-    Threads keep the arenas that they have, and share them with later threads, so this comes before
+    Threads keep the arenas that they have, and share them with later threads. So this comes before
     any import that starts threads (of pyarrow, torch). It concerns the whole process: programs call
     it, and the library itself never does.
 
@@ -33,8 +33,8 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
         operations, does not.
 
     Returns:
-      False, with nothing changed, where `malloc` is not glibc's or where the environment says what
-      it should do (`GLIBC_TUNABLES` or a variable that begins with `MALLOC_`).
+      False, with nothing changed, where `malloc` is not glibc's or the environment sets it up
+      (`GLIBC_TUNABLES` or a variable that begins with `MALLOC_`).
     """
     if sys.platform != "linux" or any(
         name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ

@@ -1,9 +1,9 @@
 """The mesh, and one table from logical axis names to mesh axes.
 
-Every weight carries the names of its axes (`nnx.Param(..., axes=...)`), activations are named where
-they are constrained, and the tables below say which mesh axis each name is laid over. Training
-shards parameters over `fsdp` and `tensor` and batches over `data` and `fsdp`; decoding keeps whole
-layers per device except for `tensor`, and lays rows over `data`.
+Every weight carries the names of its axes (`nnx.Param(..., axes=...)`). Activations are named where
+they are constrained. The tables below say which mesh axis each name is laid over. Training shards
+parameters over `fsdp` and `tensor` and batches over `data` and `fsdp`. Decoding keeps whole layers
+per device except for `tensor`, and lays rows over `data`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def filled(sizes: Sequence[int], devices: int) -> list[int]:
-    """Sizes of the mesh axes, of which one may be -1: what the others leave over of the devices.
+    """Sizes of the mesh axes. One size may be -1: it takes the devices that the others leave.
 
     Raises:
       UsageError: the devices do not divide by the others.

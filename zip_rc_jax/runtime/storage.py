@@ -109,8 +109,8 @@ def os_error(error: BaseException) -> int | None:
         if isinstance(cause, OSError) and cause.errno is not None:
             return cause.errno
         text = str(cause)
-        if found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", text):
-            return int(found[1] or found[2])
+        if match := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", text):
+            return int(match[1] or match[2])
         if named := [number for number in FIXES if os.strerror(number) in text]:
             return named[0]
         cause = cause.__cause__ or cause.__context__
@@ -379,8 +379,8 @@ def with_digest(value: Mapping[str, Any], place: int = 0) -> dict[str, Any]:
     Args:
       place: where it stands among others; enters the digest.
     """
-    found = plain(value)
-    return {**found, DIGEST: _digest(found, place)}
+    stored = plain(value)
+    return {**stored, DIGEST: _digest(stored, place)}
 
 
 def without_digest(value: Any, place: int = 0) -> dict[str, Any]:
@@ -391,10 +391,10 @@ def without_digest(value: Any, place: int = 0) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {type(value).__name__} stands there")
-    found = {key: inner for key, inner in value.items() if key != DIGEST}
-    if value.get(DIGEST) != _digest(found, place):
+    stored = {key: inner for key, inner in value.items() if key != DIGEST}
+    if value.get(DIGEST) != _digest(stored, place):
         raise ValueError("its digest does not fit")
-    return found
+    return stored
 
 
 def _digest(value: Any, place: int) -> str:
@@ -439,19 +439,21 @@ class Journal:
                 "choose another directory",
             ) from error
         # What was being written when the process was killed has no end of line.
-        whole = [line for line in lines if line.endswith(b"\n")]
+        complete = [line for line in lines if line.endswith(b"\n")]
         # journals of earlier versions have no digests
-        checked = len(whole) > 1 and b'"digest": "' in whole[0]
-        found = (
-            [self._value(number, line, checked) for number, line in enumerate(whole, 1)]
-            if len(whole) > 1
+        checked = len(complete) > 1 and b'"digest": "' in complete[0]
+        records = (
+            [self._value(number, line, checked) for number, line in enumerate(complete, 1)]
+            if len(complete) > 1
             else []
         )
-        if found:
-            check_same_settings(f"file {self.path}", found[0], plain(fingerprint), fix=START_AGAIN)
-        self.values = found[1:]
-        self._file.truncate(sum(map(len, whole)) if self.values else 0)
-        self._lines = len(found) if self.values else 0
+        if records:
+            check_same_settings(
+                f"file {self.path}", records[0], plain(fingerprint), fix=START_AGAIN
+            )
+        self.values = records[1:]
+        self._file.truncate(sum(map(len, complete)) if self.values else 0)
+        self._lines = len(records) if self.values else 0
         if not self.values:
             self.add(fingerprint)
 
@@ -529,8 +531,8 @@ def _installed_commit(package: pathlib.Path) -> str | None:
 def package_commit(
     package: pathlib.Path, environment: Mapping[str, str] = os.environ
 ) -> str | None:
-    """Commit of the code that runs: that of its checkout, that which pip installed, or that which
-    who installed it says (`COMMIT`)."""
+    """Commit of the code that runs: of its checkout, else of what pip installed, else the value
+    of the variable `COMMIT`."""
     return _git_commit(package) or _installed_commit(package) or environment.get(COMMIT) or None
 
 

@@ -95,9 +95,9 @@ def remove_leftovers(directory: pathlib.Path, name: str = "") -> list[pathlib.Pa
     Returns:
       What was removed.
     """
-    found = []
+    leftovers = []
     try:
-        found = [
+        leftovers = [
             path
             for path in directory.iterdir()
             if path.name.startswith(".") and path.name.endswith(".tmp")
@@ -105,7 +105,7 @@ def remove_leftovers(directory: pathlib.Path, name: str = "") -> list[pathlib.Pa
     except OSError:
         return []  # it is not there, or is no directory: whoever writes there says so
     removed = []
-    for path in found:
+    for path in leftovers:
         match = _NAME.fullmatch(path.name) or _EARLIER.fullmatch(path.name)
         if (
             match

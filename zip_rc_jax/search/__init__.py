@@ -2,8 +2,8 @@
 
 choose_meta_action   arrays in, the best `MetaAction` of each prompt out
 SearchInputs         what a policy sees; `search_inputs` makes one from arrays, checked
-Policy, Utility the signatures of what can be replaced; register_policy, register_utility give names
-to your own
+Policy, Utility      the signatures of what can be replaced
+register_policy, register_utility      give names to your own
 """
 
 from zip_rc_jax.config.plugins import register_policy, register_utility

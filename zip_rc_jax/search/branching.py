@@ -2,13 +2,15 @@
 
 Traced by JAX.
 
-The product set is far too large to list, so it is climbed: a step sets the multiplicity of one
-prefix to any value (the cost of latency makes the second copy of a long prefix almost free once the
-first is paid, so steps of +1 would get stuck) and re-optimizes the planned pause; the best such
-step is taken until none helps. Four starts: the published action (so it is never worse than that),
-the same with all new samples that fit, extending nothing, and extending every live prefix. Against
-every multiplicity vector of 4 samples, 99.6% of random groups reach the exact optimum and the worst
-loses 0.008 of utility (see the tests).
+The product set is far too large to list, so it is climbed. A step sets the multiplicity of one
+prefix to any value and re-optimizes the planned pause; the best step is taken until none helps.
+Steps of +1 would get stuck: once the latency of a long prefix is paid, its second copy is almost
+free.
+
+Four starts: the published action (so the result is never worse), the same with all new samples that
+fit, extending nothing, and extending every live prefix. Against every multiplicity vector of 4
+samples, 99.6% of random groups reach the exact optimum. The worst loses 0.008 of utility (see the
+tests).
 """
 
 from __future__ import annotations

@@ -143,21 +143,21 @@ def search_inputs(
     prompts, slots = joint.shape[:2]
 
     def array(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Any:
-        found = _array(name, value, kind)
-        if name in ("alpha", "beta") and not found.ndim:
-            found = (
-                found * np.ones(shape, found.dtype)
-                if isinstance(found, jax.core.Tracer)
-                else np.full(shape, found)
+        converted = _array(name, value, kind)
+        if name in ("alpha", "beta") and not converted.ndim:
+            converted = (
+                converted * np.ones(shape, converted.dtype)
+                if isinstance(converted, jax.core.Tracer)
+                else np.full(shape, converted)
             )
-        if found.shape != shape:
+        if converted.shape != shape:
             each = f" or {name} as one number" if name in ("alpha", "beta") else ""
             raise UsageError(
-                f"{name} of shape {found.shape}",
+                f"{name} of shape {converted.shape}",
                 f"joint has shape {joint.shape}, {prompts} prompts of {slots} prefixes",
                 f"pass {name} of shape {shape}{each}",
             )
-        return found
+        return converted
 
     def optional(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Any:
         return None if value is None else array(name, value, kind, shape)
@@ -265,30 +265,42 @@ def checked_action(action: Any, inputs: SearchInputs, grid: Grid, policy: str) -
             "a decision is a MetaAction",
             "return MetaAction.of(multiplicity)",
         )
-    shapes = {
-        "multiplicity": inputs.unfinished.shape,
-        "future_bin": inputs.unfinished.shape[:1],
-        "utility": inputs.unfinished.shape[:1],
-    }
-    arrays = {}
-    for name, shape in shapes.items():
-        found = arrays[name] = np.asarray(getattr(action, name))
-        if found.shape != shape:
-            names = "[prompts, prefixes]" if len(shape) == 2 else "[prompts]"
+    multiplicity, future_bin, utility = _action_arrays(action, inputs, value)
+    _check_copies(multiplicity, inputs, value)
+    _check_new_prefixes(multiplicity, inputs, value)
+    _check_endings(multiplicity, inputs, value)
+    _check_future_bins(future_bin, grid, value)
+    return MetaAction(multiplicity.astype(np.int32), future_bin.astype(np.int32), utility)
+
+
+def _action_arrays(
+    action: MetaAction, inputs: SearchInputs, value: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`multiplicity`, `future_bin` and `utility` of the right shapes and kinds of dtype."""
+    per_slot, per_prompt = inputs.unfinished.shape, inputs.unfinished.shape[:1]
+    shapes = {"multiplicity": per_slot, "future_bin": per_prompt, "utility": per_prompt}
+    arrays = {name: np.asarray(getattr(action, name)) for name in shapes}
+    for name, array in arrays.items():
+        if array.shape != shapes[name]:
+            names = "[prompts, prefixes]" if len(shapes[name]) == 2 else "[prompts]"
             raise UsageError(
-                f"{value} returned {name} of shape {found.shape}",
-                f"the inputs have {shape}, {names}",
+                f"{value} returned {name} of shape {array.shape}",
+                f"the inputs have {shapes[name]}, {names}",
                 "return the shape of the inputs",
             )
-        whole = name != "utility"
-        if not np.issubdtype(found.dtype, np.integer if whole else np.floating):
-            words = "whole" if whole else "floating-point"
+        integral = name != "utility"
+        if not np.issubdtype(array.dtype, np.integer if integral else np.floating):
+            words = "whole" if integral else "floating-point"
             raise UsageError(
-                f"{value} returned {name} of dtype {found.dtype}",
+                f"{value} returned {name} of dtype {array.dtype}",
                 f"it holds {words} numbers",
                 "convert it with astype",
             )
-    multiplicity, future_bin = arrays["multiplicity"], arrays["future_bin"]
+    return arrays["multiplicity"], arrays["future_bin"], arrays["utility"]
+
+
+def _check_copies(multiplicity: np.ndarray, inputs: SearchInputs, value: str) -> None:
+    """Every slot may have as many copies as `multiplicity` says."""
 
     def refuse(wrong: np.ndarray, reason: str, fix: str) -> None:
         if wrong.any():
@@ -310,11 +322,20 @@ def checked_action(action: Any, inputs: SearchInputs, grid: Grid, policy: str) -
         "the prefix has finished, so nothing can extend it",
         "return 1 where inputs.finished",
     )
-    live = exists & unfinished
-    new = np.where(
-        live, np.where(inputs.is_root, multiplicity, np.maximum(multiplicity - 1, 0)), 0
-    ).sum(1)
-    budget = np.maximum(np.asarray(inputs.max_new_prefixes), 0)
+
+
+def _live(inputs: SearchInputs) -> np.ndarray:
+    return np.asarray(inputs.exists) & np.asarray(inputs.unfinished)
+
+
+def _budget(inputs: SearchInputs) -> np.ndarray:
+    return np.maximum(np.asarray(inputs.max_new_prefixes), 0)
+
+
+def _check_new_prefixes(multiplicity: np.ndarray, inputs: SearchInputs, value: str) -> None:
+    """No prompt adds too many prefixes: copies beyond the first, and every copy of the root."""
+    forks = np.where(inputs.is_root, multiplicity, np.maximum(multiplicity - 1, 0))
+    new, budget = np.where(_live(inputs), forks, 0).sum(1), _budget(inputs)
     if (new > budget).any():
         p = int(np.argmax(new > budget))
         raise UsageError(
@@ -324,26 +345,31 @@ def checked_action(action: Any, inputs: SearchInputs, grid: Grid, policy: str) -
             "stay within inputs.max_new_prefixes"
             + ("" if inputs.has_root else ", or set candidates='branching'"),
         )
-    if inputs.must_extend is not None:
-        # A joint that is no distribution takes no part in a search, so its prefix need not go on.
-        joint = np.asarray(inputs.joint)
-        usable = (
-            live & (np.isfinite(joint) & (joint >= 0)).all((-2, -1)) & (joint.sum((-2, -1)) > 0)
+
+
+def _check_endings(multiplicity: np.ndarray, inputs: SearchInputs, value: str) -> None:
+    """A prompt that may not end extends a prefix, if it has one that can be extended."""
+    if inputs.must_extend is None:
+        return
+    # A joint that is no distribution takes no part in a search, so its prefix need not go on.
+    joint, live = np.asarray(inputs.joint), _live(inputs)
+    usable = live & (np.isfinite(joint) & (joint >= 0)).all((-2, -1)) & (joint.sum((-2, -1)) > 0)
+    able = (usable & (~inputs.is_root | (_budget(inputs) > 0)[:, None])).any(1)
+    ends = np.asarray(inputs.must_extend) & able & ~((multiplicity > 0) & live).any(1)
+    if ends.any():
+        raise UsageError(
+            f"{value} extends nothing of prompt {int(np.argmax(ends))}",
+            "none of its prefixes has finished, so there is no answer yet",
+            "extend a prefix where inputs.must_extend, or set abstain=True",
         )
-        able = (usable & (~inputs.is_root | (budget > 0)[:, None])).any(1)
-        ends = np.asarray(inputs.must_extend) & able & ~((multiplicity > 0) & live).any(1)
-        if ends.any():
-            raise UsageError(
-                f"{value} extends nothing of prompt {int(np.argmax(ends))}",
-                "none of its prefixes has finished, so there is no answer yet",
-                "extend a prefix where inputs.must_extend, or set abstain=True",
-            )
+
+
+def _check_future_bins(future_bin: np.ndarray, grid: Grid, value: str) -> None:
+    """Every planned pause is a length bin of the grid, or -1."""
     outside = (future_bin < -1) | (future_bin >= grid.n_length)
     if outside.any():
-        found_bin = future_bin[int(np.argmax(outside))]
         raise UsageError(
-            f"{value} returned future_bin {found_bin}",
+            f"{value} returned future_bin {future_bin[int(np.argmax(outside))]}",
             f"the grid has bins 0 to {grid.n_length - 1}",
             "return -1 for no plan",
         )
-    return MetaAction(multiplicity.astype(np.int32), future_bin.astype(np.int32), arrays["utility"])

@@ -4,9 +4,9 @@
 All candidates of all prompts under all planned pauses are scored in one jitted call. Three
 candidate sets:
 
-- `published`, the authors' search: the `k1` prefixes with the smallest expected remaining length
-  united with the `k2` of the highest expected value and all finished ones, for all `k1, k2`; then a
-  no-harm pass in index order.
+- `published`, the authors' search, one candidate for each `k1, k2`: the `k1` prefixes with the
+  smallest expected remaining length, the `k2` with the highest expected value, and all finished
+  ones. Then a no-harm pass in index order.
 - `exhaustive`: every subset of the unfinished prefixes together with all finished ones. The exact
   maximum over multiplicities 0 and 1.
 - `branching`: multiplicities above 1 and new samples from the root, which is itself a prefix.
@@ -326,7 +326,7 @@ def _utility(
         return utility(terms, multiplicity, live, **prices, skill=settings.skill, grid=grid)
     value = f"utility {shown(utility)}"
     try:
-        found = jnp.asarray(
+        utilities = jnp.asarray(
             utility(terms, multiplicity, live, **prices, skill=settings.skill, grid=grid)
         )
     except jax.errors.JAXTypeError as error:
@@ -336,11 +336,11 @@ def _utility(
             "use jax.numpy, and no if or float() on values",
         ) from None
     shape = (*multiplicity.shape[:2], terms.value.shape[-1])
-    if found.shape != shape or not jnp.issubdtype(found.dtype, jnp.floating):
+    if utilities.shape != shape or not jnp.issubdtype(utilities.dtype, jnp.floating):
         raise UsageError(
-            f"{value} returned {found.dtype}{list(found.shape)}",
+            f"{value} returned {utilities.dtype}{list(utilities.shape)}",
             f"every candidate has one floating number under every planned pause, {list(shape)}",
             "return [prompts, candidates, pauses] as candidate_utility does",
         )
-    found = found.astype(terms.value.dtype)
-    return jnp.where(jnp.isnan(found).any((1, 2), keepdims=True), jnp.nan, found)
+    utilities = utilities.astype(terms.value.dtype)
+    return jnp.where(jnp.isnan(utilities).any((1, 2), keepdims=True), jnp.nan, utilities)

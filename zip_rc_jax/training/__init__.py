@@ -1,4 +1,15 @@
-"""Training: `train_head` from records; the stages of a run call `trainer.train`."""
+"""Training: `train_head` from records; the stages of a run call `trainer.train`.
+
+Rollouts -> `data.batches` -> `TrainState` -> checkpoints, metrics and a `LanguageModel`:
+
+api                      `train_head`: records in, a model out; a directory is optional
+trainer                  the run: batches, steps, records, checkpoints, an exact resume
+step                     one optimizer step, a pure jitted function of the state
+loss                     the losses of the joint and of the policy, without a [B, S, V] array
+features                 what a frozen body or teacher says about every token, computed once
+checkpoint               the state on disk (Orbax)
+tracking, event_file     metrics.jsonl, TensorBoard events, heat maps
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -100,19 +100,19 @@ class Checkpoints:
         steps = sorted(self.manager.all_steps(), reverse=True)
         damaged: list[str] = []
         for step in steps:
-            found, reason = self._read(step, abstract)
-            if distributed.all_processes(found is not None) and found:
+            restored, reason = self._read(step, abstract)
+            if distributed.all_processes(restored is not None) and restored:
                 # All devices sum up their parts of the digests, so all processes come to the same
                 # conclusion.
-                unlike = _unlike(*found)
+                unlike = _unlike(*restored)
                 if not unlike:
                     if damaged:
                         self._set_aside(
                             [s for s in steps if s > step],
                             f"{'; '.join(damaged)}. Going on from step {step}",
                         )
-                    return found[0], {
-                        key: value for key, value in found[1].items() if key != DIGESTS
+                    return restored[0], {
+                        key: value for key, value in restored[1].items() if key != DIGESTS
                     }
                 reason = (
                     f"{unlike} of the state, in {step}/state, does not fit its digest: a bit "
@@ -121,7 +121,7 @@ class Checkpoints:
             # so that the names of all fit into one message
             why = shortened(reason or "by another process", 120)
             damaged.append(f"checkpoint {self.directory / str(step)} cannot be read ({why})")
-            del found  # its arrays make room for those of the one before
+            del restored  # its arrays make room for those of the one before
         if damaged:
             raise UsageError(
                 "; ".join(damaged[:3]),
@@ -156,9 +156,9 @@ class Checkpoints:
                 )["state"]
             return (state, position), ""
 
-        found, failure = try_to_read(read)
+        restored, failure = try_to_read(read)
         if failure is None:
-            return found
+            return restored
         # the file system is at fault, and may be better when the command is called again
         if failure.fix:
             raise UsageError(

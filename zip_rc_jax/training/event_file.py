@@ -2,7 +2,7 @@
 
 `tensorboardX` imports torch wherever that is installed, and TensorBoard's own writer comes with a
 web server and gRPC. What they write is small and has not changed in years: TFRecord frames around
-`Event` protocol buffers, of which scalars, images and session starts need a dozen fields. The tests
+`Event` protocol buffers. Scalars, images and session starts need a dozen of their fields. The tests
 read the files back with TensorBoard itself.
 """
 

@@ -30,9 +30,9 @@ def labelled_features(
     d_model]`."""
     result: list[np.ndarray] = [np.empty(0)] * len(rollouts)
     for hidden, spans in rollout_batches(lm, rollouts, settings, "features"):
-        found = gather(hidden.astype(jnp.float32))
+        gathered = gather(hidden.astype(jnp.float32))
         for lane, (i, span) in enumerate(spans):
-            result[i] = found[lane, span].copy()
+            result[i] = gathered[lane, span].copy()
     return np.concatenate(result)
 
 
@@ -69,11 +69,11 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
         labelled = np.zeros(hidden.shape[:2], bool)
         for lane, (_, span) in enumerate(spans):
             labelled[lane, span] = True
-        found = gather(
+        gathered = gather(
             _top_k(lm.config, lm.head, lm.layout, train, FullTeacher(hidden, table), labelled)
         )
         for lane, (i, span) in enumerate(spans):
-            result[i] = TopK(*(x[lane, span].copy() for x in found))
+            result[i] = TopK(*(x[lane, span].copy() for x in gathered))
     return TopK(
         *(
             np.concatenate(arrays)

@@ -89,12 +89,12 @@ class VocabChunking:
     layout: Layout
     chunk: int
 
-    def whole(self, table: jax.Array, dtype: Any) -> jax.Array:
+    def replicated(self, table: jax.Array, dtype: Any) -> jax.Array:
         """A table `[V, d]` as products of all chunks take it: on every device but for the
         vocabulary axis."""
         return self.layout.constrain(table.astype(dtype), "vocab", None)
 
-    def on_own_rows(
+    def map_row_shards(
         self, function: Callable[[Any, Any], Any], rows: Any, tables: Any, out_specs: Any
     ) -> Any:
         """`function(rows, tables)` on every device, with its part of the arrays `rows [B, ...]` and
@@ -112,18 +112,18 @@ class VocabChunking:
         )
         return mapped(rows, tables)
 
-    def largest(self, x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-        """`largest` of `x [n, V]`, within a function of `on_own_rows`: only the largest of every
+    def top_k(self, x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+        """`top_k` of `x [n, V]`, within a function of `map_row_shards`: only the largest of every
         part of the vocabulary change devices."""
         axes = self.layout.mesh_axes("vocab")
         if not axes:
-            return largest(x, k)
+            return top_k(x, k)
 
         def of_part(part: jax.Array) -> tuple[jax.Array, jax.Array]:
             size = part.shape[-1]
-            values, ids = largest(part, min(k, size))
-            found = values, ids + size * jax.lax.axis_index(axes)
-            values, ids = (jax.lax.all_gather(x, axes, axis=-1, tiled=True) for x in found)
+            values, ids = top_k(part, min(k, size))
+            parts = values, ids + size * jax.lax.axis_index(axes)
+            values, ids = (jax.lax.all_gather(x, axes, axis=-1, tiled=True) for x in parts)
             values, at = jax.lax.top_k(values, k)
             return values, jnp.take_along_axis(ids, at, axis=-1)
 
@@ -136,7 +136,9 @@ class VocabChunking:
         )
         return split(x)
 
-    def fold(self, function: Callable[[Any, jax.Array], Any], carry: Any, wanted: jax.Array) -> Any:
+    def scan_chunks(
+        self, function: Callable[[Any, jax.Array], Any], carry: Any, wanted: jax.Array
+    ) -> Any:
         """`carry` after `function(carry, positions)` of all chunks of the positions that are
         wanted, on one device.
 
@@ -176,13 +178,13 @@ def _taken(arrays: Any, positions: jax.Array) -> Any:
     return jax.tree.map(lambda x: _flat(x).at[positions].get(mode="fill", fill_value=0), arrays)
 
 
-def _masked(found: jax.Array, sampleable: jax.Array) -> jax.Array:
-    """Logits `[..., V]` of which only those of sampleable ids count."""
+def _masked(scores: jax.Array, sampleable: jax.Array) -> jax.Array:
+    """Logits `[..., V]`, hugely negative at ids that cannot be sampled."""
     # A large finite mask instead of -inf: 0 * -inf would poison the divergences.
-    return jnp.where(sampleable, found, -1e30)
+    return jnp.where(sampleable, scores, -1e30)
 
 
-def largest(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Array]:
+def top_k(x: jax.Array, k: int, group: int = 128) -> tuple[jax.Array, jax.Array]:
     """The `k` largest of `x [..., V]` with their indices, `[..., k]` each, as `jax.lax.top_k` up to
     the order of equal values.
 
@@ -216,12 +218,12 @@ def teacher_top_k(
     def local(rows: tuple[jax.Array, jax.Array], tables: tuple[jax.Array, jax.Array]) -> TopK:
         (hidden, labelled), (table, sampleable) = rows, tables
 
-        def put(found: TopK, positions: jax.Array) -> TopK:
-            top, ids = settings.largest(
+        def put(so_far: TopK, positions: jax.Array) -> TopK:
+            top, ids = settings.top_k(
                 _masked(logits(settings.model, _taken(hidden, positions), table), sampleable), kept
             )
             new = TopK(ids, jax.nn.log_softmax(top, axis=-1))
-            return jax.tree.map(lambda x, y: x.at[positions].set(y, mode="drop"), found, new)
+            return jax.tree.map(lambda x, y: x.at[positions].set(y, mode="drop"), so_far, new)
 
         none = TopK(
             jnp.zeros((labelled.size, kept), jnp.int32),
@@ -229,14 +231,14 @@ def teacher_top_k(
         )
         return jax.tree.map(
             lambda x: x.reshape(*labelled.shape, kept),
-            settings.fold(put, none, labelled.reshape(-1)),
+            settings.scan_chunks(put, none, labelled.reshape(-1)),
         )
 
-    tables = settings.whole(teacher.table, teacher.hidden.dtype), jnp.asarray(sampleable)
-    found: TopK = settings.on_own_rows(
+    tables = settings.replicated(teacher.table, teacher.hidden.dtype), jnp.asarray(sampleable)
+    filled: TopK = settings.map_row_shards(
         local, (teacher.hidden, labelled), tables, settings.layout.spec(("batch",))
     )
-    return found
+    return filled
 
 
 def largest_difference(
@@ -252,24 +254,24 @@ def largest_difference(
     def local(rows: Any, tables: Any) -> jax.Array:
         (a, b, wanted), (table_a, table_b, sampleable) = rows, tables
 
-        def most(found: jax.Array, at: jax.Array) -> jax.Array:
+        def update(difference: jax.Array, at: jax.Array) -> jax.Array:
             gap = jnp.abs(
                 logits(settings.model, _taken(a, at), table_a)
                 - logits(settings.model, _taken(b, at), table_b)
             )
-            return jnp.maximum(found, jnp.max(jnp.where(sampleable, gap, 0)))
+            return jnp.maximum(difference, jnp.max(jnp.where(sampleable, gap, 0)))
 
         return jax.lax.pmax(
-            settings.fold(most, jnp.float32(0), wanted.reshape(-1)),
+            settings.scan_chunks(update, jnp.float32(0), wanted.reshape(-1)),
             settings.layout.mesh_axes("batch"),
         )
 
-    whole = [settings.whole(policy.table, policy.hidden.dtype) for policy in (one, other)]
-    tables = *whole, jnp.asarray(sampleable)
-    found: jax.Array = settings.on_own_rows(
+    unembeddings = [settings.replicated(p.table, p.hidden.dtype) for p in (one, other)]
+    tables = *unembeddings, jnp.asarray(sampleable)
+    difference: jax.Array = settings.map_row_shards(
         local, (one.hidden, other.hidden, positions), tables, PartitionSpec()
     )
-    return found
+    return difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,12 +333,12 @@ def policy_loss(
       sampleable: `[V]` bool; reserved and padding ids take no part in any softmax here.
       teacher: None gives no divergence; `TopK` for kl_kind "forward_topk", else `FullTeacher`.
     """
-    frozen: Any = jax.lax.stop_gradient(teacher)
-    full = isinstance(frozen, FullTeacher)
-    rows = _Rows(targets, weight, frozen.hidden if full else frozen)
+    reference: Any = jax.lax.stop_gradient(teacher)
+    full = isinstance(reference, FullTeacher)
+    rows = _Rows(targets, weight, reference.hidden if full else reference)
     tables = _Tables(
         jnp.asarray(sampleable),
-        settings.vocabulary.whole(frozen.table, frozen.hidden.dtype) if full else None,
+        settings.vocabulary.replicated(reference.table, reference.hidden.dtype) if full else None,
     )
     return _policy_loss(settings, hidden, table, rows, tables)
 
@@ -347,22 +349,22 @@ def _policy_loss(
 ) -> tuple[jax.Array, PolicyLosses]:
     vocabulary = settings.vocabulary
 
-    def local(own: Any, whole: Any) -> PolicyLosses:
-        hidden, rows = own
+    def local(row_shards: Any, replicated: Any) -> PolicyLosses:
+        hidden, rows = row_shards
 
         def add(parts: PolicyLosses, positions: jax.Array) -> PolicyLosses:
             new = _chunk_losses(
-                settings, _taken(hidden, positions), _taken(rows, positions), *whole
+                settings, _taken(hidden, positions), _taken(rows, positions), *replicated
             )
             return jax.tree.map(jnp.add, parts, new)
 
-        parts = vocabulary.fold(
+        parts = vocabulary.scan_chunks(
             add, PolicyLosses(jnp.float32(0), jnp.float32(0)), rows.weight.reshape(-1) != 0
         )
         return jax.lax.psum(parts, vocabulary.layout.mesh_axes("batch"))
 
-    parts = vocabulary.on_own_rows(
-        local, (hidden, rows), (tables, vocabulary.whole(table, hidden.dtype)), PartitionSpec()
+    parts = vocabulary.map_row_shards(
+        local, (hidden, rows), (tables, vocabulary.replicated(table, hidden.dtype)), PartitionSpec()
     )
     return settings.objective(parts), parts
 
@@ -373,8 +375,8 @@ def _policy_loss_forward(
     """The loss, and its gradients with respect to `hidden` and `table`, laid out like these."""
     vocabulary, layout, dtype = settings.vocabulary, settings.vocabulary.layout, table.dtype
 
-    def local(own: Any, whole: Any) -> tuple[PolicyLosses, jax.Array, jax.Array]:
-        (hidden, rows), (tables, table) = own, whole
+    def local(row_shards: Any, replicated: Any) -> tuple[PolicyLosses, jax.Array, jax.Array]:
+        (hidden, rows), (tables, table) = row_shards, replicated
 
         def objective(
             hidden: jax.Array, master: jax.Array, rows: _Rows
@@ -402,7 +404,7 @@ def _policy_loss_forward(
             jnp.zeros_like(_flat(hidden)),
             jnp.zeros(table.shape, dtype),
         )
-        parts, hidden_gradient, table_gradient = vocabulary.fold(
+        parts, hidden_gradient, table_gradient = vocabulary.scan_chunks(
             add, none, rows.weight.reshape(-1) != 0
         )
         # Summed over the devices once, after the last chunk. A scatter here would first gather what
@@ -411,9 +413,9 @@ def _policy_loss_forward(
         return parts, hidden_gradient.reshape(hidden.shape), table_gradient
 
     out_specs = PartitionSpec(), layout.spec(("batch",)), PartitionSpec()
-    whole = tables, vocabulary.whole(table, hidden.dtype)
-    parts, hidden_gradient, table_gradient = vocabulary.on_own_rows(
-        local, (hidden, rows), whole, out_specs
+    replicated = tables, vocabulary.replicated(table, hidden.dtype)
+    parts, hidden_gradient, table_gradient = vocabulary.map_row_shards(
+        local, (hidden, rows), replicated, out_specs
     )
     # What the backward pass of the layers needs comes after the sum over the devices, or whole
     # tables would be kept until after it.
@@ -442,15 +444,15 @@ def _chunk_losses(
         rows,
         tables,
     )
-    found = logits(model, hidden, *student)
-    total = jax.nn.logsumexp(_masked(found, sampleable), axis=-1, keepdims=True)
+    scores = logits(model, hidden, *student)
+    total = jax.nn.logsumexp(_masked(scores, sampleable), axis=-1, keepdims=True)
     ids = (
         jnp.concatenate([targets[:, None], teacher.ids], axis=-1)
         if isinstance(teacher, TopK)
         else targets[:, None]
     )
     # Log-probabilities of few ids, all of them sampleable: the others need no array of their own.
-    at = jnp.take_along_axis(found, ids, axis=-1) - total
+    at = jnp.take_along_axis(scores, ids, axis=-1) - total
     kl = jnp.zeros_like(weight)
     if isinstance(teacher, TopK):
         kl = jnp.sum(jnp.exp(teacher.log_probs) * (teacher.log_probs - at[:, 1:]), axis=-1)
@@ -459,7 +461,7 @@ def _chunk_losses(
         reference = _masked(logits(model, teacher, teacher_table), sampleable)
         log_p, log_q = (
             reference - jax.nn.logsumexp(reference, axis=-1, keepdims=True),
-            _masked(found, sampleable) - total,
+            _masked(scores, sampleable) - total,
         )
         likely, difference = (
             (log_p, log_p - log_q) if settings.kl_kind == "forward" else (log_q, log_q - log_p)

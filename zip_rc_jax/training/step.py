@@ -243,7 +243,7 @@ def losses(
             vocabulary, config.kl_kind, kl_weight=config.kl_weight, nll_weight=config.lm_weight
         )
         sampleable = head.sampleable(model.vocab_size)
-        found, means = policy_loss(
+        policy, means = policy_loss(
             objective,
             hidden,
             unembedding(model, body),
@@ -253,7 +253,7 @@ def losses(
             reference,
         )
         parts |= {"nll": means.nll, "kl": means.kl}
-        loss += found
+        loss += policy
     return loss, parts | {"loss": loss}
 
 
@@ -263,12 +263,12 @@ def _teacher_policy(
     """The frozen policy of a batch, as the divergence needs it, from its final hidden states `[B,
     S, d]`."""
     model, config = settings.model, settings.train
-    found = FullTeacher(hidden, unembedding(model, body))
+    teacher = FullTeacher(hidden, unembedding(model, body))
     if config.kl_kind != "forward_topk":
-        return found
+        return teacher
     vocabulary = VocabChunking(model, settings.layout, config.loss_chunk)
     return teacher_top_k(
-        vocabulary, found, labelled, settings.head.sampleable(model.vocab_size), config.kl_top_k
+        vocabulary, teacher, labelled, settings.head.sampleable(model.vocab_size), config.kl_top_k
     )
 
 

@@ -29,10 +29,12 @@ _SHOWN = {
 class Tracker:
     """The one writer of a run's records. A context manager.
 
-    In `directory` it keeps `metrics.jsonl` (one strict JSON object per record, null where there is
-    no number), `tensorboard/` (the same numbers and the images, as event files) and `heatmaps/`
-    (PNG files, named by step). What an interrupted run wrote there about steps after `start` is
-    dropped, since those steps come again.
+    In `directory` it keeps
+      `metrics.jsonl`: one strict JSON object per record, null where there is no number;
+      `tensorboard/`: the same numbers and the images, as event files;
+      `heatmaps/`: PNG files, named by step.
+    What an interrupted run wrote there about steps after `start` is dropped: those steps come
+    again.
 
     Args:
       directory: of the training run; exists. None keeps everything but the status off the disk.

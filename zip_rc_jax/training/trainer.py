@@ -96,9 +96,9 @@ def train(
 
     With a directory, the result is saved as `directory/model`. The same call after an interruption
     continues where it stopped; after the end it loads the finished model. `directory` also holds
-    `checkpoints/`, `settings.json`, `environment.json` (commit, versions, devices of the latest
-    start), what `tracking` writes (`metrics.jsonl`, `tensorboard/` and `heatmaps/`), and until the
-    end what `cache_teacher` keeps. Without a directory nothing is written.
+    `checkpoints/`, `settings.json` and `environment.json` (commit, versions, devices of the latest
+    start). `tracking` writes `metrics.jsonl`, `tensorboard/` and `heatmaps/` there. What
+    `cache_teacher` keeps stays there until the end. Without a directory nothing is written.
 
     With several processes, all call it with the same arguments, and all see `directory`. Each feeds
     the rows of its own devices.
@@ -208,7 +208,7 @@ class Trainer:
             rollouts,
             label=config.label,
             **packing,
-            own=layout.rows_of(jax.local_devices(), config.batch_rows),
+            local_rows=layout.rows_of(jax.local_devices(), config.batch_rows),
             features=labelled_features(lm, rollouts, ForwardSettings.of(config))
             if config.cache_features
             else None,
@@ -281,8 +281,8 @@ class Trainer:
         """Goes on from the newest checkpoint, in the form that the step works on, and says where
         the run is done.
         """
-        if self.checkpoints and (found := self.checkpoints.restore(self.state)):
-            self.state, position = found
+        if self.checkpoints and (restored := self.checkpoints.restore(self.state)):
+            self.state, position = restored
             self._skips.count = position.pop(SKIPPED, 0)  # older checkpoints do not say it
             self.batches.set_state(position)
         if self.spec.unrolled:
@@ -361,16 +361,16 @@ class Trainer:
     def _validate(self, step: int, tracker: Tracker) -> dict[str, float]:
         """The metrics of the held-back rollouts; their heat map goes to the tracker."""
         current = _with_params(self.model, stacked(self.spec, self.state).params, {})
-        found = validate(
+        validation = validate(
             current,
             self.reporting.validation,
             label=self.config.label,
             last=self.reporting.validation_last,
             settings=ForwardSettings.of(self.config),
         )
-        if found.joints:
-            tracker.heatmap(step, found.joints, self.spec.head.grid)
-        return found.metrics
+        if validation.joints:
+            tracker.heatmap(step, validation.joints, self.spec.head.grid)
+        return validation.metrics
 
     def _cached_teacher(self, lm: LanguageModel, rollouts: Sequence[Rollout]) -> TopK:
         """`teacher_features`, made once; a directory keeps them as long as the run lasts."""
@@ -423,9 +423,9 @@ def _cached_teacher(
         "start": lm.digest(),
         "positions": int(summary_of(rollouts).output.sum()),
     }
-    found = _read_teacher(path, made_from)
-    if distributed.all_processes(found is not None) and found:
-        return found
+    teacher = _read_teacher(path, made_from)
+    if distributed.all_processes(teacher is not None) and teacher:
+        return teacher
     made = teacher_features(lm, rollouts, config)
     if distributed.is_primary():
         with writing(f"file {path}"), whole_file(path) as file:
@@ -434,24 +434,29 @@ def _cached_teacher(
 
 
 def _read_teacher(path: pathlib.Path, made_from: dict[str, Any]) -> TopK | None:
-    """None if there is none, or one that is damaged (the CRC of an array is checked as it is read)
-    or was made from something else.
+    """The teacher in the file `path`; None without a file, or if it was made from something else
+    or is damaged (reading an array checks its CRC).
     """
     if not os.path.lexists(path):
         return None
     try:
         with np.load(path) as file:
             check_settings(json.loads(str(file["made_from"])), made_from, str(path))
-            found = TopK(file["ids"], file["log_probs"])
-        shape = (made_from["positions"], found.ids.shape[-1])
-        if (found.ids.shape, found.log_probs.shape, found.ids.dtype, found.log_probs.dtype) != (
+            teacher = TopK(file["ids"], file["log_probs"])
+        shape = (made_from["positions"], teacher.ids.shape[-1])
+        if (
+            teacher.ids.shape,
+            teacher.log_probs.shape,
+            teacher.ids.dtype,
+            teacher.log_probs.dtype,
+        ) != (
             shape,
             shape,
             np.int32,
             np.float32,
         ):
             raise ValueError("its arrays have other shapes or types")
-        return found
+        return teacher
     # a damaged archive or header makes zipfile and NumPy raise ten kinds
     except Exception as error:
         print(f"zip-rc: {path} is made again ({in_short(error)})", file=sys.stderr)
@@ -527,10 +532,9 @@ def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
     """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses
     are means over labelled positions).
 
-    Every process has the plan of the whole batch, which is a function of seed and position alone,
-    and hands over the rows of its own devices, the only ones whose tokens it read. So any number of
-    processes trains on the same batches, and a position saved by one number of them is valid for
-    every other.
+    Every process has the plan of the whole batch: a function of seed and position alone. It read
+    the tokens of the rows of its own devices, and hands over these rows. So any number of processes
+    trains on the same batches, and a saved position is valid for any number of them.
     """
 
     def put(x: np.ndarray) -> jax.Array:

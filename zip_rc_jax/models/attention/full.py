@@ -342,8 +342,8 @@ def _pairs(
 def _fold_pairs(
     step: Callable[..., Any], carry: Any, block: int, window: int, ids: jax.Array
 ) -> Any:
-    """`carry` after `step(carry, i, j, start)` of all pairs of blocks of which queries can see
-    keys."""
+    """`carry` after `step(carry, i, j, start)` for every pair of blocks in which a query can see a
+    key."""
     pairs, count = _pairs(block, window, ids)
 
     def one(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:

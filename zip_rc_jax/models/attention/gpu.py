@@ -2,12 +2,12 @@
 Triton).
 
 XLA copies the part of the cache that is looked at before it multiplies with it, in every layer and
-step. This kernel reads the cache where it lies, each row no further than it is long, and leaves out
-the rows that are not live (docs/gpu.md has the figures).
+step. This kernel reads the cache where it lies, each row up to its length, and leaves out the rows
+that are not live (docs/gpu.md has the figures).
 
-A program of its grid takes one row, one key/value head and one part of the slots, and goes through
-blocks of slots with an online softmax. The parts are put together afterwards (as in FlashDecoding),
-so that a few long rows also keep the whole GPU busy.
+A program of its grid takes one row, one key/value head and one part of the slots. It goes through
+blocks of slots with an online softmax. The parts are combined afterwards (as in FlashDecoding), so
+that a few long rows also keep the whole GPU busy.
 """
 
 from __future__ import annotations
@@ -129,8 +129,7 @@ def _attend(
     block, stages = block_and_stages(dim, k.dtype.itemsize)
 
     def whole(*shape: int | None) -> Any:
-        """All of an array, of which the kernel loads what it wants; None leaves out an axis of size
-        1."""
+        """All of an array; the kernel loads what it wants. None leaves out an axis of size 1."""
         return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
 
     queries, shape = (rows, kv_heads, groups, dim), (parts, rows, kv_heads, groups)

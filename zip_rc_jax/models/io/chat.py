@@ -186,7 +186,7 @@ def turns_of(messages: Any) -> list[dict[str, Any]]:
         raise UsageError(
             f"messages {shown(messages)}", "a chat is a list of dicts with a role", wanted
         )
-    found = []
+    turns = []
     for number, message in enumerate(messages):
         turn = {
             key: value
@@ -210,8 +210,8 @@ def turns_of(messages: Any) -> list[dict[str, Any]]:
                 )
         elif not isinstance(content, str):
             turn["content"] = _parts(number, content)
-        found.append(turn)
-    return found
+        turns.append(turn)
+    return turns
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
@@ -262,7 +262,7 @@ def _parts(number: int, content: Any) -> list[dict[str, Any]]:
             "content is a text, or a list of parts",
             'write "content": "..."',
         )
-    found = []
+    parts = []
     for part in content:
         if isinstance(part, str):
             part = {"type": "text", "text": part}
@@ -279,8 +279,8 @@ def _parts(number: int, content: Any) -> list[dict[str, Any]]:
                 "it holds no text",
                 'write {"type": "text", "text": "..."}',
             )
-        found.append({"type": "text", **part})
-    return found
+        parts.append({"type": "text", **part})
+    return parts
 
 
 def _content(
@@ -404,8 +404,8 @@ class _Limits:
 def _limits() -> _Limits:
     """Those of the rendering in this thread; while a template is compiled there are none, and time
     is short."""
-    found: _Limits | None = getattr(_budget, "limits", None)
-    return found or _Limits(time.thread_time() + SECONDS)
+    limits: _Limits | None = getattr(_budget, "limits", None)
+    return limits or _Limits(time.thread_time() + SECONDS)
 
 
 def _size(value: Any) -> int:
@@ -577,14 +577,20 @@ def _strftime_now(pattern: str) -> str:
 def environment() -> _Environment:
     """With what transformers gives templates: its settings, `tojson`, `raise_exception`,
     `strftime_now`."""
-    found = _Environment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    found.filters["tojson"] = _to_json
-    found.filters = {name: _guarded(name, function) for name, function in found.filters.items()}
-    del found.globals["lipsum"]  # text by chance, which no prompt should hold
-    found.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now, "dict": _Dict()}
-    return found
+    environment.filters["tojson"] = _to_json
+    environment.filters = {
+        name: _guarded(name, function) for name, function in environment.filters.items()
+    }
+    del environment.globals["lipsum"]  # text by chance, which no prompt should hold
+    environment.globals |= {
+        "raise_exception": _raise,
+        "strftime_now": _strftime_now,
+        "dict": _Dict(),
+    }
+    return environment
 
 
 @functools.lru_cache(maxsize=64)

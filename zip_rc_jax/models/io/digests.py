@@ -58,17 +58,17 @@ def stored_dtype(digest: str) -> Any:
 
     Raises ValueError if it is no such digest.
     """
-    found = (
+    stored = (
         re.fullmatch(r"(\w+)\[[\d,]*\]:[0-9a-f]{16}", digest) if isinstance(digest, str) else None
     )
-    if found is None:
+    if stored is None:
         raise ValueError(f"{str(digest)[:50]!r} is no digest")
-    return jnp.dtype(found[1])
+    return jnp.dtype(stored[1])
 
 
-def differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+def differing(stored: Mapping[str, str], wanted: Mapping[str, str]) -> str:
     """Names of the first arrays whose digests differ; "" if all are the same."""
-    names = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    names = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

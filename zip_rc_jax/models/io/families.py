@@ -280,19 +280,19 @@ def _rope(given: dict[str, Any]) -> tuple[float, RopeScaling]:
 
 
 def _write_rope(theta: float, scaling: RopeScaling) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    rope: dict[str, Any] = {
         "rope_theta": theta,
         "rope_type": "default" if scaling.kind == "none" else scaling.kind,
     }
     if scaling.kind != "none":
-        found["factor"] = scaling.factor
+        rope["factor"] = scaling.factor
     if scaling.kind == "llama3":
-        found["low_freq_factor"], found["high_freq_factor"] = (
+        rope["low_freq_factor"], rope["high_freq_factor"] = (
             scaling.low_freq_factor,
             scaling.high_freq_factor,
         )
-        found["original_max_position_embeddings"] = scaling.original_positions
-    return found
+        rope["original_max_position_embeddings"] = scaling.original_positions
+    return rope
 
 
 def _sizes(given: dict[str, Any]) -> dict[str, Any]:

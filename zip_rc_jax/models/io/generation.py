@@ -61,7 +61,7 @@ def sampling_values(generation: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         listed = ", ".join(f"{key}={shown(given[key], 40)}" for key in unknown[:8])
         raise UsageError(f"{name} with {listed}", "nothing here does that", fix)
-    found = {key: given[key] for key in SAMPLING if key in given}
+    values = {key: given[key] for key in SAMPLING if key in given}
     if given.get("do_sample") is False:
-        found["temperature"] = 0.0
-    return found
+        values["temperature"] = 0.0
+    return values

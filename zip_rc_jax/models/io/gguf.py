@@ -267,15 +267,15 @@ class GgufSource:
         table = gguf.get_tensor_name_map(
             next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == self._architecture), layers
         )
-        found = {}
+        names = {}
         for theirs in family.names.values():
             for name in {theirs.format(layer=layer) for layer in range(layers)}:
                 stored = table.get_name(name, try_suffixes=(".weight", ".bias"))
                 if stored not in self._tensors and name == family.names["final_norm"]:
                     stored = "output_norm.weight"  # some LFM2 files
                 if stored in self._tensors:
-                    found[name] = stored
-        return found
+                    names[name] = stored
+        return names
 
     def _stored_shape(self, stored: str) -> tuple[int, ...]:
         return tuple(int(size) for size in reversed(self._tensors[stored].shape))

@@ -158,7 +158,7 @@ def _correct_types(metadata: dict[str, Any]) -> list[int]:
         for merge in metadata.get("merges") or ()
         if isinstance(merge, str)
     }
-    found = []
+    type_ids = []
     for token in sorted(ends, key=number.__getitem__):
         split = ((token[:i], token[i:]) for i in range(1, len(token)))
         pieces = metadata.get("model") == "llama" and any(
@@ -167,11 +167,11 @@ def _correct_types(metadata: dict[str, Any]) -> list[int]:
         if types[number[token]] != CONTROL and (token in merged or pieces):
             continue
         types[number[token]] = CONTROL
-        found.append(number[token])
+        type_ids.append(number[token])
     if "<|end|>" in number and "<|end|>" not in ends:
         types[number["<|end|>"]] = USER_DEFINED
     metadata["token_type"] = types
-    return found
+    return type_ids
 
 
 def _post_processor(metadata: dict[str, Any], special: dict[str, str], where: str) -> Any:
@@ -184,13 +184,13 @@ def _post_processor(metadata: dict[str, Any], special: dict[str, str], where: st
         "bos": metadata.get("add_bos_token", usual),
         "eos": metadata.get("add_eos_token", False),
     }
-    found: dict[str, list[tuple[str, int]]] = {}
+    added: dict[str, list[tuple[str, int]]] = {}
     for role, add in wanted.items():
         token, number = special.get(f"{role}_token"), _id(metadata, role)
         if add and token is None and f"add_{role}_token" in metadata:
             raise UsageError(where, f"it says add_{role}_token and names no {role} token", FIX)
-        found[role] = [(token, number)] if add and token is not None and number is not None else []
-    return post_processor(found["bos"], found["eos"])
+        added[role] = [(token, number)] if add and token is not None and number is not None else []
+    return post_processor(added["bos"], added["eos"])
 
 
 def _backend(where: str, architecture: Any, metadata: dict[str, Any]) -> tokenizers.Tokenizer:

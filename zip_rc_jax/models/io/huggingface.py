@@ -81,8 +81,8 @@ class SafetensorsSource:
             ):
                 reason = "it is damaged (its weight_map does not name a file for each tensor)"
                 raise UsageError(f"{directory / INDEX}", reason, "download it again")
-            found = sorted(set(names.values()))
-            for name in found:
+            files = sorted(set(names.values()))
+            for name in files:
                 if (
                     pathlib.PurePath(name).name != name
                     or "\0" in name
@@ -91,14 +91,14 @@ class SafetensorsSource:
                 ):
                     reason = f"it is damaged (shard {repr(name)[:60]} is no file of this directory)"
                     raise UsageError(f"{directory / INDEX}", reason, "download it again")
-            if paths[0].is_file() and SINGLE not in found:
+            if paths[0].is_file() and SINGLE not in files:
                 reason = f"{SINGLE} and {INDEX} are both there, and they name different files"
                 raise UsageError(
                     f"checkpoint {directory}",
                     reason,
                     "delete the one that does not belong to the model",
                 )
-            paths = [directory / name for name in found]
+            paths = [directory / name for name in files]
         absent = [path.name for path in paths if not path.is_file()]
         if absent:
             other = [path.name for path in directory.glob("*.bin")]
@@ -201,16 +201,16 @@ def read_text(path: pathlib.Path) -> str:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Raises UsageError for a file that is not a JSON object."""
     try:
-        found = json.loads(read_text(path))
+        value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
             f"{path}", f"it cannot be read ({short(error)})", "download it again"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UsageError(f"{path}", "it is not a JSON object", "download it again")
-    return found
+    return value
 
 
 def download(name: str) -> pathlib.Path:
@@ -237,7 +237,7 @@ def download(name: str) -> pathlib.Path:
 def write_checkpoint(
     directory: pathlib.Path,
     settings: dict[str, Any],
-    found: Iterator[tuple[str, np.ndarray]],
+    tensors: Iterator[tuple[str, np.ndarray]],
     tokenizer: Any,
     dtype: str,
     generation: dict[str, Any] | None = None,
@@ -247,7 +247,7 @@ def write_checkpoint(
 
     Args:
       settings: config.json, without dtype and end-of-sequence ids.
-      found: name and array of every tensor; one shard of them (2 GiB) is held at a time.
+      tensors: name and array of every tensor; one shard of them (2 GiB) is held at a time.
       tokenizer: a `Tokenizer`.
       generation: further entries of generation_config.json.
 
@@ -275,7 +275,7 @@ def write_checkpoint(
         said = json.dumps({**(generation or {}), "eos_token_id": eos}, indent=2)
         (temporary / "generation_config.json").write_text(said + "\n", encoding="utf-8")
         tokenizer.save_pretrained(temporary)
-        _write_shards(temporary, found)
+        _write_shards(temporary, tensors)
         temporary.rename(directory)
 
 
@@ -285,18 +285,18 @@ def _older_spellings(settings: dict[str, Any]) -> dict[str, Any]:
     It ignores both without a word and takes the usual base of the family, unscaled. 5 understands
     these spellings beside its own.
     """
-    full, found = settings["rope_parameters"], {"torch_dtype": settings["dtype"]}
+    full, older = settings["rope_parameters"], {"torch_dtype": settings["dtype"]}
     if "full_attention" in full:  # Gemma 3
-        found["rope_local_base_freq"] = full["sliding_attention"]["rope_theta"]
+        older["rope_local_base_freq"] = full["sliding_attention"]["rope_theta"]
         full = full["full_attention"]
     scaling = {key: value for key, value in full.items() if key != "rope_theta"}
-    return found | {
+    return older | {
         "rope_theta": full["rope_theta"],
         "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
     }
 
 
-def _write_shards(directory: pathlib.Path, found: Iterator[tuple[str, np.ndarray]]) -> None:
+def _write_shards(directory: pathlib.Path, tensors: Iterator[tuple[str, np.ndarray]]) -> None:
     """Fills shards in the given order; their final names are known when their number is."""
     shards: list[list[str]] = []
     held: dict[str, np.ndarray] = {}
@@ -307,7 +307,7 @@ def _write_shards(directory: pathlib.Path, found: Iterator[tuple[str, np.ndarray
         shards.append(list(held))
         held.clear()
 
-    for name, array in found:
+    for name, array in tensors:
         if held and size + array.nbytes > SHARD_BYTES:
             flush()
             size = 0

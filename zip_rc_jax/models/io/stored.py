@@ -155,12 +155,12 @@ def read_model_params(path: pathlib.Path, wanted: Any, digests: Mapping[str, str
     leaves = dict(named_leaves(wanted))
     if leaves.keys() != digests.keys():
         raise UsageError(f"model {path}", f"its digests are those of other arrays: {_UNLIKE}", COPY)
-    found = {
+    arrays = {
         name: array
         for group in _groups(leaves, digests, path)
         for name, array in read_arrays(path, group, digests).items()
     }
-    return jax.tree.unflatten(jax.tree.structure(wanted), [found[name] for name in leaves])
+    return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in leaves])
 
 
 def _groups(
@@ -201,7 +201,7 @@ def read_arrays(
         inner[last] = jax.ShapeDtypeStruct(
             leaf.shape, _dtype(path, name, digests), sharding=leaf.sharding
         )
-    found = {}
+    arrays = {}
     for name, x in named_leaves(_restored(path, tree)):
         if array_digest(x) != digests[name]:
             raise UsageError(
@@ -209,8 +209,8 @@ def read_arrays(
                 f"the array {name} in its params/ does not fit its digest: {_UNLIKE}",
                 COPY,
             )
-        found[name] = x if x.dtype == wanted[name].dtype else jnp.astype(x, wanted[name].dtype)
-    return jax.block_until_ready(found)
+        arrays[name] = x if x.dtype == wanted[name].dtype else jnp.astype(x, wanted[name].dtype)
+    return jax.block_until_ready(arrays)
 
 
 def _dtype(path: pathlib.Path, name: str, digests: Mapping[str, str]) -> Any:
@@ -237,12 +237,12 @@ def _restored(path: pathlib.Path, wanted: Any) -> Any:
 
     def read() -> Any:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(path, ocp.args.Composite(params=args)).params
-        if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(found)):
+            params = checkpointer.restore(path, ocp.args.Composite(params=args)).params
+        if not all(isinstance(x, jax.Array) for x in jax.tree.leaves(params)):
             raise ValueError("arrays are not in the index")
-        return found
+        return params
 
-    found, failure = try_to_read(read)
+    params, failure = try_to_read(read)
     if (
         _spans_processes(wanted)
         and not distributed.all_processes(failure is None)
@@ -255,7 +255,7 @@ def _restored(path: pathlib.Path, wanted: Any) -> Any:
             f"its parameters are incomplete ({failure.reason})",
             failure.fix or COPY,
         )
-    return found
+    return params
 
 
 def _spans_processes(wanted: Any) -> bool:

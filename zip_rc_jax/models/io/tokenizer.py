@@ -382,22 +382,22 @@ class Tokenizer:
         """What a caller may set: names that the template reads from outside, except those that the
         rendering sets itself."""
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-        found = set[str]()
+        variables = set[str]()
         for text in (
             self.templates[name] for name in ("default", "tool_use") if name in self.templates
         ):
             # transformers adds the tag `generation`; Jinja alone cannot parse it.
             source = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
             try:
-                found |= jinja2.meta.find_undeclared_variables(environment.parse(source))
+                variables |= jinja2.meta.find_undeclared_variables(environment.parse(source))
             except jinja2.TemplateSyntaxError as error:
                 raise UsageError(
                     "the model's chat template",
                     f"it is not valid Jinja ({short(error)})",
                     "pass raw prompts",
                 ) from error
-        own = {*chats.OWN, *self.special_tokens}
-        return found - own - set(environment.globals)
+        defined = {*chats.OWN, *self.special_tokens}
+        return variables - defined - set(environment.globals)
 
     @functools.cached_property
     def _hugging_face(self) -> Any:

@@ -102,7 +102,7 @@ def guarded(build: Any, where: str, fix: str) -> Any:
 def read_backend(path: pathlib.Path) -> tokenizers.Tokenizer:
     """Reads a tokenizer.json. Raises UsageError for a damaged one."""
     text = read_text(path)  # the library would not say that a file is empty, or UTF-16
-    fix = "download it again, or write it anew with a current version of the tokenizers library"
+    fix = "download it again, or write it again with a current version of the tokenizers library"
     return guarded(lambda: tokenizers.Tokenizer.from_str(text), f"{path}", fix)
 
 
@@ -191,8 +191,8 @@ def read_directory(directory: pathlib.Path) -> Parts:
         bos = _role(backend, special, "bos_token") if config.get("add_bos_token") else []
         eos = _role(backend, special, "eos_token") if config.get("add_eos_token") else []
         backend.post_processor = post_processor(bos, eos)
-    own = special.get("eos_token")
-    ends: list[int | None] = [None if own is None else backend.token_to_id(own)]
+    stated_end = special.get("eos_token")
+    ends: list[int | None] = [None if stated_end is None else backend.token_to_id(stated_end)]
     for name in ("generation_config.json", "config.json"):
         ends += end_ids(directory / name)
     ends += _ends_of_templates(backend, templates)
@@ -257,13 +257,13 @@ def _special_tokens(
             )
     if "eos_token" not in given:
         given = _usual_tokens(config.get("tokenizer_class"), backend) | given
-    own = [
+    own_names = [
         key
         for key in given
         if key.endswith("_token") and key not in ROLES and isinstance(given[key], (str, Mapping))
     ]
-    found = {role: _token(given.get(role)) for role in (*ROLES, *own)}
-    return {role: token for role, token in found.items() if token is not None}
+    tokens = {role: _token(given.get(role)) for role in (*ROLES, *own_names)}
+    return {role: token for role, token in tokens.items() if token is not None}
 
 
 def _usual_tokens(name: Any, backend: tokenizers.Tokenizer) -> dict[str, str]:
@@ -273,8 +273,8 @@ def _usual_tokens(name: Any, backend: tokenizers.Tokenizer) -> dict[str, str]:
         return {}
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
-    found = tokenizer_class_from_name(name)
-    parameters = inspect.signature(found.__init__).parameters if found else {}
+    kind = tokenizer_class_from_name(name)
+    parameters = inspect.signature(kind.__init__).parameters if kind else {}
     usual = {role: parameters[role].default for role in ROLES if role in parameters}
     return {
         role: token
@@ -309,12 +309,12 @@ def _decoder(config: dict[str, Any], path: pathlib.Path) -> dict[int, tokenizers
 
     def build() -> dict[int, tokenizers.AddedToken]:
         flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-        found = {}
+        added = {}
         for number, token in given.items():
             token = {"content": token} if isinstance(token, str) else dict(token)
             kept = {flag: bool(token[flag]) for flag in flags if flag in token}
-            found[int(number)] = tokenizers.AddedToken(token["content"], **kept)
-        return found
+            added[int(number)] = tokenizers.AddedToken(token["content"], **kept)
+        return added
 
     return guarded(build, f"{path}: added_tokens_decoder", "download it again")
 
@@ -351,23 +351,23 @@ def _templates(directory: pathlib.Path, config: dict[str, Any]) -> dict[str, str
             f"{directory / CONFIG}: chat_template",
             "download it again",
         )
-    found = (
+    templates = (
         dict(given) if isinstance(given, Mapping) else {} if given is None else {"default": given}
     )
-    if "default" not in found and (directory / OLD_TEMPLATE).is_file():
+    if "default" not in templates and (directory / OLD_TEMPLATE).is_file():
         stated = read_json(directory / OLD_TEMPLATE).get("chat_template")
-        found |= {} if stated is None else {"default": stated}
+        templates |= {} if stated is None else {"default": stated}
     files = {"default": directory / TEMPLATE} | {
         path.stem: path for path in sorted((directory / TEMPLATES).glob("*.jinja"))
     }
     texts = {name: _lines(read_text(path)) for name, path in files.items() if path.is_file()}
-    found = texts or found  # transformers takes the files alone, if there are any
-    for name, text in found.items():
+    templates = texts or templates  # transformers takes the files alone, if there are any
+    for name, text in templates.items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise UsageError(
                 f"{directory / CONFIG}: chat_template", "it is no text", "download it again"
             )
-    return found
+    return templates
 
 
 def _lines(text: str) -> str:

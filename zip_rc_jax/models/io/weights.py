@@ -82,11 +82,11 @@ def _slice(array: np.ndarray, dtype: Any, index: Any) -> np.ndarray:
     part = array[index]
     if part.flags.c_contiguous:
         return part.astype(dtype, copy=False)
-    found = np.empty(part.shape, dtype)
+    converted = np.empty(part.shape, dtype)
     # a transposed matrix: in one go, each number would be a cache line from memory
     for start in range(0, part.shape[-1], 32):
-        found[..., start : start + 32] = part[..., start : start + 32]
-    return found
+        converted[..., start : start + 32] = part[..., start : start + 32]
+    return converted
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype", "sharding"))

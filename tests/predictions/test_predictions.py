@@ -21,13 +21,13 @@ from harness.company import on_mesh
 from harness.hf_models import torch_logits
 from harness.small_tokenizers import chatml, gemma, llama
 from harness.tiny import TINY_GRID, tiny_chat_lm
-from zip_rc_jax import DecodeConfig, TokenPredictions, UsageError, decode, predict, predictions
+from zip_rc_jax import DecodeConfig, TokenPredictions, UsageError, decode, predict
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.requests import prompt_hash
 from zip_rc_jax.inference.state import prefill
 from zip_rc_jax.models.io.load import export
 from zip_rc_jax.models.io.tokenizer import Tokenizer
-from zip_rc_jax.predictions import ForwardSettings, hidden_batches
+from zip_rc_jax.predictions import ForwardSettings, api, forward, hidden_batches
 
 TEXTS = ["1 + 2 =", "wait so check", "a b c d 7 + 8 =", "3", "11 + 10 + 9 = 3 0 a a b"]
 CHAT = [{"role": "user", "content": "What is 17 + 25?"}]
@@ -125,15 +125,15 @@ def test_all_devices_of_a_mesh_give_the_same_predictions(lm, mesh):
 
 def test_logits_of_the_vocabulary_are_taken_in_parts_and_give_the_same(lm, monkeypatch):
     whole = predict(lm, TEXTS)
-    monkeypatch.setattr(predictions, "LOGITS", 8 * 4 * lm.config.vocab_size)  # of 8 x 32 positions
-    assert predictions._chunks(lm, 8, 32) == 8
+    monkeypatch.setattr(api, "LOGITS", 8 * 4 * lm.config.vocab_size)  # of 8 x 32 positions
+    assert api._chunks(lm, 8, 32) == 8
     for one, other in zip(predict(lm, TEXTS), whole, strict=True):
         assert_close(one, other)
 
 
 def test_batches_of_any_number_of_items_have_few_shapes(lm, monkeypatch):
     shapes = []
-    monkeypatch.setattr(predictions, "_hidden", lambda *args: shapes.append(args[4].shape))
+    monkeypatch.setattr(forward, "_hidden", lambda *args: shapes.append(args[4].shape))
     for ways in (1, 4):
         model, shapes[:] = on_mesh(lm, ways, 1), []
         for count in range(1, 60):
@@ -273,7 +273,7 @@ def test_a_progress_bar_counts_the_items_of_an_iterator(lm, monkeypatch):
     def bar(title, total, done=0):
         yield lambda now, status: counted.append((title, total, now))
 
-    monkeypatch.setattr(predictions, "progress_bar", bar)
+    monkeypatch.setattr(api, "progress_bar", bar)
     list(predict(lm, iter(TEXTS), batch_tokens=32))  # two windows: four items, then one
     assert counted == [("predict", None, 4), ("predict", None, 5)]
     list(predict(lm, iter(TEXTS), batch_tokens=32, progress=False))
@@ -317,7 +317,7 @@ BAD_ITEMS = [
 
 @pytest.mark.parametrize(("item", "message"), BAD_ITEMS)
 def test_a_bad_item_in_a_list_is_named_before_the_model_runs(lm, monkeypatch, item, message):
-    monkeypatch.setattr(predictions, "_hidden", None)
+    monkeypatch.setattr(forward, "_hidden", None)
     assert lm.head.first_id <= 24 < lm.head.last_id, "24 is reserved, 127 is padding"
     with pytest.raises(UsageError, match=message) as refusal:
         predict(lm, ["a", item, "b"])
