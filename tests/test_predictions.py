@@ -31,7 +31,9 @@ from zip_rc_jax.predictions import ForwardSettings, hidden_batches
 
 TEXTS = ["1 + 2 =", "wait so check", "a b c d 7 + 8 =", "3", "11 + 10 + 9 = 3 0 a a b"]
 CHAT = [{"role": "user", "content": "What is 17 + 25?"}]
-EVERY_STEP = DecodeConfig(n=3, rows=8, interval=1, window=1, max_tokens=8, beta=0.02, alpha=0.2)
+EVERY_STEP = DecodeConfig(
+    n=3, max_num_seqs=8, interval=1, window=1, max_tokens=8, beta=0.02, alpha=0.2
+)
 
 
 def assert_close(one: TokenPredictions, other: TokenPredictions, tolerance: float = 1e-5):
