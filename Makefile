@@ -8,18 +8,15 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 NEWEST ?= $(shell for p in python3.14 $(HOME)/.pyenv/versions/3.14*/bin/python python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python \
 	python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do $$p -c 'import venv' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test coverage test-slow test-newest package-check docs lint format clean embedded smollm2 compile-check
+.PHONY: demo test test-slow test-newest package-check docs lint format clean embedded smollm2 compile-check
 
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
 
+# COVERAGE=1 also measures how much of the package the tests run, and prints it. CI does so.
 test: $(VENV)/.dev smollm2
-	$(BIN)/python -m pytest -m "not slow"
-
-# The same suite, and how much of the package it runs. The slow tests run commands in processes of their own.
-coverage: $(VENV)/.dev smollm2
-	$(BIN)/python -m coverage run -m pytest -m "not slow"
-	$(BIN)/python -m coverage report
+	$(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest -m "not slow"
+	$(if $(COVERAGE),$(BIN)/python -m coverage report)
 
 test-slow: $(VENV)/.dev smollm2
 	$(BIN)/python -m pytest -m slow

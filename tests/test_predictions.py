@@ -29,6 +29,8 @@ from zip_rc_jax.models.io.load import export
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.predictions import ForwardSettings, hidden_batches
 
+pytestmark = pytest.mark.optimized  # bits are compared between programs of several shapes
+
 TEXTS = ["1 + 2 =", "wait so check", "a b c d 7 + 8 =", "3", "11 + 10 + 9 = 3 0 a a b"]
 CHAT = [{"role": "user", "content": "What is 17 + 25?"}]
 EVERY_STEP = DecodeConfig(

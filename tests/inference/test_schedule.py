@@ -28,6 +28,8 @@ from zip_rc_jax.inference.state import bucket
 from zip_rc_jax.inference.tree import Branch, SearchTree
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 
+pytestmark = pytest.mark.optimized  # bits are compared between programs of several shapes
+
 
 def decoded(script, config, prompts, seed=7):
     """Results in order, and the most prompts that were in flight at once."""
