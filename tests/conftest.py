@@ -38,7 +38,9 @@ def compiled_programs_are_dropped(request):
         item.get_closest_marker(name) for item in of_file for name in ("optimized", "slow")
     )
     jax.config.update("jax_disable_most_optimizations", not optimized)
-    yield
+    with pytest.MonkeyPatch.context() as patch:  # processes that a test starts do the same
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(not optimized)))
+        yield
     jax.clear_caches()
 
 
