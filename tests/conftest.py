@@ -25,10 +25,22 @@ hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs_are_dropped():
+def compiled_programs_are_dropped(request):
     """After every file: a process may hold 65,530 pieces of mapped memory, and a thousand tests
-    compile more programs than that."""
-    yield
+    compile more programs than that.
+
+    Tiny models compile for longer than they run, so most files have LLVM not optimize. Programs are
+    as users have them in slow tests, and in files marked `optimized`: those compare bits between
+    programs of several shapes, for example.
+    """
+    of_file = [item for item in request.session.items if item.path == request.path]
+    optimized = any(
+        item.get_closest_marker(name) for item in of_file for name in ("optimized", "slow")
+    )
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    with pytest.MonkeyPatch.context() as patch:  # processes that a test starts do the same
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(not optimized)))
+        yield
     jax.clear_caches()
 
 

@@ -52,6 +52,8 @@ from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.training import step as train_module
 
+pytestmark = pytest.mark.optimized  # operations of real programs are counted
+
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL = ModelConfig(
     vocab_size=512, d_model=64, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=96,

@@ -68,6 +68,16 @@ def test_new_names_warn_of_nothing():
             load_config(f"configs/{name}.yaml")
 
 
+@pytest.mark.parametrize("text", [".nan: 1", "critic: {.nan: 1}", "decode: {.nan: 1, n: 2}"])
+def test_a_key_that_is_no_number_is_an_unknown_key_and_was_not_renamed(tmp_path, text):
+    """YAML's NaN is a key that equals nothing, itself included."""
+    (tmp_path / "c.yaml").write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UsageError, match=r"nan.*: no stage reads this key"):
+            load_config(tmp_path / "c.yaml")
+
+
 # ---- a search setting never fails on the number of sequences
 
 

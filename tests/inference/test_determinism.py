@@ -23,6 +23,8 @@ from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
 from zip_rc_jax.inference.requests import Request
 from zip_rc_jax.models.io.load import load
 
+pytestmark = pytest.mark.optimized  # bits are compared between programs of several shapes
+
 LONG = " ".join("y" * 36)
 
 

@@ -28,6 +28,8 @@ from zip_rc_jax.inference.state import bucket
 from zip_rc_jax.inference.tree import Branch, SearchTree
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 
+pytestmark = pytest.mark.optimized  # bits are compared between programs of several shapes
+
 
 def decoded(script, config, prompts, seed=7):
     """Results in order, and the most prompts that were in flight at once."""
@@ -62,7 +64,7 @@ def test_lending_is_safe_if_some_order_lets_every_prompt_get_all_its_rows(free, 
     assert safe(free, accounts) == any(map(works, itertools.permutations(accounts)))
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(CONFIGS)),
     prompts=st.lists(st.sampled_from(PROMPTS), min_size=4, max_size=12),

@@ -29,9 +29,13 @@ from zip_rc_jax.models.io.load import export
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.predictions import ForwardSettings, api, forward, hidden_batches
 
+pytestmark = pytest.mark.optimized  # bits are compared between programs of several shapes
+
 TEXTS = ["1 + 2 =", "wait so check", "a b c d 7 + 8 =", "3", "11 + 10 + 9 = 3 0 a a b"]
 CHAT = [{"role": "user", "content": "What is 17 + 25?"}]
-EVERY_STEP = DecodeConfig(n=3, rows=8, interval=1, window=1, max_tokens=8, beta=0.02, alpha=0.2)
+EVERY_STEP = DecodeConfig(
+    n=3, max_num_seqs=8, interval=1, window=1, max_tokens=8, beta=0.02, alpha=0.2
+)
 
 
 def assert_close(one: TokenPredictions, other: TokenPredictions, tolerance: float = 1e-5):

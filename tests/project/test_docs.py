@@ -25,6 +25,8 @@ from harness.documents import (
     run_blocks,
 )
 
+pytestmark = pytest.mark.optimized  # what stands there is what users see
+
 # Models that a reader has and these machines do not, and what stands in for them.
 INSTEAD = {"runs/mine/final": "embedded:chain_sum_zip"}
 SLOW = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -28,3 +29,29 @@ def test_clean_deletes_the_environments_and_nothing_that_was_trained_or_download
         "models",
         "runs",
     ]
+
+
+def commands_of(*arguments):
+    """What make would run in a checkout whose environment is there, called by no other make."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "COVERAGE")}
+    done = subprocess.run(
+        ["make", "--dry-run", "--assume-old=.venv/.dev", "--assume-old=smollm2", *arguments],
+        cwd=MAKEFILE.parent,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [" ".join(line.split()) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_the_same_tests_run_with_coverage_and_without_and_ci_prints_it():
+    plain, measured = commands_of("test"), commands_of("test", "COVERAGE=1")
+    assert plain == ['.venv/bin/python -m pytest -m "not slow"']
+    assert measured == [
+        '.venv/bin/python -m coverage run -m pytest -m "not slow"',
+        ".venv/bin/python -m coverage report",
+    ]
+    ci = (MAKEFILE.parent / ".ci/run").read_text()
+    assert "\nmake test COVERAGE=1" in ci

@@ -82,7 +82,7 @@ def test_every_script_is_executable():
         assert os.access(path, os.X_OK), path
 
 
-def test_the_jax_part_of_the_suite_names_files_that_are_there():
+def test_the_jax_part_of_the_suite_names_tests_that_are_there():
     listed = (
         (ROOT / "Makefile")
         .read_text()
@@ -92,7 +92,13 @@ def test_the_jax_part_of_the_suite_names_files_that_are_there():
         .split()
     )
     assert len(listed) > 5
-    assert all((ROOT / path).exists() for path in listed)
+    for path, _, test in (item.partition("::") for item in listed):
+        assert not test or f"\ndef {test}(" in (ROOT / path).read_text()
+        assert (ROOT / path).exists(), path
+
+
+def test_ci_runs_the_jax_part_on_the_newest_python():
+    assert "\nmake test-newest" in (ROOT / ".ci/run").read_text()
 
 
 def test_jax_and_flax_come_in_pairs_on_the_oldest_python_and_as_a_range_on_others():

@@ -24,6 +24,8 @@ from harness.documents import (
 from zip_rc_jax.cli import main as cli
 from zip_rc_jax.config.files import load_config
 
+pytestmark = pytest.mark.optimized  # what stands there is what users see
+
 MOST_LINES = 120
 
 

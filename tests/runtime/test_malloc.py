@@ -102,7 +102,12 @@ def run(program, *arguments):
 @glibc
 @pytest.mark.parametrize(
     ("how", "rows"),
-    [("one arena", SMALL), ("one arena", LARGE), ("one arena", LARGEST), ("keep", SMALL)],
+    [
+        ("one arena", SMALL),
+        ("one arena", LARGE),
+        pytest.param("one arena", LARGEST, marks=pytest.mark.slow),
+        ("keep", SMALL),
+    ],
 )
 def test_executions_take_no_new_pages_once_freed_memory_is_kept(how, rows):
     pages = 4 * rows**2 // os.sysconf("SC_PAGE_SIZE")

@@ -71,8 +71,10 @@ def new_names(cls: type, values: Mapping[Any, Any], where: str = "") -> dict[Any
     types = get_type_hints(cls)
     renamed: dict[Any, Any] = {}
     for name, value in values.items():
-        new = old_names.get(name, name) if isinstance(name, str) else name
-        if new != name:
+        # Keys of YAML may be NaN, which no comparison finds equal to itself.
+        renamed = isinstance(name, str) and name in old_names
+        new = old_names[name] if renamed else name
+        if renamed:
             warn(f"{where}{name}", f"{where}{new}", stacklevel=4)
             if new in values:
                 both = f"{where}{name} and {where}{new}"
