@@ -12,7 +12,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Union, overload
+from typing import Any, NamedTuple, Protocol, Union, overload
 
 import jax
 import jax.numpy as jnp
@@ -560,6 +560,17 @@ class ForwardSettings:
         return cls(train.batch_rows * train.row_tokens, train.compute_dtype, train.attention)
 
 
+class HasBody(Protocol):
+    """A transformer with its parameters: a `LanguageModel` or a `RewardModel`."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def params(self) -> dict[str, Any]: ...
+    @property
+    def layout(self) -> Layout: ...
+
+
 class HiddenBatch(NamedTuple):
     """Final hidden states of some sequences, one in each row.
 
@@ -638,7 +649,7 @@ def padded_width(tokens: int) -> int:
 
 
 def hidden_batches(
-    lm: LanguageModel,
+    lm: HasBody,
     lengths: np.ndarray,
     read: Callable[[list[int]], Sequence[np.ndarray]],
     settings: ForwardSettings,

@@ -92,14 +92,15 @@ MODELS = {
 }  # fmt: skip
 
 
-def torch_model(name, **changes):
+def torch_model(name, auto=AutoModelForCausalLM, **changes):
     """The model `MODELS[name]`, with other settings: float32, eager attention, every parameter
-    random (norms and biases too)."""
+    random (norms and biases too).
+
+    `auto`: another head on it, such as `AutoModelForSequenceClassification`.
+    """
     model_type, settings = MODELS[name]
     config = AutoConfig.for_model(model_type, **settings | changes)
-    model = AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", dtype=torch.float32
-    ).eval()
+    model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -549,13 +549,10 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
       UsageError: an unknown architecture, a quantised checkpoint, or a setting that this
         transformer does not implement.
     """
-    from transformers import AutoConfig
-
     quantised = given.get("quantization_config")
-    if "text_config" in given and given.get("model_type") == "gemma3":
-        if not isinstance(given["text_config"], dict):
-            raise UsageError(f"{where}: text_config", "it is no object", "download the file again")
-        given = {"model_type": "gemma3_text", **given["text_config"]}
+    if not isinstance(given.get("text_config", {}), dict) and given.get("model_type") == "gemma3":
+        raise UsageError(f"{where}: text_config", "it is no object", "download the file again")
+    given = _of_the_text(given)
     model_type = given.get("model_type")
     family = next((f for f in FAMILIES if f.model_type == model_type), None)
     if family is None:
@@ -572,13 +569,8 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
             "use the bfloat16 one",
         )
     _check_settings(given, where)
-    settings = {
-        key: value
-        for key, value in given.items()
-        if key not in ("model_type", "transformers_version")
-    }
     try:
-        config = family.read(AutoConfig.for_model(family.model_type, **settings).to_dict())
+        config = family.read(filled_settings(family, given))
     except UsageError:
         raise
     # config classes of transformers run into whatever a damaged file holds
@@ -597,6 +589,25 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
             "correct it, or download the file again",
         )
     return family, config
+
+
+def _of_the_text(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the text model, where a config.json describes a multimodal Gemma 3."""
+    if "text_config" in given and given.get("model_type") == "gemma3":
+        return {"model_type": "gemma3_text", **given["text_config"]}
+    return given
+
+
+def filled_settings(family: Family, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the text model of a config.json, with all defaults of the family filled in."""
+    from transformers import AutoConfig
+
+    settings = {
+        key: value
+        for key, value in _of_the_text(given).items()
+        if key not in ("model_type", "transformers_version")
+    }
+    return AutoConfig.for_model(family.model_type, **settings).to_dict()
 
 
 def canonical(config: ModelConfig) -> ModelConfig:
