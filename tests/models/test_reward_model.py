@@ -104,6 +104,7 @@ def test_every_parameter_matters_to_the_score(pair):
         assert np.abs(changed - before).max() > 100 * TOLERANCE, jax.tree_util.keystr(path)
 
 
+@pytest.mark.parametrize("pair", ["qwen3"], indirect=True)
 def test_bfloat16_parameters_give_the_scores_of_transformers_in_bfloat16(pair):
     found, model = sequences(pair), load_reward_model(pair.directory, dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
@@ -115,10 +116,12 @@ def test_bfloat16_parameters_give_the_scores_of_transformers_in_bfloat16(pair):
     assert np.abs(ours(model, found) - expected).max() < 0.05 * spread
 
 
+@pytest.mark.parametrize("pair", ["qwen3"], indirect=True)
 def test_the_score_is_read_at_the_last_token_that_is_no_padding_wherever_padding_lies(pair):
-    left = torch_scores(pair.torch, sequences(pair)[:-1], pair.ours.pad_id, side="left")
-    found = ours(pair.ours, sequences(pair)[:-1])
-    np.testing.assert_allclose(found, left, atol=TOLERANCE, rtol=TOLERANCE)
+    left = torch_scores(pair.torch, sequences(pair), pair.ours.pad_id, side="left")
+    found = ours(pair.ours, sequences(pair))
+    # what is padding alone is scored where the row begins
+    np.testing.assert_allclose(found[:-1], left[:-1], atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_without_a_padding_id_the_last_token_is_scored(tmp_path):
@@ -130,12 +133,12 @@ def test_without_a_padding_id_the_last_token_is_scored(tmp_path):
         assert ours(loaded, [ids])[0] == pytest.approx(expected, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 64, 4096])
-def test_scores_do_not_depend_on_the_size_of_a_batch(pair, batch_tokens):
+@pytest.mark.parametrize("pair", ["llama_untied"], indirect=True)
+def test_scores_do_not_depend_on_the_size_of_a_batch(pair):
     found = sequences(pair)
     expected = torch_scores(pair.torch, found, pair.ours.pad_id)
     np.testing.assert_allclose(
-        ours(pair.ours, found, batch_tokens=batch_tokens), expected, atol=TOLERANCE, rtol=TOLERANCE
+        ours(pair.ours, found, batch_tokens=100), expected, atol=TOLERANCE, rtol=TOLERANCE
     )
 
 
@@ -145,6 +148,7 @@ TURNS = [
 ]
 
 
+@pytest.mark.parametrize("pair", ["llama", "qwen3", "gemma3"], indirect=True)
 def test_a_conversation_is_rendered_and_scored_as_transformers_does(pair):
     """Template, special tokens and pooled position together."""
     theirs = AutoTokenizer.from_pretrained(pair.directory)
@@ -286,7 +290,7 @@ def test_a_multimodal_gemma_is_read_as_its_text_model(tmp_path):
     directory = changed(tmp_path / "text", tmp_path / "whole", settings, rename)
     alone, nested = load_reward_model(tmp_path / "text"), load_reward_model(directory)
     assert (alone.config, alone.pad_id) == (nested.config, nested.pad_id)
-    assert score(nested, [TURNS]) == score(alone, [TURNS])
+    jax.tree.map(np.testing.assert_array_equal, alone.params, nested.params)
 
 
 def test_opening_a_checkpoint_reads_no_weight(saved, monkeypatch):
