@@ -45,6 +45,16 @@ MODELS = {
         "rms_norm_eps": 0.01,
         "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
     }),
+    "qwen2": ("qwen2", _SIZES | {
+        "num_hidden_layers": 3, "intermediate_size": 56, "hidden_act": "gelu",
+        "rms_norm_eps": 0.02, "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 321.0},
+    }),
+    "qwen2_sliding": ("qwen2", _SIZES | {
+        "num_hidden_layers": 4, "head_dim": 10, "intermediate_size": 40, "rms_norm_eps": 0.01,
+        "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
+    }),
     "qwen3": ("qwen3", _SIZES | {
         "num_hidden_layers": 3, "head_dim": 10, "intermediate_size": 56, "hidden_act": "relu",
         "rms_norm_eps": 0.02,

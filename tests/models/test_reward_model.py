@@ -27,6 +27,7 @@ from zip_rc_jax.runtime.errors import UsageError
 BODIES = {
     "llama": llama,
     "llama_untied": llama,
+    "qwen2_sliding": chatml,
     "qwen3": chatml,
     "qwen3_sliding": chatml,
     "gemma3": gemma,
@@ -220,7 +221,7 @@ CASES = {
     "a damaged body": (
         {}, lambda t: without(t, "model.norm.weight"), "1 missing .model.norm.weight.",
     ),
-    "an unknown body": ({"model_type": "mistral"}, None, "model_type 'mistral'.*llama, qwen3"),
+    "an unknown body": ({"model_type": "mistral"}, None, "model_type 'mistral'.*llama, qwen2"),
     "LFM2": (
         {"model_type": "lfm2", "architectures": ["Lfm2ForSequenceClassification"],
         "layer_types": ["full_attention"]}, None, "its body is lfm2, and bodies of llama",

@@ -380,6 +380,36 @@ _LLAMA_NAMES = {
 }
 
 
+# Qwen2 (also Qwen2.5).
+
+
+def _read_qwen2(given: dict[str, Any]) -> ModelConfig:
+    theta, scaling = _rope(given["rope_parameters"])
+    return ModelConfig(
+        **_sizes(given),
+        **_layers(given),
+        d_ff=given["intermediate_size"],
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_eps=given["rms_norm_eps"],
+        qk_norm=False,
+        attention_bias=True,
+        attention_output_bias=False,
+        activation=_activation(given["hidden_act"]),
+    )
+
+
+def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "rope_parameters": _write_rope(config.rope_theta, config.rope_scaling),
+        "rms_norm_eps": config.rms_eps,
+        "hidden_act": _write_activation(config.activation),
+        "layer_types": _write_layers(config),
+        "use_sliding_window": config.sliding_window > 0,
+        "sliding_window": config.sliding_window or None,
+    }
+
+
 # Qwen3.
 
 
@@ -532,6 +562,7 @@ _LFM2_NAMES = _QWEN3_NAMES | {
 
 FAMILIES = (
     Family("llama", "LlamaForCausalLM", _read_llama, _write_llama, _LLAMA_NAMES),
+    Family("qwen2", "Qwen2ForCausalLM", _read_qwen2, _write_qwen2, _LLAMA_NAMES),
     Family("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_qwen3, _QWEN3_NAMES),
     Family("lfm2", "Lfm2ForCausalLM", _read_lfm2, _write_lfm2, _LFM2_NAMES),
     Family("gemma3_text", "Gemma3ForCausalLM", _read_gemma3, _write_gemma3, _GEMMA3_NAMES),
@@ -626,6 +657,7 @@ def canonical(config: ModelConfig) -> ModelConfig:
         config,
         layer_types=() if kinds == {"attention"} else config.layer_types,
         conv_bias=config.conv_bias and "conv" in kinds,
+        attention_output_bias=config.attention_output_bias or not config.attention_bias,
         rope_scaling=scaling,
         sliding_rope_theta=sliding_theta,
         attention_scale=config.attention_scale or config.head_dim**-0.5,

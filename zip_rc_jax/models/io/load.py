@@ -59,8 +59,8 @@ def load(
       path: one of
         a checkpoint of this package, or a training directory that holds one as `model/`;
         "embedded:NAME" for one that ships with the package;
-        a Hugging Face directory (config.json, safetensors, tokenizer): Llama, Qwen3, LFM2 or Gemma
-        3; a GGUF file of one of these families (quantised blocks are expanded);
+        a Hugging Face directory (config.json, safetensors, tokenizer): Llama, Qwen2, Qwen3, LFM2
+        or Gemma 3; a GGUF file of one of these families (quantised blocks are expanded);
         a Hugging Face model id such as "Qwen/Qwen3-1.7B", downloaded if it is no local path.
       dtype: of the parameters in memory, e.g. "bfloat16".
       layout: default one device.

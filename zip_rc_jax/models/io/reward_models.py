@@ -22,7 +22,7 @@ from zip_rc_jax.runtime.sharding import Layout, single_device
 
 SCORE = "score.weight"
 KIND = "ForSequenceClassification"
-FAMILIES = ("llama", "qwen3", "gemma3_text")  # transformers has no such class for LFM2
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text")  # transformers has no such class for LFM2
 
 
 def load_reward_model(
@@ -31,10 +31,9 @@ def load_reward_model(
     """Loads a reward model straight onto the devices of `layout`, tensor by tensor.
 
     Args:
-      path: a Hugging Face directory (config.json, safetensors, tokenizer) of a
-        `LlamaForSequenceClassification`, `Qwen3ForSequenceClassification` or Gemma 3 model with
-        one label; or a model id such as "Skywork/Skywork-Reward-V2-Qwen3-0.6B", downloaded if it
-        is no local path.
+      path: a Hugging Face directory (config.json, safetensors, tokenizer) of a Llama, Qwen2, Qwen3
+        or Gemma 3 sequence-classification model with one label; or a model id such as
+        "Skywork/Skywork-Reward-V2-Qwen3-0.6B", downloaded if it is no local path.
       layout: default one device.
       dtype: of the parameters in memory, e.g. "bfloat16".
 
