@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from harness.reward_models import saved_reward_model
@@ -220,6 +221,15 @@ def test_a_policy_is_no_reward_model(tmp_path, no_weights):
 def test_settings_that_cannot_work_or_that_nothing_reads_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         RewardModelConfig(**settings)
+
+
+def test_the_settings_are_read_from_yaml():
+    text = "{path: org/name, system: '', dtype: bfloat16, chat_template_kwargs: {a: [1, x]}}"
+    merged = OmegaConf.merge(OmegaConf.structured(RewardModelConfig), OmegaConf.create(text))
+    assert OmegaConf.to_object(merged) == RewardModelConfig(
+        "org/name", {"a": [1, "x"]}, system="", dtype="bfloat16"
+    )
+    assert RewardModelConfig().system is None
 
 
 # ---- best of n

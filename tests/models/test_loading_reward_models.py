@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,6 +249,18 @@ def test_paths_without_a_hugging_face_directory_are_refused(tmp_path):
     ):
         with pytest.raises(UsageError, match=words):
             load_reward_model(path)
+
+
+def test_a_name_that_is_no_path_is_fetched_from_the_hub(saved, monkeypatch):
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(name)
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    model = zip_rc_jax.load_reward_model("org/name")
+    assert (asked, model.info) == (["org/name"], {"source": str(saved)})
 
 
 def test_a_reward_model_is_no_policy(saved, tmp_path):
