@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
     from zip_rc_jax.inference.requests import Request
     from zip_rc_jax.models.io.load import load
+    from zip_rc_jax.models.io.reward_models import load_reward_model
     from zip_rc_jax.models.language_model import LanguageModel
     from zip_rc_jax.predictions import TokenPredictions, predict
     from zip_rc_jax.runtime.errors import UsageError
@@ -49,6 +50,7 @@ __all__ = [
     "decode",
     "decode_stream",
     "load",
+    "load_reward_model",
     "predict",
     "train_head",
 ]
@@ -77,6 +79,7 @@ _DEFINED_IN = {
     "decode": "inference.api",
     "decode_stream": "inference.api",
     "load": "models.io.load",
+    "load_reward_model": "models.io.reward_models",
 }
 # Imported when they are first named, as in `zip_rc_jax.search.meta_actions`.
 _SUBMODULES = (

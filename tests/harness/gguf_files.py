@@ -14,7 +14,13 @@ from zip_rc_jax.models.io.families import read_config
 from zip_rc_jax.models.io.gguf import GgufSource
 from zip_rc_jax.models.io.weights import load_params
 
-ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "lfm2": "lfm2", "gemma3_text": "gemma3"}
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "lfm2": "lfm2",
+    "gemma3_text": "gemma3",
+}
 
 
 NAMES = {

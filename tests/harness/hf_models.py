@@ -45,6 +45,16 @@ MODELS = {
         "rms_norm_eps": 0.01,
         "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
     }),
+    "qwen2": ("qwen2", _SIZES | {
+        "num_hidden_layers": 3, "intermediate_size": 56, "hidden_act": "gelu",
+        "rms_norm_eps": 0.02, "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 321.0},
+    }),
+    "qwen2_sliding": ("qwen2", _SIZES | {
+        "num_hidden_layers": 4, "head_dim": 10, "intermediate_size": 40, "rms_norm_eps": 0.01,
+        "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
+    }),
     "qwen3": ("qwen3", _SIZES | {
         "num_hidden_layers": 3, "head_dim": 10, "intermediate_size": 56, "hidden_act": "relu",
         "rms_norm_eps": 0.02,
@@ -92,14 +102,15 @@ MODELS = {
 }  # fmt: skip
 
 
-def torch_model(name, **changes):
+def torch_model(name, auto=AutoModelForCausalLM, **changes):
     """The model `MODELS[name]`, with other settings: float32, eager attention, every parameter
-    random (norms and biases too)."""
+    random (norms and biases too).
+
+    `auto`: another head on it, such as `AutoModelForSequenceClassification`.
+    """
     model_type, settings = MODELS[name]
     config = AutoConfig.for_model(model_type, **settings | changes)
-    model = AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", dtype=torch.float32
-    ).eval()
+    model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -583,13 +583,15 @@ BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_type": "mamba"}, "where: model_type 'mamba'.*llama, qwen3, lfm2, gemma3_text"),
+        ({"model_type": "mamba"},
+        "where: model_type 'mamba'.*llama, qwen2, qwen3, lfm2, gemma3_text"),
         ({}, "where: model_type None"),
         ({"model_type": "llama", "quantization_config": BITS}, "where: quantization_config"),
         ({"model_type": "gemma3", "text_config": {}, "quantization_config": BITS},
         "where: quantization_config"),
         ({"model_type": "gemma3", "text_config": {"quantization_config": BITS}},
         "where: quantization_config"),
+        ({"model_type": "qwen2", "rope_scaling": YARN}, "rope_type 'yarn'"),
         ({"model_type": "qwen3", "rope_scaling": YARN}, "rope_type 'yarn'"),
         ({"model_type": "gemma3_text", "rope_scaling": YARN}, "rope_type 'yarn'"),
         ({"model_type": "llama", "hidden_act": "mish"}, "activation 'mish'"),
@@ -639,14 +641,14 @@ def test_what_no_family_computes_is_refused_by_name(model_type, name):
             )
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "lfm2"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "lfm2"])
 @pytest.mark.parametrize("name", ["final_logit_softcapping", "attn_logit_softcapping"])
 def test_soft_caps_of_other_families_are_refused(model_type, name):
     with pytest.raises(UsageError, match=f"{name}=30.0: it is not implemented"):
         read_config({"model_type": model_type, name: 30.0}, "where")
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3_sliding", "lfm2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3_sliding", "lfm2", "gemma3"])
 @pytest.mark.parametrize("factor", [0.5, 0.25])
 def test_partial_rotation_is_refused_wherever_it_is_stated(name, factor):
     model_type, settings = MODELS[name]

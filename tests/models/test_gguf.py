@@ -48,6 +48,8 @@ MODELS = {
         }
         | LONG,
     ),
+    "qwen2, tied": ("qwen2", {"hidden_act": "silu"}),
+    "qwen2, untied": ("qwen2_sliding", {"use_sliding_window": False, "layer_types": None}),
     "qwen3, tied, biases": ("qwen3", {"hidden_act": "silu"}),
     "qwen3, untied": ("qwen3_sliding", {"use_sliding_window": False, "layer_types": None}),
     "lfm2, untied, biases": ("lfm2", {"rope_parameters": PLAIN}),
@@ -75,7 +77,9 @@ def test_a_file_gives_the_config_and_the_logits_of_its_model(name, tmp_path):
     assert error(full(config, params, TOKENS), torch_logits(model, TOKENS)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama, tied, biases", "qwen3, untied", "lfm2, tied", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["llama, tied, biases", "qwen2, untied", "qwen3, untied", "lfm2, tied", "gemma3"]
+)
 def test_the_files_above_mean_the_same_to_transformers(name, tmp_path):
     """Its tensors, as its own reader of GGUF gives them (a whole model would need the package
     `accelerate`)."""

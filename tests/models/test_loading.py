@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -32,7 +33,7 @@ import zip_rc_jax
 from harness.forwards import full
 from harness.hf_models import error, torch_logits, torch_model
 from harness.small_tokenizers import chatml, gemma, llama
-from harness.tiny import TINY_GRID
+from harness.tiny import TINY_GRID, TINY_MODEL, tiny_lm
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.grid import Grid
@@ -51,8 +52,20 @@ from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
 
 # one model of every family
-UNTIED = {"llama_untied": llama, "qwen3_sliding": chatml, "lfm2": chatml, "gemma3": gemma}
-TIED = {"llama": llama, "qwen3": chatml, "lfm2_tied": chatml, "gemma3_tied": gemma}
+UNTIED = {
+    "llama_untied": llama,
+    "qwen2_sliding": chatml,
+    "qwen3_sliding": chatml,
+    "lfm2": chatml,
+    "gemma3": gemma,
+}
+TIED = {
+    "llama": llama,
+    "qwen2": chatml,
+    "qwen3": chatml,
+    "lfm2_tied": chatml,
+    "gemma3_tied": gemma,
+}
 TOKENIZERS = UNTIED | TIED
 PROMPTS = ["What is 17 + 25?", "Größe, then answer"]
 TOLERANCE = 1e-4
@@ -157,6 +170,19 @@ def reserved_softmax(logits, head) -> np.ndarray:
 def assert_same_params(one: LanguageModel, other: LanguageModel):
     assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+@pytest.mark.parametrize("output_bias", [True, False])
+def test_the_digest_says_nothing_of_output_biases_where_all_projections_have_them(output_bias):
+    """Records made before the setting was there hold digests without it."""
+    sizes = {"n_layers": 1, "attention_bias": True, "attention_output_bias": output_bias}
+    lm = tiny_lm(dataclasses.replace(TINY_MODEL, **sizes))
+    config = zip_rc_jax.config.to_dict(lm.config)
+    del config["attention_output_bias"]
+    hasher = hashlib.blake2b(json.dumps([config, lm.head.identity()]).encode(), digest_size=16)
+    for leaf in jax.tree.leaves(lm.params):
+        hasher.update(np.asarray(leaf).tobytes())
+    assert (lm.digest() == hasher.hexdigest()) == output_bias
 
 
 # ---- a Hugging Face directory
@@ -895,7 +921,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", UNTIED)
 def test_every_damaged_file_of_a_directory_is_named(shelf, name, damage, tmp_path):
-    """Half-copied, emptied, of another kind: in all four families, each file in turn."""
+    """Half-copied, emptied, of another kind: in all families, each file in turn."""
     directory = shutil.copytree(shelf(name).directory, tmp_path / "m")
     for path in sorted(directory.iterdir()):
         if path.suffix == ".jinja" and damage not in ("empty", "UTF-16", "zeros"):

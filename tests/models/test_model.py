@@ -458,7 +458,8 @@ SHAPES = {  # those that change the parameters' shapes, or which there are
     "vocab_size": 77, "d_model": 48, "n_layers": 2, "n_heads": 3, "n_kv_heads": 2, "head_dim": 8,
     "d_ff": 56,
     "layer_types": ("sliding", "attention", "conv"), "conv_kernel": 3, "conv_bias": False,
-    "qk_norm": False, "post_norms": False, "attention_bias": False, "mlp_bias": False,
+    "qk_norm": False, "post_norms": False, "attention_bias": False,
+    "attention_output_bias": False, "mlp_bias": False,
     "tied": False,
 }  # fmt: skip
 VALUES = {  # those that change what the same parameters compute

@@ -24,6 +24,7 @@ from harness.documents import (
     python_blocks,
     run_blocks,
 )
+from zip_rc_jax.models.io.reward_models import load_reward_model
 
 pytestmark = pytest.mark.optimized  # what stands there is what users see
 
@@ -142,7 +143,20 @@ def with_code():
 def test_the_python_of_a_page_runs_and_prints_what_stands_there(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(zip_rc_jax, "load", _load_instead(zip_rc_jax.load))
+    monkeypatch.setattr(zip_rc_jax, "load_reward_model", _tiny_reward_model(tmp_path))
     run_blocks(path, python_blocks(path), {"__name__": "page"})
+
+
+def _tiny_reward_model(directory):
+    """Loads a tiny random one, whatever is asked for."""
+
+    def load(source, **options):
+        from harness.reward_models import saved_reward_model
+
+        saved_reward_model(directory / "reward_model", num_hidden_layers=1)
+        return load_reward_model(directory / "reward_model", **options)
+
+    return load
 
 
 def _load_instead(load):

@@ -52,7 +52,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only transformer for all families (Llama, Qwen3, LFM2, Gemma 3).
+    """One decoder-only transformer for all families (Llama, Qwen2, Qwen3, LFM2, Gemma 3).
 
     Nothing has a hidden default inside the layers.
 
@@ -72,6 +72,7 @@ class ModelConfig:
       qk_norm: RMSNorm on queries and keys per head (Qwen3, LFM2, Gemma 3).
       post_norms: RMSNorm also on the output of attention and MLP (Gemma 3).
       attention_bias, mlp_bias: biases on the projections.
+      attention_output_bias: with `attention_bias`, also on the output projection (not in Qwen2).
       attention_scale: scores are multiplied by it; 0 means `head_dim ** -0.5`.
       logit_softcap: `c * tanh(x / c)` on the final logits; 0 switches it off.
       activation: of the gated MLP: "silu", "gelu" (exact), "gelu_tanh" or "relu".
@@ -99,6 +100,7 @@ class ModelConfig:
     qk_norm: bool = True
     post_norms: bool = False
     attention_bias: bool = False
+    attention_output_bias: bool = True
     mlp_bias: bool = False
     attention_scale: float = 0.0
     logit_softcap: float = 0.0
@@ -187,6 +189,11 @@ class ModelConfig:
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`."""
         return cls(**{**data, "rope_scaling": RopeScaling(**data.get("rope_scaling", {}))})
+
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether the output projection of attention has a bias."""
+        return self.attention_bias and self.attention_output_bias
 
     @property
     def kinds(self) -> tuple[str, ...]:

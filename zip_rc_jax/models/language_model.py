@@ -135,9 +135,11 @@ class LanguageModel:
 
         With several processes all must call it, as everything else here.
         """
+        config = to_dict(self.config)
+        if config["attention_output_bias"]:  # its default is left out, as in records before it was
+            del config["attention_output_bias"]
         hasher = hashlib.blake2b(
-            json.dumps([to_dict(self.config), self.head and self.head.identity()]).encode(),
-            digest_size=16,
+            json.dumps([config, self.head and self.head.identity()]).encode(), digest_size=16
         )
         for leaf in jax.tree.leaves(self.params):
             hasher.update(np.ascontiguousarray(gather(leaf)).tobytes())

@@ -180,6 +180,7 @@ class Block(nnx.Module):
                 self.q_bias = self._bias((h, hd), ("heads", "head_dim"))
                 self.k_bias = self._bias((k, hd), ("kv_heads", "head_dim"))
                 self.v_bias = self._bias((k, hd), ("kv_heads", "head_dim"))
+            if c.has_output_bias:
                 self.o_bias = self._bias((d,), (None,))
             if c.qk_norm:
                 self.q_norm, self.k_norm = self._norm(hd), self._norm(hd)
@@ -234,7 +235,7 @@ class Block(nnx.Module):
     def attention_output(self, attended: jax.Array) -> jax.Array:
         """`[B, T, d]` from the heads' outputs `[B, T, H, D]`."""
         out = self.project(attended, self.o[...])
-        return add_bias(out, self.o_bias) if self.config.attention_bias else out
+        return add_bias(out, self.o_bias) if self.config.has_output_bias else out
 
     def conv_inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What is convolved, and the gate of the result, both `[B, T, d]` (LFM2)."""

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,17 @@ class ForwardSettings:
     def of(cls, train: TrainConfig) -> ForwardSettings:
         """As a training step computes, and as many tokens at once."""
         return cls(train.batch_rows * train.row_tokens, train.compute_dtype, train.attention)
+
+
+class HasBody(Protocol):
+    """A transformer with its parameters: a `LanguageModel` or a `RewardModel`."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def params(self) -> dict[str, Any]: ...
+    @property
+    def layout(self) -> Layout: ...
 
 
 class HiddenBatch(NamedTuple):
@@ -119,7 +130,7 @@ def padded_width(tokens: int) -> int:
 
 
 def hidden_batches(
-    lm: LanguageModel,
+    lm: HasBody,
     lengths: np.ndarray,
     read: Callable[[list[int]], Sequence[np.ndarray]],
     settings: ForwardSettings,

@@ -380,6 +380,36 @@ _LLAMA_NAMES = {
 }
 
 
+# Qwen2 (also Qwen2.5).
+
+
+def _read_qwen2(given: dict[str, Any]) -> ModelConfig:
+    theta, scaling = _rope(given["rope_parameters"])
+    return ModelConfig(
+        **_sizes(given),
+        **_layers(given),
+        d_ff=given["intermediate_size"],
+        rope_theta=theta,
+        rope_scaling=scaling,
+        rms_eps=given["rms_norm_eps"],
+        qk_norm=False,
+        attention_bias=True,
+        attention_output_bias=False,
+        activation=_activation(given["hidden_act"]),
+    )
+
+
+def _write_qwen2(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "rope_parameters": _write_rope(config.rope_theta, config.rope_scaling),
+        "rms_norm_eps": config.rms_eps,
+        "hidden_act": _write_activation(config.activation),
+        "layer_types": _write_layers(config),
+        "use_sliding_window": config.sliding_window > 0,
+        "sliding_window": config.sliding_window or None,
+    }
+
+
 # Qwen3.
 
 
@@ -532,6 +562,7 @@ _LFM2_NAMES = _QWEN3_NAMES | {
 
 FAMILIES = (
     Family("llama", "LlamaForCausalLM", _read_llama, _write_llama, _LLAMA_NAMES),
+    Family("qwen2", "Qwen2ForCausalLM", _read_qwen2, _write_qwen2, _LLAMA_NAMES),
     Family("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_qwen3, _QWEN3_NAMES),
     Family("lfm2", "Lfm2ForCausalLM", _read_lfm2, _write_lfm2, _LFM2_NAMES),
     Family("gemma3_text", "Gemma3ForCausalLM", _read_gemma3, _write_gemma3, _GEMMA3_NAMES),
@@ -549,13 +580,10 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
       UsageError: an unknown architecture, a quantised checkpoint, or a setting that this
         transformer does not implement.
     """
-    from transformers import AutoConfig
-
     quantised = given.get("quantization_config")
-    if "text_config" in given and given.get("model_type") == "gemma3":
-        if not isinstance(given["text_config"], dict):
-            raise UsageError(f"{where}: text_config", "it is no object", "download the file again")
-        given = {"model_type": "gemma3_text", **given["text_config"]}
+    if not isinstance(given.get("text_config", {}), dict) and given.get("model_type") == "gemma3":
+        raise UsageError(f"{where}: text_config", "it is no object", "download the file again")
+    given = _of_the_text(given)
     model_type = given.get("model_type")
     family = next((f for f in FAMILIES if f.model_type == model_type), None)
     if family is None:
@@ -572,13 +600,8 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
             "use the bfloat16 one",
         )
     _check_settings(given, where)
-    settings = {
-        key: value
-        for key, value in given.items()
-        if key not in ("model_type", "transformers_version")
-    }
     try:
-        config = family.read(AutoConfig.for_model(family.model_type, **settings).to_dict())
+        config = family.read(filled_settings(family, given))
     except UsageError:
         raise
     # config classes of transformers run into whatever a damaged file holds
@@ -599,6 +622,25 @@ def read_config(given: dict[str, Any], where: str) -> tuple[Family, ModelConfig]
     return family, config
 
 
+def _of_the_text(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the text model, where a config.json describes a multimodal Gemma 3."""
+    if "text_config" in given and given.get("model_type") == "gemma3":
+        return {"model_type": "gemma3_text", **given["text_config"]}
+    return given
+
+
+def filled_settings(family: Family, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the text model of a config.json, with all defaults of the family filled in."""
+    from transformers import AutoConfig
+
+    settings = {
+        key: value
+        for key, value in _of_the_text(given).items()
+        if key not in ("model_type", "transformers_version")
+    }
+    return AutoConfig.for_model(family.model_type, **settings).to_dict()
+
+
 def canonical(config: ModelConfig) -> ModelConfig:
     """Of all spellings of the same model one: defaults are resolved, and what no layer looks at has
     its default."""
@@ -615,6 +657,7 @@ def canonical(config: ModelConfig) -> ModelConfig:
         config,
         layer_types=() if kinds == {"attention"} else config.layer_types,
         conv_bias=config.conv_bias and "conv" in kinds,
+        attention_output_bias=config.attention_output_bias or not config.attention_bias,
         rope_scaling=scaling,
         sliding_rope_theta=sliding_theta,
         attention_scale=config.attention_scale or config.head_dim**-0.5,

@@ -23,6 +23,7 @@ with optional_import():
 
 ARCHITECTURES = {  # GGUF's name -> ours
     "llama": "llama",
+    "qwen2": "qwen2",
     "qwen3": "qwen3",
     "lfm2": "lfm2",
     "gemma3": "gemma3_text",
@@ -52,6 +53,7 @@ READ = frozenset({
 })  # fmt: skip
 READ_TOO = {
     "llama": frozenset[str](),
+    "qwen2": frozenset[str](),
     "qwen3": frozenset[str](),
     "lfm2": frozenset({"shortconv.l_cache"}),
     "gemma3": frozenset({

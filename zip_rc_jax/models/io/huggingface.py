@@ -213,6 +213,19 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
+def local_copy(path: str | pathlib.Path) -> pathlib.Path:
+    """Where a model lies: the path itself, or the local copy of a model id of the hub.
+
+    Raises:
+      UsageError: see `download`.
+    """
+    name, local = str(path), pathlib.Path(path).expanduser().absolute()
+    is_id = name.count("/") == 1 and not name.startswith(("/", ".", "~"))
+    if local.exists() or not is_id or name.endswith(".gguf"):
+        return local
+    return download(name)
+
+
 def download(name: str) -> pathlib.Path:
     """The local copy of a model of the Hugging Face hub, downloaded now if need be.
 

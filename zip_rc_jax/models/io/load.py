@@ -18,6 +18,7 @@ from zip_rc_jax.head import ZipHead
 from zip_rc_jax.models.io import huggingface
 from zip_rc_jax.models.io.families import read_config, write_config
 from zip_rc_jax.models.io.generation import FILE as GENERATION_FILE
+from zip_rc_jax.models.io.reward_models import SCORE, is_reward_model
 from zip_rc_jax.models.io.stored import DIGESTS, read_meta, read_model_params
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.io.weights import load_params, read_params
@@ -58,9 +59,8 @@ def load(
       path: one of
         a checkpoint of this package, or a training directory that holds one as `model/`;
         "embedded:NAME" for one that ships with the package;
-        a Hugging Face directory (config.json, safetensors, tokenizer) of one of the families Llama,
-          Qwen3, LFM2 and Gemma 3;
-        a GGUF file of one of these families (quantised blocks are expanded);
+        a Hugging Face directory (config.json, safetensors, tokenizer): Llama, Qwen2, Qwen3, LFM2
+        or Gemma 3; a GGUF file of one of these families (quantised blocks are expanded);
         a Hugging Face model id such as "Qwen/Qwen3-1.7B", downloaded if it is no local path.
       dtype: of the parameters in memory, e.g. "bfloat16".
       layout: default one device.
@@ -84,17 +84,10 @@ def load(
     local = (
         embedded(name.removeprefix("embedded:"))
         if name.startswith("embedded:")
-        else pathlib.Path(path).expanduser().absolute()
+        else huggingface.local_copy(path)
     )
     if local.suffix == ".gguf" and local.is_file():
         return _load_gguf(local, dtype, layout, given)
-    if (
-        not local.exists()
-        and not name.startswith(("embedded:", "/", ".", "~"))
-        and name.count("/") == 1
-        and not name.endswith(".gguf")
-    ):
-        local = huggingface.download(name)
     huggingface.refuse_adapter(local)
     if (local / huggingface.CONFIG).is_file():
         return _load_huggingface(local, dtype, layout, given)
@@ -120,6 +113,12 @@ def _load_huggingface(
     block = settings.pop(ZIP_BLOCK, None)
     family, config = read_config(settings, str(path / huggingface.CONFIG))
     source = huggingface.SafetensorsSource(path)
+    if is_reward_model(settings) or SCORE in source.shapes:
+        raise UsageError(
+            f"model {path}",
+            "it is a reward model: it scores texts and predicts no token",
+            "load it with `zip_rc_jax.load_reward_model`; as a policy, pass a ...ForCausalLM model",
+        )
     tokenizer = Tokenizer.from_pretrained(path).limited(config.vocab_size)
     head = _head(block, given, tokenizer, config, str(path))
     params = load_params(config, family, source, dtype, layout)

@@ -340,6 +340,7 @@ class Tokenizer:
         /,
         *,
         continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> str:
         """The prompt for `messages` up to where the assistant's answer starts, by the tokenizer's
@@ -348,6 +349,8 @@ class Tokenizer:
         Args:
           messages: `{"role": ..., "content": ...}`, oldest first; see `models.chat.turns_of`.
           continue_final_message: end where the text of the last turn ends, instead.
+          add_generation_prompt: False ends behind the last turn instead, as a reward model reads a
+            finished conversation.
           kwargs: variables of the template, such as `enable_thinking=False`.
 
         Raises:
@@ -375,6 +378,8 @@ class Tokenizer:
             if kwargs.get("tools") and "tool_use" in self.templates
             else self.chat_template
         )
+        if not add_generation_prompt:
+            kwargs["add_generation_prompt"] = False
         return chats.render(template, special, messages, kwargs, continue_final_message)
 
     @functools.cached_property
