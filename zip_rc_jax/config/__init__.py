@@ -9,7 +9,6 @@ from zip_rc_jax.config.checks import check_types
 from zip_rc_jax.config.decode import ANSWERS, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.config.pipeline import (
-    MAX_SAMPLES,
     EvaluateConfig,
     GradeConfig,
     GridConfig,
@@ -37,7 +36,6 @@ __all__ = [
     "KL_KINDS",
     "LABELS",
     "LAYER_TYPES",
-    "MAX_SAMPLES",
     "TRAIN_STAGES",
     "DecodeConfig",
     "EvaluateConfig",

@@ -15,8 +15,6 @@ from zip_rc_jax.runtime.errors import UsageError
 if TYPE_CHECKING:
     from zip_rc_jax.grid import Grid
 
-MAX_SAMPLES = 10  # of an evaluation; 252 subsets at most
-
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig:
@@ -341,15 +339,8 @@ class EvaluateConfig:
             )
         for name in self.candidates:
             one_of("evaluate.candidates", name, CANDIDATES)
-        for field in ("prompts", "bootstrap", "drift_rollouts"):
+        for field in ("prompts", "samples", "bootstrap", "drift_rollouts"):
             counts(f"evaluate.{field}", getattr(self, field))
-        require(
-            1 <= self.samples <= MAX_SAMPLES,
-            f"evaluate.samples={self.samples}",
-            "baselines are averaged over all subsets of the samples, of which there are too many "
-            f"past {MAX_SAMPLES}",
-            f"use a number from 1 to {MAX_SAMPLES}",
-        )
         absent = [beta for beta in self.headline_beta if beta not in self.betas]
         require(
             not absent,
