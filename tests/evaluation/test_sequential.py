@@ -241,7 +241,7 @@ def test_drawn_orders_agree_with_all_orders_within_the_stated_error():
         (exact,), (found,) = method(pool, (0.8,)), method(pool, (0.8,), draws=drawn)
         error = found.standard_error
         off = np.abs(found.accuracy - exact.accuracy)[error > 0] / error[error > 0]
-        assert len(off) > 8
+        assert len(off) > 5
         assert off.max() < 4.5
         assert off.mean() < 1.4
         np.testing.assert_allclose(found.compute, exact.compute, rtol=0.15)

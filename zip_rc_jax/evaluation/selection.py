@@ -71,15 +71,20 @@ def running_sums(ids: np.ndarray, weights: np.ndarray, numbers: np.ndarray) -> n
     return np.cumsum(np.where(ids[..., None] == numbers, weights[..., None], 0.0), axis=1)
 
 
-def running_votes(ids: np.ndarray, weights: np.ndarray, correct: np.ndarray) -> np.ndarray:
+def running_votes(
+    ids: np.ndarray, weights: np.ndarray, correct: np.ndarray, member: np.ndarray | None = None
+) -> np.ndarray:
     """Reward `[K, n]` of a weighted vote among the first 1..n samples of K orders.
 
     Args:
       ids, weights, correct: `[K, n]`, in the order in which the samples come.
+      member: `[K, n]` bool, which samples vote; default all.
     """
-    numbers = np.unique(ids[ids >= 0])
     ones = np.ones(ids.shape)
-    alone = np.cumsum(correct, axis=1) / np.arange(1, ids.shape[1] + 1)
+    if member is not None:
+        ids, ones, correct = np.where(member, ids, -1), ones * member, correct * member
+    numbers = np.unique(ids[ids >= 0])
+    alone = np.cumsum(correct, axis=1) / np.maximum(np.cumsum(ones, axis=1), 1)
     return winning_rewards(
         running_sums(ids, weights, numbers),
         running_sums(ids, ones, numbers),

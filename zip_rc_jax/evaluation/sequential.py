@@ -40,18 +40,39 @@ class Drawn(NamedTuple):
 
     Attributes:
       prompt: its number in the pool.
+      order: numbers of the samples.
       ids, value, correct, length: as in `SamplePool`.
     """
 
     prompt: int
+    order: np.ndarray
     ids: np.ndarray
     value: np.ndarray
     correct: np.ndarray
     length: np.ndarray
 
 
-# For each knob, whether to stop after every wave [K, W], and the reward of the answer then [K, W].
-Rule = Callable[[Drawn, np.ndarray], Sequence[tuple[np.ndarray, np.ndarray]]]
+class Outcome(NamedTuple):
+    """What a method does with K orders, for one knob.
+
+    Attributes:
+      stop: `[K, W]` bool, whether to stop after each wave.
+      reward: `[K, W]`, of the answer then.
+      length: `[K, M]`, tokens of each sample where some are cut; None for the whole samples.
+    """
+
+    stop: np.ndarray
+    reward: np.ndarray
+    length: np.ndarray | None = None
+
+
+Rule = Callable[[Drawn, np.ndarray], Sequence[Outcome]]
+
+
+def drawn_samples(pool: SamplePool, prompt: int, order: np.ndarray) -> Drawn:
+    """The samples of one prompt in the orders `[K, M]`."""
+    arrays = (pool.answer_id, pool.value, pool.correct, pool.self_length)
+    return Drawn(prompt, order, *(array[prompt][order] for array in arrays))
 
 
 def orders_of(pool: SamplePool, prompt: int, most: int, draws: Draws) -> tuple[np.ndarray, bool]:
@@ -62,9 +83,9 @@ def orders_of(pool: SamplePool, prompt: int, most: int, draws: Draws) -> tuple[n
     return draws.drawn(prompt, pool.n_samples, most), False
 
 
-def wave_ends(most: int, wave: int) -> np.ndarray:
+def wave_ends(most: int, wave: int, first: int | None = None) -> np.ndarray:
     """`[W]`: how many samples have been drawn after each wave; the last may be smaller."""
-    return np.append(np.arange(wave, most, wave), most)
+    return np.append(np.arange(first or wave, most, wave), most)
 
 
 def spent(length: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +110,7 @@ def sequential_curve(
     *,
     most: int | None = None,
     wave: int = 1,
+    first: int | None = None,
     draws: Draws | None = None,
 ) -> tuple[BaselinePoint, ...]:
     """One point for each knob of a method that stops as `rule` says.
@@ -97,6 +119,7 @@ def sequential_curve(
       rule: gets the drawn samples and the ends of the waves.
       most: samples after which it ends anyway; default all of the pool.
       wave: samples that run in parallel.
+      first: samples of the first wave, if it is another number.
 
     Raises:
       UsageError: no knobs; or `most` or `wave` that the pool does not have.
@@ -107,22 +130,17 @@ def sequential_curve(
     _check_wave(wave, most)
     if not len(knobs):
         raise UsageError(f"{method} without a {knob_name}", "no point is left", "give at least one")
-    ends = wave_ends(most, wave)
+    ends = wave_ends(most, wave, first)
     shape = (4, len(knobs), pool.n_prompts)
     accuracy, error, tokens, steps = np.zeros(shape)
     for p in range(pool.n_prompts):
         orders, exact = orders_of(pool, p, most, draws)
         outcomes: list[list[tuple[np.ndarray, ...]]] = [[] for _ in knobs]
         for part in _parts(orders, len(np.unique(pool.answer_id[p]))):
-            drawn = Drawn(
-                p,
-                pool.answer_id[p][part],
-                pool.value[p][part],
-                pool.correct[p][part],
-                pool.self_length[p][part],
-            )
-            paid = spent(drawn.length, ends)
-            for k, (stop, reward) in enumerate(rule(drawn, ends)):
+            drawn = drawn_samples(pool, p, part)
+            whole = spent(drawn.length, ends)
+            for k, (stop, reward, length) in enumerate(rule(drawn, ends)):
+                paid = whole if length is None else spent(length, ends)
                 stop = stop.copy()
                 stop[:, -1] = True  # there is no sample left
                 at = stop.argmax(axis=1)[:, None]
@@ -263,12 +281,12 @@ def adaptive_consistency(
             "use one of them",
         )
 
-    def rule(drawn: Drawn, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def rule(drawn: Drawn, ends: np.ndarray) -> list[Outcome]:
         ones, at = np.ones(drawn.ids.shape), ends - 1
         counts = running_sums(drawn.ids, ones, _numbers(drawn.ids))[:, at]
         posterior = leader_posterior(counts, criterion)
         reward = running_votes(drawn.ids, ones, drawn.correct)[:, at]
-        return [(posterior >= threshold, reward) for threshold in thresholds]
+        return [Outcome(posterior >= threshold, reward) for threshold in thresholds]
 
     name = "adaptive_consistency" if criterion == "beta" else "adaptive_consistency_dirichlet"
     return sequential_curve(
@@ -308,12 +326,12 @@ def early_stopping(
     most = pool.n_samples if most is None else most
     check_size(pool, most)
 
-    def rule(drawn: Drawn, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def rule(drawn: Drawn, ends: np.ndarray) -> list[Outcome]:
         starts = np.append(0, ends[:-1])
         low = np.minimum.reduceat(drawn.ids, starts, axis=1)
         high = np.maximum.reduceat(drawn.ids, starts, axis=1)
         reward = running_votes(drawn.ids, np.ones(drawn.ids.shape), drawn.correct)[:, ends - 1]
-        return [((low == high) & (low >= 0), reward)]
+        return [Outcome((low == high) & (low >= 0), reward)]
 
     return tuple(
         point
@@ -364,7 +382,7 @@ def confidence_posterior(
             "pass confidences in [0, 1]",
         )
 
-    def rule(drawn: Drawn, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def rule(drawn: Drawn, ends: np.ndarray) -> list[Outcome]:
         numbers, at = _numbers(drawn.ids), ends - 1
         kept = np.clip(drawn.value, _EDGE, 1 - _EDGE)
         votes = running_sums(drawn.ids, np.ones(drawn.ids.shape), numbers)[:, at]
@@ -375,12 +393,12 @@ def confidence_posterior(
         score = np.where(votes > 0, odds + votes * np.log(others), -np.inf)
         alone = (np.cumsum(drawn.correct, axis=1) / np.arange(1, drawn.ids.shape[1] + 1))[:, at]
         if not len(numbers):
-            return [(np.zeros(alone.shape, bool), alone) for _ in thresholds]
+            return [Outcome(np.zeros(alone.shape, bool), alone) for _ in thresholds]
         highest = np.maximum(score.max(-1), 0)
         mass = np.exp(-highest) + np.exp(score - highest[..., None]).sum(-1)
         posterior = np.exp(score.max(-1) - highest) / mass
         reward = winning_rewards(score, votes, right, alone)
-        return [(posterior >= threshold, reward) for threshold in thresholds]
+        return [Outcome(posterior >= threshold, reward) for threshold in thresholds]
 
     return sequential_curve(
         pool, "cges", rule, "threshold", thresholds, most=most, wave=wave, draws=draws
@@ -461,7 +479,7 @@ def pandora(
         )
     prices = np.array(costs, np.float64)[:, None]
 
-    def rule(drawn: Drawn, ends: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    def rule(drawn: Drawn, ends: np.ndarray) -> list[Outcome]:
         at = ends - 1
         best = np.maximum.accumulate(drawn.value, axis=1)[:, at]
         reward = running_best(drawn.ids, drawn.value, drawn.correct)[:, at]
@@ -476,7 +494,7 @@ def pandora(
                 ],
                 axis=-1,
             )
-        return [(stop, reward) for stop in best >= index - TIE]
+        return [Outcome(stop, reward) for stop in best >= index - TIE]
 
     name = "pandora_known" if known else "pandora"
     return sequential_curve(pool, name, rule, "cost", costs, most=most, wave=wave, draws=draws)
