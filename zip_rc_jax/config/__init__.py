@@ -7,10 +7,10 @@ can be static arguments of jitted functions.
 
 from zip_rc_jax.config.checks import check_types
 from zip_rc_jax.config.decode import ANSWERS, DecodeConfig, SamplingConfig
+from zip_rc_jax.config.grade import GradeConfig, JudgeConfig
 from zip_rc_jax.config.model import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.config.pipeline import (
     EvaluateConfig,
-    GradeConfig,
     GridConfig,
     LabelConfig,
     PipelineConfig,
@@ -41,6 +41,7 @@ __all__ = [
     "EvaluateConfig",
     "GradeConfig",
     "GridConfig",
+    "JudgeConfig",
     "LabelConfig",
     "MeshConfig",
     "ModelConfig",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
+from zip_rc_jax.config.grade import GradeConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.plugins import OF_DECODING
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
@@ -224,25 +225,6 @@ class PolicyConfig:
             "no stage would read the policy that is trained from the second",
             "leave one of them out",
         )
-
-
-UNFINISHED = ("graded", "wrong")
-
-
-@dataclasses.dataclass(frozen=True)
-class GradeConfig:
-    """Grading of rollouts, and of the samples of an evaluation.
-
-    Attributes:
-      unfinished: what a response that was cut off at `max_tokens` is worth. "graded" (the default):
-        what its answer is worth if it states one, as for whoever reads that text. "wrong": never
-        correct, whatever its text, as in the authors' published code.
-    """
-
-    unfinished: str = "graded"
-
-    def __post_init__(self) -> None:
-        one_of("grade.unfinished", self.unfinished, UNFINISHED)
 
 
 @dataclasses.dataclass(frozen=True)
