@@ -170,12 +170,25 @@ def test_drawn_subsets_agree_with_all_subsets_within_the_stated_error():
         assert 0.5 < (off < 1).mean() < 0.9
         np.testing.assert_allclose(found.compute, n)
         assert not whole.standard_error.any()
+        assert found.mean_error == pytest.approx(np.sqrt((error**2).sum()) / 40)
     same = baseline_point(pool, "weighted_best_of_n", 2, drawn)
     np.testing.assert_array_equal(
         same.accuracy, baseline_point(pool, "weighted_best_of_n", 2, drawn).accuracy
     )
     other = baseline_point(pool, "weighted_best_of_n", 2, Draws(enumerated=1, sampled=400, seed=4))
     assert (other.accuracy != same.accuracy).any()
+
+
+def test_few_subsets_of_many_samples_are_all_averaged():
+    pool = random_pool(8, prompts=4, n=20)
+    for n in (1, 2, 19, 20):
+        for method in ("weighted_best_of_n", "best_of_n", "majority"):
+            point = baseline_point(pool, method, n)
+            for p in range(4):
+                subsets = list(itertools.combinations(range(20), n))
+                exact = sum((slow_accuracy(pool, p, method, s) for s in subsets), Fraction(0))
+                assert point.accuracy[p] == pytest.approx(float(exact / len(subsets))), (method, n)
+            assert not point.standard_error.any()
 
 
 def test_pools_of_hundreds_of_samples_have_curves():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 
 import numpy as np
@@ -12,8 +11,11 @@ import pytest
 from harness.documents import DOCS
 from harness.pools import small_pool
 from zip_rc_jax import evaluation
-from zip_rc_jax.evaluation import baselines, confidence, pruning, sequential
+from zip_rc_jax.evaluation import baselines, confidence, pruning, sequential, tables
+from zip_rc_jax.evaluation.draws import Draws
+from zip_rc_jax.evaluation.method_curves import method_curves
 from zip_rc_jax.evaluation.method_table import METHOD_TABLE, markdown_table
+from zip_rc_jax.evaluation.token_statistics import TokenStatistics
 from zip_rc_jax.runtime.errors import UsageError
 
 POOL = small_pool(1, prompts=4)
@@ -66,9 +68,7 @@ def test_every_method_of_the_table_is_computed_where_it_says(method):
             assert (point.compute <= point.n + 1e-9).all()
     module, function = method.where.split(".")
     found = getattr(importlib.import_module(f"zip_rc_jax.evaluation.{module}"), function)
-    if method.knob != "n" or method.name not in ("pass", "majority", "best_of_n"):
-        source = f"{found.__doc__} {inspect.getmodule(found).__doc__}"
-        assert method.source in source or "self_certainty_curve" in source or module == "baselines"
+    assert method.source in found.__doc__
 
 
 def test_every_method_is_in_the_table_once():
@@ -110,3 +110,39 @@ def test_plain_arrays_give_the_same_points():
 def test_every_exported_name_is_there():
     for name in evaluation.__all__:
         assert getattr(evaluation, name) is not None, name
+
+
+STATISTICS = [
+    [TokenStatistics(t.astype(np.float32), t.astype(np.float32)) for t in row] for row in TOKENS
+]
+
+
+def test_all_curves_of_a_pool_come_from_one_call():
+    found = method_curves(POOL, statistics=STATISTICS, window=3, traces=TOKENS, interval=3)
+    plain = {*baselines.METHODS, "self_evaluation"}
+    variants = {"adaptive_consistency_dirichlet", "pandora_known"}
+    assert set(found) == {m.name for m in METHOD_TABLE} - plain - variants
+    for name, points in found.items():
+        assert {point.method for point in points} == {name}
+    (direct,) = sequential.confidence_posterior(POOL, (0.9,))
+    same = next(point for point in found["cges"] if point.knob == 0.9)
+    np.testing.assert_array_equal(same.accuracy, direct.accuracy)
+    table = tables.full_table([], found, POOL, (0.1,))
+    assert any(row[0] == "cges@5 threshold=0.9" for row in table.rows)
+
+
+def test_what_a_method_lacks_leaves_its_curve_out_and_one_sample_is_a_pool():
+    one = small_pool(0, n=1)
+    for point in (point for points in method_curves(one).values() for point in points):
+        np.testing.assert_allclose(point.accuracy, one.correct[:, 0])
+        np.testing.assert_allclose(point.cost(0.3), 1)
+    assert not {"reward_pruning", "self_certainty", "deepconf_online"} & set(method_curves(one))
+
+
+def test_the_table_of_figures_states_the_error_of_draws_alone():
+    drawn = Draws(enumerated=1, sampled=50)
+    curves = baselines.baseline_curves(POOL, ("majority", "weighted_best_of_n"), drawn)
+    rows = {row[0]: row[1] for row in tables.full_table([], curves, POOL, (0.1,)).rows}
+    error = 100 * curves["weighted_best_of_n"][1].mean_error
+    assert rows["weighted_best_of_n@2"].endswith(f" ±{error:.2f}")
+    assert "±" not in rows["majority@2"]

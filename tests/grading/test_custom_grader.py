@@ -9,10 +9,11 @@ import warnings
 import numpy as np
 import pytest
 
-from zip_rc_jax.config import GradeConfig, PipelineConfig
+from zip_rc_jax.config import DecodeConfig, GradeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.rollouts import Rollout, read_metadata, read_rollouts, write_rollouts
 from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.grading import answer_groups
 from zip_rc_jax.grading.custom import CustomGrader, grader_of
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.pipeline.grade import make_grades
@@ -114,6 +115,13 @@ def test_the_settings_choose_the_grader(tmp_path):
             assert copy.score(problem("4"), "abcd") == 1.0
     (tmp_path / "run.yaml").write_text(f"grade: {{grader: {name('length')}}}\n")
     assert load_config(tmp_path / "run.yaml").grade.grader == name("length")
+
+
+def test_votes_are_grouped_by_an_extractor_and_an_equivalence_by_name():
+    texts = ["I take (b)", "I take (B)", "I take (a)", "I take none"]
+    decode = DecodeConfig(answer_extractor=name("letter"), answer_equivalence=name("same_letter"))
+    found = answer_groups(texts, decode.answer_extractor, decode.answer_equivalence)
+    assert found == [0, 0, 1, -1]
 
 
 def rollout(number, response):

@@ -55,4 +55,14 @@ def one_argument(problem):
     return 1
 
 
+def letter(text):
+    """An extractor: the choice in brackets."""
+    return text.split("(")[1][0] if "(" in text else None
+
+
+def same_letter(a, b):
+    """An equivalence: capitals do not count."""
+    return a.lower() == b.lower()
+
+
 not_callable = 3

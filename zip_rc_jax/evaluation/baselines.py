@@ -27,13 +27,13 @@ from zip_rc_jax.evaluation.exact import (
     exact_pass,
     expected_maximum,
 )
-from zip_rc_jax.evaluation.selection import drawn_votes, winners
+from zip_rc_jax.evaluation.selection import drawn_votes, vote_rewards, winners
 from zip_rc_jax.runtime.errors import UsageError
 
 METHODS = ("majority", "best_of_n", "weighted_best_of_n", "pass")
 SELF_EVALUATION = "self_evaluation"
-CHUNK = 256  # prompts enumerated together, at most
-HELD = 2**22  # numbers that an enumeration holds at once
+CHUNK = 256  # prompts enumerated together
+SMALL = 16  # samples up to which all subsets of all prompts are enumerated together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +141,12 @@ class BaselinePoint:
         setting = f" {self.knob_name}={self.knob:g}" if self.knob_name else ""
         return f"{self.method}@{self.n}{setting}"
 
+    @property
+    def mean_error(self) -> float:
+        """Standard error of the mean accuracy over these prompts, from drawing alone: each prompt
+        has draws of its own."""
+        return float(np.sqrt(np.square(self.standard_error).sum()) / len(self.standard_error))
+
     def cost(self, alpha: float) -> np.ndarray:
         """`[P]` float64 GenCost."""
         return gen_cost(self.compute, self.latency, alpha)
@@ -183,10 +189,12 @@ def baseline_point(
 ) -> BaselinePoint:
     """One method at one n, averaged over the subsets of size n.
 
-    - `majority`: the most frequent answer; `weighted_best_of_n`: the answer with the largest sum of
-      values; ties are split evenly between answers.
-    - `best_of_n`: the sample of the highest value; ties are split evenly between samples.
-    - `pass`: whether any sample is correct.
+    - `majority`: the most frequent answer (self-consistency, Wang et al., arXiv 2203.11171);
+      `weighted_best_of_n`: the answer with the largest sum of values, as in ZIP-RC (arXiv
+      2512.01457); ties are split evenly between answers.
+    - `best_of_n`: the sample of the highest value (also arXiv 2512.01457); ties are split evenly
+      between samples.
+    - `pass`: whether any sample is correct (pass@k, Chen et al., arXiv 2107.03374).
     A sample without an answer (-1) wins only in a subset where no sample has one. Samples of one
     answer may differ in reward (a grader that reads more than the answer); the answer's reward is
     then their mean.
@@ -218,21 +226,20 @@ def mean_longest(length: np.ndarray, n: int, draws: Draws) -> np.ndarray:
     Few subsets are enumerated, so that figures of small pools keep every bit.
     """
     total = length.shape[1]
-    if draws.all_subsets(total, n) is None:
+    if draws.all_subsets(total, n) is None or total > SMALL:
         return expected_maximum(length, n)
     member = subsets(total, n)
     return np.concatenate(
         [
             np.where(member, length[part][:, None], 0.0).max(-1).mean(1)
-            for part in _parts(len(length), member)
+            for part in _parts(len(length))
         ]
     )
 
 
-def _parts(prompts: int, member: np.ndarray) -> list[slice]:
+def _parts(prompts: int) -> list[slice]:
     """Prompts that are enumerated together."""
-    rows = min(CHUNK, max(1, HELD // member.size))
-    return [slice(start, start + rows) for start in range(0, prompts, rows)]
+    return [slice(start, start + CHUNK) for start in range(0, prompts, CHUNK)]
 
 
 def check_size(pool: SamplePool, n: Any, least: int = 1) -> None:
@@ -261,11 +268,12 @@ def mean_reward(
     """Expected reward `[P]` of a method on n of the samples `[P, N]`, and its standard error
     `[P]`."""
     total = correct.shape[1]
-    if draws.all_subsets(total, n) is not None:
+    chosen = draws.all_subsets(total, n)
+    if chosen is not None and total <= SMALL:
         member = subsets(total, n)
         means = [
             expected_reward(method, member, correct[p], answer_id[p], value[p])
-            for p in _parts(prompts, member)
+            for p in _parts(prompts)
         ]
         return np.concatenate(means), np.zeros(prompts)
     if method == "pass":
@@ -276,6 +284,12 @@ def mean_reward(
         counted = [exact_majority(c, a)[n - 1] for c, a in zip(correct, answer_id, strict=True)]
         return np.array(counted), np.zeros(prompts)
     weights = np.ones_like(value) if method == "majority" else value
+    if chosen is not None:
+        rewards = [
+            vote_rewards(a[chosen], w[chosen], c[chosen]).mean()
+            for a, w, c in zip(answer_id, weights, correct, strict=True)
+        ]
+        return np.array(rewards), np.zeros(prompts)
     found = [
         drawn_votes(answer_id[p], weights[p], correct[p], p, draws)[:, n - 1]
         for p in range(prompts)
@@ -304,7 +318,8 @@ def self_evaluation_curve(
     """Weighted best-of-n at n = 1..N by what the policy says of its own samples, which it is asked
     after each: ascending in n.
 
-    With one sample there is nothing to choose, so nothing is asked.
+    Source: a baseline of ZIP-RC (arXiv 2512.01457). With one sample there is nothing to choose, so
+    nothing is asked.
 
     Args:
       values: `[P, N]`, how sure it is that the sample is right.

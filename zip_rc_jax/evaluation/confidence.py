@@ -333,9 +333,9 @@ def borda_curve(
 ) -> tuple[BaselinePoint, ...]:
     """A vote among n samples whose weights are ranks by self-certainty, to a power.
 
-    Source: as `self_certainty_curve`. From the paper: the r-th most certain of n samples has the
-    weight (n - r + 1)^p. Chosen here: samples without an answer keep their rank and do not vote;
-    samples of equal certainty share the mean of their weights.
+    Source: Kang et al. (arXiv 2502.18581), as for `self_certainty_curve`. From the paper: the r-th
+    most certain of n samples has the weight (n - r + 1)^p. Chosen here: samples without an answer
+    keep their rank and do not vote; samples of equal certainty share the mean of their weights.
 
     Args:
       certainty: `[P, N]`.

@@ -7,6 +7,7 @@ An average over all of them is exact. An average over draws has a standard error
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -44,16 +45,12 @@ class Draws:
     def all_subsets(self, total: int, size: int) -> np.ndarray | None:
         """`[S, size]` int64, all subsets of `size` of `total` samples; None if there are too
         many."""
-        if math.comb(total, size) > self.enumerated:
-            return None
-        return np.array(list(itertools.combinations(range(total), size)), np.int64)
+        return _subsets(total, size) if math.comb(total, size) <= self.enumerated else None
 
     def all_orders(self, total: int, size: int) -> np.ndarray | None:
         """`[S, size]` int64, all orders in which `size` of `total` samples can come; None if there
         are too many."""
-        if math.perm(total, size) > self.enumerated:
-            return None
-        return np.array(list(itertools.permutations(range(total), size)), np.int64)
+        return _orders(total, size) if math.perm(total, size) <= self.enumerated else None
 
     def drawn(self, prompt: int, total: int, size: int) -> np.ndarray:
         """`[sampled, size]` int64, random orders of `size` of `total` samples for one prompt.
@@ -62,6 +59,16 @@ class Draws:
         """
         keys = np.random.default_rng([self.seed, prompt]).random((self.sampled, total))
         return np.argsort(keys, axis=1)[:, :size]
+
+
+@functools.lru_cache(maxsize=64)  # asked for each prompt
+def _subsets(total: int, size: int) -> np.ndarray:
+    return np.array(list(itertools.combinations(range(total), size)), np.int64)
+
+
+@functools.lru_cache(maxsize=64)
+def _orders(total: int, size: int) -> np.ndarray:
+    return np.array(list(itertools.permutations(range(total), size)), np.int64)
 
 
 def mean_and_error(values: np.ndarray, exact: bool) -> tuple[float, float]:

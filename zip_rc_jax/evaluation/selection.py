@@ -80,17 +80,27 @@ def running_votes(
       ids, weights, correct: `[K, n]`, in the order in which the samples come.
       member: `[K, n]` bool, which samples vote; default all.
     """
-    ones = np.ones(ids.shape)
-    if member is not None:
-        ids, ones, correct = np.where(member, ids, -1), ones * member, correct * member
-    numbers = np.unique(ids[ids >= 0])
-    alone = np.cumsum(correct, axis=1) / np.maximum(np.cumsum(ones, axis=1), 1)
-    return winning_rewards(
-        running_sums(ids, weights, numbers),
-        running_sums(ids, ones, numbers),
-        running_sums(ids, correct, numbers),
-        alone,
-    )
+    if member is None:
+        count = np.broadcast_to(np.arange(1.0, ids.shape[1] + 1), ids.shape)
+    else:
+        ids, correct = np.where(member, ids, -1), correct * member
+        count = np.maximum(np.cumsum(member, axis=1), 1)
+    alone = np.cumsum(correct, axis=1) / count
+    # One answer at a time keeps memory at [K, n]: the highest score so far, how many answers reach
+    # it, and their summed reward.
+    best = np.full(ids.shape, -np.inf)
+    tied, summed = np.zeros(ids.shape), np.zeros(ids.shape)
+    for number in np.unique(ids[ids >= 0]):
+        mine = ids == number
+        votes = np.cumsum(mine, axis=1)
+        score = np.where(votes > 0, np.cumsum(weights * mine, axis=1), -np.inf)
+        reward = np.cumsum(correct * mine, axis=1) / np.maximum(votes, 1)
+        higher = (votes > 0) & (score > best + TIE)
+        equal = (votes > 0) & ~higher & (score >= best - TIE)
+        tied = np.where(higher, 1.0, tied + equal)
+        summed = np.where(higher, reward, summed + equal * reward)
+        best = np.maximum(best, score)
+    return np.where(tied > 0, summed / np.maximum(tied, 1), alone)
 
 
 def running_best(ids: np.ndarray, value: np.ndarray, correct: np.ndarray) -> np.ndarray:
@@ -145,9 +155,5 @@ class _Row:
 def _drawn_votes(ids: _Row, weights: _Row, correct: _Row, prompt: int, draws: Draws) -> np.ndarray:
     total = len(ids.array)
     orders = draws.drawn(prompt, total, total)
-    rows = max(1, HELD // (total * (1 + len(np.unique(ids.array)))))
-    parts = [orders[start : start + rows] for start in range(0, len(orders), rows)]
-    rewards = np.concatenate(
-        [running_votes(ids.array[o], weights.array[o], correct.array[o]) for o in parts]
-    )
+    rewards = running_votes(ids.array[orders], weights.array[orders], correct.array[orders])
     return np.array([mean_and_error(column, exact=False) for column in rewards.T]).T

@@ -207,7 +207,10 @@ def leader_posterior(counts: np.ndarray, criterion: str = "beta") -> np.ndarray:
         return table[top[..., 1], top[..., 0]]
     ranked = -np.sort(-padded, axis=-1)
     rows, which = np.unique(ranked.reshape(-1, ranked.shape[-1]), axis=0, return_inverse=True)
-    found = np.array([_dirichlet(tuple(int(c) for c in row if c)) for row in rows])
+    found = np.empty(len(rows))
+    for leader in np.unique(rows[:, 0]):
+        mine = rows[:, 0] == leader
+        found[mine] = _dirichlet(int(leader), rows[mine, 1:])
     return found[which.ravel()].reshape(counts.shape[:-1])
 
 
@@ -217,35 +220,37 @@ def _beta(a: int, b: int) -> float:
     return sum(math.comb(a + b + 1, j) for j in range(a + 1)) / 2 ** (a + b + 1)
 
 
-@functools.lru_cache(maxsize=65536)
-def _dirichlet(votes: tuple[int, ...]) -> float:
-    """P(p_1 is the largest) for p ~ Dirichlet(votes + 1, and 1 for an answer that nobody gave).
+def _dirichlet(leader: int, others: np.ndarray) -> np.ndarray:
+    """P(p_1 is the largest) `[R]` for p ~ Dirichlet(votes + 1), with one answer that nobody gave.
 
     A Dirichlet is independent Gamma variables, divided by their sum. So it is the mean, over the
     leader's Gamma variable, of the probability that all others lie below it.
+
+    Args:
+      leader: votes of the first answer.
+      others: `[R, G]`, votes of the others, none larger; 0 where there is no further answer.
     """
-    leader, *others = (*votes, 0) if votes else (0, 0)
-    # Gauss-Legendre over all but 1e-16 of the leader's mass.
-    spread = 12 * math.sqrt(leader + 1)
-    low, high = max(0.0, leader + 1 - spread), leader + 1 + spread + 40
-    x, weight = _nodes()
-    x = (high - low) / 2 * x + (high + low) / 2
-    density = np.exp(leader * np.log(x) - x - math.lgamma(leader + 1)) * (high - low) / 2 * weight
-    for count in others:
-        density = density * (1 - _poisson_below(x, count))
-    return float(density.sum())
+    density, below = _leader(leader)
+    mass = np.broadcast_to(density * below[0], (len(others), len(density)))
+    for votes in others.T:
+        mass = mass * np.where(votes[:, None] > 0, below[votes], 1.0)
+    return mass.sum(axis=1)
 
 
 @functools.cache
-def _nodes() -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(200)
-
-
-def _poisson_below(x: np.ndarray, count: int) -> np.ndarray:
-    """P(Poisson(x) <= count), which is P(Gamma(count + 1) > x)."""
-    j = np.arange(count + 1)
-    log_factorial = np.array([math.lgamma(i + 1) for i in j])
-    return np.exp(j * np.log(x)[:, None] - log_factorial - x[:, None]).sum(1)
+def _leader(votes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quadrature over a Gamma variable of shape `votes + 1`: its weights `[Q]`, and at each node
+    the probabilities `[votes + 1, Q]` that Gamma variables of shape 1 to votes + 1 lie below."""
+    # Gauss-Legendre over all but 1e-16 of its mass.
+    spread = 12 * math.sqrt(votes + 1)
+    low, high = max(0.0, votes + 1 - spread), votes + 1 + spread + 40
+    x, weight = np.polynomial.legendre.leggauss(200)
+    x = (high - low) / 2 * x + (high + low) / 2
+    density = np.exp(votes * np.log(x) - x - math.lgamma(votes + 1)) * (high - low) / 2 * weight
+    # P(Gamma(j + 1) > x) is P(Poisson(x) <= j).
+    j = np.arange(votes + 1)[:, None]
+    log_factorial = np.array([[math.lgamma(i + 1)] for i in range(votes + 1)])
+    return density, 1 - np.cumsum(np.exp(j * np.log(x) - log_factorial - x), axis=0)
 
 
 def adaptive_consistency(
