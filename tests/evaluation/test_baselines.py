@@ -11,6 +11,7 @@ import pytest
 from zip_rc_jax.evaluation import baselines, metrics
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_curves, baseline_point
 from zip_rc_jax.evaluation.cost import OnlineRun, gen_cost, normalised_cost
+from zip_rc_jax.evaluation.draws import Draws
 from zip_rc_jax.runtime.errors import UsageError
 
 
@@ -129,6 +130,86 @@ def test_rounding_does_not_break_a_tie():
     assert baseline_point(pool, "weighted_best_of_n", 5).accuracy[0] == pytest.approx(0.5)
 
 
+COUNTED = Draws(enumerated=1)  # nothing is enumerated but all samples at once
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_exact_formulas_equal_the_enumeration_of_all_subsets(seed):
+    pool = random_pool(seed, n=7)
+    for method in ("majority", "best_of_n", "pass"):
+        for n in range(1, 8):
+            enumerated, counted = (baseline_point(pool, method, n, d) for d in (None, COUNTED))
+            np.testing.assert_allclose(counted.accuracy, enumerated.accuracy, err_msg=(method, n))
+            np.testing.assert_allclose(counted.latency, enumerated.latency)
+            assert not counted.standard_error.any()
+
+
+def test_exact_formulas_hold_for_rewards_between_0_and_1():
+    """Samples of one answer may differ in reward, and a reward may be a part of the score."""
+    pool = random_pool(2, n=7)
+    rewards = np.random.default_rng(2).random((12, 7))
+    pool = SamplePool(rewards, pool.answer_id, pool.value, pool.self_length, pool.level)
+    for method in ("majority", "best_of_n", "pass"):
+        for n in (1, 3, 6):
+            enumerated, counted = (baseline_point(pool, method, n, d) for d in (None, COUNTED))
+            np.testing.assert_allclose(counted.accuracy, enumerated.accuracy, err_msg=(method, n))
+
+
+def test_drawn_subsets_agree_with_all_subsets_within_the_stated_error():
+    pool = random_pool(7, prompts=40, n=7)
+    drawn = Draws(enumerated=1, sampled=400, seed=3)
+    for n in (2, 4):
+        whole = baseline_point(pool, "weighted_best_of_n", n)
+        found = baseline_point(pool, "weighted_best_of_n", n, drawn)
+        error = found.standard_error
+        assert (error[:1] == 0).all()  # a prompt without any answer
+        assert error[1:].max() < 0.5 / np.sqrt(399)
+        # In 40 prompts two thirds lie within one error, and none beyond 4.5.
+        off = np.abs(found.accuracy - whole.accuracy)[error > 0] / error[error > 0]
+        assert off.max() < 4.5
+        assert 0.5 < (off < 1).mean() < 0.9
+        np.testing.assert_allclose(found.compute, n)
+        assert not whole.standard_error.any()
+        assert found.mean_error == pytest.approx(np.sqrt((error**2).sum()) / 40)
+    same = baseline_point(pool, "weighted_best_of_n", 2, drawn)
+    np.testing.assert_array_equal(
+        same.accuracy, baseline_point(pool, "weighted_best_of_n", 2, drawn).accuracy
+    )
+    other = baseline_point(pool, "weighted_best_of_n", 2, Draws(enumerated=1, sampled=400, seed=4))
+    assert (other.accuracy != same.accuracy).any()
+
+
+def test_few_subsets_of_many_samples_are_all_averaged():
+    pool = random_pool(8, prompts=4, n=20)
+    for n in (1, 2, 19, 20):
+        for method in ("weighted_best_of_n", "best_of_n", "majority"):
+            point = baseline_point(pool, method, n)
+            for p in range(4):
+                subsets = list(itertools.combinations(range(20), n))
+                exact = sum((slow_accuracy(pool, p, method, s) for s in subsets), Fraction(0))
+                assert point.accuracy[p] == pytest.approx(float(exact / len(subsets))), (method, n)
+            assert not point.standard_error.any()
+
+
+def test_pools_of_hundreds_of_samples_have_curves():
+    rng = np.random.default_rng(0)
+    answer = rng.integers(-1, 4, (2, 300))
+    pool = SamplePool(
+        answer == 1, answer, rng.random((2, 300)), rng.integers(1, 99, (2, 300)), [0, 0]
+    )
+    majority, best = (baseline_point(pool, m, 100) for m in ("majority", "best_of_n"))
+    drawn = np.stack([rng.permutation(300)[:100] for _ in range(4000)])
+    for p in range(2):
+        votes = np.stack([(answer[p][drawn] == g).sum(1) for g in range(4)], 1)
+        top = votes == votes.max(1, keepdims=True)
+        assert majority.accuracy[p] == pytest.approx((top[:, 1] / top.sum(1)).mean(), abs=0.03)
+        value = np.where(answer[p] >= 0, pool.value[p], -1)
+        chosen = np.take_along_axis(drawn, value[drawn].argmax(1)[:, None], 1)[:, 0]
+        assert best.accuracy[p] == pytest.approx((answer[p][chosen] == 1).mean(), abs=0.03)
+    longest = baseline_point(pool, "pass", 100).latency * pool.mean_length
+    np.testing.assert_allclose(longest, pool.self_length[:, drawn].max(2).mean(1), rtol=0.01)
+
+
 def test_chunks_of_prompts_do_not_matter(monkeypatch):
     pool = random_pool(5, prompts=7)
     whole = baseline_point(pool, "majority", 3)
@@ -143,8 +224,8 @@ def test_bad_pools_and_points_are_named():
         baseline_point(pool, "majority", 7)
     with pytest.raises(UsageError, match="self_consistency"):
         baseline_point(pool, "self_consistency", 1)
-    with pytest.raises(UsageError, match="11 samples"):
-        random_pool(0, n=11)
+    with pytest.raises(UsageError, match=r"Draws\.sampled=1"):
+        Draws(sampled=1)
     with pytest.raises(UsageError, match="end token"):
         SamplePool([[1.0]], [[0]], [[0.5]], [[0]], [0])
     with pytest.raises(UsageError, match="NaN"):

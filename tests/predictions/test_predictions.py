@@ -130,7 +130,7 @@ def test_all_devices_of_a_mesh_give_the_same_predictions(lm, mesh):
 def test_logits_of_the_vocabulary_are_taken_in_parts_and_give_the_same(lm, monkeypatch):
     whole = predict(lm, TEXTS)
     monkeypatch.setattr(api, "LOGITS", 8 * 4 * lm.config.vocab_size)  # of 8 x 32 positions
-    assert api._chunks(lm, 8, 32) == 8
+    assert api.logit_chunks(lm, 8, 32) == 8
     for one, other in zip(predict(lm, TEXTS), whole, strict=True):
         assert_close(one, other)
 

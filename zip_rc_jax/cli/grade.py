@@ -18,8 +18,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "score_answer, free-form mathematics by math-verify in a process that is killed if it "
         "hangs. Finished chunks survive Ctrl-C.\n"
         f"{DATA_HELP}\nRollouts without a task are graded against their `answer`, as free-form "
-        "mathematics.\n\n"
+        "mathematics.\n"
+        "grade.grader=module:function grades with a function of yours instead, and "
+        "grade.grader=judge with a language model\n"
+        "behind an OpenAI-compatible URL (grade.judge.base_url, grade.judge.model); its prompts "
+        "and replies are kept in run_dir/judge.\n\n"
         "example: zip-rc grade configs/chain_sum_demo.yaml\n"
+        "example: zip-rc grade configs/chain_sum_demo.yaml grade.grader=my_graders:essay\n"
         "example: zip-rc grade configs/chain_sum_demo.yaml run_dir=runs/theirs "
         "data=theirs.parquet --format parquet",
         together=True,

@@ -7,11 +7,10 @@ can be static arguments of jitted functions.
 
 from zip_rc_jax.config.checks import check_types
 from zip_rc_jax.config.decode import ANSWERS, DecodeConfig, SamplingConfig
+from zip_rc_jax.config.grade import GradeConfig, JudgeConfig
 from zip_rc_jax.config.model import LAYER_TYPES, ModelConfig, RopeScaling
 from zip_rc_jax.config.pipeline import (
-    MAX_SAMPLES,
     EvaluateConfig,
-    GradeConfig,
     GridConfig,
     LabelConfig,
     PipelineConfig,
@@ -37,12 +36,12 @@ __all__ = [
     "KL_KINDS",
     "LABELS",
     "LAYER_TYPES",
-    "MAX_SAMPLES",
     "TRAIN_STAGES",
     "DecodeConfig",
     "EvaluateConfig",
     "GradeConfig",
     "GridConfig",
+    "JudgeConfig",
     "LabelConfig",
     "MeshConfig",
     "ModelConfig",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
+from zip_rc_jax.config.grade import GradeConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.plugins import OF_DECODING
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
@@ -14,8 +15,6 @@ from zip_rc_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from zip_rc_jax.grid import Grid
-
-MAX_SAMPLES = 10  # of an evaluation; 252 subsets at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,25 +227,6 @@ class PolicyConfig:
         )
 
 
-UNFINISHED = ("graded", "wrong")
-
-
-@dataclasses.dataclass(frozen=True)
-class GradeConfig:
-    """Grading of rollouts, and of the samples of an evaluation.
-
-    Attributes:
-      unfinished: what a response that was cut off at `max_tokens` is worth. "graded" (the default):
-        what its answer is worth if it states one, as for whoever reads that text. "wrong": never
-        correct, whatever its text, as in the authors' published code.
-    """
-
-    unfinished: str = "graded"
-
-    def __post_init__(self) -> None:
-        one_of("grade.unfinished", self.unfinished, UNFINISHED)
-
-
 @dataclasses.dataclass(frozen=True)
 class LabelConfig:
     """Value labelling.
@@ -341,15 +321,8 @@ class EvaluateConfig:
             )
         for name in self.candidates:
             one_of("evaluate.candidates", name, CANDIDATES)
-        for field in ("prompts", "bootstrap", "drift_rollouts"):
+        for field in ("prompts", "samples", "bootstrap", "drift_rollouts"):
             counts(f"evaluate.{field}", getattr(self, field))
-        require(
-            1 <= self.samples <= MAX_SAMPLES,
-            f"evaluate.samples={self.samples}",
-            "baselines are averaged over all subsets of the samples, of which there are too many "
-            f"past {MAX_SAMPLES}",
-            f"use a number from 1 to {MAX_SAMPLES}",
-        )
         absent = [beta for beta in self.headline_beta if beta not in self.betas]
         require(
             not absent,

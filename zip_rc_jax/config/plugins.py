@@ -1,5 +1,5 @@
-"""Settings that name a function, or are one: policies, utilities, and how answers are read and
-compared.
+"""Settings that name a function, or are one: policies, utilities, graders, and how answers are read
+and compared.
 
 Such a setting takes three kinds of values: a registered name, "package.module:function", or a
 callable. Built-in names are short forms of "package.module:function", so nothing is imported
@@ -230,6 +230,13 @@ ANSWER_EQUIVALENCES = Plugins(
         "grader": "zip_rc_jax.grading.grader:equivalent",
         "text": "zip_rc_jax.grading.votes:same_text",
     },
+    positional=2,
+)
+# Runs in the grader's worker process, so it is named and never registered.
+GRADERS = Plugins(
+    "grade.grader",
+    "(problem, response) -> number in [0, 1]",
+    {"judge": "zip_rc_jax.grading.judge:Judge"},
     positional=2,
 )
 OF_DECODING = (POLICIES, UTILITIES, ANSWER_CHOICES, ANSWER_EXTRACTORS, ANSWER_EQUIVALENCES)

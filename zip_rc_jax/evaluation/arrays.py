@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from zip_rc_jax.config import MAX_SAMPLES
 from zip_rc_jax.config.checks import in_short, shown
 from zip_rc_jax.evaluation import baselines, metrics
 from zip_rc_jax.evaluation.baselines import METHODS, BaselinePoint, SamplePool, baseline_curves
 from zip_rc_jax.evaluation.cost import Cost, normalised_cost
+from zip_rc_jax.evaluation.draws import Draws
 from zip_rc_jax.runtime.errors import UsageError
 
 NO_ANSWER = -1
@@ -49,11 +49,10 @@ def majority_vote(correct: Any, answers: Any, n: int | None = None) -> np.ndarra
       correct: [P, n] rewards.
       answers: [P, n]; equal ones vote together. See `answer_ids` for answers that are written
         differently.
-      n: how many samples vote, on average over all subsets of that size; default all.
+      n: how many samples vote, on average over the subsets of that size; default all.
 
     Raises:
-      UsageError: arrays that do not fit together, NaN, or an n that is impossible (fewer than all
-        only up to `MAX_SAMPLES` samples).
+      UsageError: arrays that do not fit together, NaN, or an n that is impossible.
     """
     correct = _matrix("correct", correct)
     return _reward(
@@ -64,7 +63,8 @@ def majority_vote(correct: Any, answers: Any, n: int | None = None) -> np.ndarra
 def weighted_vote(correct: Any, value: Any, answers: Any, n: int | None = None) -> np.ndarray:
     """Expected reward [P] of the answer with the largest sum of values; ties are split evenly.
 
-    As `majority_vote`, with `value` [P, n].
+    As `majority_vote`, with `value` [P, n]. Where there are too many subsets, they are drawn with a
+    fixed seed; `curves` states the standard error.
     """
     correct = _matrix("correct", correct)
     ids = answer_ids(_fitting("answers", answers, correct, None))
@@ -137,7 +137,7 @@ def curves(
 ) -> dict[str, tuple[BaselinePoint, ...]]:
     """Every baseline at 1 to n samples, with its accuracy and cost per prompt.
 
-    Arrays [P, n] as above, n at most `MAX_SAMPLES`.
+    Arrays [P, n] as above.
 
     Raises:
       UsageError: arrays that do not fit together, or an unknown method.
@@ -202,18 +202,7 @@ def _reward(
     total = correct.shape[1]
     n = total if n is None else n
     _check_count("n", n, total)
-    if n < total and total > MAX_SAMPLES:
-        raise UsageError(
-            f"n={n} of {total} samples",
-            f"all subsets are averaged, for at most {MAX_SAMPLES} samples",
-            f"leave n out, or pass the first {MAX_SAMPLES} samples",
-        )
-    member = np.ones((1, total), bool) if n == total else baselines.subsets(total, n)
-    chunks = range(0, len(correct), baselines.CHUNK)
-    parts = [slice(start, start + baselines.CHUNK) for start in chunks]
-    return np.concatenate(
-        [baselines.expected_reward(method, member, correct[p], ids[p], value[p]) for p in parts]
-    )
+    return baselines.mean_reward(method, correct, ids, value, int(n), Draws(), len(correct))[0]
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:

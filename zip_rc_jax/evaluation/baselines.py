@@ -1,26 +1,39 @@
-"""Fixed-n baselines from a pool of full samples, averaged exactly over all subsets of the pool.
+"""Fixed-n baselines from a pool of full samples, averaged over the subsets of the pool.
 
 The usual estimate draws one subset per prompt and adds noise that the comparison then has to beat.
-With N <= 10 samples there are at most 252 subsets of one size, so the expectation over subsets and
-over tie-breaking is computed instead of sampled.
+Here the expectation over subsets and over tie-breaking is computed. Three ways, the first that
+applies:
+  - all subsets, where they are few (`Draws.enumerated`);
+  - exact formulas for any number of samples: pass@k, best-of-n and the longest of n by order
+    statistics, majority by counting subsets (`exact_majority`);
+  - seeded draws of subsets, with their standard error (weighted votes).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 
-from zip_rc_jax.config import MAX_SAMPLES
 from zip_rc_jax.evaluation.cost import gen_cost
+from zip_rc_jax.evaluation.draws import Draws
+from zip_rc_jax.evaluation.exact import (
+    MOST_COUNTED,
+    exact_best,
+    exact_majority,
+    exact_pass,
+    expected_maximum,
+)
+from zip_rc_jax.evaluation.selection import drawn_votes, vote_rewards, winners
 from zip_rc_jax.runtime.errors import UsageError
 
 METHODS = ("majority", "best_of_n", "weighted_best_of_n", "pass")
 SELF_EVALUATION = "self_evaluation"
-_TIE = 1e-9  # sums of values in another order differ by rounding
 CHUNK = 256  # prompts enumerated together
+SMALL = 16  # samples up to which all subsets of all prompts are enumerated together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +49,7 @@ class SamplePool:
       level: `[P]` int64, difficulty; larger is harder.
 
     Raises:
-      UsageError: shapes that do not fit together, NaN, more than 10 samples, or an empty sample.
+      UsageError: shapes that do not fit together, NaN, or an empty sample.
     """
 
     correct: np.ndarray
@@ -69,12 +82,6 @@ class SamplePool:
                 f"there are {self.n_prompts} prompts",
                 "give one level per prompt",
             )
-        if self.n_samples > MAX_SAMPLES:
-            raise UsageError(
-                f"{self.n_samples} samples",
-                f"all subsets are enumerated, for at most {MAX_SAMPLES} samples",
-                "use fewer samples",
-            )
         if (self.self_length < 1).any():
             raise UsageError(
                 "pool.self_length below 1",
@@ -98,17 +105,21 @@ class SamplePool:
 
 @dataclasses.dataclass(frozen=True)
 class BaselinePoint:
-    """One fixed method at one n.
+    """One method with one setting.
 
-    Arrays are float64 `[P]`, expectations over subsets and tie-breaking.
+    Arrays are float64 `[P]`, expectations over subsets (or orders) and tie-breaking.
 
     Attributes:
-      method: one of `METHODS`, or `SELF_EVALUATION`.
-      n: samples per prompt.
+      method: a name of `method_table.METHOD_TABLE`.
+      n: samples per prompt; the most, where the method may stop earlier.
       accuracy: expected reward of the answer ("pass": probability that a sample is correct).
-      compute: normalised tokens; n exactly, as the unit is the mean over the same pool (and what
-        self-evaluation reads besides).
-      latency: normalised serial steps: the longest sample of the subset, since all run in parallel.
+      compute: normalised tokens that were really generated. For n full samples it is n exactly, as
+        the unit is the mean over the same pool (and what self-evaluation reads besides).
+      latency: normalised serial steps. Samples of one wave run in parallel, so a wave takes as long
+        as its longest sample; waves follow each other.
+      standard_error: of the accuracy, from drawing subsets or orders; 0 where all were averaged or
+        counted.
+      knob_name, knob: the setting that a curve goes over, if it is not n; "" and NaN else.
     """
 
     method: str
@@ -116,21 +127,29 @@ class BaselinePoint:
     accuracy: np.ndarray
     compute: np.ndarray
     latency: np.ndarray
+    standard_error: np.ndarray = None  # type: ignore[assignment]  # zeros, see __post_init__
+    knob_name: str = ""
+    knob: float = math.nan
+
+    def __post_init__(self) -> None:
+        if self.standard_error is None:
+            object.__setattr__(self, "standard_error", np.zeros(np.shape(self.accuracy)))
 
     @property
     def name(self) -> str:
-        """`majority@3` and so on."""
-        return f"{self.method}@{self.n}"
+        """`majority@3`, `adaptive_consistency@8 threshold=0.95` and so on."""
+        setting = f" {self.knob_name}={self.knob:g}" if self.knob_name else ""
+        return f"{self.method}@{self.n}{setting}"
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of the mean accuracy over these prompts, from drawing alone: each prompt
+        has draws of its own."""
+        return float(np.sqrt(np.square(self.standard_error).sum()) / len(self.standard_error))
 
     def cost(self, alpha: float) -> np.ndarray:
         """`[P]` float64 GenCost."""
         return gen_cost(self.compute, self.latency, alpha)
-
-
-def _winners(score: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Which allowed entries reach the maximum, up to rounding: `[..., N]` bool."""
-    score = np.where(allowed, score, -np.inf)
-    return allowed & (score >= score.max(-1, keepdims=True) - _TIE)
 
 
 def expected_reward(
@@ -142,7 +161,7 @@ def expected_reward(
     answered = member & (answer_id >= 0)[:, None]  # [P, S, N]
     allowed = np.where(answered.any(-1, keepdims=True), answered, member)
     if method == "best_of_n":
-        winner = _winners(np.broadcast_to(value[:, None], allowed.shape), allowed)
+        winner = winners(np.broadcast_to(value[:, None], allowed.shape), allowed)
         return (np.where(winner, correct[:, None], 0.0).sum(-1) / winner.sum(-1)).mean(1)
     same = (answer_id[:, :, None] == answer_id[:, None, :]).astype(np.float64)
     votes = np.einsum("sj,pij->psi", member.astype(np.float64), same)
@@ -153,7 +172,7 @@ def expected_reward(
     )
     # 1 / votes gives every answer (not every sample) the same share of a tie. Without any answer
     # all scores belong to id -1.
-    share = np.where(_winners(score, allowed), 1 / np.maximum(votes, 1), 0.0)
+    share = np.where(winners(score, allowed), 1 / np.maximum(votes, 1), 0.0)
     return ((share * correct[:, None]).sum(-1) / share.sum(-1)).mean(1)
 
 
@@ -165,16 +184,23 @@ def subsets(total: int, size: int) -> np.ndarray:
     return member
 
 
-def baseline_point(pool: SamplePool, method: str, n: int) -> BaselinePoint:
-    """One method at one n, averaged over all subsets of size n.
+def baseline_point(
+    pool: SamplePool, method: str, n: int, draws: Draws | None = None
+) -> BaselinePoint:
+    """One method at one n, averaged over the subsets of size n.
 
-    - `majority`: the most frequent answer; `weighted_best_of_n`: the answer with the largest sum of
-      values; ties are split evenly between answers.
-    - `best_of_n`: the sample of the highest value; ties are split evenly between samples.
-    - `pass`: whether any sample is correct.
+    - `majority`: the most frequent answer (self-consistency, Wang et al., arXiv 2203.11171);
+      `weighted_best_of_n`: the answer with the largest sum of values, as in ZIP-RC (arXiv
+      2512.01457); ties are split evenly between answers.
+    - `best_of_n`: the sample of the highest value (also arXiv 2512.01457); ties are split evenly
+      between samples.
+    - `pass`: whether any sample is correct (pass@k, Chen et al., arXiv 2107.03374).
     A sample without an answer (-1) wins only in a subset where no sample has one. Samples of one
     answer may differ in reward (a grader that reads more than the answer); the answer's reward is
     then their mean.
+
+    Args:
+      draws: when subsets are drawn instead of enumerated; default `Draws()`.
 
     Raises:
       UsageError: an unknown method, or n outside 1..N.
@@ -183,23 +209,93 @@ def baseline_point(pool: SamplePool, method: str, n: int) -> BaselinePoint:
         raise UsageError(
             f"method={method!r}", f"known baselines are {', '.join(METHODS)}", "use one of them"
         )
-    if not 1 <= n <= pool.n_samples:
+    check_size(pool, n)
+    draws = draws or Draws()
+    accuracy, error = mean_reward(
+        method, pool.correct, pool.answer_id, pool.value, n, draws, pool.n_prompts
+    )
+    latency = mean_longest(pool.self_length, n, draws)
+    return BaselinePoint(
+        method, n, accuracy, np.full(pool.n_prompts, float(n)), latency / pool.mean_length, error
+    )
+
+
+def mean_longest(length: np.ndarray, n: int, draws: Draws) -> np.ndarray:
+    """Expected longest `[P]` of n of the samples `[P, N]`.
+
+    Few subsets are enumerated, so that figures of small pools keep every bit.
+    """
+    total = length.shape[1]
+    if draws.all_subsets(total, n) is None or total > SMALL:
+        return expected_maximum(length, n)
+    member = subsets(total, n)
+    return np.concatenate(
+        [
+            np.where(member, length[part][:, None], 0.0).max(-1).mean(1)
+            for part in _parts(len(length))
+        ]
+    )
+
+
+def _parts(prompts: int) -> list[slice]:
+    """Prompts that are enumerated together."""
+    return [slice(start, start + CHUNK) for start in range(0, prompts, CHUNK)]
+
+
+def check_size(pool: SamplePool, n: Any, least: int = 1) -> None:
+    """Raises UsageError unless n is a number of samples that the pool has."""
+    if (
+        isinstance(n, bool)
+        or not isinstance(n, (int, np.integer))
+        or not least <= n <= pool.n_samples
+    ):
         raise UsageError(
             f"n={n}",
             f"the pool has {pool.n_samples} samples per prompt",
-            "use n from 1 to that number",
+            f"use n from {least} to that number",
         )
-    member = subsets(pool.n_samples, n)
-    accuracy, latency = np.empty(pool.n_prompts), np.empty(pool.n_prompts)
-    for start in range(0, pool.n_prompts, CHUNK):
-        part: Any = slice(start, start + CHUNK)
-        accuracy[part] = expected_reward(
-            method, member, pool.correct[part], pool.answer_id[part], pool.value[part]
-        )
-        latency[part] = np.where(member, pool.self_length[part][:, None], 0.0).max(-1).mean(1)
-    return BaselinePoint(
-        method, n, accuracy, np.full(pool.n_prompts, float(n)), latency / pool.mean_length
-    )
+
+
+def mean_reward(
+    method: str,
+    correct: np.ndarray,
+    answer_id: np.ndarray,
+    value: np.ndarray,
+    n: int,
+    draws: Draws,
+    prompts: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expected reward `[P]` of a method on n of the samples `[P, N]`, and its standard error
+    `[P]`."""
+    total = correct.shape[1]
+    chosen = draws.all_subsets(total, n)
+    if chosen is not None and total <= SMALL:
+        member = subsets(total, n)
+        means = [
+            expected_reward(method, member, correct[p], answer_id[p], value[p])
+            for p in _parts(prompts)
+        ]
+        return np.concatenate(means), np.zeros(prompts)
+    if method == "pass":
+        return exact_pass(correct, n), np.zeros(prompts)
+    if method == "best_of_n":
+        return exact_best(correct, answer_id, value, n), np.zeros(prompts)
+    if method == "majority" and total <= MOST_COUNTED:
+        counted = [exact_majority(c, a)[n - 1] for c, a in zip(correct, answer_id, strict=True)]
+        return np.array(counted), np.zeros(prompts)
+    weights = np.ones_like(value) if method == "majority" else value
+    if chosen is not None:
+        rewards = [
+            vote_rewards(a[chosen], w[chosen], c[chosen]).mean()
+            for a, w, c in zip(answer_id, weights, correct, strict=True)
+        ]
+        return np.array(rewards), np.zeros(prompts)
+    found = [
+        drawn_votes(answer_id[p], weights[p], correct[p], p, draws)[:, n - 1]
+        for p in range(prompts)
+    ]
+    means, errors = np.array(found).T
+    return means, errors
 
 
 def majority_reward(correct: np.ndarray, answer_id: np.ndarray) -> float:
@@ -217,12 +313,13 @@ def majority_reward(correct: np.ndarray, answer_id: np.ndarray) -> float:
 
 
 def self_evaluation_curve(
-    pool: SamplePool, values: np.ndarray, extra: np.ndarray
+    pool: SamplePool, values: np.ndarray, extra: np.ndarray, draws: Draws | None = None
 ) -> tuple[BaselinePoint, ...]:
     """Weighted best-of-n at n = 1..N by what the policy says of its own samples, which it is asked
     after each: ascending in n.
 
-    With one sample there is nothing to choose, so nothing is asked.
+    Source: a baseline of ZIP-RC (arXiv 2512.01457). With one sample there is nothing to choose, so
+    nothing is asked.
 
     Args:
       values: `[P, N]`, how sure it is that the sample is right.
@@ -231,7 +328,8 @@ def self_evaluation_curve(
     """
     asked = dataclasses.replace(pool, value=values)
     more, unit = np.asarray(extra, np.float64).mean(1), pool.mean_length
-    points = [baseline_point(asked, "weighted_best_of_n", n) for n in range(1, pool.n_samples + 1)]
+    sizes = range(1, pool.n_samples + 1)
+    points = [baseline_point(asked, "weighted_best_of_n", n, draws) for n in sizes]
     return tuple(
         dataclasses.replace(
             p,
@@ -246,10 +344,10 @@ def self_evaluation_curve(
 
 
 def baseline_curves(
-    pool: SamplePool, methods: tuple[str, ...] = METHODS
+    pool: SamplePool, methods: tuple[str, ...] = METHODS, draws: Draws | None = None
 ) -> dict[str, tuple[BaselinePoint, ...]]:
     """Every method at n = 1..N: method -> points ascending in n."""
     return {
-        method: tuple(baseline_point(pool, method, n) for n in range(1, pool.n_samples + 1))
+        method: tuple(baseline_point(pool, method, n, draws) for n in range(1, pool.n_samples + 1))
         for method in methods
     }

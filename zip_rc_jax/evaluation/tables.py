@@ -95,6 +95,11 @@ def headline_table(rows: Sequence[HeadlineRow]) -> Table:
     )
 
 
+def _drawn(point: BaselinePoint) -> str:
+    """The standard error behind a mean accuracy; "" for an exact one."""
+    return f" ±{number(100 * point.mean_error)}" if point.mean_error else ""
+
+
 def full_table(
     runs: Sequence[OnlineRun],
     curves: Mapping[str, tuple[BaselinePoint, ...]],
@@ -111,7 +116,7 @@ def full_table(
             cells.append(
                 (
                     point.name,
-                    percent(float(point.accuracy.mean())),
+                    percent(float(point.accuracy.mean())) + _drawn(point),
                     "-",
                     "-",
                     *means,
@@ -152,9 +157,9 @@ def full_table(
             "seconds",
         ),
         tuple(cells),
-        "Fixed methods are exact expectations over all subsets of the pool. Runs: accuracy of the "
-        "answer by value, by "
-        "weighted vote, and by the majority of what finished. "
+        "Fixed methods are expectations over the subsets of the pool. They are exact, or, where "
+        "subsets were drawn, ± the standard error of drawing. Runs: accuracy of the answer by "
+        "value, by weighted vote, and by the majority of what finished. "
         "Compute and latency: 1 = one mean sample of the prompt. Seconds: wall-clock of the whole "
         "run.",
     )

@@ -173,18 +173,28 @@ class Grader:
             if "task" in request and not self._scores_tasks:
                 self._stop()
                 self._scores_tasks = True
-            # a worker that died may have been killed from outside: the answer gets a second one
-            for _ in range(2):
-                if self._worker is None:
-                    self._worker = _Worker(self.timeout, self._scores_tasks)
-                try:
-                    return float(self._worker.ask(request, self.timeout)["score"])
-                except queue.Empty:  # too slow
-                    self._stop()
-                    return 0.0
-                except (OSError, ValueError):  # died
-                    self._stop()
-            return 0.0
+            reply = self._reply(request)
+        return 0.0 if reply is None else float(reply["score"])
+
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """What the worker says; None if it is too slow or dies. The lock is held."""
+        # a worker that died may have been killed from outside: the answer gets a second one
+        for _ in range(2):
+            if self._worker is None:
+                self._worker = _Worker(self.timeout, self._arguments())
+            try:
+                return self._worker.ask(request, self.timeout)
+            except queue.Empty:  # too slow
+                self._stop()
+                return None
+            except (OSError, ValueError):  # died
+                self._stop()
+        return None
+
+    def _arguments(self) -> list[str]:
+        """What the worker is started with: whether it scores the tasks of reasoning-gym, and not
+        mathematics alone."""
+        return ["tasks"] if self._scores_tasks else []
 
     def _stop(self) -> None:
         if self._worker is not None:
@@ -356,9 +366,11 @@ class _Worker:
       be held for ever.
     """
 
-    def __init__(self, timeout: float, tasks: bool):
-        """Args: `tasks` says whether it scores the tasks of reasoning-gym, and not mathematics
-        alone."""
+    def __init__(self, timeout: float, arguments: list[str]):
+        """Args: see `Grader._arguments`.
+
+        Raises UsageError for a grader of the user's that cannot be imported.
+        """
         script = pathlib.Path(__file__).with_name("worker.py")
         with _STARTING:
             self._process = subprocess.Popen(
@@ -368,7 +380,7 @@ class _Worker:
                     "-P",
                     str(script),
                     str(max(1, math.ceil(timeout))),
-                    *["tasks"] * tasks,
+                    *arguments,
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -380,7 +392,7 @@ class _Worker:
         self._replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
         try:
-            json.loads(self._replies.get(timeout=START_SECONDS))
+            first = json.loads(self._replies.get(timeout=START_SECONDS))
         except (queue.Empty, ValueError):
             self.kill()
             raise RuntimeError(
@@ -389,6 +401,13 @@ class _Worker:
         except BaseException:  # Ctrl-C during the start
             self.kill()
             raise
+        if "error" in first:
+            self.kill()
+            raise UsageError(
+                f"grade.grader={shown(arguments[1])}",
+                f"importing it fails in the grader's process ({first['error']})",
+                "write module:function of a module that Python finds",
+            )
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -5,12 +5,15 @@ Run as a script, never imported, so that it loads neither JAX nor the caller's m
 Protocol: one JSON object a line each way. A request names the kind of scoring; the reply is
 `{"score": float}`, -1 if the problem cannot be generated again. The first line out says that the
 imports are done.
+A worker for a grader of the user's imports that one function, and nothing of the package. Its
+reply to what the function does wrong is `{"error": text}`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -102,20 +105,62 @@ def score_task(
 DATASETS: dict[tuple, Any] = {}
 
 
+def in_short(error: BaseException) -> str:
+    """Type and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def imported(name: str, path: list[str]) -> Any:
+    """The user's function "module:function", found on the path of the process that starts this
+    one."""
+    sys.path[:] = path
+    module, _, attributes = name.partition(":")
+    return functools.reduce(getattr, attributes.split("."), importlib.import_module(module))
+
+
+def score_custom(function: Any, problem: dict[str, str], response: str) -> dict[str, Any]:
+    """The reply for a grader of the user's."""
+    try:
+        found = function(problem, response)
+    except Exception as error:
+        return {"error": f"it fails ({in_short(error)})"}
+    try:
+        score = float(found)
+    except (TypeError, ValueError):
+        score = float("nan")
+    if not isinstance(found, str) and 0 <= score <= 1:
+        return {"score": score}
+    try:
+        text = f"{found!r:.100}"
+    except Exception:
+        text = f"a {type(found).__name__}"
+    return {"error": f"it returned {text}, which is no number in [0, 1]"}
+
+
 def main() -> None:
     seconds = int(sys.argv[1])
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
     # The slow imports happen before the clock of the first request starts. Mathematics needs no
     # reasoning-gym.
-    if sys.argv[2:] == ["tasks"]:
-        import reasoning_gym  # noqa: F401
+    function = None
+    if sys.argv[2:3] == ["custom"]:
+        try:
+            function = imported(sys.argv[3], json.loads(sys.argv[4]))
+        except BaseException as error:  # a module of the user's may raise anything
+            print(json.dumps({"error": in_short(error)}), file=replies, flush=True)
+            return
+    else:
+        if sys.argv[2:] == ["tasks"]:
+            import reasoning_gym  # noqa: F401
 
-    load_once("plain")
-    load_once("mathematics")
-    # The first formula loads what parses formulas; that must not count as the time of an answer.
-    with contextlib.suppress(Exception):
-        score_math("(x-1)(x+1)", "x^2 - 1")
+        load_once("plain")
+        load_once("mathematics")
+        # The first formula loads what parses formulas; that must not count as the time of an
+        # answer.
+        with contextlib.suppress(Exception):
+            score_math("(x-1)(x+1)", "x^2 - 1")
 
     for limit, value in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
@@ -131,11 +176,12 @@ def main() -> None:
         # Should the parent die first, the kernel ends this process even inside a long C call.
         signal.alarm(2 * seconds)
         try:
-            reply = {
-                "score": score_math(**request["math"])
-                if "math" in request
-                else score_task(**request["task"])
-            }
+            if "custom" in request:
+                reply = score_custom(function, **request["custom"])
+            elif "math" in request:
+                reply = {"score": score_math(**request["math"])}
+            else:
+                reply = {"score": score_task(**request["task"])}
         except ForeignEntry:
             reply = {"score": -1.0}
         except Exception:  # a scorer that cannot read the answer has not found it right

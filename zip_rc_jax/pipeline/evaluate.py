@@ -40,6 +40,7 @@ from zip_rc_jax.evaluation.rollout_predictions import (
 )
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.grading.answers import extract_answer
+from zip_rc_jax.grading.custom import grader_of
 from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.grading.votes import group_answers
 from zip_rc_jax.grid import Grid
@@ -116,6 +117,7 @@ class EvaluationRunner:
             "evaluate": {"prompts": self.config.evaluate.prompts, "seed": seed},
             "code": code_version(),  # the report names one commit, which made all of it
             **prompt_record(self.config, lm.tokenizer),
+            **self.config.grade.grader_record(),  # `unfinished` is applied to what is stored
         }
         path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
         stored = _stored(path)
@@ -383,7 +385,7 @@ def evaluate(
 
     # Decoding: the samples of the baselines, then every setting of the sweep. What an earlier call
     # finished is read.
-    with Grader() as grader:
+    with grader_of(config.grade, directory.parent) as grader:
         bench = EvaluationRunner(config, grader, directory / ".partial")
         ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
         plain = bench.decode(

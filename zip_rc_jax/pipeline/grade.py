@@ -1,4 +1,5 @@
-"""The grade stage: every rollout gets `correct` from its task's own scorer."""
+"""The grade stage: every rollout gets `correct` from its task's own scorer, or from the grader that
+the settings name."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from zip_rc_jax.config import PipelineConfig, to_dict
+from zip_rc_jax.config import PipelineConfig
+from zip_rc_jax.config.grade import JUDGE
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.data.tasks import MATH
-from zip_rc_jax.grading.grader import Grader, check_entry, correct
+from zip_rc_jax.grading.custom import grader_of
+from zip_rc_jax.grading.grader import check_entry, correct
 from zip_rc_jax.grading.summary import summarize, to_json
 from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.provenance import check_same_source
@@ -20,11 +23,12 @@ from zip_rc_jax.runtime.progress import console
 from zip_rc_jax.runtime.storage import read_json, write_json
 
 GRADED_ROLLOUTS = 1024  # of a chunk: minutes of work at most, and an interruption loses one chunk
+JUDGED_ROLLOUTS = 64  # a judge takes longer; what it said is kept in any case
 
 
 def make_grades(config: PipelineConfig) -> pathlib.Path:
     """Grades the rollouts with the task's own scorer, those without a task as free-form
-    mathematics; result in `run_dir/graded`.
+    mathematics, or all of them with `grade.grader`; result in `run_dir/graded`.
 
     Then it prints the share of right responses, of those without an answer and of those that were
     cut off, and writes the counts to `run_dir/grades.json`. See `GradeConfig` for what a cut-off
@@ -37,13 +41,15 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
     directory = run_directory(config) / "graded"
     check_output(config, "graded")
     rollouts, metadata = random_access(source_path(config, "rollouts"))
-    settings = {"rollouts": metadata, "grade": to_dict(config.grade)}
+    settings = {"rollouts": metadata, "grade": config.grade.record()}
     if directory.is_dir():
         check_same_source(directory, settings)
         _tell_grades(config)
         return directory
-    _check_answers(rollouts)
-    with Grader() as grader:
+    if not config.grade.grader:  # another grader may need no reference answer
+        _check_answers(rollouts)
+    chunk = JUDGED_ROLLOUTS if config.grade.grader == JUDGE else GRADED_ROLLOUTS
+    with grader_of(config.grade, run_directory(config)) as grader:
 
         def grade(part: Sequence[Rollout]) -> list[Rollout]:
             scores = grader.grade_many(
@@ -59,7 +65,7 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
                 for r, s in zip(part, scores, strict=True)
             ]
 
-        write_in_chunks("grade", directory, settings, rollouts, GRADED_ROLLOUTS, grade)
+        write_in_chunks("grade", directory, settings, rollouts, chunk, grade)
     _tell_grades(config)
     return directory
 
@@ -82,7 +88,9 @@ def _tell_grades(config: PipelineConfig) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
-    if warning := found[""].warning():
+    # Another grader may call a response right that states no answer.
+    warning = None if config.grade.grader else found[""].warning()
+    if warning:
         console.print(
             f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True
         )

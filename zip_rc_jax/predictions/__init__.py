@@ -6,7 +6,13 @@ forward   hidden states and joints of whole sequences, in batches over all devic
           labelling and evaluation read rollouts through the same compiled programs.
 """
 
-from zip_rc_jax.predictions.api import BATCH_TOKENS, TokenPredictions, predict, tokenize_items
+from zip_rc_jax.predictions.api import (
+    BATCH_TOKENS,
+    TokenPredictions,
+    logit_chunks,
+    predict,
+    tokenize_items,
+)
 from zip_rc_jax.predictions.forward import (
     ForwardSettings,
     HiddenBatch,
@@ -25,6 +31,7 @@ __all__ = [
     "TokenizedItem",
     "hidden_batches",
     "joints_of",
+    "logit_chunks",
     "padded_width",
     "predict",
     "tokenize_items",

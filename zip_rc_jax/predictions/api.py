@@ -301,7 +301,7 @@ def _predictions(
         # On the devices: the joint after every token, and how likely the next token was.
         read = joints_of(lm, batch.hidden)
         followers = np.roll(batch.tokens, -1, axis=1)  # the last of a row belongs to no token
-        chunks = _chunks(lm, *batch.tokens.shape)
+        chunks = logit_chunks(lm, *batch.tokens.shape)
         log_probs = _log_probs(lm.config, head, chunks, table, batch.hidden, followers)
         # On the host: one record for each item, without the padding.
         reward, remaining, joint, logprob = gather((*read, log_probs))
@@ -320,7 +320,7 @@ def _predictions(
     return [p for p in result if p is not None]
 
 
-def _chunks(lm: LanguageModel, rows: int, width: int) -> int:
+def logit_chunks(lm: LanguageModel, rows: int, width: int) -> int:
     """How many parts of a row take their logits one after the other. It divides `width`."""
     held = rows // lm.layout.ways("batch") * -(-lm.config.vocab_size // lm.layout.ways("vocab"))
     divisors = [n for n in range(1, width + 1) if width % n == 0]
