@@ -69,15 +69,23 @@ class _Fields:
       summary: everything else about them.
       reward: float32 `[n]`.
       labelled_only: rows hold the labelled positions alone.
+      censors: lengths of unfinished rollouts are censored; False takes them as ended.
     """
 
     source: Sequence[Rollout]
     summary: RolloutSummary
     reward: np.ndarray
     labelled_only: bool = False
+    censors: bool = True
 
     @classmethod
-    def of(cls, source: Sequence[Rollout], label: str, labelled_only: bool = False) -> _Fields:
+    def of(
+        cls,
+        source: Sequence[Rollout],
+        label: str,
+        labelled_only: bool = False,
+        unfinished_length: str = "censored",
+    ) -> _Fields:
         """Raises `UsageError` for an unknown label, a rollout without it, an empty prompt or
         response, or no rollouts."""
         if label not in LABELS:
@@ -102,7 +110,7 @@ class _Fields:
         )
         empty = (summary.prompt < 1) | (summary.output < 1)
         _refuse(empty, "have an empty prompt or response, so no prefix to train", "leave them out")
-        return cls(source, summary, reward, labelled_only)
+        return cls(source, summary, reward, labelled_only, unfinished_length == "censored")
 
     def lengths(self) -> np.ndarray:
         """int64 `[n]`, positions that each rollout takes in a row."""
@@ -143,7 +151,8 @@ class _Fields:
         prompt, output = s.prompt[rollout], s.output[rollout]
         # response tokens in the prefix that ends here
         generated = position if self.labelled_only else position - prompt + 1
-        labelled, cut = (segment > 0) & (generated >= 0), ~s.finished[rollout]
+        labelled = (segment > 0) & (generated >= 0)
+        cut = ~s.finished[rollout] & self.censors
         number = np.where(labelled, (np.cumsum(s.output) - s.output)[rollout] + generated, 0)
         return {
             "tokens": tokens,
@@ -166,12 +175,14 @@ def _refuse(bad: np.ndarray, reason: str, fix: str) -> None:
         )
 
 
-def example(rollout: Rollout, label: str) -> dict[str, np.ndarray]:
+def example(
+    rollout: Rollout, label: str, unfinished_length: str = "censored"
+) -> dict[str, np.ndarray]:
     """The fields of `TrainBatch` for one rollout alone, each `[p + m - 1]`.
 
     Raises `UsageError` as `train_batches`.
     """
-    fields = _Fields.of([rollout], label)
+    fields = _Fields.of([rollout], label, unfinished_length=unfinished_length)
     arrays, _ = fields.arrays([np.array([0])], (1, int(fields.lengths()[0])), [True])
     return {name: array[0] for name, array in arrays.items()}
 
@@ -188,6 +199,7 @@ def train_batches(
     features: np.ndarray | None = None,
     teacher: tuple[Any, Any] | None = None,
     own: Sequence[bool] | None = None,
+    unfinished_length: str = "censored",
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
@@ -209,6 +221,7 @@ def train_batches(
       own: `[batch_rows]`, the rows that this process feeds; None = all. The rollouts of others are
         not read: all that is planned (labels, positions, segments) is in their rows, but `tokens`
           and `targets` are 0.
+      unfinished_length: see `TrainConfig`.
 
     Raises:
       UsageError: a rollout lacks the label, is empty or is longer than `row_tokens`; there are
@@ -220,7 +233,7 @@ def train_batches(
         raise UsageError(
             f"seed={seed}", "Grain shuffles with 32-bit seeds", "use a number from 0 to 4294967295"
         )
-    fields = _Fields.of(source, label, labelled_only=features is not None)
+    fields = _Fields.of(source, label, features is not None, unfinished_length)
     lengths = fields.lengths()
     longest = int(np.argmax(lengths))
     needed = int(lengths[longest])

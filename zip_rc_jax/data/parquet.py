@@ -12,8 +12,8 @@ the fields that only our `Rollout` has, and metadata under `METADATA_KEY`.
 end at `p-1 .. p+m-2`, all that `data.batches` trains.
 
 `finished` is taken from the table as it is. The authors' sampler knows only one end-of-sequence id,
-so responses that ended with another are marked False there, and their lengths are then treated as
-right-censored.
+so responses that ended with another are marked False there. The stages count them as finished (see
+`data.ends` and `PipelineConfig.data_ends`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
@@ -242,14 +243,14 @@ def losses(
         objective = PolicyLoss(
             vocabulary, config.kl_kind, kl_weight=config.kl_weight, nll_weight=config.lm_weight
         )
-        sampleable = head.sampleable(model.vocab_size)
+        ids = policy_ids(head, model, config)
         found, means = policy_loss(
             objective,
             hidden,
             unembedding(model, body),
             batch.targets,
             weight,
-            sampleable,
+            ids,
             reference,
         )
         parts |= {"nll": means.nll, "kl": means.kl}
@@ -267,9 +268,14 @@ def _teacher_policy(
     if config.kl_kind != "forward_topk":
         return found
     vocabulary = VocabChunking(model, settings.layout, config.loss_chunk)
-    return teacher_top_k(
-        vocabulary, found, labelled, settings.head.sampleable(model.vocab_size), config.kl_top_k
-    )
+    ids = policy_ids(settings.head, model, config)
+    return teacher_top_k(vocabulary, found, labelled, ids, config.kl_top_k)
+
+
+def policy_ids(head: ZipHead, model: ModelConfig, config: TrainConfig) -> np.ndarray:
+    """`[V]` bool: ids over which teacher and student are normalised, see `TrainConfig.kl_mask`."""
+    size = model.vocab_size
+    return head.outside_cells(size) if config.kl_mask == "cells" else head.sampleable(size)
 
 
 @functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("state",))

@@ -59,6 +59,9 @@ from zip_rc_jax.training.step import (
 )
 from zip_rc_jax.training.tracking import Tracker
 
+# Settings younger than the first release. A run records them where they are not these defaults, so
+# that runs from before them go on.
+LATER_FIELDS = {"kl_mask": "unused", "unfinished_length": "censored"}
 TEACHER = "teacher_top_k.npz"
 SKIPPED = "skipped_in_a_row"  # in a checkpoint, beside the position of the data
 
@@ -133,7 +136,8 @@ def train(
         )
     # Without the head's decoding defaults: no training depends on them.
     head = lm.head.identity()
-    settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config)}
+    train = {k: v for k, v in to_dict(config).items() if LATER_FIELDS.get(k) != v}
+    settings: dict[str, Any] = {"train": train, "model": to_dict(lm.config)}
     settings |= {"head": head, "source": source}
     settings = json.loads(json.dumps(settings))
     if directory is not None:
@@ -208,6 +212,7 @@ class Trainer:
             rollouts,
             label=config.label,
             **packing,
+            unfinished_length=config.unfinished_length,
             own=layout.rows_of(jax.local_devices(), config.batch_rows),
             features=labelled_features(lm, rollouts, ForwardSettings.of(config))
             if config.cache_features

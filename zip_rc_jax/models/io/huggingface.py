@@ -213,8 +213,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def download(name: str) -> pathlib.Path:
+def download(name: str, *, weights: bool = True) -> pathlib.Path:
     """The local copy of a model of the Hugging Face hub, downloaded now if need be.
+
+    Args:
+      weights: False leaves out the tensors, for what reads the tokenizer alone.
 
     Raises:
       UsageError: there is no such model, or no network.
@@ -223,7 +226,8 @@ def download(name: str) -> pathlib.Path:
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_WANTED)))
+        patterns = [x for x in _WANTED if weights or x != "*.safetensors"]
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     # HTTPError: also of a proxy, or in the middle
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
