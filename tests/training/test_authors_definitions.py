@@ -16,17 +16,22 @@ import pytest
 import torch
 
 from harness import authors_definitions as authors
-from harness.forwards import fast_jit
+from harness.forwards import LAYOUT, fast_jit
 from harness.hf_models import load, torch_model
 from harness.rollouts import make_rollouts
 from zip_rc_jax.config import GridConfig, TrainConfig
 from zip_rc_jax.data.batches import example, train_batches
+from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
+from zip_rc_jax.models.io.tokenizer import word_level
+from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import unembedding
-from zip_rc_jax.runtime.sharding import single_device
+from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.training.features import teacher_features
 from zip_rc_jax.training.loss import joint_loss
 from zip_rc_jax.training.step import TrainSpec, losses
+from zip_rc_jax.training.trainer import recorded
 
 # A tokenizer of 64 ids, 6 cells, and 14 rows of padding: 84 rows.
 USED, EDGES, ROWS = 64, (0, 3, 6, 9), 84
@@ -156,7 +161,7 @@ def our_losses(models, config):
             )
         )
     )  # fmt: skip
-    spec = TrainSpec(model, head, single_device(), config)
+    spec = TrainSpec(model, head, LAYOUT, config)
     objective = fast_jit(jax.grad(functools.partial(losses, spec), has_aux=True))
     gradients, parts = objective(params, teacher, jax.tree.map(jnp.asarray, batch))
     return parts, gradients
@@ -210,3 +215,42 @@ def test_our_kl_is_that_of_the_ids_of_the_tokenizer_and_smaller_on_random_weight
     np.testing.assert_allclose(gradients["body"]["embed"][:USED] / scale, embed / scale, atol=1e-6)
     np.testing.assert_array_equal(gradients["body"]["embed"][USED:], 0)
     assert their_losses(models)[1].item() / kl.item() == pytest.approx(1.09, abs=0.01)
+
+
+def test_the_value_of_a_rollout_is_the_authors(models):
+    """Their scorer: the mean expected reward of the last labelled positions."""
+    config, head, params, _ = loaded(models)
+    lm = LanguageModel(config, word_level(map(str, range(USED - 2))), params, head, LAYOUT, {})
+    ours = final_values(predict_rollouts(lm, ROLLOUTS, ForwardSettings(64)), 5)
+    theirs = [
+        authors.value(
+            models[0],
+            [*r.prompt_token_ids.tolist(), *r.output_token_ids.tolist()],
+            len(r.prompt_token_ids) - 1, USED, CENTRES, len(EDGES) - 1, 5,
+        )
+        for r in ROLLOUTS
+    ]  # fmt: skip
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_cached_teacher_has_the_ids_of_the_same_mask(models):
+    """The likeliest ids of a random teacher are now and then rows of padding."""
+    config, head, params, teacher = loaded(models)
+    lm = LanguageModel(
+        config, word_level(map(str, range(USED - 2))), {**params, "body": teacher}, head, LAYOUT, {}
+    )
+    for mask, most in (("cells", ROWS), ("unused", USED)):
+        kept = teacher_features(lm, ROLLOUTS, dataclasses.replace(CONFIG, kl_mask=mask))
+        (ids,) = (np.unique(kept.ids),)
+        assert ids.max() < most
+        assert not np.isin(ids, np.arange(USED, USED + CELLS)).any()
+        assert (ids >= USED).any() == (mask == "cells")
+
+
+def test_runs_from_before_these_settings_go_on():
+    """What they recorded did not name them, and they did what the defaults do."""
+    ours = recorded(TrainConfig(kl_weight=1.0))
+    assert ours["kl_kind"] == "forward_topk"
+    assert not {"kl_mask", "unfinished_length"} & set(ours)
+    theirs = recorded(TrainConfig(kl_weight=1.0, kl_mask="cells", unfinished_length="ended"))
+    assert theirs == {**ours, "kl_mask": "cells", "unfinished_length": "ended"}

@@ -59,8 +59,7 @@ from zip_rc_jax.training.step import (
 )
 from zip_rc_jax.training.tracking import Tracker
 
-# Settings younger than the first release. A run records them where they are not these defaults, so
-# that runs from before them go on.
+# Settings that were added later, with what runs from before them did; see `recorded`.
 LATER_FIELDS = {"kl_mask": "unused", "unfinished_length": "censored"}
 TEACHER = "teacher_top_k.npz"
 SKIPPED = "skipped_in_a_row"  # in a checkpoint, beside the position of the data
@@ -81,6 +80,18 @@ class Reporting:
     validation: Sequence[Rollout] = ()
     validation_last: int = 1
     on_record: Callable[[dict[str, Any]], object] | None = None
+
+
+def recorded(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a run records and a resumed one must repeat.
+
+    Settings that were added later are left out at their defaults, so that earlier runs go on.
+    """
+    return {
+        name: value
+        for name, value in to_dict(config).items()
+        if name not in LATER_FIELDS or value != LATER_FIELDS[name]
+    }
 
 
 def train(
@@ -136,8 +147,7 @@ def train(
         )
     # Without the head's decoding defaults: no training depends on them.
     head = lm.head.identity()
-    train = {k: v for k, v in to_dict(config).items() if LATER_FIELDS.get(k) != v}
-    settings: dict[str, Any] = {"train": train, "model": to_dict(lm.config)}
+    settings: dict[str, Any] = {"train": recorded(config), "model": to_dict(lm.config)}
     settings |= {"head": head, "source": source}
     settings = json.loads(json.dumps(settings))
     if directory is not None:
