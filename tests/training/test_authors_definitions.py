@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +18,12 @@ import pytest
 import torch
 
 from harness import authors_definitions as authors
+from harness.documents import DOCS, ROOT, blocks
 from harness.forwards import LAYOUT, fast_jit
 from harness.hf_models import load, torch_model
 from harness.rollouts import make_rollouts
 from zip_rc_jax.config import GridConfig, TrainConfig
+from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.batches import example, train_batches
 from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.grid import Grid
@@ -254,3 +258,21 @@ def test_runs_from_before_these_settings_go_on():
     assert not {"kl_mask", "unfinished_length"} & set(ours)
     theirs = recorded(TrainConfig(kl_weight=1.0, kl_mask="cells", unfinished_length="ended"))
     assert theirs == {**ours, "kl_mask": "cells", "unfinished_length": "ended"}
+
+
+# ---- the page
+
+
+def test_the_command_of_the_page_sets_every_switch_of_its_table():
+    (command, *_) = (b.code for b in blocks(DOCS / "authors.md") if b.language == "bash")
+    words = shlex.split(command.replace("\\\n", " "))
+    overrides = [word for word in words if "=" in word]
+    theirs = load_config(str(ROOT / words[2]), overrides)
+    assert theirs.grid.grid("value").reward_centres == authors.VALUE_CENTRES
+    assert theirs.grid.grid("value").length_edges[:3] == (0, 257, 513)
+    assert (theirs.final.kl_mask, theirs.final.unfinished_length) == ("cells", "ended")
+    assert (theirs.data_ends, theirs.grade.unfinished) == ("table", "wrong")
+
+    named = re.findall(r"`([a-z_.]+=)[^`]*`", (DOCS / "authors.md").read_text().split("```")[0])
+    assert len(set(named)) == 7
+    assert {word.partition("=")[0] + "=" for word in overrides} == {*named, "data="}
