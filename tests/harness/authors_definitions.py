@@ -33,7 +33,7 @@ def cell_labels(prompt_tokens, output_tokens, reward, centres, length_edges=LENG
 
 
 def losses(student, teacher, rows, first_id, cells, top_k, kl_ids=None):
-    """(joint cross-entropy, KL), means over all labelled positions, with gradients to `student`.
+    """(joint cross-entropy, KL), means over the means of the rollouts, with gradients to `student`.
 
     Args:
       student, teacher: Hugging Face models in float64.
@@ -41,7 +41,7 @@ def losses(student, teacher, rows, first_id, cells, top_k, kl_ids=None):
         rollout.
       kl_ids: `[V]` bool, ids of the divergence; None: all but the cells, as theirs.
     """
-    joint, kl = [], []
+    joint_means, kl_means = [], []
     reserved = slice(first_id, first_id + cells)
     for ids, first, labels in rows:
         tokens = torch.tensor([ids[:-1]])
@@ -49,16 +49,19 @@ def losses(student, teacher, rows, first_id, cells, top_k, kl_ids=None):
         with torch.no_grad():
             reference = teacher(tokens).logits[0, first:].clone()
         log_cells = torch.log_softmax(found[:, reserved], dim=-1)
-        joint += [-log_cells[i, cell] for i, cell in enumerate(labels)]
+        joint = [-log_cells[i, cell] for i, cell in enumerate(labels)]
+        joint_means.append(torch.stack(joint).mean())
         kept = torch.ones(found.shape[-1], dtype=torch.bool) if kl_ids is None else kl_ids.clone()
         kept[reserved] = False
         log_q = torch.log_softmax(found[:, kept], dim=-1)
         reference = reference[:, kept]
+        kl = []
         for q, z in zip(log_q, reference, strict=True):
             likely = torch.argsort(z, descending=True)[:top_k]
             p = torch.softmax(z[likely], dim=-1)
             kl.append((p * (p.log() - q[likely])).sum())
-    return torch.stack(joint).mean(), torch.stack(kl).mean()
+        kl_means.append(torch.stack(kl).mean())
+    return torch.stack(joint_means).mean(), torch.stack(kl_means).mean()
 
 
 def value(model, ids, first, first_id, centres, bins, last):

@@ -43,8 +43,8 @@ CENTRES = (0.0, 1.0)
 CELLS = (len(EDGES) - 1) * len(CENTRES)
 THEIRS = GridConfig(length_edges=EDGES, length_counts="without_end")
 CONFIG = TrainConfig(
-    kl_weight=10.0, kl_mask="cells", kl_top_k=8, unfinished_length="ended", loss_chunk=16,
-    batch_rows=2, row_tokens=32,
+    kl_weight=10.0, kl_mask="cells", kl_top_k=8, unfinished_length="ended", mean_over="rollouts",
+    loss_chunk=16, batch_rows=2, row_tokens=32,
 )  # fmt: skip
 
 
@@ -58,6 +58,10 @@ def rollout(prompt, output, finished=True, correct=1.0, value=0.5, seed=0):
         correct=correct,
         value=value,
     )
+
+
+ROLLOUTS = [rollout(4, 9, True, 1.0, seed=1), rollout(6, 12, False, 0.0, seed=2),
+            rollout(3, 7, True, 0.0, seed=3)]  # fmt: skip
 
 
 # ---- labels
@@ -121,6 +125,22 @@ def test_centres_of_seven_digits_move_two_values_on_an_edge_to_the_lower_bin(val
     assert authors.cell_labels(1, 1, value, authors.VALUE_CENTRES)[0] // 8 == theirs
 
 
+def test_a_step_over_rollouts_weighs_them_alike_however_long_they_are():
+    options = {"label": "correct", "batch_rows": 3, "row_tokens": 32, "seed": 0, "epochs": 1}
+    (alike,) = train_batches(ROLLOUTS, **options)
+    assert alike.weight is None
+    (batch,) = train_batches(ROLLOUTS, **options, mean_over="rollouts")
+    np.testing.assert_array_equal(batch.weight > 0, batch.labelled)
+    of_each = {
+        (row, segment): batch.weight[row, batch.segment_ids[row] == segment].sum()
+        for row in range(3)
+        for segment in np.unique(batch.segment_ids[row])
+        if segment
+    }
+    assert len(of_each) == len(ROLLOUTS)
+    np.testing.assert_allclose(list(of_each.values()), 1 / len(ROLLOUTS), rtol=1e-6)
+
+
 # ---- losses and gradients on a tiny Qwen3 with rows past the tokenizer
 
 
@@ -150,10 +170,6 @@ def loaded(models):
     return config, head, {"body": body, "zip_rows": rows}, teacher
 
 
-ROLLOUTS = [rollout(4, 9, True, 1.0, seed=1), rollout(6, 12, False, 0.0, seed=2),
-            rollout(3, 7, True, 0.0, seed=3)]  # fmt: skip
-
-
 def our_losses(models, config):
     """Loss parts and the gradients of the objective."""
     model, head, params, teacher = loaded(models)
@@ -161,7 +177,7 @@ def our_losses(models, config):
         iter(
             train_batches(
                 ROLLOUTS, label="correct", batch_rows=2, row_tokens=32, seed=0, epochs=1,
-                unfinished_length=config.unfinished_length,
+                unfinished_length=config.unfinished_length, mean_over=config.mean_over,
             )
         )
     )  # fmt: skip
@@ -218,7 +234,7 @@ def test_our_kl_is_that_of_the_ids_of_the_tokenizer_and_smaller_on_random_weight
     scale = np.abs(embed).max()
     np.testing.assert_allclose(gradients["body"]["embed"][:USED] / scale, embed / scale, atol=1e-6)
     np.testing.assert_array_equal(gradients["body"]["embed"][USED:], 0)
-    assert their_losses(models)[1].item() / kl.item() == pytest.approx(1.09, abs=0.01)
+    assert their_losses(models)[1].item() / kl.item() == pytest.approx(1.10, abs=0.005)
 
 
 def test_the_value_of_a_rollout_is_the_authors(models):
@@ -255,9 +271,9 @@ def test_runs_from_before_these_settings_go_on():
     """What they recorded did not name them, and they did what the defaults do."""
     ours = recorded(TrainConfig(kl_weight=1.0))
     assert ours["kl_kind"] == "forward_topk"
-    assert not {"kl_mask", "unfinished_length"} & set(ours)
-    theirs = recorded(TrainConfig(kl_weight=1.0, kl_mask="cells", unfinished_length="ended"))
-    assert theirs == {**ours, "kl_mask": "cells", "unfinished_length": "ended"}
+    later = {"kl_mask": "cells", "unfinished_length": "ended", "mean_over": "rollouts"}
+    assert not set(later) & set(ours)
+    assert recorded(TrainConfig(kl_weight=1.0, **later)) == {**ours, **later}
 
 
 # ---- the page
@@ -274,5 +290,5 @@ def test_the_command_of_the_page_sets_every_switch_of_its_table():
     assert (theirs.data_ends, theirs.grade.unfinished) == ("table", "wrong")
 
     named = re.findall(r"`([a-z_.]+=)[^`]*`", (DOCS / "authors.md").read_text().split("```")[0])
-    assert len(set(named)) == 7
+    assert len(set(named)) == 9
     assert {word.partition("=")[0] + "=" for word in overrides} == {*named, "data="}

@@ -12,6 +12,7 @@ LABELS = ("correct", "value")
 KL_KINDS = ("forward_topk", "forward", "reverse")
 TRAINABLE = ("all", "zip_rows")
 KL_MASKS = ("unused", "cells")
+MEANS_OVER = ("positions", "rollouts")
 UNFINISHED_LENGTHS = ("censored", "ended")
 LENGTH_COUNTS = ("with_end", "without_end")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -37,6 +38,9 @@ class TrainConfig:
         authors' published code, so the padding rows stay in both normalisers.
       unfinished_length: what a rollout that was cut off says about length. "censored": it is longer
         than was seen. "ended": it ended there, as in the authors' published code.
+      mean_over: what the losses of a step are a mean of. "positions": all labelled positions alike.
+        "rollouts": the means of its rollouts, as in the authors' published code, so a position of
+        a short rollout counts more.
       lm_weight: weight of the next-token cross-entropy on the responses (used to pretrain the demo
         policy).
       joint_weight: weight of the joint cross-entropy.
@@ -84,6 +88,7 @@ class TrainConfig:
     kl_top_k: int = 32
     kl_mask: str = "unused"
     unfinished_length: str = "censored"
+    mean_over: str = "positions"
     lm_weight: float = 0.0
     joint_weight: float = 1.0
     cache_features: bool = False
@@ -109,6 +114,7 @@ class TrainConfig:
         one_of("trainable", self.trainable, TRAINABLE)
         one_of("kl_kind", self.kl_kind, KL_KINDS)
         one_of("kl_mask", self.kl_mask, KL_MASKS)
+        one_of("mean_over", self.mean_over, MEANS_OVER)
         one_of("unfinished_length", self.unfinished_length, UNFINISHED_LENGTHS)
         one_of("rows_from", self.rows_from, ("", "critic", "lite"))
         one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)

@@ -46,6 +46,8 @@ class TrainBatch:
       teacher: likeliest ids of the frozen policy, int32 `[B, S, k]`, and their log-probabilities,
         float32 `[B, S, k]`; of no meaning where not labelled. None if the step runs the policy
         itself, or has none.
+      weight: float32 `[B, S]`, of each position in the losses of the step; they sum to 1. None
+        weighs all labelled positions alike.
     """
 
     tokens: Any
@@ -58,6 +60,7 @@ class TrainBatch:
     targets: Any
     hidden: Any = None
     teacher: Any = None
+    weight: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +73,7 @@ class _Fields:
       reward: float32 `[n]`.
       labelled_only: rows hold the labelled positions alone.
       censors: lengths of unfinished rollouts are censored; False takes them as ended.
+      by_rollout: a position counts as one of its rollout, and all rollouts of a batch alike.
     """
 
     source: Sequence[Rollout]
@@ -77,6 +81,7 @@ class _Fields:
     reward: np.ndarray
     labelled_only: bool = False
     censors: bool = True
+    by_rollout: bool = False
 
     @classmethod
     def of(
@@ -85,6 +90,7 @@ class _Fields:
         label: str,
         labelled_only: bool = False,
         unfinished_length: str = "censored",
+        mean_over: str = "positions",
     ) -> _Fields:
         """Raises `UsageError` for an unknown label, a rollout without it, an empty prompt or
         response, or no rollouts."""
@@ -110,7 +116,8 @@ class _Fields:
         )
         empty = (summary.prompt < 1) | (summary.output < 1)
         _refuse(empty, "have an empty prompt or response, so no prefix to train", "leave them out")
-        return cls(source, summary, reward, labelled_only, unfinished_length == "censored")
+        censors, by_rollout = unfinished_length == "censored", mean_over == "rollouts"
+        return cls(source, summary, reward, labelled_only, censors, by_rollout)
 
     def lengths(self) -> np.ndarray:
         """int64 `[n]`, positions that each rollout takes in a row."""
@@ -154,7 +161,7 @@ class _Fields:
         labelled = (segment > 0) & (generated >= 0)
         cut = ~s.finished[rollout] & self.censors
         number = np.where(labelled, (np.cumsum(s.output) - s.output)[rollout] + generated, 0)
-        return {
+        found = {
             "tokens": tokens,
             "segment_ids": segment,
             "positions": position.astype(np.int32),
@@ -163,7 +170,11 @@ class _Fields:
             "remaining": np.where(labelled, output - generated + cut, 0).astype(np.int32),
             "censored": labelled & cut,
             "targets": targets,
-        }, number
+        }
+        if self.by_rollout:
+            count = max(1, sum(len(numbers) for numbers in rows))
+            found["weight"] = (labelled / (count * np.maximum(output, 1))).astype(np.float32)
+        return found, number
 
 
 def _refuse(bad: np.ndarray, reason: str, fix: str) -> None:
@@ -200,6 +211,7 @@ def train_batches(
     teacher: tuple[Any, Any] | None = None,
     own: Sequence[bool] | None = None,
     unfinished_length: str = "censored",
+    mean_over: str = "positions",
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
@@ -221,7 +233,7 @@ def train_batches(
       own: `[batch_rows]`, the rows that this process feeds; None = all. The rollouts of others are
         not read: all that is planned (labels, positions, segments) is in their rows, but `tokens`
           and `targets` are 0.
-      unfinished_length: see `TrainConfig`.
+      unfinished_length, mean_over: see `TrainConfig`.
 
     Raises:
       UsageError: a rollout lacks the label, is empty or is longer than `row_tokens`; there are
@@ -233,7 +245,7 @@ def train_batches(
         raise UsageError(
             f"seed={seed}", "Grain shuffles with 32-bit seeds", "use a number from 0 to 4294967295"
         )
-    fields = _Fields.of(source, label, features is not None, unfinished_length)
+    fields = _Fields.of(source, label, features is not None, unfinished_length, mean_over)
     lengths = fields.lengths()
     longest = int(np.argmax(lengths))
     needed = int(lengths[longest])

@@ -199,7 +199,8 @@ def cast_teacher(body: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
 def losses(
     settings: TrainSpec, params: dict[str, Any], teacher: dict[str, Any] | None, batch: TrainBatch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted loss of a packed batch and its parts, each a mean over labelled positions.
+    """The weighted loss of a packed batch and its parts, each a mean over labelled positions (see
+    `TrainConfig.mean_over`).
 
     Args:
       teacher: body parameters of the frozen starting policy (see `cast_teacher`); None without KL,
@@ -225,7 +226,9 @@ def losses(
 
     body = params["body"] if config.trainable == "all" else jax.lax.stop_gradient(params["body"])
     hidden = forward(body) if batch.hidden is None else batch.hidden
-    weight = batch.labelled / jnp.maximum(jnp.sum(batch.labelled), 1)
+    weight = batch.weight
+    if weight is None:
+        weight = batch.labelled / jnp.maximum(jnp.sum(batch.labelled), 1)
     loss, parts = jnp.float32(0), {}
     if config.joint_weight:
         rows = params["zip_rows"]

@@ -60,7 +60,7 @@ from zip_rc_jax.training.step import (
 from zip_rc_jax.training.tracking import Tracker
 
 # Settings that were added later, with what runs from before them did; see `recorded`.
-LATER_FIELDS = {"kl_mask": "unused", "unfinished_length": "censored"}
+LATER_FIELDS = {"kl_mask": "unused", "unfinished_length": "censored", "mean_over": "positions"}
 TEACHER = "teacher_top_k.npz"
 SKIPPED = "skipped_in_a_row"  # in a checkpoint, beside the position of the data
 
@@ -223,6 +223,7 @@ class Trainer:
             label=config.label,
             **packing,
             unfinished_length=config.unfinished_length,
+            mean_over=config.mean_over,
             own=layout.rows_of(jax.local_devices(), config.batch_rows),
             features=labelled_features(lm, rollouts, ForwardSettings.of(config))
             if config.cache_features
@@ -540,7 +541,7 @@ class _Skips:
 
 def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
     """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses
-    are means over labelled positions).
+    are means over labelled positions, or over rollouts).
 
     Every process has the plan of the whole batch, which is a function of seed and position alone,
     and hands over the rows of its own devices, the only ones whose tokens it read. So any number of
