@@ -140,6 +140,18 @@ class Grid:
             )
         return cls(AUTHORS_CENTRES[label], AUTHORS_LENGTH_EDGES)
 
+    def counting_the_end_token(self) -> Grid:
+        """The same bins where this grid's lengths do not count the end token, as the authors' do.
+
+        Such a length is one less than ours at every prefix. So every edge but the first moves up
+        by one token: the authors' first bin, 0 to 255 tokens before the end token, holds up to 256
+        of ours.
+
+        Raises:
+          UsageError: the last edge leaves the range of positions.
+        """
+        return Grid(self.reward_centres, (0, *(edge + 1 for edge in self.length_edges[1:])))
+
     @property
     def n_reward(self) -> int:
         return len(self.reward_centres)

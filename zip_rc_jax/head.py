@@ -105,8 +105,12 @@ class ZipHead:
 
     def sampleable(self, vocab_size: int) -> np.ndarray:
         """`[vocab_size]` bool: ids that the policy may emit (neither reserved nor padding)."""
+        return (np.arange(vocab_size) < self.used_ids) & self.outside_cells(vocab_size)
+
+    def outside_cells(self, vocab_size: int) -> np.ndarray:
+        """`[vocab_size]` bool: every id but the reserved ones, so padding too."""
         ids = np.arange(vocab_size)
-        return (ids < self.used_ids) & ((ids < self.first_id) | (ids >= self.last_id))
+        return (ids < self.first_id) | (ids >= self.last_id)
 
     def identity(self) -> dict:
         """Where the joint lies and what it means, without `defaults`."""

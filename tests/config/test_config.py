@@ -193,6 +193,12 @@ def test_the_limits_themselves_are_allowed(options):
         ({"label": "length"}, r"label='length'.*correct, value"),
         ({"trainable": "head"}, r"trainable='head'.*all, zip_rows"),
         ({"kl_kind": "both"}, r"kl_kind='both'.*forward_topk, forward, reverse"),
+        ({"kl_mask": "none"}, r"kl_mask='none'.*unused, cells"),
+        ({"kl_mask": "cells"}, r"kl_mask='cells' with kl_weight=0\.0.*belongs to the KL"),
+        ({"kl_mask": "cells", "kl_weight": 1.0, "lm_weight": 1.0}, r"kl_mask='cells' with.*"
+                                                                  r"lm_weight=1\.0"),
+        ({"mean_over": "tokens"}, r"mean_over='tokens'.*positions, rollouts"),
+        ({"unfinished_length": "cut"}, r"unfinished_length='cut'.*censored, ended"),
         *[({name: 0}, rf"{name}=0") for name in ("steps", "batch_rows", "row_tokens", "kl_top_k",
         "loss_chunk", "log_every")],
         *[({name: 0.0}, rf"{name}=0") for name in ("learning_rate", "clip", "zip_lr_multiplier",

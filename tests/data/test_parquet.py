@@ -154,11 +154,10 @@ def test_their_loader_labels_the_positions_that_we_train(tmp_path):
         positions = [p - 1 for p in row["label_positions"] if 0 <= p - 1 < len(ids)]
         assert ids == ours["tokens"].tolist()
         assert positions == np.flatnonzero(ours["labelled"]).tolist()
-        # Of a rollout that was cut off they count what was seen, and we that at least one more
-        # follows.
-        assert [len(ids) - p for p in positions] == (ours["remaining"] - ours["censored"])[
-            ours["labelled"]
-        ].tolist()
+        # They do not count the last token that was seen, and take a rollout that was cut off as one
+        # that ended there. We count it, and know that at least one more follows.
+        remaining = ours["remaining"] - ours["censored"]
+        assert [len(ids) - p - 1 for p in positions] == (remaining - 1)[ours["labelled"]].tolist()
         assert row["length"] == len(positions)
 
 
@@ -482,6 +481,24 @@ def test_training_on_parquet_is_training_on_the_dataset(run, tmp_path):
         r.correct for r in read_parquet(run / "graded.parquet")
     ]
     assert read_generation(tmp_path / "labelled.parquet") == read_generation(run / "graded.parquet")
+
+
+def test_a_table_that_misses_every_end_is_trained_and_labelled_as_one_that_knows_them(
+    run, tmp_path
+):
+    ours = pq.read_table(run / "graded.parquet")
+    theirs = ours.select([*THEIRS, "correct"]).replace_schema_metadata(None)
+    missed = pa.array([False] * len(theirs))
+    theirs = theirs.set_column(theirs.column_names.index("finished"), "finished", missed)
+    pq.write_table(theirs, tmp_path / "theirs.parquet")
+    assert any(ours["finished"].to_pylist())
+
+    data = f"data={tmp_path / 'theirs.parquet'}"
+    stage("train", f"run_dir={tmp_path}", data, "--stage", "critic")
+    assert metrics(tmp_path / "critic") == metrics(run / "critic")
+    stage("label", f"run_dir={tmp_path}", data)
+    labelled = read_rollouts(tmp_path / "labelled")
+    assert [r.finished for r in labelled] == ours["finished"].to_pylist()
 
 
 def test_grading_parquet_is_grading_the_dataset_and_resumes_by_content(run, tmp_path, capsys):

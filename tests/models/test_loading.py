@@ -30,6 +30,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import zip_rc_jax
+from harness.authors_definitions import LENGTH_EDGES, bin_of
 from harness.forwards import full
 from harness.hf_models import error, torch_logits, torch_model
 from harness.small_tokenizers import chatml, gemma, llama
@@ -484,7 +485,8 @@ def test_the_joint_of_the_authors_lies_where_the_caller_says(shelf, name, label,
     published = shelf(name, 64)
     first = published.tokenizer.size + 3
     lm = load(published.directory, zip_label=label, zip_first_id=first)
-    assert (lm.head.grid, lm.head.label, lm.head.first_id) == (Grid.authors(label), label, first)
+    grid = Grid.authors(label).counting_the_end_token()
+    assert (lm.head.grid, lm.head.label, lm.head.first_id) == (grid, label, first)
     assert (lm.head.grid.n_reward, lm.head.grid.n_length) == shape
     table = published.torch.get_output_embeddings().weight.detach().numpy()
     np.testing.assert_array_equal(
@@ -496,6 +498,56 @@ def test_the_joint_of_the_authors_lies_where_the_caller_says(shelf, name, label,
     np.testing.assert_allclose(
         joint, reserved_softmax(torch_logits(published.torch, tokens), lm.head), atol=TOLERANCE
     )
+
+
+def mean_length_of_each_of_their_bins():
+    """Of all lengths that count the end token, by the bin that the authors' code labels them with.
+
+    It labels a length without the end token. A bin `[a, b)` of whole numbers stands for its middle
+    `(a + b) / 2`, which is half a token above the mean of its members.
+    """
+    lengths = np.arange(32769 + 1)
+    bins = [bin_of(max(length - 1, 0), LENGTH_EDGES) for length in lengths]
+    return np.array([lengths[np.equal(bins, b)].mean() + 0.5 for b in range(8)])
+
+
+def test_what_their_checkpoints_say_about_length_counts_the_end_token(shelf):
+    published = shelf("qwen3", 64)
+    first = published.tokenizer.size
+    lm = load(published.directory, zip_label="value", zip_first_id=first)
+    assert lm.head.grid.length_edges == (0, 257, 513, 1025, 2049, 4097, 8193, 16385, 32769)
+    lengths = np.arange(1, 33_000)
+    theirs = [bin_of(length - 1, LENGTH_EDGES) for length in lengths]
+    np.testing.assert_array_equal(lm.head.grid.length_bin(lengths), theirs)
+    means = mean_length_of_each_of_their_bins()
+
+    (one,) = zip_rc_jax.predict(lm, [PROMPTS[0]], progress=False)
+    joint = reserved_softmax(torch_logits(published.torch, one.token_ids[None])[0], lm.head)
+    np.testing.assert_allclose(one.remaining, joint.sum(-2) @ means, rtol=3e-5)
+
+    options = {"n": 2, "max_num_seqs": 4, "interval": 3, "window": 2, "max_tokens": 6}
+    (result,) = zip_rc_jax.decode(lm, PROMPTS[:1], return_joints=True, **options)
+    for decision in result.trace:
+        expected = np.where(decision.finished, 0, decision.joints.sum(-2) @ means)
+        np.testing.assert_allclose(decision.expected_remaining, expected, rtol=3e-5)
+    assert not all(result.trace[0].finished)
+
+
+def test_the_edges_of_the_authors_are_taken_as_they_are_where_lengths_count_the_end_token(
+    shelf, tmp_path
+):
+    published = shelf("qwen3", 64)
+    given = {"zip_label": "value", "zip_first_id": published.tokenizer.size}
+    lm = load(published.directory, **given, zip_length_counts="with_end")
+    assert lm.head.grid == Grid.authors("value")
+    with pytest.raises(UsageError, match=r"zip_length_counts='neither'.*with_end, without_end"):
+        load(published.directory, **given, zip_length_counts="neither")
+    with pytest.raises(UsageError, match=r"without zip_label.*give zip_label and zip_first_id"):
+        load(published.directory, zip_length_counts="with_end")
+    export(lm, tmp_path / "ours")
+    assert load(tmp_path / "ours", **given).head.grid == Grid.authors("value")
+    with pytest.raises(UsageError, match=r"says where its length bins end: \[0, 256.*leave it out"):
+        load(tmp_path / "ours", **given, zip_length_counts="without_end")
 
 
 def test_impossible_reserved_ranges_are_refused(shelf, tmp_path):

@@ -40,6 +40,11 @@ SMALLEST = {
         3,
     ),
     "train.py": ("--rows 1 --tokens 64 --runs 1", rf"(\| {NUMBER} ){{6}}\|", 1),
+    "paper_hours.py": (
+        "--configs configs/lfm2_350m.yaml",
+        r"\| lfm2_350m \| [\w ]+ (\| [^|]+ ){5}\|",
+        9,
+    ),
     "search.py": (
         "--prompts 2 --prefixes 3 --runs 1",
         rf"(correct|value) +\w+( +({NUMBER}|-)){{5}}",
@@ -70,3 +75,13 @@ def test_a_benchmark_runs_and_prints_its_table(name, smollm2_gguf):
     rows = [row for row in done.stdout.splitlines() if re.fullmatch(line, row)]
     assert len(rows) == count, done.stdout
     assert "nan" not in done.stdout.lower()
+
+
+@pytest.mark.slow
+def test_the_hours_on_the_page_of_the_paper_are_what_the_script_prints():
+    command = [sys.executable, str(BENCHMARKS / "paper_hours.py")]
+    done = subprocess.run(
+        command, cwd=BENCHMARKS.parent, capture_output=True, text=True, check=True
+    )
+    page = (BENCHMARKS.parent / "docs/paper.md").read_text()
+    assert done.stdout.strip() in page

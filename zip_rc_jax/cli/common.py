@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from zip_rc_jax.config import LABELS, PipelineConfig
+from zip_rc_jax.config import LABELS, LENGTH_COUNTS, PipelineConfig
 from zip_rc_jax.runtime.processes import HELP
 
 CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo.yaml"
@@ -83,6 +83,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="and its first reserved id (151669 with Qwen3)",
     )
+    parser.add_argument(
+        "--zip-length-counts",
+        choices=LENGTH_COUNTS,
+        help="and whether the lengths that it was trained on count the end token (default: "
+        "without_end, as in the authors' code; the grid's edges are then one token higher)",
+    )
+
+
+def zip_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model` read about an authors' checkpoint, as keywords of `load`."""
+    names = ("zip_label", "zip_first_id", "zip_length_counts")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def read_config(arguments: argparse.Namespace) -> PipelineConfig:

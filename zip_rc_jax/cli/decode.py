@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from zip_rc_jax.cli.common import add_model
+from zip_rc_jax.cli.common import add_model, zip_options
 from zip_rc_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             arguments.model,
             dtype=arguments.dtype,
             layout=layout,
-            zip_label=arguments.zip_label,
-            zip_first_id=arguments.zip_first_id,
+            **zip_options(arguments),
         )
         config = resolve(None, options, lm.head, lm.generation_config)
         if arguments.output:

@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from zip_rc_jax.cli.common import add_model
+from zip_rc_jax.cli.common import add_model, zip_options
 from zip_rc_jax.runtime.errors import UsageError
 
 
@@ -47,6 +47,6 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             "choose another path",
         )
     check_writable(arguments.output, "directory")
-    lm = load(arguments.model, zip_label=arguments.zip_label, zip_first_id=arguments.zip_first_id)
+    lm = load(arguments.model, **zip_options(arguments))
     note = export(lm, arguments.output, dtype=jnp.dtype(arguments.dtype))
     console.print(f"wrote {arguments.output}. {note}", highlight=False)

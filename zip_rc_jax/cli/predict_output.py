@@ -15,6 +15,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from zip_rc_jax.cli.common import zip_options
 from zip_rc_jax.config.checks import shown
 from zip_rc_jax.config.overrides import from_dotlist
 from zip_rc_jax.data.prediction_items import PredictionLine, prediction_lines
@@ -68,8 +69,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
         arguments.model,
         dtype=arguments.dtype,
         layout=layout,
-        zip_label=arguments.zip_label,
-        zip_first_id=arguments.zip_first_id,
+        **zip_options(arguments),
     )
     with _lines_named(arguments.input, lines):
         texts = [_item(lm, i, line, arguments.chat) for i, line in enumerate(lines)]

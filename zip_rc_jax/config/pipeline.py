@@ -10,7 +10,13 @@ from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.grade import GradeConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.plugins import OF_DECODING
-from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
+from zip_rc_jax.config.train import (
+    COMPUTE_DTYPES,
+    LABELS,
+    LENGTH_COUNTS,
+    MeshConfig,
+    TrainConfig,
+)
 from zip_rc_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,13 +25,22 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig:
-    """A grid per label kind. Empty centres or edges mean the authors'."""
+    """A grid per label kind. Empty centres or edges mean the authors'.
+
+    Attributes:
+      correct_centres, value_centres: reward centres for the labels `correct` and `value`.
+      length_edges: edges of the length bins, in tokens still to generate.
+      length_counts: whether these lengths count the end token: "with_end" (the default), or
+        "without_end", as in the authors' published code. See `Grid.counting_the_end_token`.
+    """
 
     correct_centres: tuple[float, ...] = ()
     value_centres: tuple[float, ...] = ()
     length_edges: tuple[int, ...] = ()
+    length_counts: str = "with_end"
 
     def __post_init__(self) -> None:
+        one_of("grid.length_counts", self.length_counts, LENGTH_COUNTS)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, list):
@@ -46,7 +61,8 @@ class GridConfig:
         centres, edges = (
             ours if isinstance(given, tuple) and not given else given for given, ours in pairs
         )
-        return Grid(centres, edges)
+        grid = Grid(centres, edges)
+        return grid.counting_the_end_token() if self.length_counts == "without_end" else grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +243,9 @@ class PolicyConfig:
         )
 
 
+DATA_ENDS = ("model", "table")
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelConfig:
     """Value labelling.
@@ -354,6 +373,9 @@ class PipelineConfig:
       data: rollouts to use instead of those of run_dir: a directory written by `zip-rc`, a Parquet
         file, or a directory of Parquet files in the authors' schema. What grade, label and train
         read.
+      data_ends: which responses of a Parquet file in `data` ended. "model" (the default): those
+        that its column `finished` names, and those whose last token is any end token of the policy.
+        "table": the column alone, as in the authors' published code, which knows one end token.
       dtype: "float32" or "bfloat16": of the parameters, and so of the cache, where models only
         read: sampling, labelling, evaluation. Training has float32 parameters and a `compute_dtype`
           of its own.
@@ -361,6 +383,7 @@ class PipelineConfig:
 
     run_dir: str = ""
     data: str = ""
+    data_ends: str = "model"
     dtype: str = "float32"
     task: TaskConfig = TaskConfig()
     prompt: PromptConfig = PromptConfig()
@@ -379,6 +402,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, COMPUTE_DTYPES)
+        one_of("data_ends", self.data_ends, DATA_ENDS)
         require(
             not self.evaluate.self_evaluation.question or self.prompt.style == "chat",
             f"evaluate.self_evaluation.question with prompt.style={self.prompt.style!r}",

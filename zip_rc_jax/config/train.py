@@ -11,6 +11,10 @@ TRAIN_STAGES = ("policy", "critic", "final", "lite")
 LABELS = ("correct", "value")
 KL_KINDS = ("forward_topk", "forward", "reverse")
 TRAINABLE = ("all", "zip_rows")
+KL_MASKS = ("unused", "cells")
+MEANS_OVER = ("positions", "rollouts")
+UNFINISHED_LENGTHS = ("censored", "ended")
+LENGTH_COUNTS = ("with_end", "without_end")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("auto", "plain", "chunked", "splash")
 
@@ -29,6 +33,14 @@ class TrainConfig:
       kl_kind: "forward_topk" (authors: KL(teacher || student), teacher cut to its `kl_top_k`
         likeliest ids and renormalised), "forward" (full vocabulary), or "reverse" (paper:
         KL(student || teacher)).
+      kl_mask: ids that take no part in the divergence. "unused": all that the policy never emits
+        (the cells and every other row past the tokenizer). "cells": the cells alone, as in the
+        authors' published code, so the padding rows stay in both normalisers.
+      unfinished_length: what a rollout that was cut off says about length. "censored": it is longer
+        than was seen. "ended": it ended there, as in the authors' published code.
+      mean_over: what the losses of a step are a mean of. "positions": all labelled positions alike.
+        "rollouts": the means of its rollouts, as in the authors' published code, so a position of
+        a short rollout counts more.
       lm_weight: weight of the next-token cross-entropy on the responses (used to pretrain the demo
         policy).
       joint_weight: weight of the joint cross-entropy.
@@ -74,6 +86,9 @@ class TrainConfig:
     kl_weight: float = 0.0
     kl_kind: str = "forward_topk"
     kl_top_k: int = 32
+    kl_mask: str = "unused"
+    unfinished_length: str = "censored"
+    mean_over: str = "positions"
     lm_weight: float = 0.0
     joint_weight: float = 1.0
     cache_features: bool = False
@@ -98,6 +113,9 @@ class TrainConfig:
         one_of("label", self.label, LABELS)
         one_of("trainable", self.trainable, TRAINABLE)
         one_of("kl_kind", self.kl_kind, KL_KINDS)
+        one_of("kl_mask", self.kl_mask, KL_MASKS)
+        one_of("mean_over", self.mean_over, MEANS_OVER)
+        one_of("unfinished_length", self.unfinished_length, UNFINISHED_LENGTHS)
         one_of("rows_from", self.rows_from, ("", "critic", "lite"))
         one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
@@ -194,6 +212,12 @@ class TrainConfig:
             f"cache_teacher=true with kl_weight={self.kl_weight}, kl_kind={self.kl_kind!r}",
             "only the likeliest ids of a teacher are kept",
             "set kl_weight and kl_kind=forward_topk, or cache_teacher=false",
+        )
+        require(
+            self.kl_mask == "unused" or (self.kl_weight > 0 and self.lm_weight == 0),
+            f"kl_mask={self.kl_mask!r} with kl_weight={self.kl_weight}, lm_weight={self.lm_weight}",
+            "it belongs to the KL, and the next-token loss knows only ids that the policy may emit",
+            "set kl_weight and lm_weight=0, or leave kl_mask out",
         )
         require(
             not (self.trainable == "zip_rows" and (self.kl_weight or self.lm_weight)),

@@ -46,6 +46,8 @@ class TrainBatch:
       teacher: likeliest ids of the frozen policy, int32 `[B, S, k]`, and their log-probabilities,
         float32 `[B, S, k]`; of no meaning where not labelled. None if the step runs the policy
         itself, or has none.
+      weight: float32 `[B, S]`, of each position in the losses of the step; they sum to 1. None
+        weighs all labelled positions alike.
     """
 
     tokens: Any
@@ -58,6 +60,7 @@ class TrainBatch:
     targets: Any
     hidden: Any = None
     teacher: Any = None
+    weight: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +72,26 @@ class _Fields:
       summary: everything else about them.
       reward: float32 `[n]`.
       labelled_only: rows hold the labelled positions alone.
+      censors: lengths of unfinished rollouts are censored; False takes them as ended.
+      by_rollout: a position counts as one of its rollout, and all rollouts of a batch alike.
     """
 
     source: Sequence[Rollout]
     summary: RolloutSummary
     reward: np.ndarray
     labelled_only: bool = False
+    censors: bool = True
+    by_rollout: bool = False
 
     @classmethod
-    def of(cls, source: Sequence[Rollout], label: str, labelled_only: bool = False) -> _Fields:
+    def of(
+        cls,
+        source: Sequence[Rollout],
+        label: str,
+        labelled_only: bool = False,
+        unfinished_length: str = "censored",
+        mean_over: str = "positions",
+    ) -> _Fields:
         """Raises `UsageError` for an unknown label, a rollout without it, an empty prompt or
         response, or no rollouts."""
         if label not in LABELS:
@@ -102,7 +116,8 @@ class _Fields:
         )
         empty = (summary.prompt < 1) | (summary.output < 1)
         _refuse(empty, "have an empty prompt or response, so no prefix to train", "leave them out")
-        return cls(source, summary, reward, labelled_only)
+        censors, by_rollout = unfinished_length == "censored", mean_over == "rollouts"
+        return cls(source, summary, reward, labelled_only, censors, by_rollout)
 
     def lengths(self) -> np.ndarray:
         """int64 `[n]`, positions that each rollout takes in a row."""
@@ -146,9 +161,10 @@ class _Fields:
         prompt, output = s.prompt[rollout], s.output[rollout]
         # response tokens in the prefix that ends here
         generated = position if self.labelled_only else position - prompt + 1
-        labelled, cut = (segment > 0) & (generated >= 0), ~s.finished[rollout]
+        labelled = (segment > 0) & (generated >= 0)
+        cut = ~s.finished[rollout] & self.censors
         number = np.where(labelled, (np.cumsum(s.output) - s.output)[rollout] + generated, 0)
-        return {
+        found = {
             "tokens": tokens,
             "segment_ids": segment,
             "positions": position.astype(np.int32),
@@ -157,7 +173,11 @@ class _Fields:
             "remaining": np.where(labelled, output - generated + cut, 0).astype(np.int32),
             "censored": labelled & cut,
             "targets": targets,
-        }, number
+        }
+        if self.by_rollout:
+            count = max(1, sum(len(numbers) for numbers in rows))
+            found["weight"] = (labelled / (count * np.maximum(output, 1))).astype(np.float32)
+        return found, number
 
 
 def _refuse(bad: np.ndarray, reason: str, fix: str) -> None:
@@ -169,12 +189,14 @@ def _refuse(bad: np.ndarray, reason: str, fix: str) -> None:
         )
 
 
-def example(rollout: Rollout, label: str) -> dict[str, np.ndarray]:
+def example(
+    rollout: Rollout, label: str, unfinished_length: str = "censored"
+) -> dict[str, np.ndarray]:
     """The fields of `TrainBatch` for one rollout alone, each `[p + m - 1]`.
 
     Raises `UsageError` as `train_batches`.
     """
-    fields = _Fields.of([rollout], label)
+    fields = _Fields.of([rollout], label, unfinished_length=unfinished_length)
     arrays, _ = fields.arrays([np.array([0])], (1, int(fields.lengths()[0])), [True])
     return {name: array[0] for name, array in arrays.items()}
 
@@ -191,6 +213,8 @@ def train_batches(
     features: np.ndarray | None = None,
     teacher: tuple[Any, Any] | None = None,
     local_rows: Sequence[bool] | None = None,
+    unfinished_length: str = "censored",
+    mean_over: str = "positions",
 ) -> grain.IterDataset:
     """A Grain dataset of `TrainBatch` with numpy arrays `[batch_rows, row_tokens]`.
 
@@ -212,6 +236,7 @@ def train_batches(
       local_rows: `[batch_rows]`, the rows that this process feeds; None = all. Rollouts of other
         rows are not read. These rows hold what is planned (labels, positions, segments), and their
         `tokens` and `targets` are 0.
+      unfinished_length, mean_over: see `TrainConfig`.
 
     Raises:
       UsageError: a rollout lacks the label, is empty or is longer than `row_tokens`; there are
@@ -223,7 +248,7 @@ def train_batches(
         raise UsageError(
             f"seed={seed}", "Grain shuffles with 32-bit seeds", "use a number from 0 to 4294967295"
         )
-    fields = _Fields.of(source, label, labelled_only=features is not None)
+    fields = _Fields.of(source, label, features is not None, unfinished_length, mean_over)
     lengths = fields.lengths()
     longest = int(np.argmax(lengths))
     needed = int(lengths[longest])

@@ -12,7 +12,8 @@ labelled. After them we add the fields that only our `Rollout` has, and metadata
 `p-1 .. p+m-2`, and `data.batches` trains these.
 
 `finished` is taken from the table as it is. The authors' sampler knows one end-of-sequence id only.
-Responses with another end are marked False there, and their lengths count as right-censored.
+Responses with another end are marked False there. The stages count them as finished (see
+`data.ends` and `PipelineConfig.data_ends`).
 """
 
 from __future__ import annotations

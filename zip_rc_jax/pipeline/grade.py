@@ -15,6 +15,7 @@ from zip_rc_jax.grading.custom import grader_of
 from zip_rc_jax.grading.grader import check_entry, correct
 from zip_rc_jax.grading.summary import summarize, to_json
 from zip_rc_jax.pipeline.chunks import write_in_chunks
+from zip_rc_jax.pipeline.ends import with_all_ends
 from zip_rc_jax.pipeline.provenance import check_same_source
 from zip_rc_jax.pipeline.run_dir import check_output, random_access, run_directory, source_path
 from zip_rc_jax.runtime import distributed
@@ -41,7 +42,8 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
     directory = run_directory(config) / "graded"
     check_output(config, "graded")
     rollouts, metadata = random_access(source_path(config, "rollouts"))
-    settings = {"rollouts": metadata, "grade": config.grade.record()}
+    rollouts, ends = with_all_ends(config, rollouts)
+    settings = {"rollouts": metadata, "grade": config.grade.record(), **ends}
     if directory.is_dir():
         check_same_source(directory, settings)
         _tell_grades(config)

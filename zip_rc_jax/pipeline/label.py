@@ -12,6 +12,7 @@ from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.pipeline.chunks import write_in_chunks
+from zip_rc_jax.pipeline.ends import with_all_ends
 from zip_rc_jax.pipeline.provenance import check_same_source
 from zip_rc_jax.pipeline.run_dir import check_output, random_access, run_directory, source_path
 from zip_rc_jax.predictions import ForwardSettings
@@ -37,7 +38,9 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
         dtype=config.dtype,
     )
     rollouts, metadata = random_access(source_path(config, "graded"))
+    rollouts, ends = with_all_ends(config, rollouts, critic.tokenizer)
     settings = {"graded": metadata, "critic": critic.digest(), "label": {"last": config.label.last}}
+    settings |= ends
     if directory.is_dir():
         check_same_source(directory, settings)
         return directory

@@ -13,6 +13,7 @@ from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.head import HeadDefaults
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.pipeline.ends import with_all_ends
 from zip_rc_jax.pipeline.policy import make_policy
 from zip_rc_jax.pipeline.run_dir import (
     check_output,
@@ -59,11 +60,12 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         lm = _with_rows_of(lm, run_directory(config) / settings.rows_from)
     rollouts, metadata = random_access(path)
     check_tokens(rollouts, policy.tokenizer.used)
+    rollouts, ends = with_all_ends(config, rollouts, policy.tokenizer)
 
     # What is held back, and the record of all inputs.
     training, validation = split_validation(rollouts, settings.eval_rollouts)
     _check_graded(validation, stage, settings)
-    source = {"data": metadata, "policy": policy.digest()} | (
+    source = {"data": metadata, "policy": policy.digest(), **ends} | (
         {"rows": lm.digest()} if settings.rows_from else {}
     )
     # a run that was begun with another split would go on with rollouts that it has been tested on

@@ -20,7 +20,7 @@ from zip_rc_jax.predictions import ForwardSettings
 from zip_rc_jax.runtime.distributed import gather
 from zip_rc_jax.runtime.sharding import Layout
 from zip_rc_jax.training.loss import FullTeacher, TopK, VocabChunking, teacher_top_k
-from zip_rc_jax.training.step import cast_teacher
+from zip_rc_jax.training.step import cast_teacher, policy_ids
 
 
 def labelled_features(
@@ -46,9 +46,8 @@ def _top_k(
     labelled: jax.Array,
 ) -> TopK:
     vocabulary = VocabChunking(model, layout, train.loss_chunk)
-    return teacher_top_k(
-        vocabulary, teacher, labelled, head.sampleable(model.vocab_size), train.kl_top_k
-    )
+    ids = policy_ids(head, model, train)
+    return teacher_top_k(vocabulary, teacher, labelled, ids, train.kl_top_k)
 
 
 def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: TrainConfig) -> TopK:

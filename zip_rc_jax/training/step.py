@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
@@ -198,7 +199,8 @@ def cast_teacher(body: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
 def losses(
     settings: TrainSpec, params: dict[str, Any], teacher: dict[str, Any] | None, batch: TrainBatch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted loss of a packed batch and its parts, each a mean over labelled positions.
+    """The weighted loss of a packed batch and its parts, each a mean over labelled positions (see
+    `TrainConfig.mean_over`).
 
     Args:
       teacher: body parameters of the frozen starting policy (see `cast_teacher`); None without KL,
@@ -224,7 +226,9 @@ def losses(
 
     body = params["body"] if config.trainable == "all" else jax.lax.stop_gradient(params["body"])
     hidden = forward(body) if batch.hidden is None else batch.hidden
-    weight = batch.labelled / jnp.maximum(jnp.sum(batch.labelled), 1)
+    weight = batch.weight
+    if weight is None:
+        weight = batch.labelled / jnp.maximum(jnp.sum(batch.labelled), 1)
     loss, parts = jnp.float32(0), {}
     if config.joint_weight:
         rows = params["zip_rows"]
@@ -242,14 +246,14 @@ def losses(
         objective = PolicyLoss(
             vocabulary, config.kl_kind, kl_weight=config.kl_weight, nll_weight=config.lm_weight
         )
-        sampleable = head.sampleable(model.vocab_size)
+        ids = policy_ids(head, model, config)
         policy, means = policy_loss(
             objective,
             hidden,
             unembedding(model, body),
             batch.targets,
             weight,
-            sampleable,
+            ids,
             reference,
         )
         parts |= {"nll": means.nll, "kl": means.kl}
@@ -267,9 +271,14 @@ def _teacher_policy(
     if config.kl_kind != "forward_topk":
         return teacher
     vocabulary = VocabChunking(model, settings.layout, config.loss_chunk)
-    return teacher_top_k(
-        vocabulary, teacher, labelled, settings.head.sampleable(model.vocab_size), config.kl_top_k
-    )
+    ids = policy_ids(settings.head, model, config)
+    return teacher_top_k(vocabulary, teacher, labelled, ids, config.kl_top_k)
+
+
+def policy_ids(head: ZipHead, model: ModelConfig, config: TrainConfig) -> np.ndarray:
+    """`[V]` bool: ids over which teacher and student are normalised, see `TrainConfig.kl_mask`."""
+    size = model.vocab_size
+    return head.outside_cells(size) if config.kl_mask == "cells" else head.sampleable(size)
 
 
 @functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("state",))

@@ -59,6 +59,8 @@ from zip_rc_jax.training.step import (
 )
 from zip_rc_jax.training.tracking import Tracker
 
+# Settings that were added later, with what runs from before them did; see `recorded`.
+LATER_FIELDS = {"kl_mask": "unused", "unfinished_length": "censored", "mean_over": "positions"}
 TEACHER = "teacher_top_k.npz"
 SKIPPED = "skipped_in_a_row"  # in a checkpoint, beside the position of the data
 
@@ -78,6 +80,18 @@ class Reporting:
     validation: Sequence[Rollout] = ()
     validation_last: int = 1
     on_record: Callable[[dict[str, Any]], object] | None = None
+
+
+def recorded(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a run records and a resumed one must repeat.
+
+    Settings that were added later are left out at their defaults, so that earlier runs go on.
+    """
+    return {
+        name: value
+        for name, value in to_dict(config).items()
+        if name not in LATER_FIELDS or value != LATER_FIELDS[name]
+    }
 
 
 def train(
@@ -133,7 +147,7 @@ def train(
         )
     # Without the head's decoding defaults: no training depends on them.
     head = lm.head.identity()
-    settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config)}
+    settings: dict[str, Any] = {"train": recorded(config), "model": to_dict(lm.config)}
     settings |= {"head": head, "source": source}
     settings = json.loads(json.dumps(settings))
     if directory is not None:
@@ -208,6 +222,8 @@ class Trainer:
             rollouts,
             label=config.label,
             **packing,
+            unfinished_length=config.unfinished_length,
+            mean_over=config.mean_over,
             local_rows=layout.rows_of(jax.local_devices(), config.batch_rows),
             features=labelled_features(lm, rollouts, ForwardSettings.of(config))
             if config.cache_features
@@ -530,7 +546,7 @@ class _Skips:
 
 def _on_mesh(batch: TrainBatch, layout: Layout) -> TrainBatch:
     """The batch on the mesh, with empty rows at its end if its rows do not divide over it (losses
-    are means over labelled positions).
+    are means over labelled positions, or over rollouts).
 
     Every process has the plan of the whole batch: a function of seed and position alone. It read
     the tokens of the rows of its own devices, and hands over these rows. So any number of processes

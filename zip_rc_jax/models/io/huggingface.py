@@ -213,8 +213,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def local_copy(path: str | pathlib.Path) -> pathlib.Path:
+def local_copy(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
     """Where a model lies: the path itself, or the local copy of a model id of the hub.
+
+    Args:
+      weights: see `download`.
 
     Raises:
       UsageError: see `download`.
@@ -223,11 +226,14 @@ def local_copy(path: str | pathlib.Path) -> pathlib.Path:
     is_id = name.count("/") == 1 and not name.startswith(("/", ".", "~"))
     if local.exists() or not is_id or name.endswith(".gguf"):
         return local
-    return download(name)
+    return download(name, weights=weights)
 
 
-def download(name: str) -> pathlib.Path:
+def download(name: str, *, weights: bool = True) -> pathlib.Path:
     """The local copy of a model of the Hugging Face hub, downloaded now if need be.
+
+    Args:
+      weights: False leaves out the tensors, for what reads the tokenizer alone.
 
     Raises:
       UsageError: there is no such model, or no network.
@@ -236,7 +242,8 @@ def download(name: str) -> pathlib.Path:
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_WANTED)))
+        patterns = [x for x in _WANTED if weights or x != "*.safetensors"]
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     # HTTPError: also of a proxy, or in the middle
     except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -6,13 +6,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.config import LENGTH_COUNTS, ModelConfig
+from zip_rc_jax.config.checks import one_of
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.models.io import huggingface
@@ -52,6 +53,7 @@ def load(
     layout: Layout | None = None,
     zip_label: str | None = None,
     zip_first_id: int | None = None,
+    zip_length_counts: str | None = None,
 ) -> LanguageModel:
     """Loads a model straight onto the devices of `layout`, tensor by tensor.
 
@@ -67,25 +69,34 @@ def load(
       zip_label, zip_first_id: for the paper authors' checkpoints, which do not say where their
         joint lies: "correct" (2x8 cells) or "value" (7x8), and the first reserved id (151669 with
           Qwen3). Checkpoints that we wrote know it.
+      zip_length_counts: with `zip_label`, whether the lengths that the joint was trained on count
+        the end token. The authors' code counts "without_end" (the default), so the edges of the
+        grid are one token higher than theirs (see `Grid.counting_the_end_token`), and all that
+        reads the head counts as everywhere here. "with_end" takes their edges as they are.
 
     Raises:
       UsageError: nothing there, an unknown format or architecture, damaged or incomplete files, or
         an impossible reserved range.
     """
     layout, dtype = layout or single_device(), jnp.dtype(dtype)
-    name = str(path)
     if (zip_label is None) != (zip_first_id is None):
         raise UsageError(
             f"zip_label={zip_label}, zip_first_id={zip_first_id}",
             "one without the other says nothing",
             "give both or neither",
         )
-    given = None if zip_label is None or zip_first_id is None else (zip_label, zip_first_id)
-    local = (
-        embedded(name.removeprefix("embedded:"))
-        if name.startswith("embedded:")
-        else huggingface.local_copy(path)
-    )
+    if zip_length_counts is not None:
+        one_of("zip_length_counts", zip_length_counts, LENGTH_COUNTS)
+        if zip_label is None:
+            raise UsageError(
+                f"zip_length_counts={zip_length_counts!r} without zip_label",
+                "it is about a joint that the checkpoint does not describe",
+                "give zip_label and zip_first_id too, or leave it out",
+            )
+    given = None
+    if zip_label is not None and zip_first_id is not None:
+        given = _Given(zip_label, zip_first_id, zip_length_counts)
+    local = _local(path)
     if local.suffix == ".gguf" and local.is_file():
         return _load_gguf(local, dtype, layout, given)
     huggingface.refuse_adapter(local)
@@ -106,8 +117,48 @@ def load(
     return _load_orbax(local, dtype, layout)
 
 
+def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer of a model of any kind that `load` reads, without its weights.
+
+    Raises:
+      UsageError: see `load`.
+    """
+    local = _local(path, weights=False)
+    if local.suffix == ".gguf" and local.is_file():
+        return Tokenizer.from_gguf(local)
+    if (local / huggingface.CONFIG).is_file():
+        return Tokenizer.from_pretrained(local)
+    local, meta = _orbax_meta(local)
+    try:
+        return Tokenizer.from_dict(meta["tokenizer"])
+    except MemoryError:
+        raise
+    except Exception as error:  # the tokenizer's library raises a bare Exception
+        raise _other_version(local, error) from None
+
+
+def _local(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
+    """Where a model lies on this machine; that of a hub name is downloaded."""
+    name = str(path)
+    if name.startswith("embedded:"):
+        return embedded(name.removeprefix("embedded:"))
+    return huggingface.local_copy(path, weights=weights)
+
+
+class _Given(NamedTuple):
+    """What the caller says about a head that the checkpoint does not describe; see `load`."""
+
+    label: str
+    first_id: int
+    length_counts: str | None
+
+    def grid(self) -> Grid:
+        grid = Grid.authors(self.label)
+        return grid if self.length_counts == "with_end" else grid.counting_the_end_token()
+
+
 def _load_huggingface(
-    path: pathlib.Path, dtype: Any, layout: Layout, given: tuple[str, int] | None
+    path: pathlib.Path, dtype: Any, layout: Layout, given: _Given | None
 ) -> LanguageModel:
     settings = huggingface.read_json(path / huggingface.CONFIG)
     block = settings.pop(ZIP_BLOCK, None)
@@ -130,7 +181,7 @@ def _load_huggingface(
 
 
 def _load_gguf(
-    path: pathlib.Path, dtype: Any, layout: Layout, given: tuple[str, int] | None
+    path: pathlib.Path, dtype: Any, layout: Layout, given: _Given | None
 ) -> LanguageModel:
     from zip_rc_jax.models.io.gguf import GgufSource
 
@@ -147,7 +198,7 @@ def _load_gguf(
 
 def _head(
     block: dict[str, Any] | None,
-    given: tuple[str, int] | None,
+    given: _Given | None,
     tokenizer: Tokenizer,
     config: ModelConfig,
     where: str,
@@ -165,15 +216,21 @@ def _head(
                 f"it is damaged ({error!r})",
                 "export the model again",
             ) from None
-        if given and given != (head.label, head.first_id):
+        if given and given[:2] != (head.label, head.first_id):
             raise UsageError(
-                f"zip_label, zip_first_id = {given}",
+                f"zip_label, zip_first_id = {given[:2]}",
                 f"{where} says {(head.label, head.first_id)}",
                 "leave them out",
             )
+        if given and given.length_counts is not None:
+            raise UsageError(
+                f"zip_length_counts={given.length_counts!r}",
+                f"{where} says where its length bins end: {list(head.grid.length_edges)}",
+                "leave it out",
+            )
     else:
         assert given is not None
-        head = ZipHead(Grid.authors(given[0]), given[0], given[1], tokenizer.used)
+        head = ZipHead(given.grid(), given.label, given.first_id, tokenizer.used)
     _check(head, tokenizer, config, where)
     return head
 
@@ -197,7 +254,8 @@ def _with_rows(lm: LanguageModel, head: ZipHead | None) -> LanguageModel:
     return dataclasses.replace(lm, head=head, params={**lm.params, "zip_rows": rows})
 
 
-def _load_orbax(path: pathlib.Path, dtype: Any, layout: Layout) -> LanguageModel:
+def _orbax_meta(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Where one of our checkpoints lies, and its meta data."""
     if (path / "model").is_dir() and not (path / "meta").is_dir():
         path = path / "model"
     if not path.is_dir():
@@ -213,6 +271,16 @@ def _load_orbax(path: pathlib.Path, dtype: Any, layout: Layout) -> LanguageModel
             "it was not written by this package",
             "pass a checkpoint written by `zip-rc train`",
         )
+    return path, meta
+
+
+def _other_version(path: pathlib.Path, error: Exception) -> UsageError:
+    reason = f"another version of this package wrote it, or it was damaged ({in_short(error)})"
+    return UsageError(f"model {path}", reason, "use that version, or copy or train it again")
+
+
+def _load_orbax(path: pathlib.Path, dtype: Any, layout: Layout) -> LanguageModel:
+    path, meta = _orbax_meta(path)
     try:
         config = ModelConfig.from_dict(meta["model"])
         tokenizer = Tokenizer.from_dict(meta["tokenizer"])
@@ -225,10 +293,7 @@ def _load_orbax(path: pathlib.Path, dtype: Any, layout: Layout) -> LanguageModel
     # a checkpoint without digests may hold anything, and the tokenizer's library raises a bare
     # Exception
     except Exception as error:
-        reason = f"another version of this package wrote it, or it was damaged ({in_short(error)})"
-        raise UsageError(
-            f"model {path}", reason, "use that version, or copy or train it again"
-        ) from None
+        raise _other_version(path, error) from None
     if head:
         _check(head, tokenizer, config, str(path))
     wanted = jax.tree.map(
