@@ -33,8 +33,8 @@ import numpy as np
 from machine import description
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
+from zip_rc_jax.data.problems.gym import Problem, problems
 from zip_rc_jax.data.prompts import prompt_texts
-from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine

@@ -10,8 +10,8 @@ import pytest
 from harness.small_tokenizers import chatml, gemma
 from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
 from zip_rc_jax.config.files import load_config
+from zip_rc_jax.data.problems.gym import problems
 from zip_rc_jax.data.prompts import prompt_texts, worked_examples
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.pipeline.provenance import prompt_record

@@ -18,8 +18,8 @@ from zip_rc_jax.config import (
     SelfEvaluationConfig,
     TaskConfig,
 )
+from zip_rc_jax.data.problems.gym import problems
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import forward_packed, logits, unembedding

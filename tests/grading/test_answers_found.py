@@ -13,7 +13,7 @@ import time
 import pytest
 
 from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.data.problems.gym import Problem, problems
 from zip_rc_jax.grading.answers import MAX_RESPONSE_CHARS, canonical, extract_answer
 from zip_rc_jax.grading.grader import Grader, equivalent, grade
 

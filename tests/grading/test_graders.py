@@ -11,7 +11,7 @@ import pytest
 import reasoning_gym
 
 from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.data.problems.gym import Problem, problems
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader, correct, grade
 from zip_rc_jax.runtime.errors import UsageError

@@ -11,7 +11,7 @@ import pytest
 from reasoning_gym.factory import DATASETS
 
 from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import HASH_DEPENDENT, problems
+from zip_rc_jax.data.problems.gym import HASH_DEPENDENT, problems
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_point, majority_reward
 from zip_rc_jax.grading import votes
 from zip_rc_jax.grading.grader import Grader, equivalent

@@ -18,7 +18,7 @@ from fractions import Fraction
 from reasoning_gym.factory import DATASETS
 
 from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.data.problems.gym import Problem, problems
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.runtime.errors import UsageError

@@ -20,7 +20,7 @@ from zip_rc_jax.config import (
     PipelineConfig,
     RolloutConfig,
 )
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems.gym import Problem
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.pipeline import evaluate
@@ -141,7 +141,7 @@ import pathlib, sys, types
 import zip_rc_jax.data.rollouts as records
 import zip_rc_jax.models.io.huggingface as huggingface
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems.gym import Problem
 from zip_rc_jax.inference.tree import ROOT
 from zip_rc_jax.inference.outputs import Prefix, Result, Usage
 from zip_rc_jax.pipeline import evaluate

@@ -17,8 +17,8 @@ import pytest
 from zip_rc_jax.cli.evaluate import run_evaluation
 from zip_rc_jax.config import PromptConfig, TaskConfig, to_dict
 from zip_rc_jax.config.files import load_config
+from zip_rc_jax.data.problems.gym import problems
 from zip_rc_jax.data.rollouts import PartialRollouts, read_rollouts
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_solution
 from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.inference.collect import run_all

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from zip_rc_jax.config.files import load_config
+from zip_rc_jax.data.problems.gym import problems
 from zip_rc_jax.data.prompts import prompt_texts
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine

@@ -42,8 +42,8 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.cli.evaluate import run_evaluation
     from zip_rc_jax.cli.live import decode_prompts
+    from zip_rc_jax.data.problems.gym import problems
     from zip_rc_jax.data.prompts import prompt_texts
-    from zip_rc_jax.data.tasks import problems
     from zip_rc_jax.models.io.load import load
     from zip_rc_jax.pipeline.grade import make_grades
     from zip_rc_jax.pipeline.label import make_labels

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
 from zip_rc_jax.config.checks import in_short
-from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.data.problems.gym import Problem, problems
 from zip_rc_jax.data.worked_solutions import plain_steps
 from zip_rc_jax.models.io.chat import reads_clock, template_time
 from zip_rc_jax.models.io.tokenizer import Tokenizer

@@ -19,9 +19,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
+from zip_rc_jax.data.problems.gym import Problem, problems
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.evaluation import drawing, metrics, plots
 from zip_rc_jax.evaluation.baselines import (
     SELF_EVALUATION,

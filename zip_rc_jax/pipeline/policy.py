@@ -7,9 +7,9 @@ import random
 from typing import Any
 
 from zip_rc_jax.config import PipelineConfig, to_dict
+from zip_rc_jax.data.problems.gym import problems
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.io.tokenizer import Tokenizer, word_level

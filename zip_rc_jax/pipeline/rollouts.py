@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
+from zip_rc_jax.data.problems.gym import Problem, problems
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result

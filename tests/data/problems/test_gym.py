@@ -13,7 +13,7 @@ import pytest
 import reasoning_gym
 
 from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import problems, problems_from_jsonl
+from zip_rc_jax.data.problems.gym import problems, problems_from_jsonl
 from zip_rc_jax.runtime.errors import UsageError
 
 LEVELS = (

@@ -1,0 +1,1 @@
+"""Problems with reference answers, from every source that the config names."""
