@@ -14,7 +14,7 @@ from zip_rc_jax.cli.common import add_model
 from zip_rc_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from zip_rc_jax.data.problems.gym import Problem
+    from zip_rc_jax.data.problems import Problem
     from zip_rc_jax.inference.outputs import Result
     from zip_rc_jax.inference.requests import TextOrChat
 
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     from zip_rc_jax.config import to_dict
     from zip_rc_jax.config.checks import shown
     from zip_rc_jax.config.overrides import from_dotlist
-    from zip_rc_jax.data.problems.gym import problems_from_jsonl
+    from zip_rc_jax.data.problems import problems_from_jsonl
     from zip_rc_jax.inference.api import resolve
     from zip_rc_jax.inference.requests import check_text, key_data
     from zip_rc_jax.models.io.chat import check_variable, template_time

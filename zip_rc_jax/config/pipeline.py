@@ -9,6 +9,7 @@ from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.plugins import OF_DECODING
+from zip_rc_jax.config.problems import ProblemsConfig
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -48,36 +49,6 @@ class GridConfig:
             ours if isinstance(given, tuple) and not given else given for given, ours in pairs
         )
         return Grid(centres, edges)
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """Problems of a reasoning-gym task, level by level.
-
-    Attributes:
-      name: reasoning-gym dataset name.
-      levels: one dict of reasoning-gym options per level, easiest first, e.g. `{min_terms: 2,
-        max_terms: 2}`. With `name` in it a level is another dataset, so that levels can be a
-          mixture of tasks.
-      train_seed, heldout_seed: first seed of each split. reasoning-gym seeds problem `i` with `seed
-        + i`, so the two must lie further apart than the number of problems.
-    """
-
-    name: str = "chain_sum"
-    levels: tuple[dict[str, Any], ...] = ()
-    train_seed: int = 0
-    heldout_seed: int = 1_000_000_000
-
-    def __post_init__(self) -> None:
-        check_types(TaskConfig, vars(self))
-        for number, level in enumerate(self.levels):
-            fits = isinstance(level, dict) and all(isinstance(key, str) for key in level)
-            require(
-                fits,
-                f"task.levels[{number}]={level!r}",
-                "it is no object of options",
-                "write for example {min_terms: 2, max_terms: 2}",
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +108,20 @@ class PromptConfig:
         )
 
 
+def _problems(name: str, value: int) -> None:
+    """Raises UsageError unless it counts problems, or is 0 for all of them."""
+    require(value >= 0, f"{name}={value}", "it counts problems", "use a number, or 0 for all")
+    if value:
+        counts(name, value)
+
+
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """On-policy samples for training.
 
     Attributes:
-      prompts: number of prompts, spread evenly over the levels.
+      prompts: number of problems; 0 takes all of `problems.train` (generators have no end, and need
+        a number).
       samples: rollouts per prompt.
       rows: rows decoded together.
       max_tokens: longest response in tokens; longer ones are stored as truncated (right-censored
@@ -151,7 +130,7 @@ class RolloutConfig:
       temperature, top_k, top_p, min_p: see `SamplingConfig`. Defaults are the authors'.
     """
 
-    prompts: int = 50_000
+    prompts: int = 0
     samples: int = 2
     rows: int = 256
     max_tokens: int = 1024
@@ -163,7 +142,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check_types(RolloutConfig, vars(self))
-        for field in ("prompts", "samples", "rows", "max_tokens"):
+        _problems("rollout.prompts", self.prompts)
+        for field in ("samples", "rows", "max_tokens"):
             counts(f"rollout.{field}", getattr(self, field))
         self.sampling  # noqa: B018
 
@@ -305,7 +285,7 @@ class EvaluateConfig:
     """Held-out comparison of the adaptive search with its baselines under one cost meter.
 
     Attributes:
-      prompts: held-out problems, spread evenly over the levels.
+      prompts: number of held-out problems; 0 takes all (generators have no end, and need a number).
       samples: samples per problem of the fixed run (the baselines' pool, and the mean length that
         normalises cost). How many prefixes the search may have is `decode.n`.
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
@@ -318,7 +298,7 @@ class EvaluateConfig:
         baseline.
     """
 
-    prompts: int = 400
+    prompts: int = 0
     samples: int = 8
     alphas: tuple[float, ...] = (0.1, 1.0)
     betas: tuple[float, ...] = (0.1, 0.05, 0.02, 0.01)
@@ -341,7 +321,8 @@ class EvaluateConfig:
             )
         for name in self.candidates:
             one_of("evaluate.candidates", name, CANDIDATES)
-        for field in ("prompts", "bootstrap", "drift_rollouts"):
+        _problems("evaluate.prompts", self.prompts)
+        for field in ("bootstrap", "drift_rollouts"):
             counts(f"evaluate.{field}", getattr(self, field))
         require(
             1 <= self.samples <= MAX_SAMPLES,
@@ -389,7 +370,7 @@ class PipelineConfig:
     run_dir: str = ""
     data: str = ""
     dtype: str = "float32"
-    task: TaskConfig = TaskConfig()
+    problems: ProblemsConfig = ProblemsConfig()
     prompt: PromptConfig = PromptConfig()
     model: ModelConfig = ModelConfig()
     grid: GridConfig = GridConfig()

@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from zip_rc_jax.data.problems.gym import read_jsonl, without_repeats
+from zip_rc_jax.data.problems.jsonl import read_jsonl, without_repeats
 
 PROMPTS = ("question", "problem", "prompt")
 RESPONSES = ("response", "output", "completion")

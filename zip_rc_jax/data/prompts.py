@@ -3,7 +3,6 @@ template."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -11,9 +10,9 @@ import pathlib
 import uuid
 from collections.abc import Sequence
 
-from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
+from zip_rc_jax.config import PipelineConfig, PromptConfig
 from zip_rc_jax.config.checks import in_short
-from zip_rc_jax.data.problems.gym import Problem, problems
+from zip_rc_jax.data.problems import Problem, worked_examples
 from zip_rc_jax.data.worked_solutions import plain_steps
 from zip_rc_jax.models.io.chat import reads_clock, template_time
 from zip_rc_jax.models.io.tokenizer import Tokenizer
@@ -89,33 +88,17 @@ def conversations(found: Sequence[Problem], config: PipelineConfig) -> list[list
     """
     prompt = config.prompt
     system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    examples = [
-        [
+    examples = worked_examples(config.problems, prompt.examples)
+
+    def turns(p: Problem) -> list[dict[str, str]]:
+        solved = [
             turn
-            for p in level
-            for turn in (_user(p, prompt), {"role": "assistant", "content": _answer(p, prompt)})
+            for x in examples(p)
+            for turn in (_user(x, prompt), {"role": "assistant", "content": _answer(x, prompt)})
         ]
-        for level in worked_examples(config.task, prompt.examples)
-    ]
-    return [[*system, *examples[p.level], _user(p, prompt)] for p in found]
+        return [*system, *solved, _user(p, prompt)]
 
-
-def worked_examples(task: TaskConfig, count: int) -> list[list[Problem]]:
-    """`count` problems of every level of the task, always the same.
-
-    Their seeds lie past those of both splits. (A level of few distinct questions can still repeat a
-    question of a split.)
-    """
-    distance = abs(task.heldout_seed - task.train_seed)
-    # the later split owns `distance` seeds too
-    past = max(task.heldout_seed, task.train_seed) + distance
-    levels = len(task.levels) or 1
-    pool = problems(
-        dataclasses.replace(task, train_seed=past, heldout_seed=past + distance),
-        "train",
-        count * levels,
-    )
-    return [pool[level::levels] for level in range(levels)]
+    return [turns(p) for p in found]
 
 
 def _answer(p: Problem, prompt: PromptConfig) -> str:

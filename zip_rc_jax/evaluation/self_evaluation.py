@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zip_rc_jax.config import PipelineConfig
-from zip_rc_jax.data.problems.gym import Problem
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.data.prompts import conversations, prompt_time
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation.rollout_predictions import first_logits

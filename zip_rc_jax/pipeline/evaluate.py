@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
-from zip_rc_jax.data.problems.gym import Problem, problems
+from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation import drawing, metrics, plots
@@ -48,6 +48,7 @@ from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import forward_packed, unembedding
+from zip_rc_jax.pipeline.problems import heldout_problems
 from zip_rc_jax.pipeline.provenance import prompt_record
 from zip_rc_jax.pipeline.rollouts import as_rollouts, refuse_failure
 from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
@@ -94,9 +95,11 @@ class EvaluationRunner:
     is decoded.
     """
 
-    def __init__(self, config: PipelineConfig, grader: Grader, partial: pathlib.Path):
+    def __init__(
+        self, config: PipelineConfig, found: ProblemSet, grader: Grader, partial: pathlib.Path
+    ):
         self.config, self.grader, self.partial = config, grader, partial
-        self.problems: list[Problem] = problems(config.task, "heldout", config.evaluate.prompts)
+        self.set, self.problems = found, found.problems
         partial.mkdir(parents=True, exist_ok=True)
         remove_leftovers(partial)
 
@@ -112,8 +115,8 @@ class EvaluationRunner:
         key = {
             "model": lm.digest(),
             "decode": to_dict(decode),
-            "task": to_dict(self.config.task),
-            "evaluate": {"prompts": self.config.evaluate.prompts, "seed": seed},
+            "problems": self.set.record,
+            "evaluate": {"seed": seed},
             "code": code_version(),  # the report names one commit, which made all of it
             **prompt_record(self.config, lm.tokenizer),
         }
@@ -379,12 +382,13 @@ def evaluate(
     started, grid = time.time(), lm.head.grid
     directory = run_directory(config) / "report"
     e = config.evaluate
+    problems = heldout_problems(config)
     start = load_policy(config, lm.layout, config.dtype)
 
     # Decoding: the samples of the baselines, then every setting of the sweep. What an earlier call
     # finished is read.
     with Grader() as grader:
-        bench = EvaluationRunner(config, grader, directory / ".partial")
+        bench = EvaluationRunner(config, problems, grader, directory / ".partial")
         ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
         plain = bench.decode(
             start.with_head(grid, lm.head.label, lm.head.first_id), config.fixed_decode, POLICY_RUN

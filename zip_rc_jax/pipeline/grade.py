@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 
 from zip_rc_jax.config import PipelineConfig, to_dict
-from zip_rc_jax.data.problems.gym import MATH
+from zip_rc_jax.data.problems import MATH
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.grading.grader import Grader, check_entry, correct
 from zip_rc_jax.grading.summary import summarize, to_json

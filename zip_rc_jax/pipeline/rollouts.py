@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
-from zip_rc_jax.data.problems.gym import Problem, problems
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.inference.collect import run_all
@@ -16,6 +16,7 @@ from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.chunks import write_in_chunks
+from zip_rc_jax.pipeline.problems import training_problems
 from zip_rc_jax.pipeline.provenance import added_record, check_same_source, prompt_record
 from zip_rc_jax.pipeline.run_dir import check_output, load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import with_own_samples
@@ -44,10 +45,13 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     r, directory = config.rollout, run_directory(config) / "rollouts"
     check_output(config, "rollouts")
     rows = max(r.rows, r.samples)
+    # Problems first: what is wrong with them shows before a model is loaded.
+    problems = training_problems(config, r.prompts)
+    found = problems.problems
     policy = load_policy(config, sampling_layout(rows, r.samples), config.dtype)
     settings = {
         "rollout": to_dict(r),
-        "task": to_dict(config.task),
+        "problems": problems.record,
         "policy": policy.digest(),
         **prompt_record(config, policy.tokenizer),
     }
@@ -57,7 +61,6 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         return directory
 
     # Every problem is a request with samples of its own.
-    found = problems(config.task, "train", r.prompts)
     requests = with_own_samples(prompt_texts(found, config, policy.tokenizer), r.seed)
 
     # Plain sampling on the one engine there is.

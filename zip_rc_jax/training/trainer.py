@@ -134,6 +134,8 @@ def train(
     # Without the head's decoding defaults: no training depends on them.
     head = lm.head.identity()
     settings: dict[str, Any] = {"train": to_dict(config), "model": to_dict(lm.config)}
+    if not config.epochs:
+        del settings["train"]["epochs"]  # records of earlier versions have no such setting
     settings |= {"head": head, "source": source}
     settings = json.loads(json.dumps(settings))
     if directory is not None:

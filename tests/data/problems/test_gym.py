@@ -1,31 +1,30 @@
-"""Problems: reproducible, disjoint between splits and levels, cheap, and loud about mistakes."""
+"""Generated problems: reproducible, disjoint between splits and levels, and loud about
+mistakes."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
-import os
 import time
 
 import pytest
 import reasoning_gym
 
-from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.problems.gym import problems, problems_from_jsonl
+from harness.problem_sources import gym, gym_problems
+from zip_rc_jax.config import ProblemsConfig, SourceConfig
+from zip_rc_jax.data.problems import problem_set, with_seeds
 from zip_rc_jax.runtime.errors import UsageError
 
+SPLITS = ("train", "heldout")
 LEVELS = (
     {"min_terms": 2, "max_terms": 2},
     {"min_terms": 4, "max_terms": 4},
     {"min_terms": 6, "max_terms": 6},
 )
-TASK = TaskConfig(levels=LEVELS, train_seed=10, heldout_seed=10_000)
+TASK = gym(levels=LEVELS, train_seed=10, heldout_seed=10_000)
 
 
 def test_levels_take_turns_and_have_their_own_options():
-    for i, problem in enumerate(problems(TASK, "train", 10)):
+    for i, problem in enumerate(gym_problems(TASK, "train", 10)):
         assert (problem.index, problem.level, problem.task) == (i, i % 3, "chain_sum")
         terms = problem.question.split(": ")[1].removesuffix(" =").split()[::2]
         assert len(terms) == LEVELS[i % 3]["min_terms"]
@@ -35,7 +34,7 @@ def test_levels_take_turns_and_have_their_own_options():
 def test_a_problem_is_the_entry_that_it_refers_to(name):
     """Also for datasets that draw something once for all their entries, where the seed of one entry
     is not enough."""
-    for problem in problems(TaskConfig(name=name), "heldout", 4):
+    for problem in gym_problems(name, "heldout", 4):
         reference = json.loads(problem.entry_json)
         dataset = reasoning_gym.create_dataset(
             name, seed=reference["seed"], size=reference["index"] + 1, **reference["options"]
@@ -46,214 +45,82 @@ def test_a_problem_is_the_entry_that_it_refers_to(name):
 
 
 def test_the_first_problems_do_not_depend_on_how_many_are_asked_for():
-    assert problems(TASK, "train", 50)[:7] == problems(TASK, "train", 7)
-    assert problems(TASK, "train", 0) == []
+    assert gym_problems(TASK, "train", 50)[:7] == gym_problems(TASK, "train", 7)
 
 
 @pytest.mark.parametrize(("train_seed", "heldout_seed"), [(10, 10_000), (10_000, 10)])
 def test_no_seed_is_shared_between_splits_or_levels(train_seed, heldout_seed):
-    task = TaskConfig(levels=LEVELS, train_seed=train_seed, heldout_seed=heldout_seed)
+    problems = gym("chain_sum", LEVELS, train_seed, heldout_seed)
     most = abs(heldout_seed - train_seed) // 3 * 3
-    seeds = [
-        problem.seed for split in ("train", "heldout") for problem in problems(task, split, most)
-    ]
+    seeds = [p.seed for split in SPLITS for p in gym_problems(problems, split, most)]
     assert len(set(seeds)) == len(seeds) == 2 * most
     with pytest.raises(
-        UsageError, match=r"before the two splits overlap.*Fix: set the two seeds at least"
+        UsageError, match=r"3 levels have 3330 seeds each, and 3331 are .*Fix: set span to 9993"
     ):
-        problems(task, "train", most + 1)
+        gym_problems(problems, "train", most + 1)
+
+
+def test_held_out_seeds_and_those_of_examples_follow_where_none_are_given():
+    """The seeds of 0.2: training from 0, evaluation from 1,000,000,000."""
+    seeded = with_seeds(ProblemsConfig("gym:gcd", examples="gym:gcd"))
+    found = [getattr(seeded, split)[0] for split in (*SPLITS, "examples")]
+    assert [(s.source, s.seed) for s in found] == [
+        ("gym:gcd", 0),
+        ("gym:gcd", 1_000_000_000),
+        ("gym:gcd", 2_000_000_000),
+    ]
+    mixed = with_seeds(
+        ProblemsConfig((SourceConfig("gym:gcd", seed=5), SourceConfig("gym:lcm", seed=25)))
+    )
+    assert [s.seed for s in mixed.heldout] == [1_000_000_025, 1_000_000_045]
+    other = with_seeds(ProblemsConfig("gym:gcd", "gym:gcd"))
+    assert other.heldout[0].seed == 1_000_000_000, "the same generator gets other seeds"
+    with pytest.raises(UsageError, match=r"heldout gym:gcd with seed=7.*training has seeds 0 to"):
+        with_seeds(ProblemsConfig("gym:gcd", SourceConfig("gym:gcd", seed=7)))
 
 
 def test_fifty_thousand_problems_take_seconds():
     start = time.process_time()
-    assert len(problems(TaskConfig(levels=LEVELS), "train", 50_000)) == 50_000
+    assert len(gym_problems(gym(levels=LEVELS), "train", 50_000)) == 50_000
     assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(
-    ("task", "split", "count", "message"),
+    ("source", "count", "message"),
     [
-        (TaskConfig(name="chain_sums"), "train", 3, "no such dataset.*did you mean 'chain_sum'"),
+        ({"source": "gym:chain_sums"}, 3, "no such dataset.*did you mean 'chain_sum'"),
         (
-            TaskConfig(levels=({"min_term": 2},)),
-            "train",
+            {"levels": ({"min_term": 2},)},
             3,
             "'min_term' of chain_sum.*did you mean 'min_terms'",
         ),
-        (TaskConfig(levels=({"seed": 2},)), "train", 3, "'seed'.*remove it"),
-        (
-            TaskConfig(levels=({"min_terms": 5, "max_terms": 2},)),
-            "train",
-            3,
-            "max_terms must be >= min_terms",
-        ),
-        (TaskConfig(levels=({"min_terms": "two"},)), "train", 3, "task.levels.*two"),
+        ({"levels": ({"seed": 2},)}, 3, "'seed'.*remove it"),
+        ({"levels": ({"min_terms": 5, "max_terms": 2},)}, 3, "max_terms must be >= min_terms"),
+        ({"levels": ({"min_terms": "two"},)}, 3, "levels.*two"),
         # passes reasoning-gym's own validation
-        (TaskConfig(levels=({"min_digits": 1.5},)), "train", 3, "task.levels.*1.5"),
-        (TaskConfig(train_seed=-5), "train", 3, "ignores the sign"),
-        (TaskConfig(), "test", 3, "split='test'.*train and heldout"),
-        (TaskConfig(), "train", -1, "count=-1"),
+        ({"levels": ({"min_digits": 1.5},)}, 3, "levels.*1.5"),
+        ({"seed": -5}, 3, "ignores the sign"),
+        ({"count": -1}, 3, "count=-1"),
+        ({}, 0, "a generator has no end.*Fix: say how many: rollout.prompts"),
+        ({"count": 5}, 6, "6 problems: gym:chain_sum has 5"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_mistakes_are_named_with_their_fix(task, split, count, message):
+def test_mistakes_are_named_with_their_fix(source, count, message):
     with pytest.raises(UsageError, match=message):
-        problems(task, split, count)
+        problem_set(
+            ProblemsConfig(SourceConfig(**{"source": "gym:chain_sum", **source})), "train", count
+        )
+
+
+def test_an_unknown_split_or_a_negative_number_is_refused():
+    with pytest.raises(UsageError, match="split='test'.*train, heldout"):
+        problem_set(TASK, "test", 3)
+    with pytest.raises(UsageError, match="count=-1"):
+        problem_set(TASK, "train", -1)
 
 
 def test_problems_that_no_other_process_can_repeat_are_refused(monkeypatch):
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     with pytest.raises(UsageError, match=r"hash seed.*set PYTHONHASHSEED=0"):
-        problems(TaskConfig(name="word_ladder"), "train", 1)
-
-
-def test_maths_problems_come_from_jsonl(tmp_path):
-    path = tmp_path / "maths.jsonl"
-    lines = [
-        {"question": "What is 1 + 1?", "answer": 2},
-        {"problem": "Half?", "answer": "\\frac{1}{2}", "level": "Level 3"},
-        {"question": "Sum?", "answer": "First 70, then 72.\n#### 72", "level": 1},
-        {"question": "A pair?", "answer": "\U0001f600"},
-    ]
-    path.write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    found = problems_from_jsonl(path)
-    assert [(p.index, p.level, p.question, p.answer) for p in found] == [
-        (0, 0, "What is 1 + 1?", "2"),
-        (1, 3, "Half?", "\\frac{1}{2}"),
-        (2, 1, "Sum?", "72"),
-        (3, 0, "A pair?", "\U0001f600"),
-    ]
-    assert {p.task for p in found} == {"math"}
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [b'{"question": "q", '
-     b'"answer": "1"', b"[1, 2]", b'{"question": "q"}', b'{"answer": "1"}', b'{"question": 3, '
-                                                                            b'"answer": "1"}',
-     b'{"question": "q", "answer": '
-     b'true}', b'{"question": "q", "answer": " "}', b'{"question": "\xff", "answer": "1"}',
-     rb'{"question": "q", "answer": "\ud800"}', rb'{"question": "\udc00", "answer": "1"}'],
-)  # fmt: skip
-def test_a_bad_line_is_named_by_its_number(tmp_path, bad):
-    path = tmp_path / "maths.jsonl"
-    path.write_bytes(b'{"question": "q", "answer": "1"}\n\n' + bad + b"\n")
-    with pytest.raises(UsageError, match=r"maths\.jsonl, line 3: "):
-        problems_from_jsonl(path)
-
-
-def test_a_missing_or_empty_file_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="no such file"):
-        problems_from_jsonl(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(UsageError, match="no problems"):
-        problems_from_jsonl(tmp_path / "empty.jsonl")
-
-
-@pytest.mark.parametrize(
-    "spelling",
-    [
-        "0.00001",
-        "1e-5",
-        "1E+3",
-        "10000000000000001",
-        "1e16",
-        "-0.0",
-        "3.10",
-        "7" * 5000,
-        "1e400",
-        "0.1000000000000000055511151",
-    ],
-)
-def test_a_number_keeps_the_spelling_of_the_file(tmp_path, spelling):
-    path = tmp_path / "maths.jsonl"
-    path.write_text(f'{{"question": "q", "answer": {spelling}}}\n')
-    assert problems_from_jsonl(path)[0].answer == spelling
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"question": null, "problem": "q", "answer": "1"}',
-        '{"problem": "q", "answer": 1, "question": null}',
-    ],
-)
-def test_null_is_absent(tmp_path, line):
-    path = tmp_path / "maths.jsonl"
-    path.write_text(f"\r\n{line}\r\n")
-    assert [(p.question, p.answer, p.line) for p in problems_from_jsonl(path)] == [("q", "1", 2)]
-
-
-NO_JSONL = [
-    (b'{"question": "q", "answer": NaN}', "line 1: it holds NaN"),
-    (b'\n{"question": "q", "answer": -Infinity}', "line 2: it holds -Infinity"),
-    (
-        b'{"question": "q", "answer": "1", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        "line 1: its JSON is nested too deeply",
-    ),
-    (b'{"question": "q", "answer": ' + b"[" * 3_000_000, "line 1: "),
-    (b'[{"question": "q", "answer": "1"}]', "JSON array.*jq -c"),
-    (b'[\n{"question": "q", "answer": "1"}\n]', "line 1: it begins a JSON array"),
-    ('{"question": "q", "answer": "1"}'.encode("utf-16"), "UTF-16.*iconv"),
-    ('{"question": "q", "answer": "1"}'.encode("utf-16-le"), "UTF-16.*iconv"),
-    ('{"question": "q", "answer": "1"}'.encode("utf-32"), "UTF-32.*iconv"),
-    (gzip.compress(b'{"question": "q", "answer": "1"}'), "line 1: the file is compressed"),
-    ('{"question": "\u00e9", "answer": "1"}'.encode("latin-1"), "line 1: it is not UTF-8 text"),
-    (b'{"question": "q", "answer": "1", "answer": "2"}', "line 1: it has the key 'answer' twice"),
-    (
-        b'{"question": "q", "answer": "1", "level": ' + b"9" * 5000 + b"}",
-        "line 1: its level has 5000 digits",
-    ),
-    (
-        b'{"question": "q", "answer": {"x": "' + b"y" * 3_000_000 + b'"}}',
-        "no text or number under `answer`",
-    ),
-    (b'"' + b"y" * 3_000_000 + b'"', "line 1: it holds a string, not an object"),
-    (b"y" * 3_000_000, "line 1: "),
-    (b'{"question": "q", "answer": "72 ####"}', "line 1: its `answer` has nothing behind ####"),
-    (b'{"question": "q", "answer": "1", "level": -1}', "line 1: its level is -1"),
-    (b'{"question": "q", "answer": "1", "level": [7]}', "line 1: its level is an array"),
-    (b'{\n"question": "q",\n"answer": "1"}', "line 1: its JSON goes on in the next line"),
-    (
-        b'{"question": "q", "answer": "1", '
-        + b", ".join(b'"k%d": 1' % i for i in range(50_000))
-        + b', "k49999": 2}',
-        "'k49999' twice",
-    ),
-    (bz2.compress(b"{}"), "line 1: the file is compressed .bzip2"),
-    (lzma.compress(b"{}"), "line 1: the file is compressed .xz"),
-    (b"PK\x03\x04" + bytes(range(60)), "line 1: the file is compressed .zip"),
-    (b"PAR1" + bytes(60), "line 1: the file is a Parquet table"),
-    (b"17", "line 1: it holds a number"),
-    (b"null", "line 1: it holds null"),
-]
-
-
-@pytest.mark.parametrize(("content", "message"), NO_JSONL, ids=range(len(NO_JSONL)))
-def test_what_is_no_jsonl_is_named_in_one_short_paragraph(tmp_path, content, message):
-    path = tmp_path / "maths.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(UsageError, match=message) as caught:
-        problems_from_jsonl(path)
-    assert len(str(caught.value)) < 1000
-    assert "maths.jsonl" in str(caught.value)
-
-
-def test_what_is_no_regular_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match="it is a directory"):
-        problems_from_jsonl(tmp_path)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="no regular file"):
-        problems_from_jsonl(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="File name too long") as caught:
-        problems_from_jsonl(tmp_path / ("x" * 5000))
-    assert len(str(caught.value)) < 1000
-
-
-def test_a_file_that_was_joined_from_several_may_hold_marks_of_byte_order(tmp_path):
-    path = tmp_path / "maths.jsonl"
-    path.write_bytes(2 * b'\xef\xbb\xbf{"question": "q", "answer": 1, "level": 3.0}\n')
-    assert [(p.answer, p.level, p.line) for p in problems_from_jsonl(path)] == [
-        ("1", 3, 1),
-        ("1", 3, 2),
-    ]
+        gym_problems("word_ladder")
