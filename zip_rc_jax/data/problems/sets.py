@@ -17,9 +17,11 @@ from zip_rc_jax.config.problems import GYM_SEEDS
 from zip_rc_jax.data.problems.columns import Row, read_rows
 from zip_rc_jax.data.problems.files import file_rows
 from zip_rc_jax.data.problems.gym import generated
+from zip_rc_jax.data.problems.hub import hub_rows, needs_network
 from zip_rc_jax.data.problems.mixture import interleaved
 from zip_rc_jax.data.problems.overlap import HeldOut
 from zip_rc_jax.data.problems.problem import Problem, ProblemSet, ranked
+from zip_rc_jax.data.problems.tfds import tfds_rows
 from zip_rc_jax.runtime.errors import UsageError
 
 SPLITS = ("train", "heldout", "examples")
@@ -141,7 +143,7 @@ def _rows(config: SourceConfig) -> tuple[list[Row], dict[str, Any]]:
     if config.kind in ("jsonl", "csv", "parquet"):
         rows, files = file_rows(config)
         return rows, {"files": files} if len(files) > 1 else {}
-    raise UsageError(f"problems of {shown(config.source)}", "not read yet", "use a file")
+    return hub_rows(config) if config.kind == "hf" else tfds_rows(config)
 
 
 def without_repeats_of(heldout: HeldOut, source: Source) -> Source:
@@ -218,8 +220,10 @@ def problem_set(
     if not sources:
         raise _no_sources(config, split)
 
-    # Sources, the small mistakes of all of them before the first is read.
-    opened = [open_source(source) for source in sources]
+    # Sources: those that may wait for a network come last, after the mistakes of all others.
+    later = sorted(range(len(sources)), key=lambda i: needs_network(sources[i]))
+    read = {i: open_source(sources[i]) for i in later}
+    opened = [read[i] for i in range(len(sources))]
     overlap: dict[str, Any] = {}
     if avoid:
         heldout = HeldOut([p.question for p in avoid], config.ngram)
