@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from zip_rc_jax.config.checks import check_types, counts, one_of, require
+from zip_rc_jax.config.checks import check_types, counts, one_of, require, shown
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.plugins import OF_DECODING
@@ -66,6 +66,11 @@ class PromptConfig:
       example_answer: assistant turn of an example; `{answer}` in it becomes the reference answer,
         and `{steps}` a chain sum worked out from left to right ("4 + 3 = 7, 7 - 2 = 5").
       chat_template_kwargs: variables of the chat template, such as `enable_thinking: false`.
+      variants: several kinds of prompts in one set, each for a share of the problems, such as
+        `{share: 0.5, chat_template_kwargs: {enable_thinking: false}}`. A variant may set `system`,
+        `instruction` and `chat_template_kwargs` over those above. Which one a problem gets depends
+        on its question and `seed` alone.
+      seed: of the choice among variants.
     """
 
     style: str = "raw"
@@ -74,9 +79,14 @@ class PromptConfig:
     examples: int = 0
     example_answer: str = "{answer}"
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    variants: tuple[dict[str, Any], ...] = ()
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_types(PromptConfig, vars(self))
+        object.__setattr__(self, "variants", tuple(self.variants))
+        for number, variant in enumerate(self.variants):
+            self._check_variant(f"prompt.variants[{number}]", variant)
         one_of("prompt.style", self.style, ("raw", "chat"))
         for field, part in (("instruction", "{question}"), ("example_answer", "{answer}")):
             value = getattr(self, field)
@@ -98,6 +108,7 @@ class PromptConfig:
             "examples": self.examples,
             "example_answer": self.example_answer != "{answer}",
             "chat_template_kwargs": self.chat_template_kwargs,
+            "variants": self.variants,
         }
         unread = ", ".join(name for name, value in given.items() if value)
         require(
@@ -106,6 +117,50 @@ class PromptConfig:
             "a raw prompt is the question alone, so nothing reads the rest",
             "set prompt.style=chat",
         )
+
+    def variant(self, number: int) -> PromptConfig:
+        """How the prompts of a variant are made; itself where there are none."""
+        if not self.variants:
+            return self
+        given = {k: v for k, v in self.variants[number].items() if k != "share"}
+        given["chat_template_kwargs"] = self.chat_template_kwargs | given.get(
+            "chat_template_kwargs", {}
+        )
+        return dataclasses.replace(self, variants=(), **given)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the variants, adding up to 1."""
+        given = [float(variant.get("share", 1.0)) for variant in self.variants]
+        return tuple(share / sum(given) for share in given)
+
+    def _check_variant(self, where: str, variant: Any) -> None:
+        known = ("share", "system", "instruction", "chat_template_kwargs")
+        require(
+            isinstance(variant, dict),
+            f"{where}={shown(variant)}",
+            "it is no object of settings",
+            "write for example {share: 0.5, chat_template_kwargs: {enable_thinking: false}}",
+        )
+        for name in variant:
+            one_of(f"a setting of {where}", name, known)
+        share = variant.get("share", 1.0)
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        require(
+            number and 0 < share < float("inf"),
+            f"{where}.share={shown(share)}",
+            "it is no share",
+            "use a number > 0, or leave the variant out",
+        )
+        given = {k: v for k, v in variant.items() if k != "share"}
+        for name, kind in (("system", str), ("instruction", str), ("chat_template_kwargs", dict)):
+            require(
+                isinstance(given.get(name, kind()), kind),
+                f"{where}.{name}={shown(given.get(name))}",
+                "it is of another type than prompt." + name,
+                "write it as there",
+            )
+        PromptConfig(self.style, **given)  # what is wrong with its instruction
 
 
 def _problems(name: str, value: int) -> None:

@@ -4,6 +4,7 @@ template."""
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -33,9 +34,31 @@ def prompt_texts(
         return [p.question for p in found]
     with template_time(prompt_time(config, tokenizer)):
         return [
-            tokenizer.chat(turns, **config.prompt.chat_template_kwargs)
-            for turns in conversations(found, config)
+            tokenizer.chat(turns, **prompt_of(config.prompt, p.question).chat_template_kwargs)
+            for p, turns in zip(found, conversations(found, config), strict=True)
         ]
+
+
+def variant_of(prompt: PromptConfig, question: str) -> int:
+    """The number of the variant that a question gets; 0 where there are none.
+
+    It depends on the question and `prompt.seed` alone: the same in every stage and process, and for
+    equal questions.
+    """
+    digest = hashlib.blake2b(
+        f"{prompt.seed}\n{question}".encode("utf-8", "surrogatepass"), digest_size=8
+    )
+    draw, total = int.from_bytes(digest.digest(), "big") / 2**64, 0.0
+    for number, share in enumerate(prompt.shares):
+        total += share
+        if draw < total:
+            return number
+    return max(0, len(prompt.variants) - 1)
+
+
+def prompt_of(prompt: PromptConfig, question: str) -> PromptConfig:
+    """How the prompt of a question is made: by its variant."""
+    return prompt.variant(variant_of(prompt, question))
 
 
 def prompt_time(config: PipelineConfig, tokenizer: Tokenizer) -> datetime.datetime | None:
@@ -87,16 +110,17 @@ def conversations(found: Sequence[Problem], config: PipelineConfig) -> list[list
       UsageError: the task cannot make the worked examples.
     """
     prompt = config.prompt
-    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
     examples = worked_examples(config.problems, prompt.examples)
 
     def turns(p: Problem) -> list[dict[str, str]]:
+        own = prompt_of(prompt, p.question)
+        system = [{"role": "system", "content": own.system}] if own.system else []
         solved = [
             turn
             for x in examples(p)
-            for turn in (_user(x, prompt), {"role": "assistant", "content": _answer(x, prompt)})
+            for turn in (_user(x, own), {"role": "assistant", "content": _answer(x, own)})
         ]
-        return [*system, *solved, _user(p, prompt)]
+        return [*system, *solved, _user(p, own)]
 
     return [turns(p) for p in found]
 

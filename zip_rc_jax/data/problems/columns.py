@@ -7,7 +7,7 @@ import dataclasses
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from zip_rc_jax.config import SourceConfig
@@ -65,11 +65,18 @@ class ReadRows:
     repeated_ids: int
 
 
-def read_rows(rows: Sequence[Row], source: SourceConfig, *, answers: bool = True) -> ReadRows:
+def read_rows(
+    rows: Sequence[Row],
+    source: SourceConfig,
+    *,
+    answers: bool = True,
+    readable: Callable[[Sequence[str]], Sequence[bool]] | None = None,
+) -> ReadRows:
     """The problems of rows, as the columns of `source` say.
 
     Args:
       answers: every row needs one; else it is "" where there is none.
+      readable: says which of some answers a grader can read; None takes all.
 
     Raises:
       UsageError: no rows; a column that is not there; a filter that reads none of the columns, or
@@ -88,6 +95,7 @@ def read_rows(rows: Sequence[Row], source: SourceConfig, *, answers: bool = True
 
     # Problems.
     found, faults = list[Problem](), list[tuple[str, str]]()
+    places = list[str]()
     used: dict[str, list[str]] = {field: [] for field in COLUMNS}
     for row in kept:
         values: dict[str, Any] = {}
@@ -103,6 +111,7 @@ def read_rows(rows: Sequence[Row], source: SourceConfig, *, answers: bool = True
         except ValueError as error:
             faults.append((row.where, str(error)))
             continue
+        places.append(row.where)
         level, name = _level(row, values["level"]), _id(row, values["id"], source)
         found.append(
             Problem(
@@ -118,6 +127,14 @@ def read_rows(rows: Sequence[Row], source: SourceConfig, *, answers: bool = True
                 source=source.source,
             )
         )
+    if readable is not None:
+        fits = list(readable([p.answer for p in found]))
+        faults += [
+            (where, f"no grader can read its answer {shown(p.answer, 60)}")
+            for where, p, fit in zip(places, found, fits, strict=True)
+            if not fit
+        ]
+        found = [p for p, fit in zip(found, fits, strict=True) if fit]
     if faults and source.unreadable == "refuse":
         raise _unreadable(faults, len(kept), source)
     if not found:

@@ -111,6 +111,12 @@ class HeldOut:
                 of[number] = self._contained(tokens[number])
         return Repeats(of, equal, int((of >= 0).sum()) - equal)
 
+    def seen_in(self, questions: Sequence[str]) -> np.ndarray:
+        """`[n]` bool: which held-out questions are repeated by one of `questions`."""
+        of = self.repeated_by(questions).of
+        seen = {self._tokens[number] for number in set(of[of >= 0].tolist())}
+        return np.array([tokens in seen for tokens in self._tokens], bool)
+
     def _candidates(self, tokens: Sequence[tuple[str, ...]]) -> np.ndarray:
         """Numbers of the texts that have one of the rare n-grams, by hashes of all n-grams at
         once."""

@@ -107,8 +107,15 @@ def _moved(source: SourceConfig, by: int) -> SourceConfig:
     return dataclasses.replace(source, seed=(source.seed or 0) + by)
 
 
-def open_source(config: SourceConfig) -> Source:
+# Which of some reference answers a grader can read.
+Readable = Callable[[Sequence[str]], Sequence[bool]]
+
+
+def open_source(config: SourceConfig, readable: Readable | None = None) -> Source:
     """What a source has: a file is read whole, a generator makes what it is asked for.
+
+    Args:
+      readable: see `problem_set`.
 
     Raises:
       UsageError: see `generated`, `file_rows`, `hub_rows`, `tfds_rows` and `read_rows`.
@@ -116,7 +123,7 @@ def open_source(config: SourceConfig) -> Source:
     if config.kind == "gym":
         return Source(config, config.count or None, functools.partial(_generate, config), {})
     rows, notes = _rows(config)
-    read = read_rows(rows, config)
+    read = read_rows(rows, config, readable=readable)
     found = read.problems
     if config.shuffle is not None:
         order = np.random.default_rng(config.shuffle).permutation(len(found))
@@ -195,6 +202,7 @@ def problem_set(
     count: int = 0,
     *,
     avoid: Sequence[Problem] = (),
+    readable: Readable | None = None,
 ) -> ProblemSet:
     """The problems of a split: of all its sources, mixed by their weights.
 
@@ -205,6 +213,8 @@ def problem_set(
       count: how many; 0 for all.
       avoid: held-out problems. Training problems that repeat one are left out, refused or kept, as
         `config.overlap` says; the record counts them.
+      readable: says which reference answers of files a grader can read. The others are refused or
+        left out, as `unreadable` of their source says.
 
     Raises:
       UsageError: an unknown split or one without sources; more problems than there are; a source
@@ -222,7 +232,7 @@ def problem_set(
 
     # Sources: those that may wait for a network come last, after the mistakes of all others.
     later = sorted(range(len(sources)), key=lambda i: needs_network(sources[i]))
-    read = {i: open_source(sources[i]) for i in later}
+    read = {i: open_source(sources[i], readable) for i in later}
     opened = [read[i] for i in range(len(sources))]
     overlap: dict[str, Any] = {}
     if avoid:
@@ -234,7 +244,7 @@ def problem_set(
 
     # Mixture.
     order = interleaved(
-        [source.config.source for source in opened],
+        [_label(source) for source in opened],
         [source.config.weight for source in opened],
         [source.size for source in opened],
         count,
@@ -262,6 +272,13 @@ def problem_set(
     if questions < len(problems):
         record["repeated_questions"] = len(problems) - questions
     return ProblemSet(problems, names, record)
+
+
+def _label(source: Source) -> str:
+    """Its name, for a message about its size."""
+    left_out = sum(source.notes.get(n, 0) for n in ("repeat_heldout", "contain_heldout"))
+    held = f" (without {left_out} held-out ones)" if left_out and source.size is not None else ""
+    return f"{source.config.source}{held}"
 
 
 def _no_sources(config: ProblemsConfig, split: str) -> UsageError:
