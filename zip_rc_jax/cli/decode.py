@@ -23,11 +23,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "decode",
         help="answer prompts with the adaptive search",
-        description="Prompts come from --prompt (repeatable) or from a JSONL file with `question` "
-        "or `problem` (and `answer`, to grade).\n"
+        description="Prompts come from --prompt (repeatable) or from a JSONL, CSV or Parquet file "
+        "with `question`, `problem` or `prompt`\n(and `answer`, to grade).\n"
         "Without --output the answers are printed; with it, results.jsonl and metadata.json are "
         "written there, and after an\n"
-        "interruption the same command decodes only what is missing.\n\n"
+        "interruption the same command decodes only what is missing.\n"
+        "A model without a head is sampled with strategy=fixed.\n\n"
         "example: zip-rc decode runs/demo/final --prompt 'State the final answer to the following "
         "arithmetic problem: 4 + 3 - 2 ='\n"
         "         --stream n=8 interval=8 window=4 max_tokens=128 beta=0.05",
@@ -46,7 +47,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--input",
         type=pathlib.Path,
-        help="JSONL file with `question` or `problem`, and optionally `answer`",
+        help="JSONL, CSV or Parquet file with `question`, `problem` or `prompt`, and optionally "
+        "`answer`",
     )
     parser.add_argument(
         "--chat",
@@ -93,11 +95,12 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.cli.decode_output import DecodeOutput, hash_of
+    from zip_rc_jax.cli.headless import sampleable, without_predictions
     from zip_rc_jax.cli.live import decode_prompts, print_answers
     from zip_rc_jax.config import to_dict
     from zip_rc_jax.config.checks import shown
     from zip_rc_jax.config.overrides import from_dotlist
-    from zip_rc_jax.data.problems import problems_from_jsonl
+    from zip_rc_jax.data.problems import problems_from_file
     from zip_rc_jax.inference.api import resolve
     from zip_rc_jax.inference.requests import check_text, key_data
     from zip_rc_jax.models.io.chat import check_variable, template_time
@@ -134,7 +137,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     key_data(arguments.seed)
 
     # Prompts.
-    found = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
+    found = problems_from_file(arguments.input, answers=False) if arguments.input else []
     prompts: list[TextOrChat] = [p.question for p in found] or arguments.prompt
     with _lines_named(arguments.input, found):
         for number, text in enumerate(prompts):
@@ -157,10 +160,15 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             zip_first_id=arguments.zip_first_id,
         )
         config = resolve(None, options, lm.head, lm.generation_config)
+        headless = lm.head is None
+        if headless:
+            lm = sampleable(lm, config, arguments.stream)
         if not arguments.output:
             results = decode_prompts(
                 lm, prompts, config, arguments.seed, chat, live=arguments.stream
             )
+            if headless:
+                results = [without_predictions(result) for result in results]
             _graded(found, results)
             return print_answers(results)
 
@@ -182,6 +190,9 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             results = decode_prompts(
                 lm, prompts, config, arguments.seed, chat, journal=journal, live=arguments.stream
             )
+
+        if headless:
+            results = [without_predictions(result) for result in results]
 
         # The files, complete at once; the journal goes last.
         rows = _graded(found, results)

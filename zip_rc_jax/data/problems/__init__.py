@@ -5,7 +5,7 @@ held out.
 """
 
 from zip_rc_jax.data.problems.examples import worked_examples
-from zip_rc_jax.data.problems.files import problems_from_jsonl
+from zip_rc_jax.data.problems.files import problems_from_file, problems_from_jsonl
 from zip_rc_jax.data.problems.problem import (
     MATH,
     Problem,
@@ -22,6 +22,7 @@ __all__ = [
     "level_title",
     "natural_order",
     "problem_set",
+    "problems_from_file",
     "problems_from_jsonl",
     "with_seeds",
     "worked_examples",

@@ -40,6 +40,19 @@ def problems_from_jsonl(path: str | pathlib.Path, answers: bool = True) -> list[
     return read_rows(rows, SourceConfig(f"jsonl:{path}"), answers=answers).problems
 
 
+def kind_of_file(path: str | pathlib.Path) -> str:
+    """ "csv" or "parquet" by the ending of its name; else "jsonl"."""
+    name = pathlib.Path(path).name
+    return next((kind for kind, endings in ENDINGS.items() if name.endswith(endings)), "jsonl")
+
+
+def problems_from_file(path: str | pathlib.Path, answers: bool = True) -> list[Problem]:
+    """Problems of a JSONL, CSV or Parquet file, see `problems_from_jsonl`."""
+    kind = kind_of_file(path)
+    rows = READERS[kind](pathlib.Path(path))
+    return read_rows(rows, SourceConfig(f"{kind}:{path}"), answers=answers).problems
+
+
 def file_rows(source: SourceConfig) -> tuple[list[Row], list[str]]:
     """All rows of the files of a source, in the order of their names; and these names.
 
