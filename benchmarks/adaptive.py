@@ -33,8 +33,8 @@ import numpy as np
 from machine import description
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
+from zip_rc_jax.data.problems import Problem, problem_set
 from zip_rc_jax.data.prompts import prompt_texts
-from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     config = load_config(arguments.config, [])
-    found = problems(config.task, "heldout", arguments.prompts)
+    found = problem_set(config.problems, "heldout", arguments.prompts).problems
     alphas = arguments.alphas or list(dict.fromkeys([1.0, config.decode.alpha]))
     rows = measure(
         found, config, engines(config, arguments.model, alphas, arguments.betas), arguments.runs

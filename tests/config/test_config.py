@@ -251,7 +251,7 @@ def test_impossible_training_settings(options, message):
         (lambda: PipelineConfig(dtype="float16"), r"dtype='float16'"),
         (lambda: EvaluateConfig(candidates=("none",)), r"evaluate\.candidates='none'"),
         (lambda: EvaluateConfig(alphas=(0.1,)), r"headline_beta=.*one per alpha"),
-        (lambda: EvaluateConfig(prompts=0), r"evaluate\.prompts=0"),
+        (lambda: EvaluateConfig(prompts=-1), r"evaluate\.prompts=-1"),
         (lambda: EvaluateConfig(alphas=(), headline_beta=()), r"evaluate\.alphas=\[\].*Fix: give "
                                                               r"at least one"),
         (lambda: EvaluateConfig(betas=()), r"evaluate\.betas=\[\]"),

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 
 import pytest
 
+from harness.problem_sources import gym, gym_problems
 from harness.small_tokenizers import chatml, gemma
-from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
+from zip_rc_jax.config import PipelineConfig, ProblemsConfig, PromptConfig
 from zip_rc_jax.config.files import load_config
-from zip_rc_jax.data.prompts import prompt_texts, worked_examples
-from zip_rc_jax.data.tasks import problems
+from zip_rc_jax.data.problems import problem_set, worked_examples
+from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.worked_solutions import parse_question
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.pipeline.provenance import prompt_record
 from zip_rc_jax.runtime.errors import UsageError
 
+SPLITS = ("train", "heldout")
 LEVELS = tuple(
     {"min_terms": n, "max_terms": n, "min_digits": 2, "max_digits": 2} for n in (2, 4, 6, 8)
 )
-TASK = TaskConfig(name="chain_sum", levels=LEVELS, train_seed=50, heldout_seed=1_000_000)
-FOUND = problems(TASK, "train", 6)
+TASK = gym(name="chain_sum", levels=LEVELS, train_seed=50, heldout_seed=1_000_000)
+FOUND = gym_problems(TASK, "train", 6)
 
 
 def texts(prompt, tokenizer=None, found=FOUND):
-    return prompt_texts(found, PipelineConfig(task=TASK, prompt=prompt), tokenizer or chatml())
+    return prompt_texts(found, PipelineConfig(problems=TASK, prompt=prompt), tokenizer or chatml())
 
 
 def test_a_raw_prompt_is_the_question_alone():
@@ -58,7 +61,7 @@ def test_worked_examples_of_its_own_level_come_before_a_problem_as_earlier_turns
     wanted = []
     for p in FOUND:
         turns = []
-        for e in examples[p.level]:
+        for e in examples(p):
             turns += [
                 {"role": "user", "content": f"Q: {e.question}"},
                 {"role": "assistant", "content": f"Answer: {e.answer}"},
@@ -74,29 +77,35 @@ def test_worked_steps_of_a_chain_sum():
     (text, *_) = texts(
         PromptConfig(style="chat", examples=1, example_answer="{steps}. Answer: {answer}")
     )
-    (example,) = worked_examples(TASK, 1)[0]
+    (example,) = worked_examples(TASK, 1)(FOUND[0])
     terms, operators = parse_question(example.question)
     total = terms[0] + terms[1] if operators == ["+"] else terms[0] - terms[1]
     assert f"{terms[0]} {operators[0]} {terms[1]} = {total}. Answer: {total}" in text
     other = PipelineConfig(
-        task=TaskConfig(name="gcd"),
+        problems=gym("gcd"),
         prompt=PromptConfig(style="chat", examples=1, example_answer="{steps}: {answer}"),
     )
     with pytest.raises(UsageError, match="only chain sums have steps"):
-        prompt_texts(problems(other.task, "train", 1), other, chatml())
+        prompt_texts(gym_problems(other.problems, "train", 1), other, chatml())
+
+
+def by_level(problems, count):
+    """The worked examples of the first problem of every level."""
+    levels = len(problems.train[0].levels) or 1
+    return [worked_examples(problems, count)(p) for p in gym_problems(problems, "train", levels)]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_every_level_has_its_worked_examples(count):
-    found = worked_examples(TASK, count)
+    found = by_level(TASK, count)
     assert [[p.level for p in level] for level in found] == [[level] * count for level in range(4)]
     assert len({p.question for level in found for p in level}) == 4 * count
-    assert found == worked_examples(TASK, count)
+    assert found == by_level(TASK, count)
 
 
 def test_levels_of_different_tasks_have_examples_of_their_own_task():
-    task = TaskConfig(levels=({"name": "gcd", "min_value": 1, "max_value": 12}, LEVELS[0]))
-    assert [[p.task for p in level] for level in worked_examples(task, 2)] == [
+    problems = gym(levels=({"name": "gcd", "min_value": 1, "max_value": 12}, LEVELS[0]))
+    assert [[p.task for p in level] for level in by_level(problems, 2)] == [
         ["gcd"] * 2,
         ["chain_sum"] * 2,
     ]
@@ -106,18 +115,40 @@ def test_levels_of_different_tasks_have_examples_of_their_own_task():
     ("train_seed", "heldout_seed"), [(50, 1_000_000), (1_000_000, 50), (0, 400)]
 )
 def test_worked_examples_have_seeds_of_their_own(train_seed, heldout_seed):
-    task = dataclasses.replace(TASK, train_seed=train_seed, heldout_seed=heldout_seed)
+    problems = gym("chain_sum", LEVELS, train_seed, heldout_seed)
     count = 400 if heldout_seed == 400 else 40
-    seeds = [{p.seed for p in problems(task, split, count)} for split in ("train", "heldout")]
-    examples = {p.seed for level in worked_examples(task, 2) for p in level}
+    seeds = [{p.seed for p in gym_problems(problems, split, count)} for split in SPLITS]
+    examples = {p.seed for level in by_level(problems, 2) for p in level}
     assert len(examples) == 8
     assert not examples & (seeds[0] | seeds[1])
 
 
-def test_worked_examples_of_a_task_without_levels():
-    (found,) = worked_examples(TaskConfig(name="chain_sum"), 3)
+def test_worked_examples_of_a_generator_without_levels():
+    (found,) = by_level(gym("chain_sum"), 3)
     assert [p.level for p in found] == [0, 0, 0]
     assert len({p.question for p in found}) == 3
+
+
+def test_worked_examples_of_files_come_from_a_source_of_their_own_by_the_name_of_the_level(
+    tmp_path,
+):
+    """A level of any name: "Level 2" alone was an IndexError once."""
+    solved = tmp_path / "solved.jsonl"
+    names = ("Level 1", "Level 2", "Level 2", "Algebra")
+    rows = [{"question": f"q{i}", "answer": i, "level": name} for i, name in enumerate(names)]
+    solved.write_text("\n".join(map(json.dumps, rows)))
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"question": "q1", "answer": 1, "level": "Level 2"}')
+    problems = ProblemsConfig(train=f"jsonl:{asked}", examples=f"jsonl:{solved}")
+    (p,) = problem_set(problems, "train").problems
+    assert [x.question for x in worked_examples(problems, 2)(p)] == ["q2", "q0"], (
+        "first its own level, and never the problem itself"
+    )
+    with pytest.raises(UsageError, match=r"problems\.examples has 4 problems, and 5 are needed"):
+        worked_examples(problems, 4)
+    alone = ProblemsConfig(train=f"jsonl:{asked}")
+    with pytest.raises(UsageError, match=r"only generators make .*Fix: set problems\.examples"):
+        worked_examples(alone, 1)(p)
 
 
 def test_what_cannot_be_rendered_is_refused():
@@ -182,7 +213,7 @@ def test_prompts_of_a_run_have_the_date_on_which_it_was_begun(tmp_path, monkeypa
         chatml().backend, ("<|im_end|>",), "{{ strftime_now('%d %b') }}: {{ messages[0].content }}"
     )
     config = PipelineConfig(
-        run_dir=str(tmp_path / "run"), task=TASK, prompt=PromptConfig(style="chat")
+        run_dir=str(tmp_path / "run"), problems=TASK, prompt=PromptConfig(style="chat")
     )
 
     class Clock(datetime.datetime):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from harness.problem_sources import gym, gym_problems
 from harness.small_tokenizers import chatml
 from zip_rc_jax.config import (
     EvaluateConfig,
@@ -16,10 +17,8 @@ from zip_rc_jax.config import (
     PipelineConfig,
     PromptConfig,
     SelfEvaluationConfig,
-    TaskConfig,
 )
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
@@ -28,11 +27,11 @@ from zip_rc_jax.runtime.sharding import single_device
 
 TOKENIZER = chatml()
 QUESTION = "Is this right? Reply with Yes or No."
-TASK = TaskConfig(
+TASK = gym(
     name="chain_sum", levels=({"min_terms": 2, "max_terms": 2}, {"min_terms": 4, "max_terms": 4})
 )
 CONFIG = PipelineConfig(
-    task=TASK,
+    problems=TASK,
     prompt=PromptConfig(style="chat", system="Be brief."),
     evaluate=EvaluateConfig(
         self_evaluation=SelfEvaluationConfig(
@@ -40,7 +39,7 @@ CONFIG = PipelineConfig(
         )
     ),
 )
-FOUND = problems(TASK, "heldout", 3)
+FOUND = gym_problems(TASK, "heldout", 3)
 
 
 def model(max_positions=2048, **sizes):

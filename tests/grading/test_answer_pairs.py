@@ -18,7 +18,7 @@ import hypothesis.strategies as st
 import pytest
 
 from harness.other_opinion import OTHER_OPINION
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grading.answers import canonical, extract_answer
 from zip_rc_jax.grading.grader import Grader
 

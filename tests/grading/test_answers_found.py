@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import Problem, problems
+from harness.problem_sources import gym_problems
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grading.answers import MAX_RESPONSE_CHARS, canonical, extract_answer
 from zip_rc_jax.grading.grader import Grader, equivalent, grade
 
@@ -207,7 +207,7 @@ def test_tasks_get_the_same_answer_as_before_and_no_full_stop():
         assert [
             grader.score(short, text) for text in ("Answer: 8 or 1.", "**Answer: 8 or 1.**")
         ] == [1.0, 1.0]
-        number = problems(TaskConfig(name="complex_arithmetic"), "train", 1)[0]
+        number = gym_problems("complex_arithmetic", "train", 1)[0]
         assert [
             grader.score(number, f"Answer: {text}")
             for text in (number.answer, "nan", "NaN", "nan+nanj", "inf")
@@ -218,7 +218,7 @@ def test_tasks_get_the_same_answer_as_before_and_no_full_stop():
             0.0,
             0.0,
         ]
-        sentence = problems(TaskConfig(name="sentence_reordering"), "train", 1)[0]
+        sentence = gym_problems("sentence_reordering", "train", 1)[0]
         assert sentence.answer[-1] in ".!"
         assert grader.score(sentence, f"Answer: {sentence.answer}") == 1.0
 

@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grading import grader as grading
 from zip_rc_jax.grading.grader import Grader, equivalent, grade
 
@@ -159,7 +159,7 @@ def test_a_child_that_ends_leaves_the_parents_worker_alone():
 
 CHILD = """
 import os, sys, time
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grading.grader import Grader
 grader = Grader()
 def work():

@@ -10,8 +10,8 @@ import time
 import pytest
 import reasoning_gym
 
-from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import Problem, problems
+from harness.problem_sources import gym_problems
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader, correct, grade
 from zip_rc_jax.runtime.errors import UsageError
@@ -97,7 +97,7 @@ def test_finding_the_answer_takes_linear_time(text):
 def test_scores_are_reasoning_gyms_own(grader, name):
     """With levels' options, for right, wrong, partly right and unreadable answers; scorers in this
     process and in the worker."""
-    found = problems(TaskConfig(name=name), "heldout", 3)
+    found = gym_problems(name, "heldout", 3)
     dataset = reasoning_gym.create_dataset(name, seed=found[0].seed, size=3)
     for problem in found:
         for answer in (
@@ -180,7 +180,7 @@ def test_text_is_never_run_as_code(grader, tmp_path):
         "puzzle24",
         "simple_integration",
     ):
-        for problem in problems(TaskConfig(name=name), "train", 1):
+        for problem in gym_problems(name, "train", 1):
             assert [grader.score(problem, f"Answer: {code}") for code in codes] == [0.0] * len(
                 codes
             )
@@ -209,7 +209,7 @@ def test_it_works_in_another_process():
 
 def test_a_scorer_never_sees_another_problem(grader):
     """For example after an update of reasoning-gym: an error, not a wrong grade."""
-    problem = problems(TaskConfig(name="countdown"), "train", 1)[0]
+    problem = gym_problems("countdown", "train", 1)[0]
     with pytest.raises(UsageError, match="now generates another problem"):
         grader.score(dataclasses.replace(problem, question="another"), "Answer: 1 + 1")
     with pytest.raises(UsageError, match="pass the problem's entry_json"):

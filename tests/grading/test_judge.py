@@ -19,7 +19,7 @@ from harness.judge_server import completion, serving
 from zip_rc_jax.config import GradeConfig, JudgeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.rollouts import Rollout, read_metadata, read_rollouts, write_rollouts
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grading.judge import Judge
 from zip_rc_jax.pipeline.grade import make_grades
 from zip_rc_jax.runtime.errors import UsageError
@@ -216,7 +216,7 @@ def test_requests_keep_to_their_number_a_minute(tmp_path):
 RUN = """
 import sys
 from zip_rc_jax.config import JudgeConfig
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grading.judge import Judge
 url, directory = sys.argv[1:]
 config = JudgeConfig(base_url=url, model="m", prompt="{question}|{answer}|{response}",

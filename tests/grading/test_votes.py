@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from reasoning_gym.factory import DATASETS
 
-from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import HASH_DEPENDENT, problems
+from harness.problem_sources import gym_problems
+from zip_rc_jax.data.problems.gym import HASH_DEPENDENT
 from zip_rc_jax.evaluation.baselines import SamplePool, baseline_point, majority_reward
 from zip_rc_jax.grading import votes
 from zip_rc_jax.grading.grader import Grader, equivalent
@@ -159,7 +159,7 @@ def test_answers_to_other_problems_of_a_task_are_other_answers():
     """Whatever the task's answers look like. Answers that both problems accept may be one."""
     with Grader(3.0) as grader:
         for name in TASKS:
-            found = problems(TaskConfig(name=name), "train", 8)
+            found = gym_problems(name, "train", 8)
             groups = group_answers([p.answer for p in found])
             for (i, p), (j, q) in itertools.combinations(enumerate(found), 2):
                 if groups[i] == groups[j] and p.answer != q.answer:

@@ -17,8 +17,8 @@ from fractions import Fraction
 
 from reasoning_gym.factory import DATASETS
 
-from zip_rc_jax.config import TaskConfig
-from zip_rc_jax.data.tasks import Problem, problems
+from harness.problem_sources import gym_problems
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.runtime.errors import UsageError
@@ -107,7 +107,7 @@ def main() -> None:
     with Grader(timeout=5.0) as grader:
         for name in sorted(set(DATASETS) - SLOW):
             try:
-                several = problems(TaskConfig(name=name), "train", 10)
+                several = gym_problems(name, "train", 10)
             # one of several datasets, or none of its problems has a reference answer
             except UsageError:
                 continue

@@ -36,7 +36,7 @@ from harness.hf_models import error, torch_logits, torch_model
 from harness.small_tokenizers import chatml, gemma, llama
 from harness.tiny import TINY_GRID, TINY_MODEL, tiny_lm
 from zip_rc_jax.cli.main import main
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import joint_log_probs
 from zip_rc_jax.inference.engine import Engine

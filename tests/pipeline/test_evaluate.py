@@ -20,7 +20,7 @@ from zip_rc_jax.config import (
     PipelineConfig,
     RolloutConfig,
 )
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.pipeline import evaluate
@@ -31,15 +31,15 @@ from zip_rc_jax.runtime.errors import UsageError
 ROOT = pathlib.Path(__file__).parents[2]
 QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =")
 PROBLEMS = [Problem(i, 0, i, question, "3", "chain_sum") for i, question in enumerate(QUESTIONS)]
+SET = ProblemSet(tuple(PROBLEMS), ("",), {})
 FIXED = DecodeConfig(strategy="fixed", n=2, max_num_seqs=8, interval=4, window=2, max_tokens=12)
 CONFIG = PipelineConfig(decode=FIXED, evaluate=EvaluateConfig(prompts=len(PROBLEMS), samples=2))
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "problems", lambda *_: PROBLEMS)
+def bench(tmp_path):
     with Grader() as grader:
-        yield EvaluationRunner(CONFIG, grader, tmp_path)
+        yield EvaluationRunner(CONFIG, SET, grader, tmp_path)
 
 
 def samples(decoded):
@@ -97,12 +97,11 @@ def test_an_answer_that_a_budget_cut_off_counts_as_graded(lm, bench):
 
 def test_a_cut_off_sample_is_worth_what_the_switch_says(lm, tmp_path, monkeypatch):
     """The tiny model states no right answer, so the grader here calls everything right."""
-    monkeypatch.setattr(evaluate, "problems", lambda *_: PROBLEMS)
     monkeypatch.setattr(Grader, "grade_many", lambda _, items: [1.0 for _ in items])
     for unfinished in ("graded", "wrong"):
         with Grader() as grader:
             config = dataclasses.replace(CONFIG, grade=GradeConfig(unfinished))
-            found = EvaluationRunner(config, grader, tmp_path).decode(lm, FIXED, "fixed")
+            found = EvaluationRunner(config, SET, grader, tmp_path).decode(lm, FIXED, "fixed")
         reasons = [x.finish_reason for r in found.results for x in r.prefixes]
         assert set(reasons) == {"stop", "length"}
         assert [g for of_prompt in found.grades for g in of_prompt] == [
@@ -141,7 +140,7 @@ import pathlib, sys, types
 import zip_rc_jax.data.rollouts as records
 import zip_rc_jax.models.io.huggingface as huggingface
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
-from zip_rc_jax.data.tasks import Problem
+from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.inference.tree import ROOT
 from zip_rc_jax.inference.outputs import Prefix, Result, Usage
 from zip_rc_jax.pipeline import evaluate
@@ -157,9 +156,9 @@ for _ in range(2):
 
 prefix = Prefix(0, ROOT, 0, (1,), word, "finished", "stop", 0.5, 0.0)
 result = Result(word, word, 0, "stop", 0.5, 0.0, word, word, (prefix,), (), Usage(1, 1, 1, 0.0))
-evaluate.problems = lambda *_: [Problem(0, 0, 0, word, word, "math")]
+found = ProblemSet((Problem(0, 0, 0, word, word, "math"),), ("",), {"name": word})
 evaluate.Engine, evaluate.run_all = lambda *_: None, lambda *_: [result]
-bench = evaluate.EvaluationRunner(PipelineConfig(), types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
+bench = evaluate.EvaluationRunner(PipelineConfig(), found, types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
 model = types.SimpleNamespace(digest=lambda: word, tokenizer=types.SimpleNamespace(added_ids=((), ())))
 for _ in range(2):
     assert bench.decode(model, DecodeConfig(), "run").results == [result]

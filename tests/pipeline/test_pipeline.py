@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from harness.problem_sources import gym, gym_problems
 from zip_rc_jax.cli.evaluate import run_evaluation
-from zip_rc_jax.config import PromptConfig, TaskConfig, to_dict
+from zip_rc_jax.config import PromptConfig, to_dict
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.rollouts import PartialRollouts, read_rollouts
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import parse_question, vocabulary, write_solution
 from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.inference.collect import run_all
@@ -105,7 +105,7 @@ def test_train_head_gives_the_model_of_the_stage_bit_for_bit(finished):
 def test_rollouts_are_samples_of_the_training_problems(finished):
     directory, config = finished
     rollouts = read_rollouts(directory / "rollouts")
-    found = problems(config.task, "train", 24)
+    found = gym_problems(config.problems, "train", 24)
     assert [(r.prompt_index, r.sample_index) for r in rollouts] == [
         (p, s) for p in range(24) for s in range(2)
     ]
@@ -267,11 +267,11 @@ def test_equal_texts_have_seeds_of_their_own_which_no_later_text_changes():
 
 def test_equal_problems_are_sampled_anew_however_the_work_is_cut(finished, tmp_path):
     directory, config = finished
-    one_digit = TaskConfig(
+    one_digit = gym(
         "chain_sum", ({"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},)
     )
     policy = dataclasses.replace(config.policy, path=str(directory / "policy"))
-    config = dataclasses.replace(config, task=one_digit, policy=policy)
+    config = dataclasses.replace(config, problems=one_digit, policy=policy)
     made = []
     for rows in (8, 2):  # chunks of 16 problems, and of 4
         settings = dataclasses.replace(config.rollout, prompts=40, rows=rows)
@@ -466,7 +466,7 @@ def test_solutions_that_do_not_fit_behind_their_prompts_are_refused(finished):
 
 def test_worked_solutions_are_for_chain_sums_alone(finished):
     other = dataclasses.replace(
-        finished[1], task=TaskConfig("products", ({"min_terms": 2, "max_terms": 2},))
+        finished[1], problems=gym("products", ({"min_terms": 2, "max_terms": 2},))
     )
     with pytest.raises(
         UsageError, match="task 'products': worked solutions .* Fix: set policy.path"
@@ -507,7 +507,7 @@ def test_worked_solutions_follow_the_question_and_slip_as_often_as_asked():
     )
     tokenizer, rng = word_level(vocabulary(LARGEST_NUMBER)), random.Random(0)
     seen = {"unsure": [], "slip_unsure": [], "slip_sure": [], "redo": []}
-    for p in problems(config.task, "train", 400):
+    for p in gym_problems(config.problems, "train", 400):
         terms, operators = parse_question(p.question)
         solution = write_solution(p.question, policy, rng)
         assert tokenizer.decode(tokenizer.encode(solution)) == solution
@@ -535,7 +535,7 @@ def test_worked_solutions_follow_the_question_and_slip_as_often_as_asked():
 def test_without_slips_every_solution_is_right():
     config = load_config("configs/chain_sum_policy.yaml")
     policy = dataclasses.replace(config.policy, slip_unsure=0.0, slip_sure=0.0)
-    for p in problems(config.task, "train", 40):
+    for p in gym_problems(config.problems, "train", 40):
         assert read_passes(write_solution(p.question, policy, random.Random(p.index)))[1] == int(
             p.answer
         )

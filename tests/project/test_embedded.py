@@ -8,9 +8,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from harness.problem_sources import gym_problems
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.prompts import prompt_texts
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.grading.grader import Grader, correct
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
@@ -18,6 +18,12 @@ from zip_rc_jax.models.io.load import load
 from zip_rc_jax.pipeline.evaluate import evaluate
 
 pytestmark = pytest.mark.slow
+# Held-out problems that no choice was made on.
+OTHERS = (
+    "problems.heldout=${problems.train}",
+    "problems.heldout.seed=3000000000",
+    "problems.heldout.span=3000000000",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,10 @@ def found(tmp_path_factory):
         f"evaluate.betas=[{betas}]",
         "evaluate.candidates=[published]",
     ]
-    config = load_config("configs/chain_sum.yaml", [*overrides, "task.heldout_seed=3000000000"])
+    config = load_config(
+        "configs/chain_sum.yaml",
+        [*overrides, *OTHERS],
+    )
     return evaluate(config, load("embedded:chain_sum_zip"), argv=["pytest"])
 
 
@@ -47,8 +56,11 @@ def test_the_policy_is_worth_deciding_about(found):
 def test_the_policy_solves_most_of_the_easiest_problems():
     """On 400 problems of that level: the 100 of `found` have a standard error of a point, and the
     bound is that near."""
-    config = load_config("configs/chain_sum.yaml", ["task.heldout_seed=3000000000"])
-    easiest = [p for p in problems(config.task, "heldout", 1600) if p.level == 0]
+    config = load_config(
+        "configs/chain_sum.yaml",
+        OTHERS,
+    )
+    easiest = [p for p in gym_problems(config.problems, "heldout", 1600) if p.level == 0]
     lm = load("embedded:chain_sum_zip")
     results = run_all(
         Engine(lm, dataclasses.replace(config.decode, strategy="fixed"), 0),

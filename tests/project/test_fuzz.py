@@ -31,8 +31,8 @@ from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.parquet import GenerationInfo, read_parquet, write_parquet
+from zip_rc_jax.data.problems import problems_from_jsonl
 from zip_rc_jax.data.rollouts import PartialRollouts, read_rollouts, write_rollouts
-from zip_rc_jax.data.tasks import problems_from_jsonl
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.inference.api import resolve
 from zip_rc_jax.inference.engine import Engine

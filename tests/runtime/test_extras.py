@@ -35,7 +35,8 @@ def run_without(modules, *arguments, directory):
 
 def test_every_optional_module_is_in_the_extra_that_its_error_names():
     listed = {
-        extra: names(PROJECT["optional-dependencies"][extra]) for extra in ("eval", "train", "gguf")
+        extra: names(PROJECT["optional-dependencies"][extra])
+        for extra in ("eval", "train", "gguf", "data")
     }
     assert {
         module: extra for extra in listed for module in listed[extra] - {"zip_rc_jax"}
@@ -46,7 +47,8 @@ def test_every_optional_module_is_in_the_extra_that_its_error_names():
 def test_training_includes_what_evaluation_needs_and_all_includes_everything():
     extras = PROJECT["optional-dependencies"]
     assert "zip-rc-jax[eval]" in extras["train"]
-    assert extras["all"] == ["zip-rc-jax[train,eval,gguf]"]
+    assert extras["all"] == ["zip-rc-jax[train,eval,gguf,data]"]
+    assert "zip-rc-jax[train]" in extras["data"]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -81,7 +83,9 @@ def test_a_check_names_all_that_is_missing_at_once_and_passes_where_nothing_is(m
     check_extra("gguf", "nothing of these")
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "gguf"])
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if EXTRAS[module] in ("eval", "train")]
+)
 def test_a_command_names_the_extra_before_it_reads_its_config(module, tmp_path):
     commands = (
         (["evaluate", "nowhere.yaml"],)

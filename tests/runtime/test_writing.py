@@ -224,7 +224,7 @@ def no_models(monkeypatch):
     for module in (policy, run_dir, label, train, load):
         monkeypatch.setattr(module, "load", never)
     for module in (policy, rollouts):
-        monkeypatch.setattr(module, "problems", never)
+        monkeypatch.setattr(module, "training_problems", never)
     for module in (grade, label, train):
         monkeypatch.setattr(module, "random_access", never)
 
@@ -271,7 +271,10 @@ def test_a_run_dir_that_cannot_be_written_is_refused_by_every_stage_before_a_mod
 
 def prepare_config(directory, run_dir):
     path = directory / "config.yaml"
-    path.write_text(f"run_dir: '{run_dir}'\npolicy: {{path: {directory}/policy}}\ntask: {{}}\n")
+    path.write_text(
+        f"run_dir: '{run_dir}'\npolicy: {{path: {directory}/policy}}\n"
+        "problems: {train: gym:chain_sum}\nrollout: {prompts: 9}\nevaluate: {prompts: 9}\n"
+    )
     return path
 
 

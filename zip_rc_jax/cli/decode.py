@@ -7,7 +7,7 @@ import contextlib
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zip_rc_jax.cli.common import add_model, zip_options
@@ -15,21 +15,23 @@ from zip_rc_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from zip_rc_jax.config import DecodeConfig
-    from zip_rc_jax.data.tasks import Problem
+    from zip_rc_jax.data.problems import Problem
     from zip_rc_jax.inference.outputs import Result
     from zip_rc_jax.inference.requests import TextOrChat
     from zip_rc_jax.models.language_model import LanguageModel
+    from zip_rc_jax.runtime.storage import Journal
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "decode",
         help="answer prompts with the adaptive search",
-        description="Prompts come from --prompt (repeatable) or from a JSONL file with `question` "
-        "or `problem` (and `answer`, to grade).\n"
+        description="Prompts come from --prompt (repeatable) or from a JSONL, CSV or Parquet file "
+        "with `question`, `problem` or `prompt`\n(and `answer`, to grade).\n"
         "Without --output the answers are printed; with it, results.jsonl and metadata.json are "
         "written there, and after an\n"
-        "interruption the same command decodes only what is missing.\n\n"
+        "interruption the same command decodes only what is missing.\n"
+        "A model without a head is sampled with strategy=fixed.\n\n"
         "example: zip-rc decode runs/demo/final --prompt 'State the final answer to the following "
         "arithmetic problem: 4 + 3 - 2 ='\n"
         "         --stream n=8 interval=8 window=4 max_tokens=128 beta=0.05",
@@ -48,7 +50,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--input",
         type=pathlib.Path,
-        help="JSONL file with `question` or `problem`, and optionally `answer`",
+        help="JSONL, CSV or Parquet file with `question`, `problem` or `prompt`, and optionally "
+        "`answer`",
     )
     parser.add_argument(
         "--chat",
@@ -93,7 +96,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         settings; no prompts, both kinds of prompts, a bad option, mesh or file; before the model is
         loaded where possible.
     """
-    from zip_rc_jax.cli.live import decode_prompts, print_answers
+    from zip_rc_jax.cli.headless import sampleable
+    from zip_rc_jax.cli.live import print_answers
     from zip_rc_jax.inference.api import resolve
     from zip_rc_jax.models.io.load import load
     from zip_rc_jax.runtime.locks import only_process
@@ -115,16 +119,39 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             **zip_options(arguments),
         )
         config = resolve(None, options, lm.head, lm.generation_config)
+        decode = _decode
+        if lm.head is None:
+            lm, decode = sampleable(lm, config, arguments.stream), _decode_headless
         if arguments.output:
             _decode_into_directory(
-                arguments, argv, started, lm, config, template, problems, prompts
+                arguments, argv, started, decode, lm, config, template, problems, prompts
             )
         else:
-            results = decode_prompts(
-                lm, prompts, config, arguments.seed, template, live=arguments.stream
-            )
+            results = decode(lm, prompts, config, template, arguments)
             _graded(problems, results)
             print_answers(results)
+
+
+def _decode(
+    lm: LanguageModel,
+    prompts: Sequence[TextOrChat],
+    config: DecodeConfig,
+    template: dict[str, Any],
+    arguments: argparse.Namespace,
+    journal: Journal | None = None,
+) -> list[Result]:
+    from zip_rc_jax.cli.live import decode_prompts
+
+    return decode_prompts(
+        lm, prompts, config, arguments.seed, template, journal=journal, live=arguments.stream
+    )
+
+
+def _decode_headless(*given: Any, **options: Any) -> list[Result]:
+    """As `_decode`, with a head that predicts nothing, whose numbers are left out."""
+    from zip_rc_jax.cli.headless import without_predictions
+
+    return [without_predictions(result) for result in _decode(*given, **options)]
 
 
 def _checked_options(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,10 +196,10 @@ def _read_prompts(
     Raises:
       UsageError: a file that cannot be read, or a text that no tokenizer can encode.
     """
-    from zip_rc_jax.data.tasks import problems_from_jsonl
+    from zip_rc_jax.data.problems import problems_from_file
     from zip_rc_jax.inference.requests import check_text
 
-    problems = problems_from_jsonl(arguments.input, answers=False) if arguments.input else []
+    problems = problems_from_file(arguments.input, answers=False) if arguments.input else []
     texts = [p.question for p in problems] or arguments.prompt
     with _lines_named(arguments.input, problems):
         for number, text in enumerate(texts):
@@ -186,6 +213,7 @@ def _decode_into_directory(
     arguments: argparse.Namespace,
     argv: Sequence[str],
     started: float,
+    decode: Callable[..., list[Result]],
     lm: LanguageModel,
     config: DecodeConfig,
     template: dict[str, Any],
@@ -196,10 +224,10 @@ def _decode_into_directory(
 
     Args:
       started: when the command began, in seconds since the epoch.
+      decode: `_decode` or `_decode_headless`.
     """
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.cli.decode_output import DecodeOutput, hash_of
-    from zip_rc_jax.cli.live import decode_prompts
     from zip_rc_jax.config import to_dict
     from zip_rc_jax.models.io.chat import template_time
     from zip_rc_jax.runtime.storage import Journal, run_metadata, write_json, write_jsonl
@@ -216,9 +244,7 @@ def _decode_into_directory(
         return
     with template_time(output.time):
         journal = Journal(output.partial, fingerprint=output.fingerprint)
-        results = decode_prompts(
-            lm, prompts, config, arguments.seed, template, journal=journal, live=arguments.stream
-        )
+        results = decode(lm, prompts, config, template, arguments, journal)
     # The files, complete at once; the journal goes last.
     rows = _graded(problems, results)
     write_jsonl(output.results, rows)

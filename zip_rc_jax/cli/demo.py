@@ -43,10 +43,10 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
     from zip_rc_jax.cli.evaluate import run_evaluation
     from zip_rc_jax.cli.live import decode_prompts
     from zip_rc_jax.data.prompts import prompt_texts
-    from zip_rc_jax.data.tasks import problems
     from zip_rc_jax.models.io.load import load
     from zip_rc_jax.pipeline.grade import make_grades
     from zip_rc_jax.pipeline.label import make_labels
+    from zip_rc_jax.pipeline.problems import live_problem
     from zip_rc_jax.pipeline.rollouts import make_rollouts
     from zip_rc_jax.pipeline.run_dir import run_directory
     from zip_rc_jax.pipeline.train import train_stage
@@ -73,9 +73,7 @@ def run_demo(config: PipelineConfig, argv: Sequence[str]) -> None:
         give_back_freed_memory()
         console.print(f"{title}: {time.monotonic() - started:.0f} s", style="dim")
     console.rule("one held-out problem, live", align="left")
-    hard = problems(
-        config.task, "heldout", 4 * max(1, len(config.task.levels)) + config.evaluate.prompts
-    )[-1]
+    hard = live_problem(config)
     final = load(run_directory(config) / "final", dtype=config.dtype)
     decode_prompts(
         final,

@@ -37,11 +37,15 @@ def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
     from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table
     from zip_rc_jax.models.io.load import load
     from zip_rc_jax.pipeline.evaluate import evaluate
+    from zip_rc_jax.pipeline.problems import evaluation_problems, tell
     from zip_rc_jax.pipeline.rollouts import sampling_layout
     from zip_rc_jax.pipeline.run_dir import check_output, run_directory
 
     directory = run_directory(config)
     check_output(config, "report", ".partial")
+    problems = evaluation_problems(config)
+    for note in problems.notes:
+        tell(note)
     layout = sampling_layout(
         config.decode.max_num_seqs, max(config.evaluate.samples, config.decode.n)
     )
@@ -50,9 +54,8 @@ def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
         if (directory / "lite" / "model").is_dir()
         else None
     )
-    found = evaluate(
-        config, load(directory / "final", layout=layout, dtype=config.dtype), argv=argv, lite=lite
-    )
+    final = load(directory / "final", layout=layout, dtype=config.dtype)
+    found = evaluate(config, final, argv=argv, lite=lite, problems=problems)
     for table in (
         full_table(found.runs, found.curves, found.pool, found.alphas),
         metric_table("Policy and prediction quality", found.quality),

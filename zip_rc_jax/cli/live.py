@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,10 +79,9 @@ def decode_prompts(
 def print_answers(results: Sequence[Result]) -> None:
     """Each answer as the model wrote it, and what it cost."""
     for result in results:
-        text = (
-            f"{_shown(result)}\n  P(correct) {result.expected_reward:.2f}, "
-            f"{result.usage.tokens} tokens"
-        )
+        known = not math.isnan(result.expected_reward)  # it is NaN without a head
+        value = f"P(correct) {result.expected_reward:.2f}, " if known else ""
+        text = f"{_shown(result)}\n  {value}{result.usage.tokens} tokens"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

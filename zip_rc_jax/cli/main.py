@@ -22,6 +22,7 @@ from zip_rc_jax.runtime.storage import FIXES, fix_for, in_short
 # In the order of `--help`; `zip-rc NAME` is the module NAME of this folder, see `common.Command`.
 COMMANDS = (
     "demo",
+    "problems",
     "rollout",
     "grade",
     "train",
@@ -38,7 +39,8 @@ EXTRAS_OF_COMMANDS = {
     **dict.fromkeys(("demo", "rollout", "grade", "train", "label"), "train"),
     "evaluate": "eval",
 }
-STARTS_ANEW = ("predict", "export", "compile")  # the others resume, if they write anything
+# The others resume, if they write anything.
+STARTS_ANEW = ("problems", "predict", "export", "compile")
 
 
 def _command(name: str) -> Command:

@@ -18,9 +18,9 @@ from zip_rc_jax.config.pipeline import (
     PromptConfig,
     RolloutConfig,
     SelfEvaluationConfig,
-    TaskConfig,
     to_dict,
 )
+from zip_rc_jax.config.problems import ProblemsConfig, SourceConfig
 from zip_rc_jax.config.train import (
     COMPUTE_DTYPES,
     KL_KINDS,
@@ -49,12 +49,13 @@ __all__ = [
     "ModelConfig",
     "PipelineConfig",
     "PolicyConfig",
+    "ProblemsConfig",
     "PromptConfig",
     "RolloutConfig",
     "RopeScaling",
     "SamplingConfig",
     "SelfEvaluationConfig",
-    "TaskConfig",
+    "SourceConfig",
     "TrainConfig",
     "check_types",
     "to_dict",

@@ -14,8 +14,10 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from zip_rc_jax.config import PipelineConfig
-from zip_rc_jax.config.renamed import new_names
+from zip_rc_jax.config import TRAIN_STAGES, PipelineConfig
+from zip_rc_jax.config.problems import in_full
+from zip_rc_jax.config.renamed import new_names, problems_of_task
+from zip_rc_jax.config.train import in_full_length
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.settings import nearest
 from zip_rc_jax.runtime.storage import in_short
@@ -44,10 +46,10 @@ def load_config(
             "allowed",
             "write the values",
         )
-    merged = OmegaConf.structured(PipelineConfig)
+    merged, task = OmegaConf.structured(PipelineConfig), dict[Any, Any]()
     with _naming(f"config {path}"):
         loaded = OmegaConf.create("{}") if not text.strip() else OmegaConf.load(io.StringIO(text))
-        merged = _merged(merged, loaded)
+        merged = _merged(merged, loaded, task)
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise UsageError(
@@ -57,8 +59,10 @@ def load_config(
             )
         with _naming(f"override {item!r} of {path}"):
             item.encode()  # the command line's bytes may be no UTF-8
-            merged = _merged(merged, OmegaConf.from_dotlist([item]))
+            merged = _merged(merged, OmegaConf.from_dotlist([item]), task)
     with _naming(f"config {path}{' with overrides' if overrides else ''}"):
+        if task:
+            merged = OmegaConf.merge(merged, {"problems": problems_of_task(task)})
         config = OmegaConf.to_object(merged)
         assert isinstance(config, PipelineConfig)
         config.grid.grid("correct"), config.grid.grid("value")
@@ -93,20 +97,51 @@ def _text(path: pathlib.Path) -> str:
         ) from None
 
 
-def _merged(known: Any, given: Any) -> Any:
-    """Raises ValueError for a value that is left open, UsageError for one under two names, and what
+def _merged(known: Any, given: Any, task: dict[Any, Any]) -> Any:
+    """`known` with what is `given`, in the forms and under the names of today.
+
+    Args:
+      task: gets what the old section `task` says.
+
+    Raises ValueError for a value that is left open, UsageError for one under two names, and what
     OmegaConf raises.
     """
     if isinstance(given, (DictConfig, ListConfig)) and (missing := OmegaConf.missing_keys(given)):
         raise ValueError(
             f"{sorted(missing)[0]} is ???, which OmegaConf takes for a value that is still to come"
         )
-    if isinstance(given, DictConfig):
-        plain = OmegaConf.to_container(given, resolve=False)
-        renamed = new_names(PipelineConfig, plain) if isinstance(plain, dict) else plain
-        if renamed != plain:
-            given = OmegaConf.create(renamed)
+    plain = OmegaConf.to_container(given, resolve=False) if isinstance(given, DictConfig) else None
+    if isinstance(plain, dict):
+        written = _of_today(known, plain, task)
+        if written != plain:
+            given = OmegaConf.create(written)
     return OmegaConf.merge(known, given)
+
+
+def _of_today(known: Any, plain: dict[Any, Any], task: dict[Any, Any]) -> dict[Any, Any]:
+    """A config as a plain dict, with new names for old ones and short forms written out."""
+    found = new_names(PipelineConfig, plain)
+    if isinstance(old := found.get("task"), dict):
+        if "problems" in found or known.problems.train:
+            raise UsageError(
+                f"{', '.join(f'task.{key}' for key in old) or 'task'} with a section problems",
+                "they are two names of one setting",
+                "write it in problems, such as problems.heldout=[{source: gym:gcd, seed: 5}]",
+            )
+        found = {key: value for key, value in found.items() if key != "task"}
+        task.update(old)
+        task.setdefault("name", "chain_sum")
+    if isinstance(found.get("problems"), dict):
+        current: Any = OmegaConf.to_container(known.problems, resolve=True)
+        found = found | {"problems": in_full(found["problems"], current)}
+    for section in TRAIN_STAGES:
+        if isinstance(settings := found.get(section), dict):
+            found = found | {section: in_full_length(settings)}
+    for section in ("rollout", "evaluate"):
+        settings = found.get(section)
+        if isinstance(settings, dict) and settings.get("prompts", 0) is None:
+            found = found | {section: settings | {"prompts": 0}}
+    return found
 
 
 @contextlib.contextmanager

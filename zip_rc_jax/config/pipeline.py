@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from zip_rc_jax.config.checks import check_types, counts, one_of, require
+from zip_rc_jax.config.checks import check_types, counts, one_of, require, shown
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.grade import GradeConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.plugins import OF_DECODING
+from zip_rc_jax.config.problems import ProblemsConfig
 from zip_rc_jax.config.train import (
     COMPUTE_DTYPES,
     LABELS,
@@ -66,36 +67,6 @@ class GridConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """Problems of a reasoning-gym task, level by level.
-
-    Attributes:
-      name: reasoning-gym dataset name.
-      levels: one dict of reasoning-gym options per level, easiest first, e.g. `{min_terms: 2,
-        max_terms: 2}`. With `name` in it a level is another dataset, so that levels can be a
-          mixture of tasks.
-      train_seed, heldout_seed: first seed of each split. reasoning-gym seeds problem `i` with `seed
-        + i`, so the two must lie further apart than the number of problems.
-    """
-
-    name: str = "chain_sum"
-    levels: tuple[dict[str, Any], ...] = ()
-    train_seed: int = 0
-    heldout_seed: int = 1_000_000_000
-
-    def __post_init__(self) -> None:
-        check_types(TaskConfig, vars(self))
-        for number, level in enumerate(self.levels):
-            fits = isinstance(level, dict) and all(isinstance(key, str) for key in level)
-            require(
-                fits,
-                f"task.levels[{number}]={level!r}",
-                "it is no object of options",
-                "write for example {min_terms: 2, max_terms: 2}",
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class PromptConfig:
     """How a problem becomes a prompt.
 
@@ -110,6 +81,11 @@ class PromptConfig:
       example_answer: assistant turn of an example; `{answer}` in it becomes the reference answer,
         and `{steps}` a chain sum worked out from left to right ("4 + 3 = 7, 7 - 2 = 5").
       chat_template_kwargs: variables of the chat template, such as `enable_thinking: false`.
+      variants: several kinds of prompts in one set, each for a share of the problems, such as
+        `{share: 0.5, chat_template_kwargs: {enable_thinking: false}}`. A variant may set `system`,
+        `instruction` and `chat_template_kwargs` over those above. Which one a problem gets depends
+        on its question and `seed` alone.
+      seed: of the choice among variants.
     """
 
     style: str = "raw"
@@ -118,9 +94,14 @@ class PromptConfig:
     examples: int = 0
     example_answer: str = "{answer}"
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    variants: tuple[dict[str, Any], ...] = ()
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_types(PromptConfig, vars(self))
+        object.__setattr__(self, "variants", tuple(self.variants))
+        for number, variant in enumerate(self.variants):
+            self._check_variant(f"prompt.variants[{number}]", variant)
         one_of("prompt.style", self.style, ("raw", "chat"))
         for field, part in (("instruction", "{question}"), ("example_answer", "{answer}")):
             value = getattr(self, field)
@@ -142,6 +123,7 @@ class PromptConfig:
             "examples": self.examples,
             "example_answer": self.example_answer != "{answer}",
             "chat_template_kwargs": self.chat_template_kwargs,
+            "variants": self.variants,
         }
         unread = ", ".join(name for name, value in given.items() if value)
         require(
@@ -151,13 +133,65 @@ class PromptConfig:
             "set prompt.style=chat",
         )
 
+    def variant(self, number: int) -> PromptConfig:
+        """How the prompts of a variant are made; itself where there are none."""
+        if not self.variants:
+            return self
+        given = {k: v for k, v in self.variants[number].items() if k != "share"}
+        given["chat_template_kwargs"] = self.chat_template_kwargs | given.get(
+            "chat_template_kwargs", {}
+        )
+        return dataclasses.replace(self, variants=(), **given)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the variants, adding up to 1."""
+        given = [float(variant.get("share", 1.0)) for variant in self.variants]
+        return tuple(share / sum(given) for share in given)
+
+    def _check_variant(self, where: str, variant: Any) -> None:
+        known = ("share", "system", "instruction", "chat_template_kwargs")
+        require(
+            isinstance(variant, dict),
+            f"{where}={shown(variant)}",
+            "it is no object of settings",
+            "write for example {share: 0.5, chat_template_kwargs: {enable_thinking: false}}",
+        )
+        for name in variant:
+            one_of(f"a setting of {where}", name, known)
+        share = variant.get("share", 1.0)
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        require(
+            number and 0 < share < float("inf"),
+            f"{where}.share={shown(share)}",
+            "it is no share",
+            "use a number > 0, or leave the variant out",
+        )
+        given = {k: v for k, v in variant.items() if k != "share"}
+        for name, kind in (("system", str), ("instruction", str), ("chat_template_kwargs", dict)):
+            require(
+                isinstance(given.get(name, kind()), kind),
+                f"{where}.{name}={shown(given.get(name))}",
+                "it is of another type than prompt." + name,
+                "write it as there",
+            )
+        PromptConfig(self.style, **given)  # what is wrong with its instruction
+
+
+def _problems(name: str, value: int) -> None:
+    """Raises UsageError unless it counts problems, or is 0 for all of them."""
+    require(value >= 0, f"{name}={value}", "it counts problems", "use a number, or 0 for all")
+    if value:
+        counts(name, value)
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """On-policy samples for training.
 
     Attributes:
-      prompts: number of prompts, spread evenly over the levels.
+      prompts: number of problems; 0 takes all of `problems.train` (generators have no end, and need
+        a number).
       samples: rollouts per prompt.
       rows: rows decoded together.
       max_tokens: longest response in tokens; longer ones are stored as truncated (right-censored
@@ -166,7 +200,7 @@ class RolloutConfig:
       temperature, top_k, top_p, min_p: see `SamplingConfig`. Defaults are the authors'.
     """
 
-    prompts: int = 50_000
+    prompts: int = 0
     samples: int = 2
     rows: int = 256
     max_tokens: int = 1024
@@ -178,7 +212,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check_types(RolloutConfig, vars(self))
-        for field in ("prompts", "samples", "rows", "max_tokens"):
+        _problems("rollout.prompts", self.prompts)
+        for field in ("samples", "rows", "max_tokens"):
             counts(f"rollout.{field}", getattr(self, field))
         self.sampling  # noqa: B018
 
@@ -304,7 +339,7 @@ class EvaluateConfig:
     """Held-out comparison of the adaptive search with its baselines under one cost meter.
 
     Attributes:
-      prompts: held-out problems, spread evenly over the levels.
+      prompts: number of held-out problems; 0 takes all (generators have no end, and need a number).
       samples: samples per problem of the fixed run (the baselines' pool, and the mean length that
         normalises cost). How many prefixes the search may have is `decode.n`.
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
@@ -317,7 +352,7 @@ class EvaluateConfig:
         baseline.
     """
 
-    prompts: int = 400
+    prompts: int = 0
     samples: int = 8
     alphas: tuple[float, ...] = (0.1, 1.0)
     betas: tuple[float, ...] = (0.1, 0.05, 0.02, 0.01)
@@ -340,7 +375,8 @@ class EvaluateConfig:
             )
         for name in self.candidates:
             one_of("evaluate.candidates", name, CANDIDATES)
-        for field in ("prompts", "samples", "bootstrap", "drift_rollouts"):
+        _problems("evaluate.prompts", self.prompts)
+        for field in ("samples", "bootstrap", "drift_rollouts"):
             counts(f"evaluate.{field}", getattr(self, field))
         absent = [beta for beta in self.headline_beta if beta not in self.betas]
         require(
@@ -385,7 +421,7 @@ class PipelineConfig:
     data: str = ""
     data_ends: str = "model"
     dtype: str = "float32"
-    task: TaskConfig = TaskConfig()
+    problems: ProblemsConfig = ProblemsConfig()
     prompt: PromptConfig = PromptConfig()
     model: ModelConfig = ModelConfig()
     grid: GridConfig = GridConfig()

@@ -11,7 +11,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
+from zip_rc_jax.config.checks import shown
+from zip_rc_jax.config.problems import GYM_SEEDS
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.settings import nearest
 
 # Class -> old name -> new name. An entry goes away with the release after the one that renamed it.
 OLD_NAMES: dict[str, dict[str, str]] = {
@@ -88,3 +91,33 @@ def new_names(cls: type, values: Mapping[Any, Any], where: str = "") -> dict[Any
             value = new_names(inner, value, f"{where}{new}.")
         renamed[new] = value
     return renamed
+
+
+def problems_of_task(task: Mapping[Any, Any]) -> dict[str, Any]:
+    """The section `problems` with exactly the problems of an old section `task` (until 0.2).
+
+    Raises:
+      UsageError: an unknown key, or seeds that are no whole numbers.
+    """
+    warn("task", "problems", stacklevel=4)
+    known: dict[str, Any] = {
+        "name": "chain_sum",
+        "levels": [],
+        "train_seed": 0,
+        "heldout_seed": GYM_SEEDS,
+    }
+    for key in task:
+        if key not in known:
+            fix = nearest(str(key), list(known), "known keys here are")
+            raise UsageError(f"config key {shown(f'task.{key}')}", "no stage reads this key", fix)
+    known |= task
+    train, heldout = known["train_seed"], known["heldout_seed"]
+    for name in ("train_seed", "heldout_seed"):
+        value = known[name]
+        if type(value) is not int or value < 0:
+            raise UsageError(f"task.{name}={shown(value)}", "it is no whole number >= 0", "use one")
+    # The two splits shared the distance between their first seeds among their levels.
+    source = {"source": f"gym:{known['name']}", "levels": known["levels"]}
+    source |= {"span": abs(heldout - train)}
+    found = {"train": [source | {"seed": train}], "overlap": "keep"}
+    return found | {"heldout": [source | {"seed": heldout}]}

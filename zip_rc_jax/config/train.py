@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 
@@ -27,6 +29,8 @@ class TrainConfig:
       label: "correct" or "value": which field of the rollouts is the reward.
       trainable: "all", or "zip_rows" for ZIP-RC-Lite (every next-token logit stays bit-identical).
       steps: optimizer steps; the cosine schedule ends exactly there.
+      epochs: passes over the rollouts instead of steps, such as the authors' 2. Exactly one of the
+        two is not 0; in a file, the one that is given sets the other to 0.
       batch_rows, row_tokens: a step sees `batch_rows` packed rows of `row_tokens` tokens.
       learning_rate: peak; linear warm-up over `warmup` of the steps, then cosine to 0.
       kl_weight: weight of the KL to the frozen starting policy; 0 switches the teacher off.
@@ -107,9 +111,22 @@ class TrainConfig:
     log_every: int = 50
     eval_rollouts: int = 2048
     evaluations: int = 10
+    epochs: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(TrainConfig, vars(self))
+        require(
+            0 <= self.epochs < math.inf,
+            f"epochs={self.epochs}",
+            "it counts passes over the rollouts",
+            "use a positive number, or 0 where steps are counted",
+        )
+        require(
+            not (self.steps and self.epochs),
+            f"steps={self.steps} with epochs={self.epochs}",
+            "each says how long to train",
+            "set steps=0 to count epochs, or epochs=0 to count steps",
+        )
         one_of("label", self.label, LABELS)
         one_of("trainable", self.trainable, TRAINABLE)
         one_of("kl_kind", self.kl_kind, KL_KINDS)
@@ -119,8 +136,9 @@ class TrainConfig:
         one_of("rows_from", self.rows_from, ("", "critic", "lite"))
         one_of("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         one_of("attention", self.attention, ATTENTIONS)
+        if not self.epochs:
+            counts("steps", self.steps)
         for field in (
-            "steps",
             "batch_rows",
             "row_tokens",
             "kl_top_k",
@@ -226,6 +244,17 @@ class TrainConfig:
             "gradient",
             "set both to 0",
         )
+
+
+def in_full_length(settings: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A section of a file or an override, in which `steps` or `epochs` replaces the other one that
+    was there before."""
+    found = dict(settings)
+    if found.get("epochs") and "steps" not in found:
+        found["steps"] = 0
+    if found.get("steps") and "epochs" not in found:
+        found["epochs"] = 0.0
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ token remains): `m` labelled positions. The same positions predict the response 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -250,15 +251,7 @@ def train_batches(
         )
     fields = _Fields.of(source, label, features is not None, unfinished_length, mean_over)
     lengths = fields.lengths()
-    longest = int(np.argmax(lengths))
-    needed = int(lengths[longest])
-    if needed > row_tokens:
-        raise UsageError(
-            f"row_tokens={row_tokens}",
-            f"rollout {longest} has {needed} input tokens, and rollouts are never truncated "
-            "silently",
-            f"set row_tokens to at least {needed}, or leave out the longer rollouts",
-        )
+    _check_fit(lengths, row_tokens)
     shape = batch_rows, row_tokens
     read_here = [True] * batch_rows if local_rows is None else local_rows
 
@@ -278,6 +271,59 @@ def train_batches(
         seed=seed,
         epochs=epochs,
     ).map(batch)
+
+
+def _check_fit(lengths: np.ndarray, row_tokens: int) -> None:
+    longest = int(np.argmax(lengths))
+    needed = int(lengths[longest])
+    if needed > row_tokens:
+        raise UsageError(
+            f"row_tokens={row_tokens}",
+            f"rollout {longest} has {needed} input tokens, and rollouts are never truncated "
+            "silently",
+            f"set row_tokens to at least {needed}, or leave out the longer rollouts",
+        )
+
+
+def steps_of_epochs(
+    source: Sequence[Rollout],
+    epochs: float,
+    *,
+    label: str,
+    labelled_only: bool,
+    batch_rows: int,
+    row_tokens: int,
+    pack_batches: int,
+    seed: int,
+) -> int:
+    """How many batches of `train_batches` with these arguments hold `epochs` passes over the
+    rollouts.
+
+    The plan of the packing is walked through, so rows that are not full count as they are. A window
+    of packed batches counts in proportion where the passes end inside it.
+
+    Raises:
+      UsageError: see `train_batches`.
+    """
+    with optional_import():
+        from zip_rc_jax.data.packing import PackedBatches
+    lengths = _Fields.of(source, label, labelled_only=labelled_only).lengths()
+    _check_fit(lengths, row_tokens)
+    packed = PackedBatches(
+        lengths,
+        batch_rows=batch_rows,
+        row_tokens=row_tokens,
+        pack_batches=pack_batches,
+        seed=seed,
+        epochs=None,
+    )
+    wanted, start, steps = epochs * len(lengths), 0, 0
+    while True:
+        batches, following = packed.window(start)
+        if following >= wanted:
+            part = (wanted - start) / (following - start)
+            return max(1, steps + math.ceil(part * len(batches) - 1e-9))
+        start, steps = following, steps + len(batches)
 
 
 def advice(

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from zip_rc_jax.data.rollouts import Rollout, RolloutSource
+from zip_rc_jax.data.rollouts import NEWER, Rollout, RolloutSource
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.storage import in_short, parse_json
@@ -78,7 +78,13 @@ _OURS = {
     "question": pa.string(),
     "entry_json": pa.string(),
 }
-_COLUMNS = _AUTHORS | _LABELS | _OURS
+_NEWER = {  # which tables of earlier versions lack
+    "level_name": pa.string(),
+    "problem_id": pa.string(),
+    "source": pa.string(),
+    "variant": pa.int64(),
+}
+_COLUMNS = _AUTHORS | _LABELS | _OURS | _NEWER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +139,7 @@ def write_parquet(
     if first is None:
         raise UsageError(f"rollouts for {path}", "there are none", "generate at least one rollout")
     labels = _labels(first)
-    kinds = _AUTHORS | {name: _LABELS[name] for name in labels} | _OURS
+    kinds = _AUTHORS | {name: _LABELS[name] for name in labels} | _OURS | _NEWER
     schema = pa.schema(
         list(kinds.items()),
         metadata={METADATA_KEY: json.dumps(metadata or {}, sort_keys=True).encode()},
@@ -181,6 +187,8 @@ class _Digests:
         """One more row: its rollout."""
         self._count += 1
         for name, value in sorted(vars(rollout).items()):
+            if name in NEWER and value == NEWER[name]:
+                continue  # digests of earlier versions know nothing of it
             if isinstance(value, np.ndarray):
                 data = value.astype("<i4").tobytes()
             elif isinstance(value, str):
@@ -513,6 +521,7 @@ def _to_rollout(row: dict[str, Any], sample_index: int) -> Rollout:
         "task": "",
         "question": row["prompt"],
         "entry_json": "",
+        **NEWER,
     }
     row = defaults | row | {"prompt_index": row["prompt_idx"]}
     return Rollout(

@@ -7,9 +7,12 @@ import json
 import pathlib
 from typing import Any
 
-from zip_rc_jax.data.tasks import read_jsonl, without_repeats
+from zip_rc_jax.data.problems.columns import COLUMNS, plain_value
+from zip_rc_jax.data.problems.files import READERS, kind_of_file
+from zip_rc_jax.data.problems.jsonl import read_jsonl, without_repeats
+from zip_rc_jax.runtime.errors import UsageError
 
-PROMPTS = ("question", "problem", "prompt")
+PROMPTS = COLUMNS["question"]
 RESPONSES = ("response", "output", "completion")
 WANTED = "pass a JSONL file with `prompt` on each line, or results.jsonl of `zip-rc decode`"
 EXAMPLE = 'write one object a line, such as {"prompt": "What is 1 + 1?", "response": "2"}'
@@ -37,7 +40,7 @@ class PredictionLine:
 
 
 def prediction_lines(path: str | pathlib.Path) -> list[PredictionLine]:
-    """The lines of a JSONL file that are not blank.
+    """The lines of a JSONL file that are not blank, or the rows of a CSV or Parquet table.
 
     A line is an object. It has a prompt under `question`, `problem` or `prompt` (a text or a chat),
     and may have a response under `response`, `output` or `completion` (a text or ids). Or it is
@@ -47,7 +50,19 @@ def prediction_lines(path: str | pathlib.Path) -> list[PredictionLine]:
     Raises:
       UsageError: see `read_jsonl`.
     """
-    return read_jsonl(path, _parse, kind="prompts", wanted=WANTED, example=EXAMPLE)
+    kind = kind_of_file(path)
+    if kind == "jsonl":
+        return read_jsonl(path, _parse, kind="prompts", wanted=WANTED, example=EXAMPLE)
+    found = []
+    for row in READERS[kind](pathlib.Path(path)):
+        values = {name: plain_value(value) for name, value in row.values.items()}
+        try:
+            found.append(_of_row(values, row.number))
+        except ValueError as error:
+            raise UsageError(row.where, str(error), "correct the row, or leave it out") from None
+    if not found:
+        raise UsageError(f"prompts {path}", "the file has no prompts", WANTED)
+    return found
 
 
 def _parse(text: str, number: int) -> PredictionLine:
@@ -57,6 +72,11 @@ def _parse(text: str, number: int) -> PredictionLine:
         raise ValueError(f"it holds {json.dumps(data)[:40]}, not an object")
     if "prefixes" in data and "prefix_id" in data:
         return _of_result(data, number)
+    return _of_row(data, number)
+
+
+def _of_row(data: dict[str, Any], number: int) -> PredictionLine:
+    """Raises ValueError for what is wrong with a row."""
     prompt: Any = next((data[key] for key in PROMPTS if data.get(key) is not None), None)
     chat = isinstance(prompt, list) and prompt and all(isinstance(x, dict) for x in prompt)
     if not chat and (not isinstance(prompt, str) or not prompt.strip()):

@@ -3,17 +3,17 @@ template."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import pathlib
 import uuid
 from collections.abc import Sequence
 
-from zip_rc_jax.config import PipelineConfig, PromptConfig, TaskConfig
+from zip_rc_jax.config import PipelineConfig, PromptConfig
 from zip_rc_jax.config.checks import in_short
-from zip_rc_jax.data.tasks import Problem, problems
+from zip_rc_jax.data.problems import Problem, worked_examples
 from zip_rc_jax.data.worked_solutions import plain_steps
 from zip_rc_jax.models.io.chat import reads_clock, template_time
 from zip_rc_jax.models.io.tokenizer import Tokenizer
@@ -34,9 +34,31 @@ def prompt_texts(
         return [p.question for p in found]
     with template_time(prompt_time(config, tokenizer)):
         return [
-            tokenizer.chat(turns, **config.prompt.chat_template_kwargs)
-            for turns in conversations(found, config)
+            tokenizer.chat(turns, **prompt_of(config.prompt, p.question).chat_template_kwargs)
+            for p, turns in zip(found, conversations(found, config), strict=True)
         ]
+
+
+def variant_of(prompt: PromptConfig, question: str) -> int:
+    """The number of the variant that a question gets; 0 where there are none.
+
+    It depends on the question and `prompt.seed` alone: the same in every stage and process, and for
+    equal questions.
+    """
+    digest = hashlib.blake2b(
+        f"{prompt.seed}\n{question}".encode("utf-8", "surrogatepass"), digest_size=8
+    )
+    draw, total = int.from_bytes(digest.digest(), "big") / 2**64, 0.0
+    for number, share in enumerate(prompt.shares):
+        total += share
+        if draw < total:
+            return number
+    return max(0, len(prompt.variants) - 1)
+
+
+def prompt_of(prompt: PromptConfig, question: str) -> PromptConfig:
+    """How the prompt of a question is made: by its variant."""
+    return prompt.variant(variant_of(prompt, question))
 
 
 def prompt_time(config: PipelineConfig, tokenizer: Tokenizer) -> datetime.datetime | None:
@@ -88,34 +110,19 @@ def conversations(found: Sequence[Problem], config: PipelineConfig) -> list[list
       UsageError: the task cannot make the worked examples.
     """
     prompt = config.prompt
-    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    examples = [
-        [
+    examples = worked_examples(config.problems, prompt.examples)
+
+    def turns(p: Problem) -> list[dict[str, str]]:
+        own = prompt_of(prompt, p.question)
+        system = [{"role": "system", "content": own.system}] if own.system else []
+        solved = [
             turn
-            for p in level
-            for turn in (_user(p, prompt), {"role": "assistant", "content": _answer(p, prompt)})
+            for x in examples(p)
+            for turn in (_user(x, own), {"role": "assistant", "content": _answer(x, own)})
         ]
-        for level in worked_examples(config.task, prompt.examples)
-    ]
-    return [[*system, *examples[p.level], _user(p, prompt)] for p in found]
+        return [*system, *solved, _user(p, own)]
 
-
-def worked_examples(task: TaskConfig, count: int) -> list[list[Problem]]:
-    """`count` problems of every level of the task, always the same.
-
-    Their seeds lie past those of both splits. (A level of few distinct questions can still repeat a
-    question of a split.)
-    """
-    distance = abs(task.heldout_seed - task.train_seed)
-    # the later split owns `distance` seeds too
-    past = max(task.heldout_seed, task.train_seed) + distance
-    levels = len(task.levels) or 1
-    pool = problems(
-        dataclasses.replace(task, train_seed=past, heldout_seed=past + distance),
-        "train",
-        count * levels,
-    )
-    return [pool[level::levels] for level in range(levels)]
+    return [turns(p) for p in found]
 
 
 def _answer(p: Problem, prompt: PromptConfig) -> str:

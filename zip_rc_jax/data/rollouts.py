@@ -52,7 +52,7 @@ class Rollout:
     Attributes:
       prompt_index: number of the problem within its split; rollouts of one prompt share it.
       sample_index: number of the sample within the prompt.
-      level, seed, task, question, answer, entry_json: see `tasks.Problem`.
+      level, seed, task, question, answer, entry_json: see `problems.Problem`.
       prompt: chat-templated text, exactly what was tokenised.
       prompt_token_ids: int32 `[p]`.
       output_token_ids: int32 `[m]`, generated tokens; the end-of-sequence token is the last one
@@ -61,6 +61,8 @@ class Rollout:
       finished: False when the token limit cut it off (its length is then right-censored).
       correct: grade in [0, 1]; NaN = not graded.
       value: critic's label in [0, 1]; NaN = not labelled. Both are stored as float32.
+      level_name, problem_id, source: see `problems.Problem`; "" in datasets of earlier versions.
+      variant: number of the prompt variant, see `PromptConfig.variants`.
     """
 
     prompt_index: int
@@ -78,14 +80,23 @@ class Rollout:
     finished: bool
     correct: float = float("nan")
     value: float = float("nan")
+    level_name: str = ""
+    problem_id: str = ""
+    source: str = ""
+    variant: int = 0
 
     def __post_init__(self) -> None:
         for field in ("prompt_token_ids", "output_token_ids"):
             object.__setattr__(self, field, np.asarray(getattr(self, field), np.int32))
 
 
-INTEGERS = ("prompt_index", "sample_index", "level", "seed")
-TEXTS = ("task", "prompt", "question", "answer", "entry_json", "response")
+INTEGERS = ("prompt_index", "sample_index", "level", "seed", "variant")
+TEXTS = (
+    *("task", "prompt", "question", "answer", "entry_json", "response"),
+    *("level_name", "problem_id", "source"),
+)
+# What datasets of earlier versions lack.
+NEWER: dict[str, Any] = {"level_name": "", "problem_id": "", "source": "", "variant": 0}
 TOKENS = ("prompt_token_ids", "output_token_ids")
 FLOATS = ("correct", "value")
 
@@ -327,9 +338,14 @@ def _example_type() -> Any:
 
 def _decode(record: bytes) -> Rollout:
     features = _example_type().FromString(record).features.feature
-    fields: dict[str, Any] = {name: features[name].int64_list.value[0] for name in INTEGERS}
-    fields |= {
-        name: features[name].bytes_list.value[0].decode("utf-8", "surrogatepass") for name in TEXTS
+    absent = {name: value for name, value in NEWER.items() if name not in features}
+    fields: dict[str, Any] = {
+        name: features[name].int64_list.value[0] for name in INTEGERS if name not in absent
+    }
+    fields |= absent | {
+        name: features[name].bytes_list.value[0].decode("utf-8", "surrogatepass")
+        for name in TEXTS
+        if name not in absent
     }
     fields |= {name: np.array(features[name].int64_list.value, np.int32) for name in TOKENS}
     fields |= {name: features[name].float_list.value[0] for name in FLOATS}
@@ -368,7 +384,7 @@ def _check(directory: str | pathlib.Path) -> Any:
             f"rollouts {directory}", f"TFDS cannot read it ({in_short(error)})", AGAIN
         ) from error
     expected = {field.name for field in dataclasses.fields(Rollout)}
-    if names != expected:
+    if not expected - {*NEWER} <= names <= expected:
         raise UsageError(
             f"rollouts {directory}",
             f"its records differ from rollouts in {sorted(names ^ expected)}",

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from zip_rc_jax.data.problems import level_title
 from zip_rc_jax.evaluation.cost import gen_cost
 from zip_rc_jax.evaluation.draws import Draws
 from zip_rc_jax.evaluation.exact import (
@@ -47,6 +48,7 @@ class SamplePool:
       value: `[P, N]` float64, expected reward from the head at the end of the sample.
       self_length: `[P, N]` float64, generated tokens, end token included.
       level: `[P]` int64, difficulty; larger is harder.
+      level_names: `level_names[level]`, for people; () where levels are numbers alone.
 
     Raises:
       UsageError: shapes that do not fit together, NaN, or an empty sample.
@@ -57,6 +59,11 @@ class SamplePool:
     value: np.ndarray
     self_length: np.ndarray
     level: np.ndarray
+    level_names: tuple[str, ...] = ()
+
+    def level_title(self, level: int) -> str:
+        """A level for people: "level 2", or its name."""
+        return level_title(self.level_names[level] if self.level_names else "", level)
 
     def __post_init__(self) -> None:
         for field, dtype in (

@@ -38,6 +38,7 @@ class Comparison:
       run, alpha, beta, answer: which run, and which of its answers ("value" or "vote").
       method, kind, n: the baseline; `n` is fractional for "interpolated".
       level: the group; None is the whole mixture.
+      group: the same for people: "all", "level 2", or the level's name.
       prompts: prompts in the group.
       run_accuracy, run_cost: of the run; cost is mean GenCost.
       baseline_accuracy, baseline_cost: of the baseline.
@@ -63,6 +64,7 @@ class Comparison:
     low: float
     high: float
     spends_less: bool
+    group: str = "all"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain scalars, ready for JSON."""
@@ -206,6 +208,7 @@ def compare(
         low=low,
         high=high,
         spends_less=bool(spent.mean() < run_cost - _TOLERANCE),
+        group="all" if level is None else pool.level_title(level),
     )
 
 

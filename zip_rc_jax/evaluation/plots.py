@@ -263,7 +263,7 @@ def pareto_figure(
     if level is not None:
         curves, runs, pool = restrict(curves, runs, pool, level)
     figure, axes = new_figure(6.6 * len(alphas), 5.0, 1, len(alphas), sharey=True)
-    where = "" if level is None else f" on level {level}"
+    where = "" if level is None else f" on {pool.level_title(level)}"
     axes[0, 0].set_ylabel(f"accuracy{where} (searches: answer by {answer})", fontsize=10)
     betas = [
         _pareto_panel(axis, alpha, curves, runs, pool, answer)

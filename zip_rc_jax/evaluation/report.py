@@ -67,6 +67,7 @@ def result_rows(
                 "prompt_idx": i,
                 **({"prompt": prompts[i]} if len(prompts) else {}),
                 "level": pool.level[i],
+                "level_name": pool.level_title(int(pool.level[i])),
                 "correct/value": run.correct_by_value[i],
                 "correct/vote": run.correct_by_vote[i],
                 "correct/majority": run.correct_by_majority[i],
@@ -126,6 +127,7 @@ def _about(metadata: Mapping[str, Any]) -> str:
         "commit": metadata["commit"] or "not a git checkout",
         "versions": f"{versions}; Python {metadata['python']}",
         "device": f"{', '.join(metadata['devices'])}; {metadata['platform']}",
+        **({"problems": "; ".join(metadata["notes"])} if metadata.get("notes") else {}),
         "time": f"{metadata['time']}"
         + ("" if metadata["seconds"] is None else f", {metadata['seconds']:.1f} seconds"),
     }
@@ -218,7 +220,7 @@ def write_report(
         ("What ran", _about(e.metadata)),
         ("Headline", _html_table(headline_table(e.headline))),
         ("Accuracy against cost", images["pareto"]),
-        (f"Hardest level ({hardest})", images["pareto_hardest"]),
+        (f"Hardest level ({e.pool.level_title(hardest)})", images["pareto_hardest"]),
         ("All methods", _html_table(full_table(e.runs, e.curves, e.pool, e.alphas))),
         ("Levels", _html_table(levels)),
         ("Prediction quality", _html_table(quality)),

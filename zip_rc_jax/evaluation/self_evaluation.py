@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from zip_rc_jax.config import PipelineConfig
-from zip_rc_jax.data.prompts import conversations, prompt_time
+from zip_rc_jax.data.problems import Problem
+from zip_rc_jax.data.prompts import conversations, prompt_of, prompt_time
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import Problem
 from zip_rc_jax.evaluation.rollout_predictions import first_logits
 from zip_rc_jax.inference.requests import equal_tokens
 from zip_rc_jax.models.io.chat import template_time
@@ -31,6 +32,12 @@ class SelfEvaluation:
         """
         self.lm, self.config, self.settings = lm, config, config.evaluate.self_evaluation
         self.turns, self.time = conversations(found, config), prompt_time(config, lm.tokenizer)
+        # Variables of the template, by the prompt variant of each problem.
+        self.kwargs = [
+            prompt_of(config.prompt, p.question).chat_template_kwargs
+            | self.settings.chat_template_kwargs
+            for p in found
+        ]
         yes, no = (lm.tokenizer.encode(reply)[0] for reply in (self.settings.yes, self.settings.no))
         if yes == no:
             raise UsageError(
@@ -40,7 +47,11 @@ class SelfEvaluation:
             )
         self.replies = (yes, no)
         longest = (
-            max(len(self._asked(turns, "")) for turns in self.turns) + config.decode.max_tokens
+            max(
+                len(self._asked(turns, "", kwargs))
+                for turns, kwargs in zip(self.turns, self.kwargs, strict=True)
+            )
+            + config.decode.max_tokens
         )
         if longest > lm.config.max_positions:
             raise UsageError(
@@ -50,14 +61,15 @@ class SelfEvaluation:
                 "lower decode.max_tokens, shorten the question, or leave it out",
             )
 
-    def _asked(self, turns: Sequence[dict[str, str]], response: str) -> list[int]:
+    def _asked(
+        self, turns: Sequence[dict[str, str]], response: str, kwargs: dict[str, Any]
+    ) -> list[int]:
         """The conversation up to where the reply begins, as ids."""
         asked = [
             *turns,
             {"role": "assistant", "content": response},
             {"role": "user", "content": self.settings.question},
         ]
-        kwargs = self.config.prompt.chat_template_kwargs | self.settings.chat_template_kwargs
         tokenizer, added = self.lm.tokenizer, self.config.decode.add_special_tokens
         with template_time(self.time):
             return tokenizer.encode_prompt(
@@ -72,9 +84,9 @@ class SelfEvaluation:
           asking takes: those that do not lie in the sample's cache, and the reply's one.
         """
         asked, extra = list[Rollout](), list[int]()
-        for turns, row in zip(self.turns, samples, strict=True):
+        for turns, kwargs, row in zip(self.turns, self.kwargs, samples, strict=True):
             for sample in row:
-                ids = self._asked(turns, sample.response)
+                ids = self._asked(turns, sample.response, kwargs)
                 asked.append(
                     dataclasses.replace(
                         sample,

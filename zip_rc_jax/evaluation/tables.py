@@ -72,7 +72,7 @@ def headline_table(rows: Sequence[HeadlineRow]) -> Table:
                     f"{row.run.beta:g}",
                     row.run.candidates,
                     row.answer,
-                    "all" if majority.level is None else f"level {majority.level}",
+                    majority.group,
                     str(majority.prompts),
                     percent(majority.run_accuracy),
                     number(majority.run_cost),
@@ -193,8 +193,8 @@ def level_table(
                 for kind in ("strict", "interpolated")
             )
             cells.append(
-                (run.name, str(level), str(strict.prompts), percent(strict.run_accuracy),
-                number(strict.run_cost),
+                (run.name, strict.group.removeprefix("level "), str(strict.prompts),
+                 percent(strict.run_accuracy), number(strict.run_cost),
                  _baseline(strict), _difference(strict), _baseline(exact), _difference(exact))
             )  # fmt: skip
     return Table(

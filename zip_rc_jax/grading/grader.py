@@ -29,7 +29,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from zip_rc_jax.config.checks import shown
-from zip_rc_jax.data.tasks import MATH, Problem, create
+from zip_rc_jax.data.problems import MATH, Problem
+from zip_rc_jax.data.problems.gym import create
 from zip_rc_jax.grading import plain
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.grading.overrated import overrated

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from zip_rc_jax.data.problems import level_title
 from zip_rc_jax.grading.answers import extract_answer
 
 MANY_WITHOUT_ANSWER = 0.1  # from this share on there is a warning
@@ -19,6 +20,8 @@ class Graded(Protocol):
     def task(self) -> str: ...
     @property
     def level(self) -> int: ...
+    @property
+    def level_name(self) -> str: ...
     @property
     def response(self) -> str: ...
     @property
@@ -85,12 +88,15 @@ class GradeSummary:
 
 
 def summarize(rollouts: Iterable[Graded]) -> dict[str, GradeSummary]:
-    """Counts by "TASK level N", in the order they appear; "" holds all of them."""
+    """Counts by task and name of the level ("chain_sum level 2", "math Algebra").
+
+    In the order they appear; "" holds all of them.
+    """
     summaries = {"": GradeSummary()}
     for r in rollouts:
         silent, cut = extract_answer(r.response) is None, not r.finished
         one = GradeSummary(1, int(r.correct >= 1), int(silent), int(cut), int(silent and cut))
-        for name in ("", f"{r.task} level {r.level}"):
+        for name in ("", f"{r.task} {level_title(r.level_name, r.level)}"):
             summaries[name] = summaries.get(name, GradeSummary()) + one
     return summaries
 

@@ -19,9 +19,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
-from zip_rc_jax.data.prompts import prompt_texts
+from zip_rc_jax.data.problems import Problem, ProblemSet
+from zip_rc_jax.data.prompts import prompt_texts, variant_of
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.evaluation import drawing, metrics, plots
 from zip_rc_jax.evaluation.baselines import (
     SELF_EVALUATION,
@@ -49,6 +49,7 @@ from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import forward_packed, unembedding
+from zip_rc_jax.pipeline.problems import HeldOutProblems, evaluation_problems
 from zip_rc_jax.pipeline.provenance import prompt_record
 from zip_rc_jax.pipeline.rollouts import as_rollouts, refuse_failure
 from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
@@ -95,9 +96,11 @@ class EvaluationRunner:
     is decoded.
     """
 
-    def __init__(self, config: PipelineConfig, grader: Grader, partial: pathlib.Path):
+    def __init__(
+        self, config: PipelineConfig, found: ProblemSet, grader: Grader, partial: pathlib.Path
+    ):
         self.config, self.grader, self.partial = config, grader, partial
-        self.problems: list[Problem] = problems(config.task, "heldout", config.evaluate.prompts)
+        self.set, self.problems = found, found.problems
         partial.mkdir(parents=True, exist_ok=True)
         remove_leftovers(partial)
 
@@ -113,8 +116,8 @@ class EvaluationRunner:
         key = {
             "model": lm.digest(),
             "decode": to_dict(decode),
-            "task": to_dict(self.config.task),
-            "evaluate": {"prompts": self.config.evaluate.prompts, "seed": seed},
+            "problems": self.set.record,
+            "evaluate": {"seed": seed},
             "code": code_version(),  # the report names one commit, which made all of it
             **prompt_record(self.config, lm.tokenizer),
             **self.config.grade.grader_record(),  # `unfinished` is applied to what is stored
@@ -199,7 +202,14 @@ def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:
         value=np.array([[x.expected_reward for x in r.prefixes] for r in decoded.results]),
         self_length=np.array([[len(x.token_ids) for x in r.prefixes] for r in decoded.results]),
         level=np.array([p.level for p in found]),
+        level_names=_level_names(found),
     )
+
+
+def _level_names(found: Sequence[Problem]) -> tuple[str, ...]:
+    """By level; those of levels without problems are their numbers."""
+    names = {p.level: p.level_name for p in found}
+    return tuple(names.get(level) or str(level) for level in range(max(names) + 1))
 
 
 def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
@@ -244,8 +254,9 @@ def policy_metrics(pool: SamplePool) -> dict[str, float]:
     found: dict[str, float] = {}
     for level in np.unique(pool.level):
         rows = pool.level == level
-        found[f"policy/pass@1/level_{level}"] = float(pool.correct[rows].mean())
-        found[f"policy/pass@{n}/level_{level}"] = float(pool.correct[rows].max(1).mean())
+        name = pool.level_title(int(level)).replace(" ", "_")
+        found[f"policy/pass@1/{name}"] = float(pool.correct[rows].mean())
+        found[f"policy/pass@{n}/{name}"] = float(pool.correct[rows].max(1).mean())
     found["policy/longest_over_mean"] = float(
         (pool.self_length.max(1) / pool.self_length.mean(1)).mean()
     )
@@ -362,6 +373,7 @@ def evaluate(
     *,
     argv: Sequence[str],
     lite: LanguageModel | None = None,
+    problems: HeldOutProblems | None = None,
 ) -> Evaluation:
     """Decodes the held-out problems with every method, and writes report, plots, `results.jsonl`,
     `pool.jsonl` and `metadata.json`.
@@ -371,6 +383,7 @@ def evaluate(
       lm: the final model. All others are put on its devices.
       argv: the command, for the record.
       lite: the ZIP-RC-Lite model, whose drift is shown next to the full one's.
+      problems: what `evaluation_problems(config)` gave; None asks it.
     """
     if lm.head is None:
         raise UsageError(
@@ -381,12 +394,13 @@ def evaluate(
     started, grid = time.time(), lm.head.grid
     directory = run_directory(config) / "report"
     e = config.evaluate
+    heldout = problems or evaluation_problems(config)
     start = load_policy(config, lm.layout, config.dtype)
 
     # Decoding: the samples of the baselines, then every setting of the sweep. What an earlier call
     # finished is read.
     with grader_of(config.grade, directory.parent) as grader:
-        bench = EvaluationRunner(config, grader, directory / ".partial")
+        bench = EvaluationRunner(config, heldout.found, grader, directory / ".partial")
         ask = SelfEvaluation(lm, bench.problems, config) if e.self_evaluation.question else None
         plain = bench.decode(
             start.with_head(grid, lm.head.label, lm.head.first_id), config.fixed_decode, POLICY_RUN
@@ -406,7 +420,13 @@ def evaluate(
 
     def rollouts(outcome: Decoded) -> list[list[Rollout]]:
         return [
-            as_rollouts(p, r, lm, config.fixed_decode.add_special_tokens)
+            as_rollouts(
+                p,
+                r,
+                lm,
+                config.fixed_decode.add_special_tokens,
+                variant_of(config.prompt, p.question),
+            )
             for p, r in zip(bench.problems, outcome.results, strict=True)
         ]
 
@@ -472,7 +492,9 @@ def evaluate(
     )
     # The clock of the metadata stops here, when everything has been decoded and compared.
     evaluation = dataclasses.replace(
-        evaluation, metadata=run_metadata(to_dict(config), argv, started)
+        evaluation,
+        metadata=run_metadata(to_dict(config), argv, started)
+        | {"problems": heldout.record, "notes": list(heldout.notes)},
     )
     write_report(directory, evaluation)
     write_jsonl(
@@ -526,7 +548,9 @@ def _joint_figure(
         np.stack([x[whole & (pool.level == level)].mean(0) for level in levels])
         for x in _first_joints(grid, pool, found)
     )
-    return drawing.joint_heatmaps(predicted, observed, grid, [f"level {level}" for level in levels])
+    return drawing.joint_heatmaps(
+        predicted, observed, grid, [pool.level_title(int(level)) for level in levels]
+    )
 
 
 def _most_eventful(decoded: Decoded, found: Sequence[Problem]) -> Result:

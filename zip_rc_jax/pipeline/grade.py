@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from zip_rc_jax.config import PipelineConfig
 from zip_rc_jax.config.grade import JUDGE
+from zip_rc_jax.data.problems import MATH
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
-from zip_rc_jax.data.tasks import MATH
 from zip_rc_jax.grading.custom import grader_of
 from zip_rc_jax.grading.grader import check_entry, correct
 from zip_rc_jax.grading.summary import summarize, to_json

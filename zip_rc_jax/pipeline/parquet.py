@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from zip_rc_jax.config import PipelineConfig
+from zip_rc_jax.config import PipelineConfig, PromptConfig, to_dict
 from zip_rc_jax.data.parquet import (
     GenerationInfo,
     open_rollouts,
@@ -65,15 +65,23 @@ def _generation(
             "set it to that one",
         )
     sampling, longest = origin["rollout"], int(summary_of(source).prompt.max(initial=0))
-    return GenerationInfo(
-        model_id=config.policy.path or str(run_directory(config) / "policy"),
-        temperature=sampling["temperature"],
-        min_p=sampling["min_p"],
-        max_model_len=min(policy.config.max_positions, longest + sampling["max_tokens"]),
-        reasoning_enabled=asks_for_reasoning(
-            origin["prompt"], policy.tokenizer.chat_template or ""
-        ),
-    )
+    template = policy.tokenizer.chat_template or ""
+
+    def info(prompt: dict[str, Any]) -> GenerationInfo:
+        return GenerationInfo(
+            model_id=config.policy.path or str(run_directory(config) / "policy"),
+            temperature=sampling["temperature"],
+            min_p=sampling["min_p"],
+            max_model_len=min(policy.config.max_positions, longest + sampling["max_tokens"]),
+            reasoning_enabled=asks_for_reasoning(prompt, template),
+        )
+
+    prompt = origin["prompt"]
+    if not prompt.get("variants"):
+        return info(prompt)
+    settings = PromptConfig(**prompt)
+    infos = [info(to_dict(settings.variant(i))) for i in range(len(settings.variants))]
+    return [infos[rollout.variant] for rollout in source]
 
 
 def asks_for_reasoning(prompt: dict[str, Any], template: str) -> bool:

@@ -9,11 +9,11 @@ from typing import Any
 from zip_rc_jax.config import PipelineConfig, to_dict
 from zip_rc_jax.data.prompts import prompt_texts
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import problems
 from zip_rc_jax.data.worked_solutions import vocabulary, write_solution
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.io.tokenizer import Tokenizer, word_level
 from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.pipeline.problems import sources_of, training_problems
 from zip_rc_jax.pipeline.provenance import added_record, prompt_record
 from zip_rc_jax.pipeline.rollouts import rollout_of_problem
 from zip_rc_jax.pipeline.run_dir import run_directory, train_layout
@@ -32,7 +32,7 @@ def solution_rollouts(config: PipelineConfig, tokenizer: Tokenizer) -> list[Roll
         shortest of several solutions, or see `prompt_texts`.
     """
     rng = random.Random(config.policy.train.seed)
-    found = problems(config.task, "train", config.policy.examples)
+    found = training_problems(config, config.policy.examples).problems
     rollouts = []
     for p, prompt in zip(found, prompt_texts(found, config, tokenizer), strict=True):
         if p.task != "chain_sum":
@@ -77,7 +77,7 @@ def make_policy(config: PipelineConfig) -> LanguageModel:
         for name, value in to_dict(config.policy).items()
         if name not in ("train", "path", "start")
     }
-    source: dict[str, Any] = {"policy": text, "task": to_dict(config.task)}
+    source: dict[str, Any] = {"policy": text, "problems": sources_of(config)}
     if config.policy.start:
         source |= {
             "start": lm.digest(),

@@ -18,8 +18,11 @@ from zip_rc_jax.runtime.settings import check_same_settings
 
 def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decided the text of the prompts, for the records of what was made from them."""
+    prompt = to_dict(config.prompt)
+    if not config.prompt.variants:  # as records were before there were any
+        del prompt["variants"], prompt["seed"]
     found = {
-        "prompt": to_dict(config.prompt),
+        "prompt": prompt,
         "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None,
     }
     seen = prompt_time(config, tokenizer)  # recorded only where a template writes the date

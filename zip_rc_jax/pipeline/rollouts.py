@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
-from zip_rc_jax.data.prompts import prompt_texts
+from zip_rc_jax.data.problems import Problem
+from zip_rc_jax.data.prompts import prompt_texts, variant_of
 from zip_rc_jax.data.rollouts import Rollout
-from zip_rc_jax.data.tasks import Problem, problems
 from zip_rc_jax.inference.collect import run_all
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.chunks import write_in_chunks
+from zip_rc_jax.pipeline.problems import training_problems
 from zip_rc_jax.pipeline.provenance import added_record, check_same_source, prompt_record
-from zip_rc_jax.pipeline.run_dir import check_output, load_policy, run_directory
+from zip_rc_jax.pipeline.run_dir import check_output, check_policy, load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import with_own_samples
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, devices_worth_using, side_by_side
@@ -44,10 +45,14 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     r, directory = config.rollout, run_directory(config) / "rollouts"
     check_output(config, "rollouts")
     rows = max(r.rows, r.samples)
+    check_policy(config)
+    # Problems first: what is wrong with them shows before a model is loaded.
+    problems = training_problems(config, r.prompts)
+    found = problems.problems
     policy = load_policy(config, sampling_layout(rows, r.samples), config.dtype)
     settings = {
         "rollout": to_dict(r),
-        "task": to_dict(config.task),
+        "problems": problems.record,
         "policy": policy.digest(),
         **prompt_record(config, policy.tokenizer),
     }
@@ -57,7 +62,6 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         return directory
 
     # Every problem is a request with samples of its own.
-    found = problems(config.task, "train", r.prompts)
     requests = with_own_samples(prompt_texts(found, config, policy.tokenizer), r.seed)
 
     # Plain sampling on the one engine there is.
@@ -83,7 +87,13 @@ def make_rollouts(config: PipelineConfig) -> pathlib.Path:
         return [
             x
             for p, result in zip(part, results, strict=True)
-            for x in as_rollouts(p, result, policy, decode.add_special_tokens)
+            for x in as_rollouts(
+                p,
+                result,
+                policy,
+                decode.add_special_tokens,
+                variant_of(config.prompt, p.question),
+            )
         ]
 
     return write_in_chunks(
@@ -120,12 +130,13 @@ def refuse_failure(p: Problem, result: Result) -> None:
 
 
 def as_rollouts(
-    p: Problem, result: Result, lm: LanguageModel, add_special_tokens: bool
+    p: Problem, result: Result, lm: LanguageModel, add_special_tokens: bool, variant: int = 0
 ) -> list[Rollout]:
     """The prefixes of a result as ungraded rollouts. Raises as `refuse_failure`.
 
     Args:
       add_special_tokens: as in the `DecodeConfig` that it was decoded with.
+      variant: of the prompt.
     """
     refuse_failure(p, result)
     chat = result.template_hash is not None
@@ -134,7 +145,14 @@ def as_rollouts(
     )
     return [
         rollout_of_problem(
-            p, x.id, result.prompt, prompt_ids, x.token_ids, x.text, x.finish_reason == "stop"
+            p,
+            x.id,
+            result.prompt,
+            prompt_ids,
+            x.token_ids,
+            x.text,
+            x.finish_reason == "stop",
+            variant=variant,
         )
         for x in result.prefixes
     ]
@@ -149,6 +167,7 @@ def rollout_of_problem(
     text: str,
     finished: bool,
     grade: float = math.nan,
+    variant: int = 0,
 ) -> Rollout:
     return Rollout(
         prompt_index=p.index,
@@ -165,4 +184,8 @@ def rollout_of_problem(
         response=text,
         finished=finished,
         correct=grade,
+        level_name=p.level_name,
+        problem_id=p.id,
+        source=p.source,
+        variant=variant,
     )

@@ -72,12 +72,31 @@ def load_policy(
         return load(config.policy.path, layout=layout, dtype=dtype)
     trained = run_directory(config) / "policy"
     if not trained.is_dir():
-        raise UsageError(
-            "policy.path=''",
-            f"there is no {trained}",
-            "set policy.path to a model, or run `zip-rc train --stage policy` to make one",
-        )
+        raise _no_policy(trained)
     return load(trained, layout=layout, dtype=dtype)
+
+
+def _no_policy(path: pathlib.Path) -> UsageError:
+    return UsageError(
+        "policy.path=''",
+        f"there is no {path}",
+        "set policy.path to a model, or run `zip-rc train --stage policy` to make one",
+    )
+
+
+def check_policy(config: PipelineConfig) -> None:
+    """Before problems are fetched: the starting policy is there, as far as that shows without
+    loading it. Raises UsageError as `load_policy`."""
+    path = pathlib.Path(config.policy.path).expanduser()
+    if not config.policy.path:
+        if not (run_directory(config) / "policy").is_dir():
+            raise _no_policy(run_directory(config) / "policy")
+    elif config.policy.path.startswith((".", "/", "~")) and not path.exists():
+        raise UsageError(
+            f"policy.path={config.policy.path!r}",
+            "there is no such file or directory",
+            "set it to a model",
+        )
 
 
 def train_layout(config: PipelineConfig) -> Layout:

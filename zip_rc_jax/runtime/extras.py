@@ -19,9 +19,15 @@ EXTRAS = {
     "pyarrow": "train",
     "tensorflow_datasets": "train",
     "gguf": "gguf",
+    "datasets": "data",
 }
 # What an extra has beside its own modules.
-_INCLUDES = {"eval": ("eval",), "train": ("train", "eval"), "gguf": ("gguf",)}
+_INCLUDES = {
+    "eval": ("eval",),
+    "train": ("train", "eval"),
+    "gguf": ("gguf",),
+    "data": ("data", "train", "eval"),
+}
 
 
 @contextlib.contextmanager
@@ -45,7 +51,7 @@ def check_extra(extra: str, what: str) -> None:
     """Looks for all modules of an extra, and imports none of them.
 
     Args:
-      extra: "train", "eval" or "gguf".
+      extra: "train", "eval", "gguf" or "data".
       what: needs them, for the message, e.g. "zip-rc train".
 
     Raises:

@@ -21,7 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from zip_rc_jax.config import TrainConfig, to_dict
-from zip_rc_jax.data.batches import TrainBatch, advice, fill_rate, train_batches
+from zip_rc_jax.data.batches import (
+    TrainBatch,
+    advice,
+    fill_rate,
+    steps_of_epochs,
+    train_batches,
+)
 from zip_rc_jax.data.rollouts import Rollout, Selection, summary_of
 from zip_rc_jax.evaluation.rollout_predictions import validate
 from zip_rc_jax.models.io.load import load
@@ -60,7 +66,12 @@ from zip_rc_jax.training.step import (
 from zip_rc_jax.training.tracking import Tracker
 
 # Settings that were added later, with what runs from before them did; see `recorded`.
-LATER_FIELDS = {"kl_mask": "unused", "unfinished_length": "censored", "mean_over": "positions"}
+LATER_FIELDS = {
+    "epochs": 0.0,  # the steps that it takes are recorded
+    "kl_mask": "unused",
+    "unfinished_length": "censored",
+    "mean_over": "positions",
+}
 TEACHER = "teacher_top_k.npz"
 SKIPPED = "skipped_in_a_row"  # in a checkpoint, beside the position of the data
 
@@ -147,7 +158,10 @@ def train(
         )
     # Without the head's decoding defaults: no training depends on them.
     head = lm.head.identity()
+    epochs, config = config.epochs, with_steps(config, rollouts)
     settings: dict[str, Any] = {"train": recorded(config), "model": to_dict(lm.config)}
+    if epochs:
+        settings["train"]["epochs"] = epochs
     settings |= {"head": head, "source": source}
     settings = json.loads(json.dumps(settings))
     if directory is not None:
@@ -164,6 +178,24 @@ def train(
     trainer = Trainer(lm, rollouts, config, directory, settings, reporting)
     del lm  # what the caller does not keep need not lie on the devices all through the training
     return trainer.run()
+
+
+def with_steps(config: TrainConfig, rollouts: Sequence[Rollout]) -> TrainConfig:
+    """The config with the steps that its epochs take on these rollouts; itself where it counts
+    steps. Raises as `train_batches`."""
+    if not config.epochs:
+        return config
+    packing = {
+        name: getattr(config, name) for name in ("batch_rows", "row_tokens", "pack_batches", "seed")
+    }
+    steps = steps_of_epochs(
+        rollouts,
+        config.epochs,
+        label=config.label,
+        labelled_only=config.cache_features,
+        **packing,
+    )
+    return dataclasses.replace(config, steps=steps, epochs=0.0)
 
 
 def _finished_before(
