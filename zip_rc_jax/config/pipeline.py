@@ -9,6 +9,7 @@ from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.plugins import OF_DECODING
+from zip_rc_jax.config.replay import ReplayConfig
 from zip_rc_jax.config.train import COMPUTE_DTYPES, LABELS, MeshConfig, TrainConfig
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -403,6 +404,7 @@ class PipelineConfig:
     lite: TrainConfig = TrainConfig(label="value", trainable="zip_rows", learning_rate=1e-3)
     decode: DecodeConfig = DecodeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    replay: ReplayConfig = ReplayConfig()
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, COMPUTE_DTYPES)
