@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import DecodeConfig
@@ -175,9 +176,9 @@ def replayed_settings(
     )  # fmt: skip
     found: list[ReplayedSetting] = []
 
-    def add(name: str, kind: str, value: float, base: DecodeConfig = first, **options: object):
+    def add(name: str, kind: str, value: float, **options: Any) -> None:
         try:
-            setting = dataclasses.replace(base, **options)  # type: ignore[arg-type]
+            setting = dataclasses.replace(first, **options)
         except UsageError as error:
             raise UsageError(f"replay of {name}: {error.value}", error.reason, error.fix) from None
         found.append(ReplayedSetting(name, kind, value, setting))
@@ -189,8 +190,8 @@ def replayed_settings(
             for alpha in replay.alphas or alphas:
                 for beta in replay.betas or betas:
                     name = f"{candidates} n={n} alpha={alpha:g} beta={beta:g}"
-                    options = {"candidates": candidates, "alpha": alpha, "beta": beta, "n": n}
-                    add(name, "search", nan, **options)
+                    options: dict[str, Any] = {"candidates": candidates, "n": n}
+                    add(name, "search", nan, **options, alpha=alpha, beta=beta)
         for threshold in replay.reward_thresholds:
             name, kind = f"reward threshold {threshold:g} n={n}", "reward_threshold"
             add(name, kind, threshold, strategy=kind, reward_threshold=threshold, n=n)

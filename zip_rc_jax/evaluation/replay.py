@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -615,14 +615,14 @@ def majority_rewards(correct: np.ndarray, ids: np.ndarray, finished: np.ndarray)
 
 
 def replayed_in_order(
-    pools: dict[int, ReplayPool],
+    pool_of: Callable[[int], ReplayPool],
     settings: Iterable[DecodeConfig],
     members: dict[int, np.ndarray],
 ) -> Iterator[Replayed]:
     """Replays settings, those together that differ in their prices alone; results in order.
 
     Args:
-      pools: by window.
+      pool_of: the pool with joints of a window.
       members: subsets by n.
     """
     ordered = list(settings)
@@ -634,7 +634,7 @@ def replayed_in_order(
     for numbers in groups.values():
         setting = ordered[numbers[0]]
         prices = [(ordered[i].alpha, ordered[i].beta) for i in numbers]
-        results = replay(pools[setting.window], setting, members[setting.n], prices)
+        results = replay(pool_of(setting.window), setting, members[setting.n], prices)
         found |= dict(zip(numbers, results, strict=True))
         while following in found:
             yield found.pop(following)

@@ -588,7 +588,8 @@ class Engine:
         branch.joint = read.joint[lane].copy()
         if self._observer is not None:
             assert read.history is not None
-            self._observer(job.number, branch.id, read.history[lane, : len(branch.tokens) - before])
+            joints = np.asarray(read.history[lane, : len(branch.tokens) - before])
+            self._observer(job.number, branch.id, joints)
         window = self.config.window
         if job.config.stop:
             assert branch.history is not None

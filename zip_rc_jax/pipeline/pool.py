@@ -82,7 +82,20 @@ def pool_settings(config: PipelineConfig) -> dict[str, Any]:
         "decode": {name: shaping[name] for name in SHAPING},
         "task": to_dict(config.task),
         "prompt": to_dict(config.prompt),
+        "dtype": config.dtype,
         "evaluate": {"prompts": config.evaluate.prompts, "seed": evaluation_seed(config)},
+    }
+
+
+def planned_pool(config: PipelineConfig) -> dict[str, Any]:
+    """What the metadata of a pool that is still to be made will say of its decode."""
+    decode = pool_decode(config)
+    return {
+        "samples": decode.n,
+        "stride": decode.interval,
+        "window": decode.window,
+        "joints": config.replay.joints,
+        "settings": pool_settings(config),
     }
 
 
@@ -157,14 +170,10 @@ def make_pool(
                 bar(min(made * size, len(found)), f"{tokens:,} tokens")
                 if received:
                     raise Interrupted(f"pool: stopped after {made} of {count} files")
-        metadata = {
+        metadata = planned_pool(config) | {
             "grid": lm.head.grid.to_dict(),
             "head": lm.head.identity(),
             "prompts": len(found),
-            "samples": decode.n,
-            "stride": decode.interval,
-            "window": decode.window,
-            "joints": kind,
             "source": dict(source),
             "code": code_version(),
         }
