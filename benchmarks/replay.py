@@ -118,8 +118,8 @@ def main() -> None:
     size = sum(x.nbytes for x in (pool.joints, pool.end, pool.root)) / 2**30
     print(f"{description()}")
     print(
-        f"{args.prompts} problems x {args.samples} samples, {pool.length.sum():,} tokens, joints of "
-        f"{size:.2f} GiB, n={args.n}, {args.subsets} subsets"
+        f"{args.prompts} problems x {args.samples} samples, {pool.length.sum():,} tokens, "
+        f"joints of {size:.2f} GiB, n={args.n}, {args.subsets} subset(s)"
     )
     base = DecodeConfig(n=args.n, interval=args.stride, window=512, max_tokens=pool.max_tokens)
     members = choose_subsets(args.samples, args.n, args.subsets, 0).members[: args.subsets]
@@ -158,7 +158,7 @@ def main() -> None:
     ns = fixed_ns(args.samples)
     for method in ("majority", "weighted_best_of_n", "best_of_n", "pass"):
         for n in ns:
-            subset_point(pool, method, n, 1000, 0)
+            subset_point(pool, method, n, 200, 0)
     row("fixed n, 4 methods", 4 * len(ns) * args.prompts, 0, time.perf_counter() - start)
 
     names = ("joints", "bytes", "with the rest", "answers changed", "tokens changed")

@@ -40,6 +40,11 @@ SMALLEST = {
         3,
     ),
     "train.py": ("--rows 1 --tokens 64 --runs 1", rf"(\| {NUMBER} ){{6}}\|", 1),
+    "replay.py": (
+        "--prompts 3 --samples 4 --tokens 64 --stride 16 --n 2",
+        rf"(search|reward|length|half|fixed) ?[^ ].*( +{NUMBER}){{4}}",
+        6,
+    ),
     "search.py": (
         "--prompts 2 --prefixes 3 --runs 1",
         rf"(correct|value) +\w+( +({NUMBER}|-)){{5}}",

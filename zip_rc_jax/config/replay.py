@@ -59,7 +59,7 @@ class ReplayConfig:
     joint_temperatures: tuple[float, ...] = ()
     joint_top_ps: tuple[float, ...] = ()
     subsets: int = 4
-    baseline_subsets: int = 1000
+    baseline_subsets: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:

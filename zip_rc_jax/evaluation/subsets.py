@@ -13,13 +13,11 @@ import math
 
 import numpy as np
 
-from zip_rc_jax.evaluation.baselines import METHODS, BaselinePoint, expected_reward
+from zip_rc_jax.evaluation.baselines import METHODS, BaselinePoint
 from zip_rc_jax.evaluation.replay import ReplayPool
 from zip_rc_jax.runtime.errors import UsageError
 
 _TIE = 1e-9  # as in `baselines`
-_BATCHES = 20  # of drawn subsets, whose means give the standard error
-_NUMBERS = 2**23  # of the arrays that votes are counted in
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,21 +143,40 @@ def subset_point(pool: ReplayPool, method: str, n: int, most: int, seed: int) ->
 
 
 def _by_vote(pool: ReplayPool, method: str, chosen: Subsets) -> tuple[np.ndarray, float]:
-    """Expected reward `[P]` of a vote, and its standard error."""
-    count, total = len(chosen.members), pool.n_samples
-    member = np.zeros((count, total), bool)
-    np.put_along_axis(member, chosen.members, True, axis=1)
-    batches = 1 if chosen.exact else min(_BATCHES, count)
-    parts = np.array_split(member, batches)
-    means = np.empty((pool.n_prompts, batches))
-    size = max(1, _NUMBERS // (total * max(len(parts[0]), total)))
-    for start in range(0, pool.n_prompts, size):
-        rows = slice(start, start + size)
-        pool_rows = (pool.correct[rows], pool.answer_id[rows], pool.value[rows])
-        for i, part in enumerate(parts):
-            means[rows, i] = expected_reward(method, part, *pool_rows)
-    weights = np.array([len(part) for part in parts]) / count
-    return means @ weights, subset_error(means, chosen.exact)
+    """Expected reward `[P]` of a vote, and the standard error of its mean."""
+    member = np.zeros((len(chosen.members), pool.n_samples))
+    np.put_along_axis(member, chosen.members, 1.0, axis=1)
+    columns = (pool.correct, pool.answer_id, pool.value)
+    rewards = np.stack(
+        [vote_rewards(method, member, *of_prompt) for of_prompt in zip(*columns, strict=True)]
+    )
+    return rewards.mean(1), subset_error(rewards, chosen.exact)
+
+
+def vote_rewards(
+    method: str, member: np.ndarray, correct: np.ndarray, ids: np.ndarray, value: np.ndarray
+) -> np.ndarray:
+    """Expected reward `[S]` of a vote in each subset of one prompt, as `baselines.expected_reward`
+    means it over them.
+
+    Args:
+      method: "majority" or "weighted_best_of_n".
+      member: float64 `[S, N]`, 1 for the samples of each subset.
+      correct, ids, value: `[N]`, as in `SamplePool`.
+    """
+    # Votes are counted by answer and not by sample: one small product instead of N x N numbers.
+    answers, place = np.unique(ids, return_inverse=True)
+    each = (place[:, None] == np.arange(len(answers))).astype(np.float64)
+    votes = member @ each
+    right = member @ (each * correct[:, None]) / np.maximum(votes, 1)
+    score = votes if method == "majority" else member @ (each * value[:, None])
+    # A sample without an answer counts only where none has one.
+    allowed = votes > 0
+    stated = allowed & (answers >= 0)
+    allowed = np.where(stated.any(1, keepdims=True), stated, allowed)
+    score = np.where(allowed, score, -np.inf)
+    winner = allowed & (score >= score.max(1, keepdims=True) - _TIE)
+    return np.where(winner, right, 0).sum(1) / winner.sum(1)
 
 
 def fixed_ns(total: int) -> list[int]:

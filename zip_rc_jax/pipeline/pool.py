@@ -242,7 +242,7 @@ def pool_samples(
     for number, (problem, result) in enumerate(zip(found, results, strict=True)):
         texts = [x.text for x in result.prefixes]
         ids = answer_groups(texts, decode.answer_extractor, decode.answer_equivalence)
-        alike = _separable(texts, ids, decode)
+        alike = separable(texts, ids, decode)
         trace = [np.asarray(decision.joints) for decision in result.trace]
         root = trace[0][0].reshape(-1)
         for k, prefix in enumerate(result.prefixes):
@@ -280,7 +280,7 @@ def pool_samples(
             )
 
 
-def _separable(texts: Sequence[str], ids: Sequence[int], decode: DecodeConfig) -> bool:
+def separable(texts: Sequence[str], ids: Sequence[int], decode: DecodeConfig) -> bool:
     """Whether every subset of these texts is grouped as all of them are: no two answers of
     different groups are equal.
 
