@@ -11,8 +11,8 @@ import pytest
 
 from zip_rc_jax.config import DecodeConfig, GradeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
-from zip_rc_jax.data.rollouts import Rollout, read_metadata, read_rollouts, write_rollouts
 from zip_rc_jax.data.problems import Problem
+from zip_rc_jax.data.rollouts import Rollout, read_metadata, read_rollouts, write_rollouts
 from zip_rc_jax.grading import answer_groups
 from zip_rc_jax.grading.custom import CustomGrader, grader_of
 from zip_rc_jax.grading.grader import Grader

@@ -18,8 +18,8 @@ import pytest
 from harness.judge_server import completion, serving
 from zip_rc_jax.config import GradeConfig, JudgeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
-from zip_rc_jax.data.rollouts import Rollout, read_metadata, read_rollouts, write_rollouts
 from zip_rc_jax.data.problems import Problem
+from zip_rc_jax.data.rollouts import Rollout, read_metadata, read_rollouts, write_rollouts
 from zip_rc_jax.grading.judge import Judge
 from zip_rc_jax.pipeline.grade import make_grades
 from zip_rc_jax.runtime.errors import UsageError

@@ -45,6 +45,11 @@ SMALLEST = {
         r"\| lfm2_350m \| [\w ]+ (\| [^|]+ ){5}\|",
         9,
     ),
+    "replay.py": (
+        "--prompts 3 --samples 4 --tokens 64 --stride 16 --n 2",
+        rf"(search|reward|length|half|fixed) ?[^ ].*( +{NUMBER}){{4}}",
+        6,
+    ),
     "search.py": (
         "--prompts 2 --prefixes 3 --runs 1",
         rf"(correct|value) +\w+( +({NUMBER}|-)){{5}}",

@@ -31,12 +31,13 @@ COMMANDS = (
     "predict",
     "export",
     "evaluate",
+    "replay",
     "compile",
 )
 # What must be installed before a command does any work; `decode`, `export` and `compile` need the
 # base alone.
 EXTRAS_OF_COMMANDS = {
-    **dict.fromkeys(("demo", "rollout", "grade", "train", "label"), "train"),
+    **dict.fromkeys(("demo", "rollout", "grade", "train", "label", "replay"), "train"),
     "evaluate": "eval",
 }
 # The others resume, if they write anything.

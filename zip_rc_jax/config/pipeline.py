@@ -11,6 +11,7 @@ from zip_rc_jax.config.grade import GradeConfig
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.config.plugins import OF_DECODING
 from zip_rc_jax.config.problems import ProblemsConfig
+from zip_rc_jax.config.replay import ReplayConfig
 from zip_rc_jax.config.train import (
     COMPUTE_DTYPES,
     LABELS,
@@ -435,6 +436,7 @@ class PipelineConfig:
     lite: TrainConfig = TrainConfig(label="value", trainable="zip_rows", learning_rate=1e-3)
     decode: DecodeConfig = DecodeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    replay: ReplayConfig = ReplayConfig()
 
     def __post_init__(self) -> None:
         one_of("dtype", self.dtype, COMPUTE_DTYPES)

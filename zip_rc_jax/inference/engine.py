@@ -97,6 +97,12 @@ class ResultEvent:
     result: Result
 
 
+JointObserver = Callable[[int, int, np.ndarray], None]
+"""Is told of every interval of every prefix: the number of the prompt, the id of the prefix, and
+`[T, C]` float32, what the head says after each of the `T` new tokens. The joint after the last
+token of a prefix that ends is not read, so what stands there means nothing."""
+
+
 # What the engine decides and compiles with. All other options belong to a request.
 ENGINE_OPTIONS = (
     "n",
@@ -265,10 +271,12 @@ class Engine:
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        observer: JointObserver | None = None,
     ):
         """Args:
           network: replaces the transformer (a scripted model in tests); it then gets `lm.params` as
             they are.
+          observer: gets the joint after every token, which the host does not see otherwise.
           chat_template_kwargs: variables of the chat template.
           clock: seconds; time budgets and `Usage.seconds` follow it.
 
@@ -281,6 +289,7 @@ class Engine:
             reason = "the engine does not read the checkpoint's sampling values"
             raise UsageError("generation_config=True", reason, "pass them, or use a Decoder")
         self.lm, self.config, self.clock = lm, config, clock
+        self._observer = observer
         self.head: ZipHead = lm.head
         self._prepared = prepared(lm) if network is None else None
         if self._prepared is not None:
@@ -556,7 +565,7 @@ class Engine:
         settings = dataclasses.replace(
             self.settings,
             filters=Filters.of(g.job.config.sampling for g in stepped),
-            history=self.config.interval if strings else 0,
+            history=self.config.interval if strings or self._observer is not None else 0,
         )
         # The steps themselves, on the device.
         pool, after = advance(
@@ -601,6 +610,10 @@ class Engine:
         branch.tokens += tuple(read.tokens[lane, new].tolist())
         branch.logprobs += tuple(read.logprobs[lane, new].tolist())
         branch.joint = read.joint[lane].copy()
+        if self._observer is not None:
+            assert read.history is not None
+            joints = np.asarray(read.history[lane, : len(branch.tokens) - before])
+            self._observer(job.number, branch.id, joints)
         # A stop string: what was generated behind it is dropped.
         window = self.config.window
         if job.config.stop:
