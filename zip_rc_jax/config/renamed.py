@@ -75,9 +75,9 @@ def new_names(cls: type, values: Mapping[Any, Any], where: str = "") -> dict[Any
     renamed: dict[Any, Any] = {}
     for name, value in values.items():
         # Keys of YAML may be NaN, which no comparison finds equal to itself.
-        renamed = isinstance(name, str) and name in old_names
-        new = old_names[name] if renamed else name
-        if renamed:
+        is_old = isinstance(name, str) and name in old_names
+        new = old_names[name] if is_old else name
+        if is_old:
             warn(f"{where}{name}", f"{where}{new}", stacklevel=4)
             if new in values:
                 both = f"{where}{name} and {where}{new}"
