@@ -18,7 +18,8 @@ class RewardModelConfig:
         "Skywork/Skywork-Reward-V2-Qwen3-0.6B"; empty leaves the baseline out.
       chat_template_kwargs: variables of the reward model's own chat template.
       system: what its system turn says, in place of the policy's. Empty leaves that turn out, for
-        templates that know none. None keeps the policy's.
+        templates that know none; a template may then write a default of its own. None keeps the
+        policy's.
       batch_tokens: most tokens of one forward, padding included. A longer sample is a batch alone.
       dtype: "float32" or "bfloat16", of the reward model's parameters in memory.
     """
