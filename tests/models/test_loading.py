@@ -249,7 +249,10 @@ def happened(result):
     return moves
 
 
-@pytest.mark.parametrize("name", UNTIED)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "lfm2" else pytest.param(name, marks=pytest.mark.slow) for name in UNTIED],
+)
 def test_the_search_without_temperature_writes_what_transformers_writes(shelf, name):
     """Every prefix, paused ones too.
 

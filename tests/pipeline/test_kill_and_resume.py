@@ -113,6 +113,7 @@ def test_a_run_killed_at_any_moments_ends_bit_for_bit_as_an_unharmed_one(tmp_pat
     assert_equal(model.params, unharmed[1].params)
 
 
+@pytest.mark.slow
 def test_a_run_killed_once_ends_bit_for_bit_as_an_unharmed_one(tmp_path):
     """The same in short: one SIGKILL, while the next checkpoint is being written."""
     assert (

@@ -373,6 +373,7 @@ def test_sampling_takes_the_devices_that_its_rows_divide_over(
     assert sampling_layout(rows, samples).mesh.devices.size == used
 
 
+@pytest.mark.slow
 def test_an_evaluation_gives_the_same_on_all_accelerators_of_a_host(
     finished, second_run, tmp_path, monkeypatch
 ):
@@ -541,6 +542,7 @@ def test_without_slips_every_solution_is_right():
         )
 
 
+@pytest.mark.slow
 def test_another_beta_of_an_evaluation_decodes_only_what_is_new(finished, tmp_path, monkeypatch):
     """What was decoded stands, unless it depends on what has changed; and the search has `decode.n`
     prefixes, not those of the pool."""

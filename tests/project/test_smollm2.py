@@ -16,6 +16,8 @@ from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.pipeline.policy import solution_rollouts
 
+pytestmark = pytest.mark.slow  # reading the file takes ten seconds
+
 QUESTIONS = [
     "What is the capital of France?",
     "Write a haiku about the sea.",
@@ -83,7 +85,6 @@ def test_worked_solutions_stand_behind_its_own_chat_template_and_end_as_it_ends_
         assert written == f"{rollout.response}<|im_end|>"
 
 
-@pytest.mark.slow
 def test_greedy_continuations_equal_those_of_transformers(smollm2, exported):
     """64 tokens of 10 prompts, through our engine (paged rows, cache, head attached) and through
     `generate`."""
