@@ -235,7 +235,6 @@ def test_impossible_training_settings(options, message):
         (lambda: LabelConfig(batch_tokens=0), r"label\.batch_tokens=0"),
         (lambda: EvaluateConfig(betas=(0.02,)), r"headline_beta=\[0\.05, 0\.05\] with "
                                                 r"evaluate\.betas=\[0\.02\]"),
-        (lambda: EvaluateConfig(samples=11), r"evaluate\.samples=11"),
         (lambda: EvaluateConfig(samples=0), r"evaluate\.samples=0"),
         (lambda: SelfEvaluationConfig(question="?", yes=""), r"yes='', no='No'"),
         (lambda: SelfEvaluationConfig(chat_template_kwargs={"enable_thinking": False}),
@@ -286,6 +285,16 @@ def test_impossible_training_settings(options, message):
 def test_impossible_settings_of_the_other_stages(make, message):
     with pytest.raises(UsageError, match=message):
         make()
+
+
+def test_an_evaluation_may_have_any_number_of_samples():
+    """Also where the search scores every subset of its few prefixes."""
+    for candidates in ("published", "exhaustive", "branching"):
+        config = PipelineConfig(
+            decode=DecodeConfig(n=4, candidates=candidates), evaluate=EvaluateConfig(samples=64)
+        )
+        assert config.fixed_decode.n == 64
+        assert config.decode.n == 4
 
 
 def test_a_budget_of_the_search_does_not_cut_the_samples_that_it_is_compared_with():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 
 import numpy as np
 import pytest
 
+from harness.documents import DOCS
 from zip_rc_jax.config import DecodeConfig, GradeConfig, PipelineConfig
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.problems import Problem
@@ -144,6 +146,20 @@ def test_the_grade_stage_uses_it_and_records_its_name(tmp_path, capsys):
     assert "state no answer" not in capsys.readouterr().err
     with pytest.raises(UsageError, match="grader"):
         make_grades(PipelineConfig(run_dir=str(tmp_path)))
+
+
+def test_the_settings_of_the_page_are_settings(tmp_path, monkeypatch):
+    (tmp_path / "my_graders.py").write_text("def mentions(problem, response):\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "graders.md").read_text(), re.DOTALL)
+    graders = []
+    for block in blocks:
+        (tmp_path / "run.yaml").write_text(block)
+        graders.append(load_config(tmp_path / "run.yaml").grade)
+    assert [grade.grader for grade in graders] == ["my_graders:mentions", "judge"]
+    assert graders[1].judge.concurrency == 16
+    with grader_of(graders[0], tmp_path) as grader:
+        assert grader.score(problem("4"), "") == 1.0
 
 
 def test_records_of_the_tasks_own_scorers_stay_as_they_were():

@@ -484,8 +484,11 @@ class PipelineConfig:
     def fixed_decode(self) -> DecodeConfig:
         """How an evaluation makes its pool: `evaluate.samples` full samples of every problem,
         whatever the search may spend."""
+        # Full samples score no subsets, so they may be more than 10.
+        exhaustive = self.decode.candidates == "exhaustive"
         return dataclasses.replace(
             self.decode,
+            candidates="published" if exhaustive else self.decode.candidates,
             strategy="fixed",
             length_budget=0,
             token_budget=0,
