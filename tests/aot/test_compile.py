@@ -628,9 +628,10 @@ def test_the_abstract_state_is_the_one_that_training_makes():
 def test_the_abstract_batch_has_every_field():
     layout = Layout(make_mesh(data=2, fsdp=4), TRAIN_RULES)
     batch = programs.abstract_batch(layout, MODEL, TRAIN)
-    assert all(
-        x is not None for name, x in vars(batch).items() if name not in ("hidden", "teacher")
-    )
+    optional = ("hidden", "teacher", "weight")
+    assert all(x is not None for name, x in vars(batch).items() if name not in optional)
+    by_rollout = dataclasses.replace(TRAIN, mean_over="rollouts")
+    assert programs.abstract_batch(layout, MODEL, by_rollout).weight.shape == (8, 32)
     assert {f.name for f in dataclasses.fields(TrainBatch)} == set(vars(batch))
     assert batch.tokens.sharding.shard_shape(batch.tokens.shape) == (1, 32)
     cached = TrainConfig(trainable="zip_rows", cache_features=True, batch_rows=8, row_tokens=32)

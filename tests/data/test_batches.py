@@ -25,7 +25,7 @@ from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 FIELDS = [
     field.name
     for field in dataclasses.fields(TrainBatch)
-    if field.name not in ("hidden", "teacher")
+    if field.name not in ("hidden", "teacher", "weight")
 ]
 
 

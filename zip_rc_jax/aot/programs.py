@@ -129,6 +129,8 @@ def abstract_batch(layout: Layout, model: ModelConfig, train: TrainConfig) -> Tr
         "censored": jnp.bool_,
         "targets": jnp.int32,
     }
+    if train.mean_over == "rollouts":
+        types["weight"] = jnp.float32
     fields: dict[str, Any] = {
         name: _abstract(layout, shape, dtype, ("batch", "sequence"))
         for name, dtype in types.items()
