@@ -13,7 +13,7 @@ from harness.small_tokenizers import chatml, gemma
 from zip_rc_jax.config import PipelineConfig, ProblemsConfig, PromptConfig
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.data.problems import problem_set, worked_examples
-from zip_rc_jax.data.prompts import prompt_texts
+from zip_rc_jax.data.prompts import prompt_texts, variant_of
 from zip_rc_jax.data.worked_solutions import parse_question
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.pipeline.provenance import prompt_record
@@ -149,6 +149,51 @@ def test_worked_examples_of_files_come_from_a_source_of_their_own_by_the_name_of
     alone = ProblemsConfig(train=f"jsonl:{asked}")
     with pytest.raises(UsageError, match=r"only generators make .*Fix: set problems\.examples"):
         worked_examples(alone, 1)(p)
+
+
+VARIANTS = (
+    {"share": 3, "chat_template_kwargs": {"enable_thinking": False}, "system": "Answer at once."},
+    {"instruction": "Think. {question}", "chat_template_kwargs": {"enable_thinking": True}},
+)
+
+
+def test_variants_of_prompts_share_the_problems_by_their_questions_alone():
+    """Thinking and non-thinking prompts in one set."""
+    prompt = PromptConfig(style="chat", variants=VARIANTS, seed=4)
+    found = gym_problems(gym("chain_sum", LEVELS), "train", 400)
+    numbers = [variant_of(prompt, p.question) for p in found]
+    assert abs(numbers.count(0) / 400 - 0.75) < 0.07, "three quarters by their shares"
+    assert numbers[200:] == [variant_of(prompt, p.question) for p in found[200:]]
+    other = dataclasses.replace(prompt, seed=5)
+    assert numbers != [variant_of(other, p.question) for p in found]
+    for text, p, number in zip(texts(prompt, found=found[:20]), found, numbers, strict=False):
+        turns = [{"role": "user", "content": f"{'Think. ' if number else ''}{p.question}"}]
+        if not number:
+            turns = [{"role": "system", "content": "Answer at once."}, *turns]
+        assert text == chatml().chat(turns, enable_thinking=bool(number))
+    assert variant_of(PromptConfig(style="chat"), "any") == 0
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (("thinking",), r"prompt\.variants\[0\]='thinking': it is no object"),
+        (({"shares": 1},), r"a setting of prompt\.variants\[0\]='shares': it must be one of share"),
+        (({}, {"share": 0}), r"prompt\.variants\[1\]\.share=0: it is no share"),
+        (({"instruction": "Think."},), r"instruction='Think\.': it does not contain"),
+        (({"system": 5},), r"prompt\.variants\[0\]\.system=5: it is of another type"),
+    ],
+)
+def test_impossible_variants_are_refused(variants, message):
+    with pytest.raises(UsageError, match=message):
+        PromptConfig(style="chat", variants=variants)
+
+
+def test_variants_are_part_of_the_record_and_of_no_earlier_one(tmp_path):
+    plain = PipelineConfig(run_dir=str(tmp_path), prompt=PromptConfig(style="chat"))
+    assert "variants" not in prompt_record(plain, chatml())["prompt"]
+    some = dataclasses.replace(plain, prompt=PromptConfig(style="chat", variants=VARIANTS))
+    assert prompt_record(some, chatml())["prompt"]["variants"] == [dict(v) for v in VARIANTS]
 
 
 def test_what_cannot_be_rendered_is_refused():

@@ -106,15 +106,15 @@ def _merged(known: Any, given: Any, task: dict[Any, Any]) -> Any:
     Raises ValueError for a value that is left open, UsageError for one under two names, and what
     OmegaConf raises.
     """
-    if isinstance(given, (DictConfig, ListConfig)) and (missing := OmegaConf.missing_keys(given)):
-        raise ValueError(
-            f"{sorted(missing)[0]} is ???, which OmegaConf takes for a value that is still to come"
-        )
     plain = OmegaConf.to_container(given, resolve=False) if isinstance(given, DictConfig) else None
     if isinstance(plain, dict):
         written = _of_today(known, plain, task)
         if written != plain:
             given = OmegaConf.create(written)
+    if isinstance(given, (DictConfig, ListConfig)) and (missing := OmegaConf.missing_keys(given)):
+        raise ValueError(
+            f"{sorted(missing)[0]} is ???, which OmegaConf takes for a value that is still to come"
+        )
     return OmegaConf.merge(known, given)
 
 

@@ -4,6 +4,7 @@ examples."""
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -229,13 +230,15 @@ def _made(given: Any, where: str) -> SourceConfig:
 
 
 SECTIONS = ("train", "heldout", "examples")
+_SAME_AS = re.compile(r"\$\{problems\.(train|heldout|examples)\}")
 
 
 def in_full(values: Mapping[Any, Any], current: Mapping[str, Any]) -> dict[Any, Any]:
     """The section `problems` with its short forms written out.
 
     A source may be a text, a list may be one source, and a command line may change one that is
-    there: `problems.train[1].count=5`, or `problems.train.count=5` for the first.
+    there: `problems.train[1].count=5`, or `problems.train.count=5` for the first. A list may be
+    that of another part: `problems.heldout=${problems.train}`.
 
     Args:
       values: the section, as a file or an override gives it.
@@ -247,6 +250,8 @@ def in_full(values: Mapping[Any, Any], current: Mapping[str, Any]) -> dict[Any, 
     found = dict(values)
     for name in SECTIONS:
         given = found.get(name)
+        if isinstance(given, str) and (other := _SAME_AS.fullmatch(given)):
+            given = found[name] = values.get(other[1]) or current.get(other[1]) or []
         if isinstance(given, Mapping) and given and all(str(key).isdigit() for key in given):
             found[name] = _changed(name, given, list(current.get(name) or []))
         elif isinstance(given, Mapping) and "source" not in given and current.get(name):
