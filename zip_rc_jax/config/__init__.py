@@ -22,6 +22,7 @@ from zip_rc_jax.config.pipeline import (
     TaskConfig,
     to_dict,
 )
+from zip_rc_jax.config.replay import ReplayConfig
 from zip_rc_jax.config.train import (
     COMPUTE_DTYPES,
     KL_KINDS,
@@ -49,6 +50,7 @@ __all__ = [
     "PipelineConfig",
     "PolicyConfig",
     "PromptConfig",
+    "ReplayConfig",
     "RolloutConfig",
     "RopeScaling",
     "SamplingConfig",
