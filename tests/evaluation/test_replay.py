@@ -117,6 +117,16 @@ def test_token_budgets_are_replayed_token_for_token_from_a_pool_of_every_token(l
     assert ended >= 3
 
 
+def test_stop_strings_are_replayed_token_for_token_with_what_is_computed_past_them(lm, tmp_path):
+    prompts, base = REAL_PROMPTS[:3], replaced(stop=("so", "4 5"))
+    files, rows = make_pool(tmp_path / "pool", lm, prompts, base, samples=4, stride=3, seed=SEED)
+    assert any(row.computed > len(row.token_ids) for row in rows), "no string ended a sample"
+    pool = load_pool(files)
+    for options in ({"strategy": "fixed"}, {"beta": 0.2}):
+        decode = dataclasses.replace(base, **options)
+        assert_replay_is_online(files, pool, rows, lm, prompts, decode, SEED)
+
+
 SLOW = pytest.mark.slow  # every window is a program of its own
 
 

@@ -21,6 +21,7 @@ from zip_rc_jax.config.pipeline import (
     to_dict,
 )
 from zip_rc_jax.config.problems import ProblemsConfig, SourceConfig
+from zip_rc_jax.config.replay import ReplayConfig
 from zip_rc_jax.config.train import (
     COMPUTE_DTYPES,
     KL_KINDS,
@@ -51,6 +52,7 @@ __all__ = [
     "PolicyConfig",
     "ProblemsConfig",
     "PromptConfig",
+    "ReplayConfig",
     "RolloutConfig",
     "RopeScaling",
     "SamplingConfig",

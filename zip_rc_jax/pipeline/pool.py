@@ -141,6 +141,8 @@ def make_pool(
     requests = with_own_samples(prompt_texts(found, config, lm.tokenizer), seed)
     recorder = JointRecorder()
     engine = Engine(lm, decode, seed, observer=recorder)
+    # One file holds the prompts that are decoded together, twice over.
+    size = max(1, 2 * engine.rows * engine.shards // decode.n)
     settings = pool_settings(config) | {
         "joints": kind,
         "stride": decode.interval,
@@ -148,9 +150,7 @@ def make_pool(
         "model": lm.digest(),
         **prompt_record(config, lm.tokenizer),
     }
-    partial = PartialPool(directory, settings)
-    # One file holds the prompts that are decoded together, twice over.
-    size = max(1, 2 * engine.rows * engine.shards // decode.n)
+    partial = PartialPool(directory, settings | {"problems_per_file": size})
     count = -(-len(found) // size)
     done = partial.done() & set(range(count))
     with stop_signal() as received, Grader() as grader:
