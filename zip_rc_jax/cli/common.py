@@ -14,7 +14,7 @@ CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo
 DATA_HELP = (
     "data=PATH takes the rollouts from there instead: a Parquet file in the schema of the ZIP-RC "
     "authors' code, a directory of\n"
-    "such *.parquet files, or a directory of rollouts that zip-rc wrote. Of a table, responses that "
+    "such *.parquet files, or a directory of rollouts that zip-rc wrote. Responses of a table that "
     "end with any end token of\npolicy.path are finished; data_ends=table takes its own column."
 )
 OVERRIDE_HELP = (
