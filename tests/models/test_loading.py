@@ -547,7 +547,9 @@ def test_the_edges_of_the_authors_are_taken_as_they_are_where_lengths_count_the_
         load(published.directory, **given, zip_length_counts="neither")
     with pytest.raises(UsageError, match=r"without zip_label.*give zip_label and zip_first_id"):
         load(published.directory, zip_length_counts="with_end")
-    export(lm, tmp_path / "ours")
+    flags = ["--zip-label", "value", "--zip-first-id", str(published.tokenizer.size)]
+    flags += ["--zip-length-counts", "with_end"]
+    assert main(["export", str(published.directory), str(tmp_path / "ours"), *flags]) == 0
     assert load(tmp_path / "ours", **given).head.grid == Grid.authors("value")
     with pytest.raises(UsageError, match=r"says where its length bins end: \[0, 256.*leave it out"):
         load(tmp_path / "ours", **given, zip_length_counts="without_end")

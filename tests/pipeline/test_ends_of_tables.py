@@ -108,6 +108,11 @@ def test_without_a_policy_the_column_counts_and_that_is_said(tmp_path, capsys):
     assert "3 of 4 rollouts are unfinished, says the table" in capsys.readouterr().err
 
 
+def test_a_policy_that_is_not_there_is_named_and_the_column_is_offered(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere: there is no such.*or set data_ends=table"):
+        make_grades(config(tmp_path, tmp_path / "nowhere"))
+
+
 def test_datasets_of_ours_are_taken_as_they_are(tmp_path, policy):
     settings = config(tmp_path, policy)
     make_grades(settings)

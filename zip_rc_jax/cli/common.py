@@ -14,7 +14,8 @@ CONFIG_HELP = "YAML file with one section per stage, e.g. configs/chain_sum_demo
 DATA_HELP = (
     "data=PATH takes the rollouts from there instead: a Parquet file in the schema of the ZIP-RC "
     "authors' code, a directory of\n"
-    "such *.parquet files, or a directory of rollouts that zip-rc wrote."
+    "such *.parquet files, or a directory of rollouts that zip-rc wrote. Responses of a table that "
+    "end with any end token of\npolicy.path are finished; data_ends=table takes its own column."
 )
 OVERRIDE_HELP = (
     "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; "

@@ -12,6 +12,7 @@ from zip_rc_jax.models.io.load import load_tokenizer
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.pipeline.run_dir import run_directory
 from zip_rc_jax.runtime import distributed
+from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import console
 
 
@@ -52,10 +53,15 @@ def with_all_ends(
 
 
 def _policy_tokenizer(config: PipelineConfig) -> Tokenizer | None:
+    """None where no policy is named and none was trained."""
     trained = run_directory(config) / "policy"
-    if config.policy.path:
-        return load_tokenizer(config.policy.path)
-    return load_tokenizer(trained) if trained.is_dir() else None
+    if not config.policy.path and not trained.is_dir():
+        return None
+    try:
+        return load_tokenizer(config.policy.path or trained)
+    except UsageError as error:
+        fix = f"{error.fix}; or set data_ends=table, which needs no model"
+        raise UsageError(error.value, error.reason, fix) from None
 
 
 def _tell(text: str) -> None:
