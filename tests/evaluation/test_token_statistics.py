@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from harness.company import on_mesh
 from harness.tiny import TINY_MODEL, tiny_lm
 from zip_rc_jax import predictions
 from zip_rc_jax.data.rollouts import Rollout
+from zip_rc_jax.evaluation.baselines import SamplePool
+from zip_rc_jax.evaluation.method_curves import method_curves
+from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.evaluation.token_statistics import _statistics, token_statistics
 from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
 from zip_rc_jax.predictions import ForwardSettings
@@ -121,6 +125,42 @@ def test_chunks_change_nothing_and_no_array_of_all_logits_exists(monkeypatch):
         return max([0, *here, *inner])
 
     assert largest(jaxpr.jaxpr) <= max(rows * width * size // 8, table.size)
+
+
+def test_all_devices_of_a_mesh_give_the_same_statistics():
+    lm = tiny_lm()
+    spread = token_statistics(on_mesh(lm, data=2, tensor=2), samples(), SETTINGS, top_k=5)
+    for a, b in zip(spread, token_statistics(lm, samples(), SETTINGS, top_k=5), strict=True):
+        np.testing.assert_allclose(a.confidence, b.confidence, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a.certainty, b.certainty, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_with_their_statistics_and_predictions_have_all_curves():
+    """From finished samples to every curve, as an evaluation goes."""
+    lm = tiny_lm()
+    found = token_statistics(lm, samples(), SETTINGS)
+    read = predict_rollouts(lm, samples(), SETTINGS)
+    pool = SamplePool(
+        correct=[[1, 0], [0, 1]],
+        answer_id=[[0, 1], [0, 0]],
+        value=final_values(read, 4).reshape(2, 2),
+        self_length=[[len(r.output_token_ids) for r in samples()[i : i + 2]] for i in (0, 2)],
+        level=[0, 1],
+    )
+    curves = method_curves(
+        pool,
+        statistics=[found[:2], found[2:]],
+        window=4,
+        traces=[[p.reward for p in read[:2]], [p.reward for p in read[2:]]],
+        interval=2,
+    )
+    assert {"deepconf_online", "self_certainty", "reward_pruning", "cges"} <= set(curves)
+    for point in (point for points in curves.values() for point in points):
+        assert np.isfinite(point.cost(0.1)).all()
+        assert (point.cost(0.1) > 0).all()
+    best = curves["self_certainty"][1].accuracy
+    certain = np.array([s.self_certainty for s in found]).reshape(2, 2)
+    np.testing.assert_array_equal(best, pool.correct[[0, 1], certain.argmax(1)])
 
 
 def test_a_top_k_of_nothing_is_refused():

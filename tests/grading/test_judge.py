@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -312,6 +313,30 @@ def test_the_grade_stage_asks_it_and_keeps_the_journal_in_the_run_directory(tmp_
     record = read_metadata(tmp_path / "graded")["grade"]
     assert record["judge"]["model"] == "m"
     assert "base_url" not in record["judge"]
+
+
+def test_the_grade_stage_counts_what_has_no_readable_verdict(tmp_path, capsys):
+    write_rollouts(tmp_path / "rollouts", [rollout(i) for i in range(4)], metadata={})
+
+    def answer(number, body):
+        unsure = body["messages"][-1]["content"].startswith(("q1", "q2"))
+        return (200, {}, completion("Hm.")) if unsure else by_the_answer(number, body)
+
+    with serving(answer) as server:
+        settings = GradeConfig(grader="judge", judge=config(server))
+        with pytest.warns(UserWarning, match="matches neither"):
+            make_grades(PipelineConfig(run_dir=str(tmp_path), grade=settings))
+    assert [r.correct for r in read_rollouts(tmp_path / "graded")] == [0.0, 0.0, 0.0, 1.0]
+    assert "no readable verdict on 2 responses" in capsys.readouterr().err
+
+
+def test_a_pickled_judge_reads_the_same_journal(tmp_path):
+    with serving(by_the_answer) as server:
+        with Judge(config(server), tmp_path) as judge:
+            judge.score(*ITEMS[1])
+        with pickle.loads(pickle.dumps(judge)) as copy:
+            assert copy.score(*ITEMS[1]) == 1.0
+            assert copy.asked == 0
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "behind an OpenAI-compatible URL (grade.judge.base_url, grade.judge.model); its prompts "
         "and replies are kept in run_dir/judge.\n\n"
         "example: zip-rc grade configs/chain_sum_demo.yaml\n"
-        "example: zip-rc grade configs/chain_sum_demo.yaml grade.grader=my_graders:essay\n"
+        "example: zip-rc grade configs/chain_sum_demo.yaml grade.grader=judge "
+        "grade.judge.base_url=http://localhost:8000/v1 grade.judge.model=Qwen3-32B\n"
         "example: zip-rc grade configs/chain_sum_demo.yaml run_dir=runs/theirs "
         "data=theirs.parquet --format parquet",
         together=True,

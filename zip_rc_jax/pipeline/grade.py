@@ -13,6 +13,7 @@ from zip_rc_jax.data.problems import MATH
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.grading.custom import grader_of
 from zip_rc_jax.grading.grader import check_entry, correct
+from zip_rc_jax.grading.judge import Judge
 from zip_rc_jax.grading.summary import summarize, to_json
 from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.ends import with_all_ends
@@ -68,6 +69,15 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
             ]
 
         write_in_chunks("grade", directory, settings, rollouts, chunk, grade)
+        if isinstance(grader, Judge) and grader.unreadable:
+            console.print(
+                f"warning: the judge gave no readable verdict on {grader.unreadable} responses, "
+                f"which are graded 0; its replies are in {grader.directory}",
+                style="yellow",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
     _tell_grades(config)
     return directory
 
