@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 
 from zip_rc_jax.config.files import load_config
-from zip_rc_jax.data.batches import TrainBatch, advice, example, fill_rate, train_batches
+from zip_rc_jax.data.batches import (
+    TrainBatch,
+    advice,
+    example,
+    fill_rate,
+    steps_of_epochs,
+    train_batches,
+)
 from zip_rc_jax.data.packing import PackedBatches
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource, Selection, summary_of, write_rollouts
 from zip_rc_jax.runtime.errors import UsageError
@@ -134,6 +141,23 @@ def test_every_token_of_every_rollout_appears_exactly_once_per_epoch(epochs):
     assert found == collections.Counter(
         {(*r.prompt_token_ids.tolist(), *r.output_token_ids.tolist()): epochs for r in ROLLOUTS}
     )
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_the_steps_of_epochs_see_every_rollout_as_often(epochs):
+    """Counted on the batches of an endless run, at the first step where all passes are made."""
+    rollouts = make_rollouts(23)
+    packing = {"batch_rows": 2, "row_tokens": 48, "pack_batches": 1, "seed": 3}
+    steps = steps_of_epochs(rollouts, epochs, label="correct", labelled_only=False, **packing)
+    endless = train_batches(rollouts, label="correct", epochs=None, **packing)
+    tokens = [int((b.segment_ids > 0).sum()) for b in itertools.islice(endless, steps)]
+    whole = epochs * sum(len(r.prompt_token_ids) + len(r.output_token_ids) - 1 for r in rollouts)
+    assert sum(tokens[:-1]) < whole <= sum(tokens)
+    half = steps_of_epochs(rollouts, epochs / 2, label="correct", labelled_only=False, **packing)
+    assert steps / 2 - 1 <= half <= steps / 2 + 1
+    packing["row_tokens"] = 3
+    with pytest.raises(UsageError, match="rollouts are never truncated"):
+        steps_of_epochs(rollouts, epochs, label="correct", labelled_only=False, **packing)
 
 
 def test_batches_have_fixed_shapes_and_types_and_empty_padding():

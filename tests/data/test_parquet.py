@@ -27,7 +27,7 @@ from zip_rc_jax.data.parquet import (
     read_parquet_metadata,
     write_parquet,
 )
-from zip_rc_jax.data.rollouts import read_rollouts, write_rollouts
+from zip_rc_jax.data.rollouts import NEWER, read_rollouts, write_rollouts
 from zip_rc_jax.grading.answers import extract_answer
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -115,7 +115,18 @@ def test_a_round_trip_is_exact(tmp_path, labels):
     assert os.listdir(tmp_path / "a") == ["r.parquet"], "temporary files stayed behind"
     names = pq.read_schema(tmp_path / "a/r.parquet").names
     assert set(names[:15]) == THEIRS
-    assert names[15:-6] == list(labels)
+    assert names[15:-10] == list(labels)
+
+
+def test_a_table_of_an_earlier_version_has_no_names_of_levels_and_reads_as_ever(
+    tmp_path, monkeypatch
+):
+    older = [dataclasses.replace(r, **NEWER) for r in make_rows(5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "_NEWER", {})
+        write_parquet(tmp_path / "old.parquet", older, settings=INFO)
+    assert not {*NEWER} & {*pq.read_schema(tmp_path / "old.parquet").names}
+    assert_same(read_parquet(tmp_path / "old.parquet"), older)
 
 
 def test_rows_are_written_in_groups(tmp_path):

@@ -15,7 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from harness.rollouts import assert_same, make_rollouts
+from zip_rc_jax.data import tfds_builder
 from zip_rc_jax.data.rollouts import (
+    NEWER,
     PartialRollouts,
     RolloutSource,
     read_metadata,
@@ -36,6 +38,25 @@ def test_everything_comes_back_in_order(tmp_path):
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["rollouts"], (
         "temporary files stayed behind"
     )
+
+
+def test_a_dataset_of_an_earlier_version_has_no_names_of_levels_and_reads_as_ever(
+    tmp_path, monkeypatch
+):
+    rollouts = [dataclasses.replace(r, **NEWER) for r in make_rollouts(5)]
+    with monkeypatch.context() as patch:
+        for name in ("INTEGERS", "TEXTS"):
+            older = tuple(x for x in getattr(tfds_builder, name) if x not in NEWER)
+            patch.setattr(tfds_builder, name, older)
+        patch.setattr(
+            tfds_builder,
+            "vars",
+            lambda r: {k: v for k, v in r.__dict__.items() if k not in NEWER},
+            raising=False,
+        )
+        write_rollouts(tmp_path / "r", rollouts, metadata={})
+    assert not {*NEWER} & {*tfds.builder_from_directory(str(tmp_path / "r")).info.features}
+    assert_same(read_rollouts(tmp_path / "r"), rollouts, tolerance=1e-7)
 
 
 def test_the_source_is_a_random_access_sequence(tmp_path):

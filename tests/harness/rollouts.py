@@ -22,6 +22,7 @@ def make_rollouts(n, seed=0):
             response="é \U0001f600 \0 \ud800" if i % 5 == 0 else "",
             finished=bool(i % 4), correct=float(rng.random()) if i % 3 else math.nan,
             value=float(rng.random()) if i % 2 else math.nan,
+            problem_id=f"p{i // 2}", source="gym:chain_sum", variant=i % 2,
         )
         for i in range(n)
     ]  # fmt: skip
