@@ -87,6 +87,7 @@ def test_every_strategy_and_option_is_replayed_token_for_token(stored, lm, optio
     assert_same(stored, lm, **options)
 
 
+@pytest.mark.slow
 def test_a_scripted_model_is_replayed_where_samples_end_paused(tmp_path):
     """The script's plans end after 6, 11 and 21 tokens, so the search pauses the long ones."""
     network, prompts = scripted.ScriptedNetwork(), ["x y", "y z", "z"]
@@ -104,6 +105,7 @@ def test_a_scripted_model_is_replayed_where_samples_end_paused(tmp_path):
     assert paused, "nothing was paused, so nothing was compared"
 
 
+@pytest.mark.slow
 def test_token_budgets_are_replayed_token_for_token_from_a_pool_of_every_token(lm, tmp_path):
     """A budget that runs short is shared, so samples rest at any token."""
     prompts = REAL_PROMPTS[:3]
@@ -117,6 +119,7 @@ def test_token_budgets_are_replayed_token_for_token_from_a_pool_of_every_token(l
     assert ended >= 3
 
 
+@pytest.mark.slow
 def test_stop_strings_are_replayed_token_for_token_with_what_is_computed_past_them(lm, tmp_path):
     prompts, base = REAL_PROMPTS[:3], replaced(stop=("so", "4 5"))
     files, rows = make_pool(tmp_path / "pool", lm, prompts, base, samples=4, stride=3, seed=SEED)
@@ -127,10 +130,8 @@ def test_stop_strings_are_replayed_token_for_token_with_what_is_computed_past_th
         assert_replay_is_online(files, pool, rows, lm, prompts, decode, SEED)
 
 
-SLOW = pytest.mark.slow  # every window is a program of its own
-
-
-@pytest.mark.parametrize("window", [pytest.param(3, marks=SLOW), pytest.param(6, marks=SLOW), 30])
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [3, 6, 30])
 def test_another_window_is_replayed_from_block_means(stored, lm, window):
     """Decoded online with that window; the pool was decoded with 4."""
     files, _, rows = stored

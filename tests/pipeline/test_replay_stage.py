@@ -7,22 +7,26 @@ import csv
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 
 import jax
 import numpy as np
 import pytest
 
+from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig
 from zip_rc_jax.config.replay import ReplayConfig
 from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.data.sample_pool import PoolFiles
+from zip_rc_jax.evaluation.replay_report import ReplayRow
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.pipeline import evaluate, pool, replay
-from zip_rc_jax.pipeline.replay import run_replay
+from zip_rc_jax.pipeline.replay import ReplayReport, run_replay
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.signals import Interrupted
 
+ROOT = pathlib.Path(__file__).parents[2]
 QUESTIONS = ("1 + 2 =", "3 + 4 =", "1 + 2 =", "wait so check", "5 + 6 =")
 PROBLEMS = [
     Problem(i, i % 2, i, question, "3", "chain_sum") for i, question in enumerate(QUESTIONS)
@@ -213,3 +217,27 @@ def test_the_stride_is_the_largest_that_all_intervals_are_multiples_of():
     assert ReplayConfig().stride_for(64) == 64
     assert ReplayConfig(intervals=(96, 32)).stride_for(64) == 32
     assert ReplayConfig(stride=8, intervals=(96, 32)).stride_for(64) == 8
+
+
+def test_the_command_refuses_branching_by_name_and_with_a_fix(capsys):
+    arguments = ["replay", str(ROOT / "configs" / "chain_sum_demo.yaml")]
+    assert main([*arguments, "replay.candidates=[branching]"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("zip-rc replay: replay.candidates with 'branching'")
+    assert "Fix: leave it out, and decode it online" in told
+
+
+def test_the_command_prints_the_table(monkeypatch, capsys):
+    nan = float("nan")
+    row = ReplayRow(
+        "published n=2", "search", "zip_rc", 2, "published", 0.1, 0.05, nan, 0.625, 0.5, 0.75,
+        0.625, 0.5, 0.5, 0.01, 1.5, 1.25, (1.275, 1.5),
+    )  # fmt: skip
+    report = ReplayReport((row,), (0.1, 1.0), prompts=8, samples=4, seconds=0.1)
+    monkeypatch.setattr(replay, "run_replay", lambda *_, **__: report)
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["replay", str(ROOT / "configs" / "chain_sum_demo.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "Replay of 4 samples of each of 8 problems" in printed
+    for cell in ("published n=2", "62.5", "[50.0, 75.0]", "1.50", "GenCost, alpha 0.1"):
+        assert cell in printed
