@@ -18,9 +18,10 @@ from zip_rc_jax.config import (
     RolloutConfig,
     SourceConfig,
 )
-from zip_rc_jax.data.problems import problem_set
+from zip_rc_jax.data.problems import hub, problem_set
 from zip_rc_jax.data.rollouts import write_rollouts
 from zip_rc_jax.grading.summary import summarize
+from zip_rc_jax.pipeline import problems as problems_module
 from zip_rc_jax.pipeline import rollouts as rollouts_module
 from zip_rc_jax.pipeline.problems import (
     evaluation_problems,
@@ -103,6 +104,26 @@ def test_rollouts_from_elsewhere_are_never_evaluated_on_generators_without_a_wor
         "trained on the rollouts of a Parquet table (digest d1ge5t), evaluated on 5 problems of "
         "gym:gcd",
     )
+    record = tmp_path / "run" / "final" / "trained_on.json"
+    record.write_text(json.dumps({"data": "theirs.parquet"}))
+    assert trained_on(config).title == "the rollouts of theirs.parquet (digest d1ge5t)"
+
+
+def test_local_mistakes_are_found_before_the_network_is_asked(tmp_path, monkeypatch):
+    """Also where the hub holds the held-out problems, which are read first otherwise."""
+    monkeypatch.setattr(hub, "needs_network", lambda source: source.kind == "hf")
+    monkeypatch.setattr(problems_module, "needs_network", lambda source: source.kind == "hf")
+    monkeypatch.setattr(hub, "hub_rows", lambda _: pytest.fail("the hub was asked"))
+    (tmp_path / "bad.jsonl").write_text('{"question": "q"}\n')
+    heldout = SourceConfig("hf:openai/gsm8k/main", split="test")
+    config = PipelineConfig(
+        run_dir=str(tmp_path / "run"),
+        problems=ProblemsConfig(f"jsonl:{tmp_path}/bad.jsonl", heldout),
+    )
+    with pytest.raises(UsageError, match="no column `answer`"):
+        training_problems(config, 0)
+    with pytest.raises(UsageError, match="no column `answer`"):
+        evaluation_problems(config)
 
 
 def test_without_a_held_out_source_there_is_no_evaluation_of_a_file(tmp_path):

@@ -17,7 +17,9 @@ import numpy as np
 
 from zip_rc_jax.config import PipelineConfig
 from zip_rc_jax.data.problems import MATH, Problem, ProblemSet, problem_set, with_seeds
+from zip_rc_jax.data.problems.hub import needs_network
 from zip_rc_jax.data.problems.overlap import HeldOut
+from zip_rc_jax.data.problems.sets import open_source
 from zip_rc_jax.data.rollouts import RolloutSource
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.pipeline.run_dir import run_directory, source_path
@@ -27,6 +29,8 @@ from zip_rc_jax.runtime.progress import console
 
 MOST_WORDS = 15  # of an answer; more read as a worked solution
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+# In the directory of a training stage: where rollouts from elsewhere lay.
+TRAINED_ON = "trained_on.json"
 GIVE_HELDOUT = (
     "set problems.heldout to what it is to be evaluated on, such as "
     "problems.heldout={source: 'hf:openai/gsm8k/main', split: test}"
@@ -78,11 +82,23 @@ def protected(config: PipelineConfig) -> tuple[Problem, ...]:
     return heldout_problems(config).problems
 
 
+def check_local_sources(config: PipelineConfig) -> None:
+    """Where a source needs the network, all others are read before it: a mistake in them is found
+    at once. Raises as `open_source`."""
+    p = with_seeds(config.problems)
+    sources = [*p.train, *p.heldout, *p.examples]
+    if any(map(needs_network, sources)):
+        for source in sources:
+            if not needs_network(source):
+                open_source(source).take(1)
+
+
 def training_problems(config: PipelineConfig, count: int) -> ProblemSet:
     """The first `count` training problems (0: all), without those that are held out.
 
     Tells what was left out. Raises as `problem_set`.
     """
+    check_local_sources(config)
     found = problem_set(config.problems, "train", count, avoid=protected(config), readable=readable)
     for note in notes(found):
         tell(note)
@@ -170,8 +186,11 @@ def trained_on(config: PipelineConfig, stage: str = "final") -> TrainedOn | None
     if isinstance(task := data.get("task"), dict):
         return TrainedOn((f"gym:{task.get('name')}",), f"problems of gym:{task.get('name')}")
     if digest := data.get("parquet"):
-        name = config.data or f"a Parquet table (digest {digest})"
-        return TrainedOn((), f"the rollouts of {name}")
+        try:
+            name = json.loads(path.with_name(TRAINED_ON).read_bytes())["data"]
+        except (OSError, ValueError, KeyError, TypeError):
+            name = "a Parquet table"
+        return TrainedOn((), f"the rollouts of {name} (digest {digest})")
     return None
 
 
@@ -201,6 +220,7 @@ def evaluation_problems(config: PipelineConfig) -> HeldOutProblems:
     trained = trained_on(config)
     if not config.problems.heldout:
         _check_default(config, trained)
+    check_local_sources(config)
     found = heldout_problems(config)
     names = tuple(dict.fromkeys(part["source"] for part in found.record["sources"]))
     said = list[str]()

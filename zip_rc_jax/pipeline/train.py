@@ -15,6 +15,7 @@ from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.ends import with_all_ends
 from zip_rc_jax.pipeline.policy import make_policy
+from zip_rc_jax.pipeline.problems import TRAINED_ON
 from zip_rc_jax.pipeline.run_dir import (
     check_output,
     load_policy,
@@ -23,7 +24,9 @@ from zip_rc_jax.pipeline.run_dir import (
     source_path,
     train_layout,
 )
+from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.storage import write_json
 from zip_rc_jax.training.trainer import split_validation, train
 
 
@@ -73,7 +76,7 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         source["validation"] = "by prompt"
     start = [lm]
     del lm, policy  # see `train`
-    return train(
+    trained = train(
         start.pop(),
         training,
         settings,
@@ -83,6 +86,11 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         validation_last=config.label.last,
         title=stage,
     )
+    if config.data and distributed.is_primary():
+        directory = run_directory(config) / stage
+        if not (directory / TRAINED_ON).exists():  # a finished run may be read-only
+            write_json(directory / TRAINED_ON, {"data": config.data})
+    return trained
 
 
 def head_defaults(config: PipelineConfig) -> HeadDefaults:
