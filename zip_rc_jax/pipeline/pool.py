@@ -21,7 +21,6 @@ from zip_rc_jax.data.sample_pool import (
     PoolSample,
     block_means,
     packed,
-    remove_partial,
     tail_means,
 )
 from zip_rc_jax.data.tasks import Problem, problems
@@ -179,11 +178,6 @@ def make_pool(
         }
         partial.finish(count, len(found) * decode.n, metadata)
     return PoolFiles(directory)
-
-
-def remove_remains(directory: pathlib.Path) -> None:
-    """Removes what an interruption left beside a finished pool."""
-    remove_partial(directory)
 
 
 class JointRecorder:
