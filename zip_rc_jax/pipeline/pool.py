@@ -22,7 +22,6 @@ from zip_rc_jax.data.sample_pool import (
     PoolSample,
     block_means,
     packed,
-    remove_partial,
     tail_means,
 )
 from zip_rc_jax.grading.grader import Grader, correct
@@ -180,11 +179,6 @@ def make_pool(
         }
         partial.finish(count, len(found) * decode.n, metadata)
     return PoolFiles(directory)
-
-
-def remove_remains(directory: pathlib.Path) -> None:
-    """Removes what an interruption left beside a finished pool."""
-    remove_partial(directory)
 
 
 class JointRecorder:

@@ -14,7 +14,7 @@ import numpy as np
 
 from zip_rc_jax.config import PipelineConfig, to_dict
 from zip_rc_jax.config.replay import ReplayedSetting, replayed_settings
-from zip_rc_jax.data.sample_pool import PoolFiles
+from zip_rc_jax.data.sample_pool import PoolFiles, remove_partial
 from zip_rc_jax.evaluation.baselines import METHODS
 from zip_rc_jax.evaluation.replay import (
     ReplayPool,
@@ -36,7 +36,6 @@ from zip_rc_jax.pipeline.pool import (
     make_pool,
     planned_pool,
     pool_decode,
-    remove_remains,
 )
 from zip_rc_jax.pipeline.rollouts import sampling_layout
 from zip_rc_jax.pipeline.run_dir import check_output, run_directory
@@ -55,7 +54,7 @@ class ReplayReport:
 
     Attributes:
       rows: fixed methods, then the replayed settings.
-      alphas: of the costs.
+      alphas: of the costs: those of the evaluation, and those that the search was replayed at.
       prompts, samples: of the pool.
       seconds: of the replay alone.
     """
@@ -99,9 +98,9 @@ def run_replay(config: PipelineConfig, *, argv: Sequence[str]) -> ReplayReport:
     check_output(config, "replay", ".partial")
     files = _pool(config, settings, directory)
     began = time.perf_counter()
-    rows, pool = _rows(config, files)
+    alphas = tuple(dict.fromkeys((*config.evaluate.alphas, *config.replay.alphas)))
+    rows, pool = _rows(config, files, alphas)
     seconds = time.perf_counter() - began
-    alphas = config.evaluate.alphas
     metadata = run_metadata(to_dict(config), argv, started) | {
         "pool": {"path": str(files.directory), **files.metadata},
         "replay_seconds": round(seconds, 3),
@@ -117,7 +116,7 @@ def _pool(
     path, source = directory / POOL, directory / MODEL
     if path.exists():
         files = PoolFiles(path)
-        remove_remains(path)
+        remove_partial(path)
         check_pool(files, config)
         _check_settings(settings, files.metadata)
         _check_model(config, files, source)
@@ -180,8 +179,10 @@ def _check_model(config: PipelineConfig, files: PoolFiles, source: pathlib.Path)
     write_json(kept, {"model": digest, "source": stamps})
 
 
-def _rows(config: PipelineConfig, files: PoolFiles) -> tuple[list[ReplayRow], ReplayPool]:
-    """The rows of the report, and the pool in memory."""
+def _rows(
+    config: PipelineConfig, files: PoolFiles, alphas: tuple[float, ...]
+) -> tuple[list[ReplayRow], ReplayPool]:
+    """The rows of the report, with costs at `alphas`, and the pool in memory."""
     r, e = config.replay, config.evaluate
 
     @functools.lru_cache(maxsize=2)
@@ -191,7 +192,7 @@ def _rows(config: PipelineConfig, files: PoolFiles) -> tuple[list[ReplayRow], Re
         )
 
     pool = pool_of(config.decode.window)
-    common: Any = (e.alphas, e.bootstrap, e.seed)
+    common: Any = (alphas, e.bootstrap, e.seed)
     rows = [
         fixed_row(subset_point(pool, method, n, r.baseline_subsets, r.seed), *common)
         for method in METHODS
