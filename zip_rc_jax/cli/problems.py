@@ -20,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "answers, how many\n"
         "training problems are held-out ones, and answers that no grader can read.\n\n"
         "example: zip-rc problems configs/chain_sum.yaml --split heldout --show 3\n"
-        "         zip-rc problems configs/chain_sum.yaml problems.train=jsonl:mine.jsonl "
+        "example: zip-rc problems configs/chain_sum.yaml problems.train=jsonl:mine.jsonl "
         "rollout.prompts=0",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
