@@ -52,6 +52,23 @@ def test_the_search_over_all_subsets_is_replayed_token_for_token(stored, lm):
     assert_same(stored, lm, candidates="exhaustive", beta=0.2)
 
 
+@pytest.mark.parametrize("seed", [7, 2**32 - 1])
+def test_other_random_numbers_are_replayed_token_for_token(lm, tmp_path, seed):
+    files, rows = make_pool(
+        tmp_path / "pool", lm, REAL_PROMPTS, REAL, samples=6, stride=3, seed=seed
+    )
+    pool = load_pool(files)
+    for options in (
+        {"alpha": 0.0, "beta": 0.1},
+        {"alpha": 1.0, "beta": 0.1},
+        {"strategy": "reward_threshold", "reward_threshold": 0.5},
+        {"strategy": "half_finished"},
+        {"strategy": "length_budget", "length_budget": 6},
+    ):
+        decode = dataclasses.replace(REAL, **options)
+        assert_replay_is_online(files, pool, rows, lm, REAL_PROMPTS, decode, seed)
+
+
 def test_the_prices_above_decide_differently(stored, lm):
     """Else the comparisons above would show nothing."""
     costs = {
