@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zip_rc_jax.search.meta_actions import MetaAction, choose_meta_action
     from zip_rc_jax.training.api import train_head
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Decision",
