@@ -19,9 +19,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Shown are every source with its counts, the levels, some problems with their reference "
         "answers, how many\n"
         "training problems are held-out ones, and answers that no grader can read.\n\n"
-        "example: zip-rc problems configs/chain_sum.yaml --split heldout --show 3\n"
-        "         zip-rc problems configs/chain_sum.yaml problems.train=jsonl:mine.jsonl "
-        "rollout.prompts=0",
+        "example: zip-rc problems configs/chain_sum.yaml problems.train=jsonl:mine.jsonl "
+        "rollout.prompts=0 --show 3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help=CONFIG_HELP)
