@@ -94,6 +94,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml $(BIN)/python
+	@echo "make: installing into $(VENV): about a minute, most of it downloads (0.3 GB)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
 	@touch $@
 

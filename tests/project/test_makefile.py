@@ -55,3 +55,15 @@ def test_the_same_tests_run_with_coverage_and_without_and_ci_prints_it():
     ]
     ci = (MAKEFILE.parent / ".ci/run").read_text()
     assert "\nmake test COVERAGE=1" in ci
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_the_demo_says_that_it_installs_before_it_does(tmp_path):
+    for path in (MAKEFILE, MAKEFILE.with_name("pyproject.toml")):
+        shutil.copy(path, tmp_path)
+    command = ["make", "--dry-run", "PYTHON=python3", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    steps = done.stdout.splitlines()
+    (said,) = [i for i, line in enumerate(steps) if "make: installing into .venv" in line]
+    assert said < min(i for i, line in enumerate(steps) if "pip install" in line)
+    assert steps[-1] == ".venv/bin/zip-rc demo"
