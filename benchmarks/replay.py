@@ -26,8 +26,10 @@ import numpy as np
 from machine import description
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.data.sample_pool import STORED, PoolSample, encode, packed
+from zip_rc_jax.evaluation.baselines import baseline_point
+from zip_rc_jax.evaluation.draws import Draws
 from zip_rc_jax.evaluation.replay import Replayed, ReplayPool, replay
-from zip_rc_jax.evaluation.subsets import choose_subsets, fixed_ns, subset_point
+from zip_rc_jax.evaluation.subsets import choose_subsets, fixed_ns
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.tree import expectations
 
@@ -155,10 +157,10 @@ def main() -> None:
     timed("length budget, 5 points", budgets)
     timed("half finished", [dataclasses.replace(base, strategy="half_finished")])
     start = time.perf_counter()
-    ns = fixed_ns(args.samples)
+    ns, samples = fixed_ns(args.samples), pool.samples()
     for method in ("majority", "weighted_best_of_n", "best_of_n", "pass"):
         for n in ns:
-            subset_point(pool, method, n, 200, 0)
+            baseline_point(samples, method, n, Draws(200, 200))
     row("fixed n, 4 methods", 4 * len(ns) * args.prompts, 0, time.perf_counter() - start)
 
     names = ("joints", "bytes", "with the rest", "answers changed", "tokens changed")

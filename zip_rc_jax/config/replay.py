@@ -40,7 +40,7 @@ class ReplayConfig:
       joint_temperatures, joint_top_ps: ablations of how the joint is sharpened.
       subsets: subsets of n samples that a replayed decode is averaged over, where the pool has more
         than n. All of them if there are no more; else so many, drawn by `seed`.
-      baseline_subsets: the same for votes of a fixed n.
+      baseline_subsets: the same for votes of a fixed n that no formula counts; at least 2.
       seed: of the subsets.
     """
 
@@ -69,6 +69,12 @@ class ReplayConfig:
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         for name in ("samples", "subsets", "baseline_subsets"):
             counts(f"replay.{name}", getattr(self, name))
+        require(
+            self.baseline_subsets >= 2,
+            f"replay.baseline_subsets={self.baseline_subsets}",
+            "one drawn subset has no standard error",
+            "use at least 2",
+        )
         for name in ("ns", "length_budgets", "windows", "intervals"):
             for value in getattr(self, name):
                 counts(f"replay.{name}", value)

@@ -17,6 +17,7 @@ import numpy as np
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.config.plugins import ANSWER_CHOICES
 from zip_rc_jax.data.sample_pool import PoolFiles, unpacked
+from zip_rc_jax.evaluation.baselines import SamplePool
 from zip_rc_jax.grading.votes import NO_ANSWER, answer_groups
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.state import bucket
@@ -73,6 +74,10 @@ class ReplayPool:
     joints: np.ndarray
     first: np.ndarray
     kind: str
+
+    def samples(self) -> SamplePool:
+        """What fixed methods read of it."""
+        return SamplePool(self.correct, self.answer_id, self.value, self.length, self.level)
 
     @property
     def n_prompts(self) -> int:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config.replay import ReplayedSetting
+from zip_rc_jax.evaluation.baselines import BaselinePoint
 from zip_rc_jax.evaluation.cost import gen_cost
 from zip_rc_jax.evaluation.drawing import new_figure, percent, save
 from zip_rc_jax.evaluation.metrics import paired_bootstrap
 from zip_rc_jax.evaluation.replay import Replayed, ReplayPool
-from zip_rc_jax.evaluation.subsets import SubsetPoint, subset_error
+from zip_rc_jax.evaluation.subsets import subset_error
 from zip_rc_jax.evaluation.tables import Table, number
 from zip_rc_jax.evaluation.tables import percent as share
 from zip_rc_jax.runtime.extras import optional_import
@@ -79,14 +80,15 @@ class ReplayRow:
     costs: tuple[float, ...]
 
 
-def fixed_row(found: SubsetPoint, alphas: Sequence[float], resamples: int, seed: int) -> ReplayRow:
+def fixed_row(
+    point: BaselinePoint, alphas: Sequence[float], resamples: int, seed: int
+) -> ReplayRow:
     """The row of a fixed method."""
-    point = found.point
     mean, low, high = paired_bootstrap(point.accuracy, resamples, seed)
     return ReplayRow(
         name=point.name, kind="fixed", method=point.method, n=point.n, candidates="",
         alpha=math.nan, beta=math.nan, value=math.nan, accuracy=mean, low=low, high=high,
-        by_value=math.nan, by_vote=math.nan, by_majority=math.nan, subset_error=found.error,
+        by_value=math.nan, by_vote=math.nan, by_majority=math.nan, subset_error=point.mean_error,
         compute=float(point.compute.mean()), latency=float(point.latency.mean()),
         costs=tuple(float(point.cost(alpha).mean()) for alpha in alphas),
     )  # fmt: skip

@@ -1,8 +1,7 @@
-"""Averages over subsets of n of the N samples of a prompt: exact where a formula exists or the
-subsets are few, else over a seeded draw of them, with its standard error.
+"""Which subsets of n of the N samples a decode is replayed on: all if they are few, else a seeded
+draw, the same for every prompt and setting.
 
-What is decided by an order (the longest sample, any correct one, the most valuable one) needs no
-subsets: the item of rank r is the largest of a random subset with a known probability.
+Fixed methods need no replay: `baselines.baseline_point` averages them, exactly where it can.
 """
 
 from __future__ import annotations
@@ -13,11 +12,7 @@ import math
 
 import numpy as np
 
-from zip_rc_jax.evaluation.baselines import METHODS, BaselinePoint
-from zip_rc_jax.evaluation.replay import ReplayPool
 from zip_rc_jax.runtime.errors import UsageError
-
-_TIE = 1e-9  # as in `baselines`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,112 +66,6 @@ def subset_error(values: np.ndarray, exact: bool) -> float:
     if subsets == 1:
         return math.nan
     return float(math.sqrt(values.var(1, ddof=1).sum() / subsets) / prompts)
-
-
-def largest_weights(total: int, n: int) -> np.ndarray:
-    """`[total]` float64: probability that the item of each rank, ascending, is the largest of a
-    random subset of n."""
-    ways = [math.comb(rank, n - 1) for rank in range(total)]
-    every = math.comb(total, n)
-    return np.array([way / every for way in ways])
-
-
-def expected_largest(values: np.ndarray, n: int) -> np.ndarray:
-    """`[P]`: mean over all subsets of n of the largest of `values` `[P, N]`."""
-    return np.sort(values, axis=1) @ largest_weights(values.shape[1], n)
-
-
-def reward_of_best(score: np.ndarray, reward: np.ndarray, n: int) -> np.ndarray:
-    """`[P]`: mean over all subsets of n of the `reward` `[P, N]` of the sample with the largest
-    `score`; ties are split evenly."""
-    order = np.argsort(score, axis=1, kind="stable")
-    score, reward = (np.take_along_axis(x, order, 1) for x in (score, reward))
-    # Those that tie are chosen equally often, so each gets the mean of their rewards.
-    apart = np.diff(score, axis=1, prepend=-np.inf) > _TIE
-    group = np.cumsum(apart, axis=1) - 1
-    rows = np.arange(len(score))[:, None]
-    total, count = np.zeros_like(reward), np.zeros_like(reward)
-    np.add.at(total, (rows, group), reward)
-    np.add.at(count, (rows, group), 1)
-    shared = np.take_along_axis(total / np.maximum(count, 1), group, 1)
-    return shared @ largest_weights(score.shape[1], n)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SubsetPoint:
-    """A fixed method at one n, averaged over subsets of a pool.
-
-    Attributes:
-      point: expectations per prompt.
-      error: standard error of the mean accuracy that comes from drawing subsets; 0 where exact.
-    """
-
-    point: BaselinePoint
-    error: float
-
-
-def subset_point(pool: ReplayPool, method: str, n: int, most: int, seed: int) -> SubsetPoint:
-    """As `baselines.baseline_point`, for any number of samples.
-
-    "pass" and "best_of_n" are exact. So are votes if there are at most `most` subsets.
-
-    Raises:
-      UsageError: an unknown method, or n outside 1..N.
-    """
-    if method not in METHODS:
-        raise UsageError(
-            f"method={method!r}", f"known baselines are {', '.join(METHODS)}", "use one of them"
-        )
-    total, error = pool.n_samples, 0.0
-    chosen = choose_subsets(total, n, most, seed)
-    if method == "pass":
-        accuracy = expected_largest(pool.correct, n)
-    elif method == "best_of_n":
-        # A sample without an answer wins only where no sample has one.
-        answered = np.where(pool.answer_id >= 0, 10.0, 0.0)
-        accuracy = reward_of_best(answered + pool.value, pool.correct, n)
-    else:
-        accuracy, error = _by_vote(pool, method, chosen)
-    latency = expected_largest(pool.length.astype(np.float64), n) / pool.mean_length
-    compute = np.full(pool.n_prompts, float(n))
-    return SubsetPoint(BaselinePoint(method, n, accuracy, compute, latency), error)
-
-
-def _by_vote(pool: ReplayPool, method: str, chosen: Subsets) -> tuple[np.ndarray, float]:
-    """Expected reward `[P]` of a vote, and the standard error of its mean."""
-    member = np.zeros((len(chosen.members), pool.n_samples))
-    np.put_along_axis(member, chosen.members, 1.0, axis=1)
-    columns = (pool.correct, pool.answer_id, pool.value)
-    rewards = np.stack(
-        [vote_rewards(method, member, *of_prompt) for of_prompt in zip(*columns, strict=True)]
-    )
-    return rewards.mean(1), subset_error(rewards, chosen.exact)
-
-
-def vote_rewards(
-    method: str, member: np.ndarray, correct: np.ndarray, ids: np.ndarray, value: np.ndarray
-) -> np.ndarray:
-    """Expected reward `[S]` of a vote in each subset of one prompt, as `baselines.expected_reward`
-    means it over them.
-
-    Args:
-      method: "majority" or "weighted_best_of_n".
-      member: float64 `[S, N]`, 1 for the samples of each subset.
-      correct, ids, value: `[N]`, as in `SamplePool`.
-    """
-    # Votes are counted by answer and not by sample: one small product instead of N x N numbers.
-    answers, place = np.unique(ids, return_inverse=True)
-    each = (place[:, None] == np.arange(len(answers))).astype(np.float64)
-    votes = member @ each
-    right = member @ (each * correct[:, None]) / np.maximum(votes, 1)
-    score = votes if method == "majority" else member @ (each * value[:, None])
-    # A sample without an answer counts only where none has one.
-    allowed = votes > 0
-    stated = allowed & (answers >= 0)
-    allowed = np.where(stated.any(1, keepdims=True), stated, allowed)
-    score = np.where(allowed, score, -np.inf)
-    winner = allowed & (score >= score.max(1, keepdims=True) - _TIE)
-    return np.where(winner, right, 0).sum(1) / winner.sum(1)
 
 
 def fixed_ns(total: int) -> list[int]:

@@ -15,7 +15,8 @@ import numpy as np
 from zip_rc_jax.config import PipelineConfig, to_dict
 from zip_rc_jax.config.replay import ReplayedSetting, replayed_settings
 from zip_rc_jax.data.sample_pool import PoolFiles, remove_partial
-from zip_rc_jax.evaluation.baselines import METHODS
+from zip_rc_jax.evaluation.baselines import METHODS, baseline_point
+from zip_rc_jax.evaluation.draws import Draws
 from zip_rc_jax.evaluation.replay import (
     ReplayPool,
     check_replayable,
@@ -28,7 +29,7 @@ from zip_rc_jax.evaluation.replay_report import (
     replayed_row,
     write_replay,
 )
-from zip_rc_jax.evaluation.subsets import choose_subsets, fixed_ns, subset_point
+from zip_rc_jax.evaluation.subsets import choose_subsets, fixed_ns
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.pool import (
@@ -193,8 +194,10 @@ def _rows(
 
     pool = pool_of(config.decode.window)
     common: Any = (alphas, e.bootstrap, e.seed)
+    samples = pool.samples()
+    draws = Draws(enumerated=r.baseline_subsets, sampled=r.baseline_subsets, seed=r.seed)
     rows = [
-        fixed_row(subset_point(pool, method, n, r.baseline_subsets, r.seed), *common)
+        fixed_row(baseline_point(samples, method, n, draws), *common)
         for method in METHODS
         for n in fixed_ns(pool.n_samples)
     ]
