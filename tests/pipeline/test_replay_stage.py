@@ -17,7 +17,7 @@ import pytest
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig
 from zip_rc_jax.config.replay import ReplayConfig
-from zip_rc_jax.data.problems import Problem
+from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.data.sample_pool import PoolFiles
 from zip_rc_jax.evaluation.replay_report import ReplayRow
 from zip_rc_jax.grading.grader import Grader
@@ -103,9 +103,9 @@ def test_one_command_makes_the_pool_and_the_curves_and_the_next_needs_no_model(
 
     # The samples are those of an evaluation.
     with Grader() as grader:
-        monkeypatch.setattr(evaluate, "problems", lambda *_: PROBLEMS)
         config = dataclasses.replace(CONFIG, run_dir=str(run_dir))
-        bench = evaluate.EvaluationRunner(config, grader, run_dir / "bench")
+        found = ProblemSet(tuple(PROBLEMS), ("", ""), {})
+        bench = evaluate.EvaluationRunner(config, found, grader, run_dir / "bench")
         decoded = bench.decode(lm, dataclasses.replace(config.fixed_decode), "fixed")
     rows = list(PoolFiles(run_dir / "pool"))
     for p, result in enumerate(decoded.results):

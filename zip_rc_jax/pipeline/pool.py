@@ -24,7 +24,8 @@ from zip_rc_jax.data.sample_pool import (
     packed,
     tail_means,
 )
-from zip_rc_jax.grading.grader import Grader, correct
+from zip_rc_jax.grading.custom import grader_of
+from zip_rc_jax.grading.grader import correct
 from zip_rc_jax.grading.votes import answer_groups
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.engine import Engine, ResultEvent
@@ -32,7 +33,7 @@ from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.inference.requests import Request, TokenizedRequest, prompt_hash
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.problems import evaluation_problems
-from zip_rc_jax.pipeline.provenance import prompt_record
+from zip_rc_jax.pipeline.provenance import prompt_record, prompt_settings
 from zip_rc_jax.pipeline.rollouts import refuse_failure
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
 from zip_rc_jax.runtime.errors import UsageError
@@ -81,9 +82,10 @@ def pool_settings(config: PipelineConfig) -> dict[str, Any]:
     return {
         "decode": {name: shaping[name] for name in SHAPING},
         "problems": to_dict(config.problems),
-        "prompt": to_dict(config.prompt),
+        "prompt": prompt_settings(config),
         "dtype": config.dtype,
         "evaluate": {"prompts": config.evaluate.prompts, "seed": evaluation_seed(config)},
+        **config.grade.grader_record(),  # `unfinished` is applied to what is stored
     }
 
 
@@ -152,7 +154,7 @@ def make_pool(
     partial = PartialPool(directory, settings | {"problems_per_file": size})
     count = -(-len(found) // size)
     done = partial.done() & set(range(count))
-    with stop_signal() as received, Grader() as grader:
+    with stop_signal() as received, grader_of(config.grade, directory.parent) as grader:
         with progress("pool", len(found), min(len(done) * size, len(found))) as bar:
             tokens = 0
             for made, number in enumerate(sorted(set(range(count)) - done), len(done) + 1):

@@ -18,15 +18,20 @@ from zip_rc_jax.runtime.settings import check_same_settings
 
 def prompt_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """What decided the text of the prompts, for the records of what was made from them."""
-    prompt = to_dict(config.prompt)
-    if not config.prompt.variants:  # as records were before there were any
-        del prompt["variants"], prompt["seed"]
     found = {
-        "prompt": prompt,
+        "prompt": prompt_settings(config),
         "template_hash": tokenizer.template_hash if config.prompt.style == "chat" else None,
     }
     seen = prompt_time(config, tokenizer)  # recorded only where a template writes the date
     return found | {"prompt_time": seen.isoformat()} if seen else found
+
+
+def prompt_settings(config: PipelineConfig) -> dict[str, Any]:
+    """The section `prompt`, for records."""
+    settings = to_dict(config.prompt)
+    if not config.prompt.variants:  # as records were before there were any
+        del settings["variants"], settings["seed"]
+    return settings
 
 
 def added_record(config: PipelineConfig, tokenizer: Tokenizer) -> dict[str, Any]:
