@@ -14,10 +14,11 @@ from rich.console import Console
 
 from harness.small_tokenizers import chatml
 from harness.tiny import tiny_chat_lm
-from zip_rc_jax import TokenPredictions, decode, predict, predictions
+from zip_rc_jax import TokenPredictions, decode, predict
 from zip_rc_jax.cli import predict_output as command
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.evaluation.token_heat_map import color_of
+from zip_rc_jax.predictions import forward
 
 PAIR = ("1 + 2 =", "3 wait 3")
 
@@ -251,7 +252,7 @@ def test_a_bad_line_is_named_before_the_model_runs(
     row,
     message,
 ):
-    monkeypatch.setattr(predictions, "_hidden", None)
+    monkeypatch.setattr(forward, "_hidden", None)
     source = write_lines(tmp_path / "in.jsonl", {"prompt": "a"}, row)
     assert main(["predict", saved, "--input", source, "--output", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -11,14 +11,13 @@ import pytest
 
 from harness.company import on_mesh
 from harness.tiny import TINY_MODEL, tiny_lm
-from zip_rc_jax import predictions
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation.baselines import SamplePool
 from zip_rc_jax.evaluation.method_curves import method_curves
 from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.evaluation.token_statistics import _statistics, token_statistics
 from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ForwardSettings, api
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import single_device
 
@@ -103,7 +102,7 @@ def test_a_policy_without_a_head_has_them_too():
 def test_chunks_change_nothing_and_no_array_of_all_logits_exists(monkeypatch):
     lm = tiny_lm()
     whole = token_statistics(lm, samples(), SETTINGS)
-    monkeypatch.setattr(predictions, "LOGITS", 2**10)
+    monkeypatch.setattr(api, "LOGITS", 2**10)
     for a, b in zip(token_statistics(lm, samples(), SETTINGS), whole, strict=True):
         np.testing.assert_allclose(a.confidence, b.confidence, rtol=1e-5)
     rows, width, size = 4, 32, lm.config.vocab_size

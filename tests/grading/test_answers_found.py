@@ -228,7 +228,11 @@ def test_no_junk_has_full_marks_in_any_dataset_and_every_reference_answer_has():
     """nan, infinities, booleans, empty lists, long numbers, changed reference answers: in all
     datasets of reasoning-gym."""
     script = pathlib.Path(__file__).parents[1] / "harness" / "junk_answers.py"
-    environment = os.environ | {"PYTHONHASHSEED": "0"}  # some datasets depend on it
+    paths = [str(script.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "PYTHONHASHSEED": "0",  # some datasets depend on it
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,

@@ -10,7 +10,7 @@ from typing import Any
 
 from zip_rc_jax.config import PipelineConfig, to_dict
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
-from zip_rc_jax.models.io.load import load
+from zip_rc_jax.models.io.load import embedded, load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
@@ -88,7 +88,9 @@ def check_policy(config: PipelineConfig) -> None:
     """Before problems are fetched: the starting policy is there, as far as that shows without
     loading it. Raises UsageError as `load_policy`."""
     path = pathlib.Path(config.policy.path).expanduser()
-    if not config.policy.path:
+    if config.policy.path.startswith("embedded:"):
+        embedded(config.policy.path.removeprefix("embedded:"))
+    elif not config.policy.path:
         if not (run_directory(config) / "policy").is_dir():
             raise _no_policy(run_directory(config) / "policy")
     elif config.policy.path.startswith((".", "/", "~")) and not path.exists():

@@ -39,7 +39,7 @@ def embedded(name: str) -> pathlib.Path:
     """
     path = pathlib.Path(str(resources.files("zip_rc_jax"))) / "assets" / name
     if not path.exists():
-        known = sorted(p.name for p in path.parent.iterdir())
+        known = sorted(p.name for p in path.parent.iterdir() if p.is_dir())
         raise UsageError(
             f"embedded {name!r}", f"the package ships {', '.join(known)}", "use one of these"
         )
