@@ -12,7 +12,6 @@ import numpy as np
 from zip_rc_jax.config import PipelineConfig
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation import metrics
-from zip_rc_jax.evaluation.baselines import SamplePool
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import forward_packed, unembedding
 from zip_rc_jax.predictions import padded_width
@@ -90,20 +89,21 @@ def drift(
     lm: LanguageModel,
     lite: LanguageModel | None,
     rollouts: Sequence[Rollout],
-    pool: SamplePool,
-    start_pool: SamplePool,
+    change: np.ndarray,
     config: PipelineConfig,
 ) -> dict[str, float]:
     """KL of the full (and Lite) model from the starting policy, and how the accuracy of plain
-    sampling changed, per prompt."""
+    sampling changed.
+
+    Args:
+      change: `[P]`, of every prompt.
+    """
     settings, tokens = config.evaluate, config.label.batch_tokens
-    change = metrics.paired_bootstrap(
-        pool.correct.mean(1) - start_pool.correct.mean(1), settings.bootstrap, settings.seed
-    )
+    interval = metrics.paired_bootstrap(change, settings.bootstrap, settings.seed)
     drift = {f"full/{k}": v for k, v in drift_metrics(start, lm, rollouts, tokens).items()}
     drift |= {
         f"full/sampling_accuracy_change/{k}": v
-        for k, v in zip(("mean", "low", "high"), change, strict=True)
+        for k, v in zip(("mean", "low", "high"), interval, strict=True)
     }
     return drift | (
         {}

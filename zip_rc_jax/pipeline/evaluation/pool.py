@@ -3,30 +3,39 @@ runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.config.plugins import POLICIES, UTILITIES
 from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.evaluation.baselines import SamplePool, majority_reward
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.grading.answers import extract_answer
-from zip_rc_jax.grading.votes import group_answers
+from zip_rc_jax.grading.votes import answer_groups
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.pipeline.evaluation.runner import Decoded
 from zip_rc_jax.runtime.errors import UsageError
 
+DECODE = DecodeConfig()
 
-def answer_ids(texts: Sequence[str]) -> list[int]:
+
+def answer_ids(texts: Sequence[str], decode: DecodeConfig = DECODE) -> list[int]:
     """Equal numbers for equal answers of one prompt's samples, from 0; `NO_ANSWER` where there is
-    none."""
-    return group_answers([extract_answer(text) for text in texts])
+    none. Extractor and equivalence are those of `decode`."""
+    return answer_groups(texts, decode.answer_extractor, decode.answer_equivalence)
 
 
-def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:
+def sample_pool(
+    found: Sequence[Problem], decoded: Decoded, decode: DecodeConfig = DECODE
+) -> SamplePool:
     """The baselines' pool from a decode with strategy "fixed".
+
+    Args:
+      decode: how answers are read and compared.
 
     Raises:
       UsageError: a sample that is not finished, whose value and length are those of a prefix.
@@ -40,7 +49,9 @@ def sample_pool(found: Sequence[Problem], decoded: Decoded) -> SamplePool:
             )
     return SamplePool(
         correct=np.array(decoded.grades),
-        answer_id=np.array([answer_ids([x.text for x in r.prefixes]) for r in decoded.results]),
+        answer_id=np.array(
+            [answer_ids([x.text for x in r.prefixes], decode) for r in decoded.results]
+        ),
         value=np.array([[x.expected_reward for x in r.prefixes] for r in decoded.results]),
         self_length=np.array([[len(x.token_ids) for x in r.prefixes] for r in decoded.results]),
         level=np.array([p.level for p in found]),
@@ -70,23 +81,64 @@ def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
             if x.state == "finished"
         ]
         return majority_reward(
-            np.array([g for g, _ in ended]), np.array(answer_ids([text for _, text in ended]))
+            np.array([g for g, _ in ended]),
+            np.array(answer_ids([text for _, text in ended], decode)),
         )
 
     pairs = list(zip(decoded.results, decoded.grades, strict=True))
-    adaptive = decode.strategy == "zip_rc"
+    strategy, utility = (
+        POLICIES.name_of(decode.strategy),
+        UTILITIES.name_of(decode.utility),
+    )
+    adaptive = strategy == "zip_rc"
+    priced = adaptive or not POLICIES.is_builtin(strategy)  # an own policy may read the prices
+    candidates = decode.candidates + ("" if utility == "sampling" else f", {utility}")
     return OnlineRun.from_results(
         decoded.results,
         [graded(r, g, r.value_text) for r, g in pairs],
         [graded(r, g, r.vote_text) for r, g in pairs],
         [majority(r, g) for r, g in pairs],
         name=name,
-        alpha=decode.alpha if adaptive else math.nan,
-        beta=decode.beta if adaptive else math.nan,
-        candidates=decode.candidates if adaptive else "",
-        strategy=decode.strategy,
+        alpha=decode.alpha if priced else math.nan,
+        beta=decode.beta if priced else math.nan,
+        candidates=candidates if adaptive else "",
+        strategy=strategy,
         seconds=decoded.seconds,
     )
+
+
+def joined_pools(pools: Sequence[SamplePool]) -> SamplePool:
+    """The pools of some tries of the same problems as one: the tries of a problem follow each
+    other."""
+    first = pools[0]
+    if len(pools) == 1:
+        return first
+
+    def rows(name: str) -> np.ndarray:
+        found = np.stack([getattr(pool, name) for pool in pools], axis=1)
+        return found.reshape(-1, *found.shape[2:])
+
+    return SamplePool(
+        correct=rows("correct"),
+        answer_id=rows("answer_id"),
+        value=rows("value"),
+        self_length=rows("self_length"),
+        level=rows("level"),
+        level_names=first.level_names,
+        tries=len(pools),
+    )
+
+
+def joined_runs(runs: Sequence[OnlineRun]) -> OnlineRun:
+    """The runs of one setting in some tries as one, in the order of `joined_pools`."""
+    if len(runs) == 1:
+        return runs[0]
+    changes: dict[str, Any] = {
+        field.name: np.stack([getattr(run, field.name) for run in runs], axis=1).ravel()
+        for field in dataclasses.fields(OnlineRun)
+        if isinstance(getattr(runs[0], field.name), np.ndarray)
+    }
+    return dataclasses.replace(runs[0], **changes, seconds=sum(run.seconds for run in runs))
 
 
 def most_eventful(decoded: Decoded, found: Sequence[Problem]) -> Result:

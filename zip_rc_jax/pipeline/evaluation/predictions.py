@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.evaluation import drawing, metrics
 from zip_rc_jax.evaluation.baselines import SamplePool
-from zip_rc_jax.evaluation.rollout_predictions import RolloutPredictions
+from zip_rc_jax.evaluation.rollout_predictions import RolloutPredictions, final_values
+from zip_rc_jax.grading.votes import NO_ANSWER
 from zip_rc_jax.grid import Grid
+
+FEW_PROMPTS = 4
 
 
 def policy_metrics(pool: SamplePool) -> dict[str, float]:
@@ -60,10 +65,109 @@ def prediction_metrics(
         "tv/first_position": float(metrics.total_variation(predicted, observed)[whole].mean())
         if whole.any()
         else math.nan,
+        "tv/noise_floor": noise_floor(predicted[whole], pool.n_samples),
         "length/root_mean_error": root.mean_error,
         "length/root_mean_absolute_error": root.mean_absolute_error,
         "length/prompts_left_out": float((~whole).sum()),
     }
+
+
+def noise_floor(predicted: np.ndarray, samples: int) -> float:
+    """The total variation that the predictions would show if each were exactly right, mean over
+    prompts: see `total_variation_floor`. NaN without prompts."""
+    return (
+        float(metrics.total_variation_floor(predicted, samples).mean())
+        if len(predicted)
+        else math.nan
+    )
+
+
+# What the prediction table shows, and the name of each in `prediction_metrics`.
+TABLE = {
+    "TV at the root": "tv/first_position",
+    "TV, noise floor": "tv/noise_floor",
+    "F1": "binary/f1",
+    "accuracy": "binary/accuracy",
+    "recall of errors": "binary/error_recall",
+    "ECE": "ece",
+    "within-prompt AUC": "within_prompt_auc",
+}
+
+
+def with_values_of(
+    pool: SamplePool, found: Sequence[Sequence[RolloutPredictions]], last: int
+) -> SamplePool:
+    """The pool with the final values of another head: means over the last `last` positions, as the
+    decoder's window makes them."""
+    values = [final_values(row, last).astype(np.float64) for row in found]
+    return dataclasses.replace(pool, value=np.array(values))
+
+
+def by_problem(pool: SamplePool) -> SamplePool:
+    """All samples of a problem in one row, whatever their try.
+
+    Answers were grouped within tries, so here no sample has one.
+    """
+    if pool.tries == 1:
+        return pool
+    problems = pool.n_problems
+
+    def joined(x: np.ndarray) -> np.ndarray:
+        return x.reshape(problems, -1)
+
+    return dataclasses.replace(
+        pool,
+        correct=joined(pool.correct),
+        answer_id=np.full((problems, pool.tries * pool.n_samples), NO_ANSWER),
+        value=joined(pool.value),
+        self_length=joined(pool.self_length),
+        level=pool.level[:: pool.tries],
+        tries=1,
+    )
+
+
+def chosen_prompts(
+    problems: Sequence[Problem], pool: SamplePool, whole: np.ndarray, asked: Sequence[str]
+) -> list[int]:
+    """Numbers of the problems whose joints are drawn.
+
+    Those asked for by id; else, of the problems whose samples all ended, the one with the lowest
+    share of right samples, the one with the highest, and those at a third and two thirds of that
+    order. Equal shares stay in the order of the problems.
+    """
+    if asked:
+        return [i for i, p in enumerate(problems) if p.id in asked]
+    order = sorted(np.flatnonzero(whole).tolist(), key=lambda i: (pool.correct[i].mean(), i))
+    if not order:
+        return []
+    places = np.linspace(0, len(order) - 1, min(FEW_PROMPTS, len(order)))
+    return [order[round(place)] for place in places]
+
+
+def prompt_joints_figure(
+    grid: Grid,
+    pool: SamplePool,
+    found: Sequence[Sequence[RolloutPredictions]],
+    problems: Sequence[Problem],
+    chosen: Sequence[int],
+) -> Figure | None:
+    """The joint that the head predicts before the first token, beside that of all samples, for some
+    problems."""
+    if not chosen:
+        return None
+    at = list(chosen)
+    predicted, observed = (x[at] for x in first_joints(grid, pool, found))
+    floor = metrics.total_variation_floor(predicted, pool.n_samples)
+    titles = [
+        f"{problems[i].id or f'problem {i}'}, {100 * pool.correct[i].mean():.0f}% right, "
+        f"floor {low:.2f}"
+        for i, low in zip(at, floor, strict=True)
+    ]
+    note = (
+        f"Single problems, {pool.n_samples} samples each. The floor is the total variation of a "
+        "prediction that is exactly right."
+    )
+    return drawing.joint_heatmaps(predicted, observed, grid, titles, note)
 
 
 def first_joints(

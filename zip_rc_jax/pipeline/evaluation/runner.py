@@ -19,7 +19,7 @@ from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.provenance import prompt_record
 from zip_rc_jax.pipeline.rollouts import refuse_failure
-from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
+from zip_rc_jax.pipeline.seeds import try_seed, with_own_samples
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import (
     code_version,
@@ -47,25 +47,39 @@ class EvaluationRunner:
 
     They stay when the report has been written: with another beta, or more of them, only what is new
     is decoded.
+
+    Attributes:
+      number: of the try, from 0. Every try has random numbers of its own.
     """
 
     def __init__(
-        self, config: PipelineConfig, found: ProblemSet, grader: Grader, partial: pathlib.Path
+        self,
+        config: PipelineConfig,
+        found: ProblemSet,
+        grader: Grader,
+        partial: pathlib.Path,
+        number: int = 0,
     ):
         self.config, self.grader, self.partial = config, grader, partial
-        self.set, self.problems = found, found.problems
+        self.set, self.problems, self.number = found, found.problems, number
         partial.mkdir(parents=True, exist_ok=True)
         remove_leftovers(partial)
 
-    def decode(self, lm: LanguageModel, decode: DecodeConfig, title: str) -> Decoded:
+    def decode(
+        self, lm: LanguageModel, decode: DecodeConfig, title: str, before: str = ""
+    ) -> Decoded:
         """All problems under one setting.
 
         Reads the result of an earlier call with the same model, setting and code.
 
+        Args:
+          title: names the file, and the progress bar.
+          before: what the progress bar says before the title.
+
         Raises:
           UsageError: the model failed on a problem.
         """
-        seed = evaluation_seed(self.config)
+        seed = try_seed(self.config, self.number)
         key = {
             "model": lm.digest(),
             "decode": to_dict(decode),
@@ -83,7 +97,7 @@ class EvaluationRunner:
             found = run_all(
                 engine,
                 with_own_samples(prompt_texts(self.problems, self.config, lm.tokenizer), seed),
-                title,
+                before + title,
             )
             seconds = time.perf_counter() - started
             for p, result in zip(self.problems, found, strict=True):
