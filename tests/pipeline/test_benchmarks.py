@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from harness.datasets_on_disk import hub_cache, hub_directory
+from harness.reward_models import saved_reward_model
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.data.problems import hub
 from zip_rc_jax.evaluation.benchmark_table import (
@@ -40,7 +41,10 @@ both: {union: [gsm8k, math500], title: Both_50%}
 """
 CONFIG = """
 policy: {{path: {final}}}
-decode: {{n: 2, max_num_seqs: 8, interval: 4, window: 2, max_tokens: 8, candidates: published}}
+grade: {{grader: "harness.user_graders:even"}}
+decode:
+  {{n: 2, max_num_seqs: 8, interval: 4, window: 2, max_tokens: 48,
+    answer_extractor: "harness.user_plugins:last_word", answer_equivalence: text}}
 evaluate:
   benchmarks: [{{name: gsm8k, samples: 2, tries: 2}}, {{name: math500, samples: 2, tries: 1}}, both]
   benchmark_table: {table}
@@ -138,6 +142,22 @@ def test_a_cell_is_the_mean_over_problems_of_the_mean_over_tries(evaluated):
     assert cell.accuracy == pytest.approx(np.mean([r["correct/value"] for r in rows]))
 
 
+def test_votes_and_grades_are_those_of_the_configured_extractor_and_grader(evaluated):
+    directory = evaluated / "report" / "math500"
+    stored = json.loads((directory / ".partial" / "fixed_samples.json").read_text())
+    texts = [[x["text"] for x in r["prefixes"]] for r in stored["results"]]
+    pool = {(s["prompt_idx"], s["sample_idx"]): s for s in lines(directory / "pool.jsonl")}
+    for p, row in enumerate(texts):
+        words = [text.split()[-1] for text in row]
+        ids = [pool[p, k]["answer_id"] for k in range(2)]
+        assert (ids[0] == ids[1]) == (words[0] == words[1])
+        assert min(ids) == 0, "every sample has an answer"
+        right = [pool[p, k]["correct"] for k in range(2)]
+        assert right == [float(len(text.split()) % 2 == 0) for text in row]
+    both = lines(directory.parent / "gsm8k" / "pool.jsonl") + list(pool.values())
+    assert {s["correct"] for s in both} == {0, 1}
+
+
 def test_in_a_union_every_problem_counts_alike(evaluated):
     cells = {(c.method, c.benchmark): c for c in cells_of(evaluated)}
     method = "zip_rc published"
@@ -205,9 +225,13 @@ def test_full_and_lite_stand_side_by_side(evaluated):
     for heads in found.values():
         assert set(heads) == {"full", "Lite"}
         assert list(heads["full"]) == [
-            "TV at the root", "TV, noise floor", "F1", "accuracy", "recall of errors", "ECE",
-            "within-prompt AUC",
+            "TV at the root", "TV, noise floor", "problems of TV", "F1", "accuracy",
+            "recall of errors", "ECE", "within-prompt AUC",
         ]  # fmt: skip
+        assert heads["full"] != heads["Lite"]
+    whole = found["gsm8k"]["full"]
+    assert 0 < whole["TV, noise floor"] < 1
+    assert 0 < whole["TV at the root"] <= 1
     page = (evaluated / "report" / "gsm8k" / "report.html").read_text()
     assert "<th>Lite</th>" in page
 
@@ -272,3 +296,44 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
     error = capsys.readouterr().err
     assert said in error
     assert "Fix: " in error
+
+
+@pytest.mark.slow
+def test_an_own_policy_an_own_utility_and_a_reward_model_are_evaluated(evaluated, home):
+    """In the table, beside the paper's search."""
+    saved_reward_model(home / "judge")
+    run_dir = home / "own"
+    own = "harness.user_plugins"
+    assert (
+        main(
+            [
+                "evaluate",
+                str(home / "config.yaml"),
+                f"run_dir={run_dir}",
+                "evaluate.benchmarks=[{name: math500, samples: 2, tries: 2}]",
+                f"decode.strategy={own}:first_alone",
+                f"decode.utility={own}:spendthrift",
+                f"evaluate.reward_model.path={home / 'judge'}",
+                "evaluate.baselines=plain",
+            ]
+        )
+        == 0
+    )
+    cells = {c.method: c for c in read_cells(run_dir / "report" / "table.json")}
+    assert "shortest" not in cells, "plain baselines alone"
+    paper, free = cells["zip_rc published"], cells[f"zip_rc published, {own}:spendthrift"]
+    assert paper.setting == "published alpha=0.1 beta=0.05"
+    assert free.setting == f"{own}:spendthrift published alpha=0.1 beta=0.05"
+    alone = cells[f"online {own}:first_alone"]
+    assert alone.setting == f"{own}:first_alone alpha=0.1 beta=0.05"
+    rows = lines(run_dir / "report" / "math500" / "results.jsonl")
+    mine = [r for r in rows if r["run"] == alone.setting]
+    assert len(mine) == 4
+    assert all(r["prefixes/finished"] == 1 for r in mine), "it decided: only the first ended"
+
+    # What the reward model reads is charged: more than the same samples cost without it.
+    judged = cells["reward_model_weighted"]
+    assert judged.setting == "reward_model_weighted@2"
+    plain = json.loads((run_dir / "report" / "math500" / "metadata.json").read_text())
+    assert "reward_model/within_prompt_auc" in plain["quality"]
+    assert judged.cost > cells["majority"].cost

@@ -173,6 +173,7 @@ def _column(
     """The cells of one benchmark at one alpha."""
     parts = [_settings(part, alpha, beta, answer) for part in one.parts or (one,)]
     common = [method for method in parts[0] if all(method in part for part in parts)]
+    curve = (one.parts or (one,))[0].curves.__contains__
     blocks = one.blocks
     weights = mean_weights(blocks)
     target: float | None = None
@@ -181,7 +182,7 @@ def _column(
         settings = [_joined(group) for group in zip(*(p[method] for p in parts), strict=False)]
         costs = np.array([weights @ setting.cost for setting in settings])
         target = float(costs[0]) if target is None else target  # the search is first
-        at, less = _equal_cost(costs, target)
+        at, less = _equal_cost(costs, target) if curve(method) else (0, False)
         rows.append((method, settings[at], less))
     first = rows[0][1].accuracy
     table = np.stack(
@@ -200,12 +201,7 @@ def _column(
 
 def _equal_cost(costs: np.ndarray, target: float) -> tuple[int, bool]:
     """The cheapest setting that costs at least the target, else the dearest; and whether that costs
-    less.
-
-    A method with one setting has no choice, and nothing is said of it.
-    """
-    if len(costs) == 1:
-        return 0, False
+    less."""
     enough = np.flatnonzero(costs >= target - _TOLERANCE)
     if not len(enough):
         return int(costs.argmax()), True

@@ -36,7 +36,11 @@ def policy_metrics(pool: SamplePool) -> dict[str, float]:
 
 
 def prediction_metrics(
-    grid: Grid, pool: SamplePool, found: Sequence[Sequence[RolloutPredictions]], whole: np.ndarray
+    grid: Grid,
+    pool: SamplePool,
+    found: Sequence[Sequence[RolloutPredictions]],
+    whole: np.ndarray,
+    known: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Prediction quality of the head on the pool, whose predictions are `found[p][k]`.
 
@@ -47,7 +51,9 @@ def prediction_metrics(
     Args:
       whole: `[P]` bool, prompts none of whose samples was truncated. The others have no true
         lengths, and are left out of what needs them.
+      known: `[P]` bool, of `known_bins`; None takes `whole`. "tv/root" is over these prompts.
     """
+    known = whole if known is None else known
     auc, mixed = metrics.within_prompt_auc(pool.value, pool.correct)
     weighted, _ = metrics.within_prompt_auc(pool.value, pool.correct, pair_weighted=True)
     predicted, observed = first_joints(grid, pool, found)
@@ -65,27 +71,45 @@ def prediction_metrics(
         "tv/first_position": float(metrics.total_variation(predicted, observed)[whole].mean())
         if whole.any()
         else math.nan,
-        "tv/noise_floor": noise_floor(predicted[whole], pool.n_samples),
+        **root_variation(predicted[known], observed[known], pool.n_samples),
         "length/root_mean_error": root.mean_error,
         "length/root_mean_absolute_error": root.mean_absolute_error,
         "length/prompts_left_out": float((~whole).sum()),
     }
 
 
-def noise_floor(predicted: np.ndarray, samples: int) -> float:
-    """The total variation that the predictions would show if each were exactly right, mean over
-    prompts: see `total_variation_floor`. NaN without prompts."""
-    return (
-        float(metrics.total_variation_floor(predicted, samples).mean())
-        if len(predicted)
-        else math.nan
-    )
+def root_variation(predicted: np.ndarray, observed: np.ndarray, samples: int) -> dict[str, float]:
+    """Total variation between joints `[P, B_V, B_T]`, and its noise floor: what the predictions
+    would show if each were exactly right (see `total_variation_floor`).
+
+    Means over prompts, NaN without any.
+    """
+    if not len(predicted):
+        return {"tv/root": math.nan, "tv/noise_floor": math.nan, "tv/prompts": 0.0}
+    return {
+        "tv/root": float(metrics.total_variation(predicted, observed).mean()),
+        "tv/noise_floor": float(metrics.total_variation_floor(predicted, samples).mean()),
+        "tv/prompts": float(len(predicted)),
+    }
+
+
+def known_bins(grid: Grid, finished: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Prompts `[P]` whose samples all have a known length bin: they ended, or were cut off when
+    they had reached the last bin.
+
+    Args:
+      finished: `[P, N]` bool.
+      length: `[P, N]`, tokens that were generated.
+    """
+    last = grid.length_edges[-2]
+    return np.asarray((finished | (length >= last)).all(axis=1))
 
 
 # What the prediction table shows, and the name of each in `prediction_metrics`.
 TABLE = {
-    "TV at the root": "tv/first_position",
+    "TV at the root": "tv/root",
     "TV, noise floor": "tv/noise_floor",
+    "problems of TV": "tv/prompts",
     "F1": "binary/f1",
     "accuracy": "binary/accuracy",
     "recall of errors": "binary/error_recall",
@@ -127,17 +151,17 @@ def by_problem(pool: SamplePool) -> SamplePool:
 
 
 def chosen_prompts(
-    problems: Sequence[Problem], pool: SamplePool, whole: np.ndarray, asked: Sequence[str]
+    problems: Sequence[Problem], pool: SamplePool, known: np.ndarray, asked: Sequence[str]
 ) -> list[int]:
     """Numbers of the problems whose joints are drawn.
 
-    Those asked for by id; else, of the problems whose samples all ended, the one with the lowest
+    Those asked for by id; else, of the problems that `known_bins` has, the one with the lowest
     share of right samples, the one with the highest, and those at a third and two thirds of that
     order. Equal shares stay in the order of the problems.
     """
     if asked:
         return [i for i, p in enumerate(problems) if p.id in asked]
-    order = sorted(np.flatnonzero(whole).tolist(), key=lambda i: (pool.correct[i].mean(), i))
+    order = sorted(np.flatnonzero(known).tolist(), key=lambda i: (pool.correct[i].mean(), i))
     if not order:
         return []
     places = np.linspace(0, len(order) - 1, min(FEW_PROMPTS, len(order)))
@@ -158,15 +182,13 @@ def prompt_joints_figure(
     at = list(chosen)
     predicted, observed = (x[at] for x in first_joints(grid, pool, found))
     floor = metrics.total_variation_floor(predicted, pool.n_samples)
-    titles = [
-        f"{problems[i].id or f'problem {i}'}, {100 * pool.correct[i].mean():.0f}% right, "
-        f"floor {low:.2f}"
-        for i, low in zip(at, floor, strict=True)
-    ]
-    note = (
-        f"Single problems, {pool.n_samples} samples each. The floor is the total variation of a "
-        "prediction that is exactly right."
+    about = "; ".join(
+        f"{number}: {problems[i].id or f'problem {i}'}, {100 * pool.correct[i].mean():.0f}% right, "
+        f"noise floor {low:.2f}"
+        for number, (i, low) in enumerate(zip(at, floor, strict=True), 1)
     )
+    note = f"Single problems, {pool.n_samples} samples each. {about}"
+    titles = [str(number) for number in range(1, len(at) + 1)]
     return drawing.joint_heatmaps(predicted, observed, grid, titles, note)
 
 

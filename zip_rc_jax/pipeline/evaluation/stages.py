@@ -53,6 +53,7 @@ from zip_rc_jax.pipeline.evaluation.predictions import (
     by_problem,
     chosen_prompts,
     joint_figure,
+    known_bins,
     policy_metrics,
     prediction_metrics,
     prompt_joints_figure,
@@ -328,12 +329,13 @@ def compare(
     """Everything that a report shows, but for its metadata."""
     config, grid, pool = benchmark.config, models.grid, decodes.pool
     e, whole, problems = config.evaluate, heads.whole, by_problem(pool)
-    quality = prediction_metrics(grid, problems, heads.full, whole)
+    known = known_bins(grid, heads.finished, problems.self_length)
+    quality = prediction_metrics(grid, problems, heads.full, whole, known)
     columns = {"full": quality}
     if models.lite is not None and heads.lite is not None:
         assert models.lite.head is not None
         own = with_values_of(problems, heads.lite, config.decode.window)
-        columns["Lite"] = prediction_metrics(models.lite.head.grid, own, heads.lite, whole)
+        columns["Lite"] = prediction_metrics(models.lite.head.grid, own, heads.lite, whole, known)
     found = benchmark.problems.found.problems
     ended = [
         p
@@ -376,7 +378,7 @@ def compare(
             problems,
             heads.full,
             found,
-            chosen_prompts(found, problems, whole, e.joint_prompts),
+            chosen_prompts(found, problems, known, e.joint_prompts),
         ),
         calibration=plots.calibration_figure(
             pool.value.ravel(), pool.correct.ravel(), length_errors(ended)
