@@ -17,6 +17,7 @@ import pytest
 from harness.datasets_on_disk import hub_cache, hub_directory
 from harness.reward_models import saved_reward_model
 from zip_rc_jax.cli.main import main
+from zip_rc_jax.config import EvaluateConfig, PipelineConfig, ProblemsConfig
 from zip_rc_jax.data.problems import hub
 from zip_rc_jax.evaluation.benchmark_table import (
     accuracy_text,
@@ -25,6 +26,7 @@ from zip_rc_jax.evaluation.benchmark_table import (
     read_cells,
 )
 from zip_rc_jax.pipeline.evaluation import runner
+from zip_rc_jax.pipeline.problems import training_problems
 
 GSM8K = [
     {"question": "1 + 2 =", "answer": "1 + 2 = 3\n#### 3"},
@@ -296,6 +298,22 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
     error = capsys.readouterr().err
     assert said in error
     assert "Fix: " in error
+
+
+def test_training_leaves_out_the_problems_of_the_benchmarks(home, capsys):
+    """Those of every benchmark that the config names, all of them."""
+    path = home / "train.jsonl"
+    mine = [{"question": "8 + 9 =", "answer": "17"}, {"question": "2 + 9 =", "answer": "11"}]
+    repeated = [{"question": q["question"], "answer": "3"} for q in GSM8K[1:]]
+    rows = [*mine, *repeated, {"question": MATH[1]["problem"], "answer": "6"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = PipelineConfig(
+        problems=ProblemsConfig(train=(f"jsonl:{path}",)),
+        evaluate=EvaluateConfig(benchmarks=("gsm8k", "math500"), prompts=1),
+    )
+    found = training_problems(config, 0)
+    assert [p.question for p in found.problems] == ["8 + 9 =", "2 + 9 ="]
+    assert "3 training problems are held-out ones" in capsys.readouterr().out
 
 
 @pytest.mark.slow
