@@ -317,16 +317,20 @@ def test_training_leaves_out_the_problems_of_the_benchmarks(home, capsys):
 
 
 @pytest.mark.slow
-def test_an_own_policy_an_own_utility_and_a_reward_model_are_evaluated(evaluated, home):
+def test_an_own_policy_an_own_utility_and_a_reward_model_are_evaluated(home, lm):
     """In the table, beside the paper's search."""
     saved_reward_model(home / "judge")
     run_dir = home / "own"
+    lm.save(run_dir / "final")
+    (home / "own_table.yaml").write_text(TABLE)
+    config = home / "own.yaml"
+    config.write_text(CONFIG.format(final=run_dir / "final", table=home / "own_table.yaml"))
     own = "harness.user_plugins"
     assert (
         main(
             [
                 "evaluate",
-                str(home / "config.yaml"),
+                str(config),
                 f"run_dir={run_dir}",
                 "evaluate.benchmarks=[{name: math500, samples: 2, tries: 2}]",
                 f"decode.strategy={own}:first_alone",
