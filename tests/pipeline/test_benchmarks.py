@@ -313,7 +313,7 @@ def test_training_leaves_out_the_problems_of_the_benchmarks(home, capsys):
     )
     found = training_problems(config, 0)
     assert [p.question for p in found.problems] == ["8 + 9 =", "2 + 9 ="]
-    assert "3 training problems are held-out ones" in capsys.readouterr().out
+    assert "3 training problems are held-out ones" in capsys.readouterr().err
 
 
 @pytest.mark.slow
