@@ -15,6 +15,7 @@ from zip_rc_jax.evaluation import baselines, confidence, pruning, sequential, ta
 from zip_rc_jax.evaluation.draws import Draws
 from zip_rc_jax.evaluation.method_curves import method_curves
 from zip_rc_jax.evaluation.method_table import METHOD_TABLE, markdown_table
+from zip_rc_jax.evaluation.reward_model import reward_model_curves
 from zip_rc_jax.evaluation.token_statistics import TokenStatistics
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -22,28 +23,38 @@ POOL = small_pool(1, prompts=4)
 RNG = np.random.default_rng(0)
 CERTAINTY = RNG.random(POOL.correct.shape)
 TOKENS = [[RNG.random(int(n)) for n in row] for row in POOL.self_length]
-CALLS = {
-    "self_evaluation": lambda: baselines.self_evaluation_curve(POOL, POOL.value, POOL.self_length),
-    "self_certainty": lambda: confidence.self_certainty_curve(POOL, CERTAINTY),
-    "self_certainty_borda": lambda: confidence.borda_curve(POOL, CERTAINTY),
-    "deepconf_offline": lambda: confidence.deepconf_offline(POOL, CERTAINTY),
-    "deepconf_online": lambda: confidence.deepconf_online(POOL, TOKENS, window=3, warmup=2),
-    "adaptive_consistency": lambda: sequential.adaptive_consistency(POOL),
-    "adaptive_consistency_dirichlet": lambda: sequential.adaptive_consistency(
-        POOL, criterion="dirichlet"
-    ),
-    "early_stopping": lambda: sequential.early_stopping(POOL),
-    "cges": lambda: sequential.confidence_posterior(POOL),
-    "pandora": lambda: sequential.pandora(POOL),
-    "pandora_known": lambda: sequential.pandora(POOL, known=True),
-    "shortest": lambda: pruning.shortest_curve(POOL),
-    "first_finished": lambda: pruning.first_finished(POOL, (1, 4)),
-    "reward_pruning": lambda: pruning.reward_pruning(POOL, TOKENS, interval=3),
-    "length_pruning": lambda: pruning.length_pruning(POOL, (4, 9), interval=3),
-} | {
-    name: lambda name=name: baselines.baseline_curves(POOL, (name,))[name]
-    for name in baselines.METHODS
-}
+JUDGED = ("reward_model_weighted", "reward_model_best_of_n")
+CALLS = (
+    {
+        "self_evaluation": lambda: baselines.self_evaluation_curve(
+            POOL, POOL.value, POOL.self_length
+        ),
+        "self_certainty": lambda: confidence.self_certainty_curve(POOL, CERTAINTY),
+        "self_certainty_borda": lambda: confidence.borda_curve(POOL, CERTAINTY),
+        "deepconf_offline": lambda: confidence.deepconf_offline(POOL, CERTAINTY),
+        "deepconf_online": lambda: confidence.deepconf_online(POOL, TOKENS, window=3, warmup=2),
+        "adaptive_consistency": lambda: sequential.adaptive_consistency(POOL),
+        "adaptive_consistency_dirichlet": lambda: sequential.adaptive_consistency(
+            POOL, criterion="dirichlet"
+        ),
+        "early_stopping": lambda: sequential.early_stopping(POOL),
+        "cges": lambda: sequential.confidence_posterior(POOL),
+        "pandora": lambda: sequential.pandora(POOL),
+        "pandora_known": lambda: sequential.pandora(POOL, known=True),
+        "shortest": lambda: pruning.shortest_curve(POOL),
+        "first_finished": lambda: pruning.first_finished(POOL, (1, 4)),
+        "reward_pruning": lambda: pruning.reward_pruning(POOL, TOKENS, interval=3),
+        "length_pruning": lambda: pruning.length_pruning(POOL, (4, 9), interval=3),
+    }
+    | {
+        name: lambda name=name: reward_model_curves(POOL, CERTAINTY, POOL.self_length)[name]
+        for name in JUDGED
+    }
+    | {
+        name: lambda name=name: baselines.baseline_curves(POOL, (name,))[name]
+        for name in baselines.METHODS
+    }
+)
 
 
 def test_the_page_has_the_table_of_the_code():
@@ -119,7 +130,7 @@ STATISTICS = [
 
 def test_all_curves_of_a_pool_come_from_one_call():
     found = method_curves(POOL, statistics=STATISTICS, window=3, traces=TOKENS, interval=3)
-    plain = {*baselines.METHODS, "self_evaluation"}
+    plain = {*baselines.METHODS, "self_evaluation", *JUDGED}
     variants = {"adaptive_consistency_dirichlet", "pandora_known"}
     assert set(found) == {m.name for m in METHOD_TABLE} - plain - variants
     for name, points in found.items():

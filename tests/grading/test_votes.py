@@ -18,7 +18,7 @@ from zip_rc_jax.grading.grader import Grader, equivalent
 from zip_rc_jax.grading.votes import NO_ANSWER, group_answers
 from zip_rc_jax.inference.outputs import Prefix
 from zip_rc_jax.inference.tree import voted_prefix
-from zip_rc_jax.pipeline.evaluate import answer_ids
+from zip_rc_jax.pipeline.evaluation.pool import answer_ids
 
 SPELLINGS = {
     "42": ["42", "42.", "$42$", "\\(42\\)"],

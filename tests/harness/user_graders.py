@@ -12,6 +12,11 @@ def length(problem, response):
     return min(len(response) / int(problem["answer"]), 1.0)
 
 
+def even(problem, response):
+    """Right where the response has an even number of words."""
+    return float(len(response.split()) % 2 == 0)
+
+
 def seen(problem, response):
     """What it was given, and where it runs."""
     assert sorted(problem) == ["answer", "entry_json", "question", "task"]

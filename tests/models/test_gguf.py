@@ -258,7 +258,7 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path):
 
 def test_an_unknown_architecture_or_missing_metadata_is_named(tmp_path):
     for architecture, words in [
-        ("phi3", "GGUF architecture 'phi3' of .*llama, qwen3, lfm2, gemma3"),
+        ("phi3", "GGUF architecture 'phi3' of .*llama, qwen2, qwen3, lfm2, gemma3"),
         ("llama", "its metadata has no 'llama.attention.head_count'"),
     ]:
         writer = gguf.GGUFWriter(tmp_path / architecture, architecture)

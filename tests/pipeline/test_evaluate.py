@@ -23,8 +23,9 @@ from zip_rc_jax.config import (
 from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.inference.collect import run_all
-from zip_rc_jax.pipeline import evaluate
-from zip_rc_jax.pipeline.evaluate import Decoded, EvaluationRunner, online_run, sample_pool
+from zip_rc_jax.pipeline.evaluation import runner
+from zip_rc_jax.pipeline.evaluation.pool import online_run, sample_pool
+from zip_rc_jax.pipeline.evaluation.runner import Decoded, EvaluationRunner
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -55,7 +56,7 @@ def test_equal_problems_get_samples_of_their_own(lm, bench):
 def test_an_evaluation_shares_no_samples_with_rollouts_of_the_same_seed(lm, bench):
     config = dataclasses.replace(CONFIG, rollout=RolloutConfig(seed=CONFIG.evaluate.seed))
     rollouts = run_all(
-        evaluate.Engine(lm, FIXED, config.rollout.seed),
+        runner.Engine(lm, FIXED, config.rollout.seed),
         with_own_samples(QUESTIONS, config.rollout.seed),
     )
     mine = samples(bench.decode(lm, FIXED, "fixed"))
@@ -128,7 +129,7 @@ def test_what_was_decoded_survives_a_failure_in_grading(lm, bench, monkeypatch):
         patch.setattr(bench.grader, "grade_many", failing)
         with pytest.raises(KeyboardInterrupt):
             bench.decode(lm, FIXED, "fixed")
-    monkeypatch.setattr(evaluate, "run_all", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(runner, "run_all", lambda *_: pytest.fail("decoded again"))
     graded = bench.decode(lm, FIXED, "fixed")
     assert [len(row) for row in graded.grades] == [2, 2, 2]
     monkeypatch.setattr(bench.grader, "grade_many", lambda _: pytest.fail("graded again"))
@@ -143,7 +144,7 @@ from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.inference.tree import ROOT
 from zip_rc_jax.inference.outputs import Prefix, Result, Usage
-from zip_rc_jax.pipeline import evaluate
+from zip_rc_jax.pipeline.evaluation import runner
 
 here, word = pathlib.Path(sys.argv[1]), "\\u00e9"
 assert (here / "probe").open("w").encoding.lower() not in ("utf-8", "utf8")
@@ -157,12 +158,12 @@ for _ in range(2):
 prefix = Prefix(0, ROOT, 0, (1,), word, "finished", "stop", 0.5, 0.0)
 result = Result(word, word, 0, "stop", 0.5, 0.0, word, word, (prefix,), (), Usage(1, 1, 1, 0.0))
 found = ProblemSet((Problem(0, 0, 0, word, word, "math"),), ("",), {"name": word})
-evaluate.Engine, evaluate.run_all = lambda *_: None, lambda *_: [result]
-bench = evaluate.EvaluationRunner(PipelineConfig(), found, types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
+runner.Engine, runner.run_all = lambda *_: None, lambda *_: [result]
+bench = runner.EvaluationRunner(PipelineConfig(), found, types.SimpleNamespace(grade_many=lambda items: [1.0 for _ in items]), here / "bench")
 model = types.SimpleNamespace(digest=lambda: word, tokenizer=types.SimpleNamespace(added_ids=((), ())))
 for _ in range(2):
     assert bench.decode(model, DecodeConfig(), "run").results == [result]
-    evaluate.run_all = None
+    runner.run_all = None
 """  # noqa: E501
 
 
@@ -180,7 +181,7 @@ def test_what_other_code_decoded_is_decoded_anew(lm, bench, monkeypatch):
     bench.decode(lm, FIXED, "fixed")
     decoded = []
     monkeypatch.setattr(
-        evaluate, "run_all", lambda *arguments: decoded.append(1) or run_all(*arguments)
+        runner, "run_all", lambda *arguments: decoded.append(1) or run_all(*arguments)
     )
     bench.decode(lm, FIXED, "fixed")
     assert not decoded
@@ -189,6 +190,6 @@ def test_what_other_code_decoded_is_decoded_anew(lm, bench, monkeypatch):
         {"version": "another", "commit": None},
     ):
         decoded.clear()
-        monkeypatch.setattr(evaluate, "code_version", lambda version=version: version)
+        monkeypatch.setattr(runner, "code_version", lambda version=version: version)
         bench.decode(lm, FIXED, "fixed")
         assert decoded

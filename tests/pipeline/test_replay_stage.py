@@ -21,7 +21,8 @@ from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.data.sample_pool import PoolFiles
 from zip_rc_jax.evaluation.replay_report import ReplayRow
 from zip_rc_jax.grading.grader import Grader
-from zip_rc_jax.pipeline import evaluate, pool, replay
+from zip_rc_jax.pipeline import pool, replay
+from zip_rc_jax.pipeline.evaluation.runner import EvaluationRunner
 from zip_rc_jax.pipeline.replay import ReplayReport, run_replay
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.signals import Interrupted
@@ -104,8 +105,9 @@ def test_one_command_makes_the_pool_and_the_curves_and_the_next_needs_no_model(
     # The samples are those of an evaluation.
     with Grader() as grader:
         config = dataclasses.replace(CONFIG, run_dir=str(run_dir))
-        found = ProblemSet(tuple(PROBLEMS), ("", ""), {})
-        bench = evaluate.EvaluationRunner(config, found, grader, run_dir / "bench")
+        bench = EvaluationRunner(
+            config, ProblemSet(tuple(PROBLEMS), ("0", "1"), {}), grader, run_dir / "bench"
+        )
         decoded = bench.decode(lm, dataclasses.replace(config.fixed_decode), "fixed")
     rows = list(PoolFiles(run_dir / "pool"))
     for p, result in enumerate(decoded.results):

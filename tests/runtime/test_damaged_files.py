@@ -47,7 +47,7 @@ from zip_rc_jax.data.rollouts import (
     write_rollouts,
 )
 from zip_rc_jax.grading.grader import Grader, check_entry
-from zip_rc_jax.pipeline.evaluate import _stored
+from zip_rc_jax.pipeline.evaluation.runner import read_stored
 from zip_rc_jax.runtime.errors import LONGEST, UsageError
 from zip_rc_jax.runtime.storage import Journal, with_digest, write_json
 from zip_rc_jax.training.tracking import Tracker
@@ -232,7 +232,7 @@ def test_a_damaged_journal_is_refused_or_gives_what_was_added(tmp_path):
 
 def test_the_damaged_results_of_an_evaluation_are_refused_or_the_same(tmp_path):
     path = tmp_path / "sample_n.json"
-    assert _stored(path) == {}
+    assert read_stored(path) == {}
     value = {
         "key": {"decode": {"beta": 0.5}},
         "seconds": 1.25,
@@ -244,7 +244,7 @@ def test_the_damaged_results_of_an_evaluation_are_refused_or_the_same(tmp_path):
     for damage in (*EVERY, *(flipped(random.Random(i).random(), i % 8) for i in range(60))):
         damage(path)
         refused += refused_or_equal(
-            lambda: _stored(path), lambda found: found in (value, {}), "sample_n.json"
+            lambda: read_stored(path), lambda found: found in (value, {}), "sample_n.json"
         )
         restore(path, content)
     for what, damaged in json_fields(value):
@@ -254,7 +254,9 @@ def test_the_damaged_results_of_an_evaluation_are_refused_or_the_same(tmp_path):
             {**value, "digest": 0}, sort_keys=True
         )
         assert (
-            refused_or_equal(lambda: _stored(path), lambda found: found == value, "sample_n.json")
+            refused_or_equal(
+                lambda: read_stored(path), lambda found: found == value, "sample_n.json"
+            )
             != same
         ), what
     assert refused > 60

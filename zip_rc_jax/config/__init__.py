@@ -22,6 +22,7 @@ from zip_rc_jax.config.pipeline import (
 )
 from zip_rc_jax.config.problems import ProblemsConfig, SourceConfig
 from zip_rc_jax.config.replay import ReplayConfig
+from zip_rc_jax.config.reward_model import RewardModelConfig
 from zip_rc_jax.config.train import (
     COMPUTE_DTYPES,
     KL_KINDS,
@@ -53,6 +54,7 @@ __all__ = [
     "ProblemsConfig",
     "PromptConfig",
     "ReplayConfig",
+    "RewardModelConfig",
     "RolloutConfig",
     "RopeScaling",
     "SamplingConfig",

@@ -9,9 +9,10 @@ from zip_rc_jax.config.checks import check_types, counts, one_of, require, shown
 from zip_rc_jax.config.decode import CANDIDATES, DecodeConfig, SamplingConfig
 from zip_rc_jax.config.grade import GradeConfig
 from zip_rc_jax.config.model import ModelConfig
-from zip_rc_jax.config.plugins import OF_DECODING
+from zip_rc_jax.config.plugins import OF_DECODING, POLICIES, UTILITIES
 from zip_rc_jax.config.problems import ProblemsConfig
 from zip_rc_jax.config.replay import ReplayConfig
+from zip_rc_jax.config.reward_model import RewardModelConfig
 from zip_rc_jax.config.train import (
     COMPUTE_DTYPES,
     LABELS,
@@ -340,7 +341,12 @@ class EvaluateConfig:
     """Held-out comparison of the adaptive search with its baselines under one cost meter.
 
     Attributes:
+      benchmarks: what is evaluated: names of the table, or objects with a name and settings that
+        replace those of the table, such as `{name: gsm8k, tries: 1}`. Empty: `problems.heldout`, as
+        one benchmark that is called "heldout", in one try.
+      benchmark_table: a YAML file with benchmarks of your own, in the form of the shipped table.
       prompts: number of held-out problems; 0 takes all (generators have no end, and need a number).
+        Of a benchmark at most so many are taken, and the output says so.
       samples: samples per problem of the fixed run (the baselines' pool, and the mean length that
         normalises cost). How many prefixes the search may have is `decode.n`.
       alphas, betas: the sweep. For each pair every candidate set in `candidates` is decoded online.
@@ -351,8 +357,15 @@ class EvaluateConfig:
       seed: seed of the decoding.
       self_evaluation: whether and how the policy is asked about its own samples, for one more
         baseline.
+      reward_model: a second model whose scores weigh votes, for two more baselines.
+      baselines: "all" methods, or the "plain" ones, which need no further forward of the policy and
+        no draws of orders.
+      joint_prompts: ids of problems whose predicted and empirical joints are drawn. Empty: of
+        every benchmark the hardest and the easiest problem, and two in between.
     """
 
+    benchmarks: tuple[Any, ...] = ()
+    benchmark_table: str = ""
     prompts: int = 0
     samples: int = 8
     alphas: tuple[float, ...] = (0.1, 1.0)
@@ -363,9 +376,21 @@ class EvaluateConfig:
     drift_rollouts: int = 1024
     seed: int = 0
     self_evaluation: SelfEvaluationConfig = SelfEvaluationConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    baselines: str = "all"
+    joint_prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(EvaluateConfig, vars(self))
+        object.__setattr__(self, "benchmarks", tuple(self.benchmarks))
+        object.__setattr__(self, "joint_prompts", tuple(self.joint_prompts))
+        one_of("evaluate.baselines", self.baselines, ("all", "plain"))
+        require(
+            bool(self.benchmarks) or not self.benchmark_table,
+            f"evaluate.benchmark_table={shown(self.benchmark_table)} without benchmarks",
+            "nothing would read it",
+            "name benchmarks of it in evaluate.benchmarks, or with --benchmarks",
+        )
         for field in ("alphas", "betas", "candidates", "headline_beta"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
             require(
@@ -503,25 +528,51 @@ class PipelineConfig:
         Args:
           length_budget: of the baseline that has one, in tokens.
         """
-        e, base = (
-            self.evaluate,
-            dataclasses.replace(self.decode, strategy="zip_rc", length_budget=0),
-        )
-        return [
-            *(
+        e = self.evaluate
+        own = UTILITIES.name_of(self.decode.utility)
+        utilities = {"sampling": "sampling", own: self.decode.utility}
+        base = dataclasses.replace(self.decode, strategy="zip_rc", length_budget=0)
+        searches = [
+            (candidates, alpha, beta)
+            for candidates in e.candidates
+            for alpha in e.alphas
+            for beta in e.betas
+        ]
+        # A utility of the user's stands beside the paper's: its runs bear its name.
+        runs = [
+            (
+                f"{utility + ' ' if utility != 'sampling' else ''}{candidates} "
+                f"alpha={alpha:g} beta={beta:g}",
+                dataclasses.replace(
+                    base, candidates=candidates, alpha=alpha, beta=beta, utility=chosen
+                ),
+            )
+            for utility, chosen in utilities.items()
+            for candidates, alpha, beta in searches
+        ]
+        policy = POLICIES.name_of(self.decode.strategy)
+        if not POLICIES.is_builtin(policy):
+            # It may read both prices, or none.
+            runs += [
                 (
-                    f"{candidates} alpha={alpha:g} beta={beta:g}",
-                    dataclasses.replace(base, candidates=candidates, alpha=alpha, beta=beta),
+                    f"{policy} alpha={alpha:g} beta={beta:g}",
+                    dataclasses.replace(self.decode, alpha=alpha, beta=beta),
                 )
-                for candidates in e.candidates
-                for alpha in e.alphas
-                for beta in e.betas
-            ),
+                for alpha, beta in zip(e.alphas, e.headline_beta, strict=True)
+            ]
+        budgets = [length_budget]
+        if policy == "length_budget" and self.decode.length_budget != length_budget:
+            budgets.append(self.decode.length_budget)
+        return [
+            *runs,
             ("reward threshold", dataclasses.replace(base, strategy="reward_threshold")),
             ("half finished", dataclasses.replace(base, strategy="half_finished")),
-            (
-                f"length budget {length_budget}",
-                dataclasses.replace(base, strategy="length_budget", length_budget=length_budget),
+            *(
+                (
+                    f"length budget {budget}",
+                    dataclasses.replace(base, strategy="length_budget", length_budget=budget),
+                )
+                for budget in budgets
             ),
         ]
 

@@ -196,7 +196,9 @@ class ProblemsConfig:
             object.__setattr__(
                 self,
                 field,
-                tuple(_made(item, f"problems.{field}[{i}]") for i, item in enumerate(several)),
+                tuple(
+                    made_source(item, f"problems.{field}[{i}]") for i, item in enumerate(several)
+                ),
             )
         one_of("problems.overlap", self.overlap, OVERLAPS)
         require(
@@ -207,7 +209,7 @@ class ProblemsConfig:
         )
 
 
-def _made(given: Any, where: str) -> SourceConfig:
+def made_source(given: Any, where: str) -> SourceConfig:
     """A source from a text, an object of settings, or itself."""
     if isinstance(given, SourceConfig):
         return given

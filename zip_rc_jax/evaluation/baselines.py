@@ -49,6 +49,8 @@ class SamplePool:
       self_length: `[P, N]` float64, generated tokens, end token included.
       level: `[P]` int64, difficulty; larger is harder.
       level_names: `level_names[level]`, for people; () where levels are numbers alone.
+      tries: how many rows in a row are tries of one problem. Every try is a prompt of its own but
+        for the unit of cost, the mean over all samples of the problem, and for intervals.
 
     Raises:
       UsageError: shapes that do not fit together, NaN, or an empty sample.
@@ -60,6 +62,7 @@ class SamplePool:
     self_length: np.ndarray
     level: np.ndarray
     level_names: tuple[str, ...] = ()
+    tries: int = 1
 
     def level_title(self, level: int) -> str:
         """A level for people: "level 2", or its name."""
@@ -89,6 +92,12 @@ class SamplePool:
                 f"there are {self.n_prompts} prompts",
                 "give one level per prompt",
             )
+        if self.tries < 1 or self.n_prompts % self.tries:
+            raise UsageError(
+                f"pool.tries={self.tries}",
+                f"there are {self.n_prompts} rows",
+                "give as many tries of every problem",
+            )
         if (self.self_length < 1).any():
             raise UsageError(
                 "pool.self_length below 1",
@@ -107,7 +116,12 @@ class SamplePool:
     @property
     def mean_length(self) -> np.ndarray:
         """`[P]` float64, mean tokens of one sample of each prompt: the unit of cost."""
-        return self.self_length.mean(1)
+        own = self.self_length.mean(1)
+        return own if self.tries == 1 else own.reshape(-1, self.tries).mean(1).repeat(self.tries)
+
+    @property
+    def n_problems(self) -> int:
+        return self.n_prompts // self.tries
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Comparison at equal cost, with a paired bootstrap over prompts.
+"""Comparison at equal cost, with a paired bootstrap over prompts (and over tries, where there are
+several: see `intervals`).
 
 Two ways to equalise, both reported:
 - `strict`: the smallest n whose mean GenCost is at least the run's, so the baseline never spends
@@ -21,7 +22,7 @@ import numpy as np
 from zip_rc_jax.config import ANSWERS
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.evaluation.metrics import paired_bootstrap
+from zip_rc_jax.evaluation.intervals import interval
 from zip_rc_jax.runtime.errors import UsageError
 
 KINDS = ("strict", "interpolated")
@@ -189,7 +190,7 @@ def compare(
     correct = run.correct(answer)
     run_cost = float(run.cost(pool.mean_length, alpha).gen_cost.mean())
     accuracy, spent, n = _equal_cost(curve, run_cost, alpha, kind)
-    difference, low, high = paired_bootstrap(correct - accuracy, resamples, seed)
+    difference, low, high = interval(correct - accuracy, pool.tries, resamples, seed)
     return Comparison(
         run=run.name,
         alpha=alpha,
@@ -199,7 +200,7 @@ def compare(
         kind=kind,
         n=n,
         level=level,
-        prompts=pool.n_prompts,
+        prompts=pool.n_problems,
         run_accuracy=float(correct.mean()),
         run_cost=run_cost,
         baseline_accuracy=float(accuracy.mean()),

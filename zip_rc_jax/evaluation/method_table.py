@@ -38,6 +38,7 @@ class Method:
 
 
 HEAD = "a ZIP head"
+REWARD_MODEL = "a reward model"
 ANSWER_TOKENS = "of two replies"
 ALL = "of all ids, at every token"
 
@@ -96,6 +97,28 @@ METHOD_TABLE: tuple[Method, ...] = (
         "several",
         "n",
         "baselines.self_evaluation_curve",
+    ),
+    Method(
+        "reward_model_weighted",
+        "The answer with the largest sum of another model's scores, each through a sigmoid.",
+        "2512.01457",
+        NOTHING,
+        NOTHING,
+        REWARD_MODEL,
+        "several",
+        "n",
+        "reward_model.reward_model_curves",
+    ),
+    Method(
+        "reward_model_best_of_n",
+        "The sample that another model scores highest.",
+        "2512.01457",
+        NOTHING,
+        NOTHING,
+        REWARD_MODEL,
+        "several",
+        "n",
+        "reward_model.reward_model_curves",
     ),
     Method(
         "self_certainty",

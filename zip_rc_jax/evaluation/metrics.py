@@ -81,6 +81,38 @@ def total_variation(p: Any, q: Any) -> np.ndarray:
     return np.abs(p - q).sum((-2, -1)) / 2
 
 
+def total_variation_floor(p: Any, samples: int) -> np.ndarray:
+    """Expected total variation between a joint and the empirical joint of that many samples of it.
+
+    So much a head that is exactly right would show. It is exact: a cell's count is binomial, and
+    the mean of |count - n p| is `2 (1 - p) (m + 1) P(count = m + 1)` with `m = floor(n p)` (De
+    Moivre).
+
+    Args:
+      p: `[..., B_V, B_T]`, each summing to 1.
+      samples: n, at least 1.
+
+    Returns:
+      `[...]` float64.
+
+    Raises:
+      ValueError: samples < 1.
+    """
+    if samples < 1:
+        raise ValueError(f"samples={samples}: an empirical joint has at least one")
+    p = np.clip(np.asarray(p, np.float64), 0, 1)
+    inside = np.where((p > 0) & (p < 1), p, 0.5)
+    above = np.floor(samples * inside) + 1  # at most n, as p < 1
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, samples + 1)))])
+    rank = above.astype(int)
+    chance = np.exp(
+        factorials[samples] - factorials[rank] - factorials[samples - rank]
+        + above * np.log(inside) + (samples - above) * np.log1p(-inside)
+    )  # fmt: skip
+    deviation = np.where(inside == p, 2 * (1 - inside) * above * chance, 0.0)
+    return deviation.sum((-2, -1)) / (2 * samples)
+
+
 def empirical_joint(rewards: Any, lengths: Any, grid: Grid) -> np.ndarray:
     """Share of rollouts per cell.
 

@@ -15,6 +15,12 @@ import numpy as np
 
 from zip_rc_jax.evaluation import drawing, plots
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool
+from zip_rc_jax.evaluation.benchmark_table import (
+    BenchmarkTable,
+    alphas_of,
+    prediction_tables,
+    text_table,
+)
 from zip_rc_jax.evaluation.compare import HeadlineRow
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.tables import (
@@ -23,6 +29,7 @@ from zip_rc_jax.evaluation.tables import (
     headline_table,
     level_table,
     metric_table,
+    prediction_table,
 )
 from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.storage import plain, write_text
@@ -53,7 +60,7 @@ def result_rows(
     Args:
       runs: of P prompts each.
       pool: gives level and mean length.
-      prompts: P prompt texts, or empty to leave them out.
+      prompts: a text per problem, or empty to leave them out.
     """
     mean = pool.mean_length
     for run in runs:
@@ -64,8 +71,8 @@ def result_rows(
                 "candidates": run.candidates,
                 "alpha": run.alpha,
                 "beta": run.beta,
-                "prompt_idx": i,
-                **({"prompt": prompts[i]} if len(prompts) else {}),
+                **_place(i, pool.tries),
+                **({"prompt": prompts[i // pool.tries]} if len(prompts) else {}),
                 "level": pool.level[i],
                 "level_name": pool.level_title(int(pool.level[i])),
                 "correct/value": run.correct_by_value[i],
@@ -85,7 +92,7 @@ def pool_rows(pool: SamplePool) -> Iterable[dict[str, Any]]:
     are made of."""
     for i, k in np.ndindex(pool.correct.shape):
         yield {
-            "prompt_idx": i,
+            **_place(i, pool.tries),
             "sample_idx": k,
             "level": pool.level[i],
             "correct": pool.correct[i, k],
@@ -93,6 +100,11 @@ def pool_rows(pool: SamplePool) -> Iterable[dict[str, Any]]:
             "value": pool.value[i, k],
             "tokens": pool.self_length[i, k],
         }
+
+
+def _place(row: int, tries: int) -> dict[str, int]:
+    """Prompt of a row, and which of its tries where it has several."""
+    return {"prompt_idx": row // tries} | ({"try_idx": row % tries} if tries > 1 else {})
 
 
 def _html_table(table: Table) -> str:
@@ -155,7 +167,9 @@ class Evaluation:
       answer: which answer of the runs ("value" or "vote") the figures and the level table show.
       drift: how far the final policy moved from the starting one (accuracy, KL, ...), slash keys;
         {} if not measured.
-      joint, calibration, trace: figures from `plots`; None leaves the section out.
+      predictions: head ("full", "Lite") -> metric -> value: the prediction table.
+      joint, joints, calibration, trace: figures from `plots`; None leaves the section out. `joint`
+        is the mean over the prompts of each level, `joints` has single prompts.
       resamples, seed: of the bootstrap in the level table.
     """
 
@@ -168,7 +182,9 @@ class Evaluation:
     quality: Mapping[str, float]
     answer: str = "value"
     drift: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    predictions: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     joint: Figure | None = None
+    joints: Figure | None = None
     calibration: Figure | None = None
     trace: Figure | None = None
     resamples: int = 2000
@@ -193,6 +209,7 @@ def write_report(
             e.curves, e.runs, e.pool, e.alphas, level=hardest, answer=e.answer
         ),
         "joint": e.joint,
+        "joint_prompts": e.joints,
         "calibration": e.calibration,
         "trace": e.trace,
     }
@@ -224,11 +241,50 @@ def write_report(
         ("All methods", _html_table(full_table(e.runs, e.curves, e.pool, e.alphas))),
         ("Levels", _html_table(levels)),
         ("Prediction quality", _html_table(quality)),
+        ("Heads", _html_table(prediction_table(e.predictions)) if e.predictions else ""),
         ("Policy drift", _html_table(drift) if drift else ""),
         ("Predicted against empirical joint", images.get("joint", "")),
+        ("Joints of single problems", images.get("joint_prompts", "")),
         ("Calibration", images.get("calibration", "")),
         ("One problem, step by step", images.get("trace", "")),
     ]
+    return _write_page(directory / "report.html", title, sections)
+
+
+def write_index(
+    directory: pathlib.Path,
+    table: BenchmarkTable,
+    metadata: Mapping[str, Any],
+    pages: Sequence[str],
+) -> pathlib.Path:
+    """Writes the page that has the table of all benchmarks and leads to the report of each.
+
+    Args:
+      pages: names of the benchmarks with a report.
+
+    Returns:
+      Its path, `report.html`.
+    """
+    links = "".join(
+        f'<li><a href="{name}/report.html">{html.escape(table.titles[name])}</a></li>'
+        for name in pages
+    )
+    sections = [
+        ("What ran", _about(metadata)),
+        ("Benchmarks", f"<ul>{links}</ul>"),
+        *(
+            (f"Alpha {alpha:g}", _html_table(text_table(table, alpha)))
+            for alpha in alphas_of(table)
+        ),
+        ("Heads", "".join(_html_table(one) for one in prediction_tables(table))),
+    ]
+    return _write_page(directory / "report.html", "ZIP-RC benchmarks", sections)
+
+
+def _write_page(
+    path: pathlib.Path, title: str, sections: Sequence[tuple[str, str]]
+) -> pathlib.Path:
+    """A page of (heading, HTML); empty sections are left out."""
     body = "".join(
         f"<section><h2>{html.escape(heading)}</h2>{content}</section>\n"
         for heading, content in sections
@@ -243,4 +299,4 @@ def write_report(
         "<!doctype html><html "
         f'lang="en"><head>{head}</head><body><h1>{name}</h1>\n{body}</body></html>\n'
     )
-    return write_text(directory / "report.html", page)
+    return write_text(path, page)

@@ -256,6 +256,8 @@ def reward_model_curves(
 ) -> dict[str, tuple[BaselinePoint, ...]]:
     """Best-of-n by an external reward model at n = 1..N: method -> points ascending in n.
 
+    Source: a baseline of ZIP-RC (arXiv 2512.01457).
+
     - `reward_model_weighted`: the answer with the largest sum of sigmoid(score). A raw score may be
       negative, and a sum of such would prefer answers that few samples give. The sigmoid is what
       the models were trained with: the Bradley-Terry loss is the logarithm of one.

@@ -226,6 +226,24 @@ def metric_table(title: str, metrics: Mapping[str, float], note: str = "") -> Ta
     )
 
 
+def prediction_table(predictions: Mapping[str, Mapping[str, float]], title: str = "") -> Table:
+    """Prediction quality, one column per head."""
+    heads = list(predictions)
+    names = list(predictions[heads[0]])
+    return Table(
+        f"Prediction quality{f', {title}' if title else ''}",
+        ("metric", *heads),
+        tuple(
+            (name, *(number(float(predictions[head][name]), ".3f") for head in heads))
+            for name in names
+        ),
+        "TV: total variation between the joint before the first token and that of all samples. "
+        "Its noise floor is what the same predictions would show if each were exactly right: the "
+        "expected distance to as many samples drawn from them. The rest is of the final value of "
+        "all samples, at threshold 0.5.",
+    )
+
+
 def print_table(table: Table, console: Console | None = None) -> None:
     """Prints a table to the console (standard output if None).
 

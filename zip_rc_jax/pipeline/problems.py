@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config import PipelineConfig
+from zip_rc_jax.config.benchmarks import asked_benchmarks
 from zip_rc_jax.data.problems import MATH, Problem, ProblemSet, problem_set, with_seeds
 from zip_rc_jax.data.problems.hub import needs_network
 from zip_rc_jax.data.problems.overlap import HeldOut
@@ -73,16 +74,27 @@ def live_problem(config: PipelineConfig) -> Problem:
 
 def protected(config: PipelineConfig) -> tuple[Problem, ...]:
     """The problems that no training problem may repeat: the held-out ones that an evaluation with
-    this config would take.
+    this config would take, and all problems of its benchmarks.
 
-    None where no held-out source is given, or the number of generated ones is not known yet; then
-    the evaluation compares them with what was trained on.
+    Without those of sources that are not given, or whose number of generated problems is not known
+    yet; the evaluation compares them with what was trained on.
     """
+    e = config.evaluate
+    found = list(heldout_problems(config).problems) if _is_known(config) else []
+    for one in asked_benchmarks(e.benchmarks, e.benchmark_table):
+        problems = dataclasses.replace(config.problems, heldout=one.problems)
+        everything = dataclasses.replace(e, prompts=0)
+        benchmark = dataclasses.replace(config, problems=problems, evaluate=everything)
+        if one.problems and _is_known(benchmark):
+            found += heldout_problems(benchmark).problems
+    return tuple(found)
+
+
+def _is_known(config: PipelineConfig) -> bool:
+    """Whether there are held-out sources, and how many problems an evaluation takes."""
     sources = with_seeds(config.problems).heldout
     endless = any(source.kind == "gym" and not source.count for source in sources)
-    if not sources or (endless and not config.evaluate.prompts):
-        return ()
-    return heldout_problems(config).problems
+    return bool(sources) and (not endless or config.evaluate.prompts > 0)
 
 
 def check_local_sources(config: PipelineConfig) -> None:

@@ -19,6 +19,14 @@ def evaluation_seed(config: PipelineConfig) -> int:
     return _derived_seed("evaluate", config.evaluate.seed)
 
 
+def try_seed(config: PipelineConfig, number: int) -> int:
+    """Seed of one try of an evaluation, counted from 0. The first has that of an evaluation in one
+    try, so nothing that is there is decoded again when more are asked for.
+    """
+    seed = evaluation_seed(config)
+    return _derived_seed("try", seed, number) if number else seed
+
+
 def _derived_seed(*parts: str | int) -> int:
     """32-bit seed that follows from `parts`; in practice, other parts give another one."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
