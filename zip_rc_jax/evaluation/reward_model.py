@@ -76,7 +76,7 @@ def conversation_ids(
     Raises:
       UsageError: no template, or it refuses the turns or an argument.
     """
-    text = tokenizer.chat(turns, add_generation_prompt=False, **chat_template_kwargs)
+    text = tokenizer.finished_chat(turns, **chat_template_kwargs)
     return up_to_pooled(tokenizer.encode_prompt(text, chat=True), pad_id)
 
 

@@ -340,7 +340,6 @@ class Tokenizer:
         /,
         *,
         continue_final_message: bool = False,
-        add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> str:
         """The prompt for `messages` up to where the assistant's answer starts, by the tokenizer's
@@ -349,14 +348,26 @@ class Tokenizer:
         Args:
           messages: `{"role": ..., "content": ...}`, oldest first; see `models.chat.turns_of`.
           continue_final_message: end where the text of the last turn ends, instead.
-          add_generation_prompt: False ends behind the last turn instead, as a reward model reads a
-            finished conversation.
           kwargs: variables of the template, such as `enable_thinking=False`.
 
         Raises:
           UsageError: no template, no messages, a variable that the template does not read, or a
             conversation that it refuses or fails on.
         """
+        return self._rendered(messages, kwargs, {}, continue_final_message)
+
+    def finished_chat(self, messages: Sequence[Mapping[str, Any]], /, **kwargs: Any) -> str:
+        """The chat up to the end of its last turn, as a reward model reads it. Raises as `chat`."""
+        return self._rendered(messages, kwargs, {"add_generation_prompt": False})
+
+    def _rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        kwargs: dict[str, Any],
+        own: dict[str, Any],
+        continue_final_message: bool = False,
+    ) -> str:
+        """See `chat`; `own` are variables that callers cannot set."""
         if self.chat_template is None:
             raise UsageError(
                 "chat messages",
@@ -378,9 +389,7 @@ class Tokenizer:
             if kwargs.get("tools") and "tool_use" in self.templates
             else self.chat_template
         )
-        if not add_generation_prompt:
-            kwargs["add_generation_prompt"] = False
-        return chats.render(template, special, messages, kwargs, continue_final_message)
+        return chats.render(template, special, messages, kwargs | own, continue_final_message)
 
     @functools.cached_property
     def _template_variables(self) -> set[str]:
