@@ -22,6 +22,7 @@ from harness.documents import (
     run_blocks,
 )
 from zip_rc_jax.cli import main as cli
+from zip_rc_jax.cli.evaluate import benchmark_overrides
 from zip_rc_jax.config.files import load_config
 
 pytestmark = pytest.mark.optimized  # what stands there is what users see
@@ -85,7 +86,8 @@ def test_commands_are_understood(command):
         return
     arguments = cli.parse(words)
     if getattr(arguments, "config", None):
-        load_config(ROOT / arguments.config, arguments.overrides)
+        named = benchmark_overrides(getattr(arguments, "benchmarks", None))
+        load_config(ROOT / arguments.config, [*arguments.overrides, *named])
     elif arguments.command == "decode":
         zip_rc_jax.DecodeConfig(
             **yaml.safe_load("{" + ", ".join(arguments.overrides).replace("=", ": ") + "}")

@@ -38,16 +38,22 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
-    if arguments.benchmarks is not None:
-        names = [name.strip() for name in arguments.benchmarks.split(",") if name.strip()]
-        if not names:
-            raise UsageError(
-                f"--benchmarks {arguments.benchmarks!r}",
-                "it names none",
-                "write for example --benchmarks gsm8k,math500",
-            )
-        arguments.overrides.append(f"evaluate.benchmarks={json.dumps(names)}")
+    arguments.overrides += benchmark_overrides(arguments.benchmarks)
     run_evaluation(read_config(arguments), argv)
+
+
+def benchmark_overrides(names: str | None) -> list[str]:
+    """The override that `--benchmarks NAMES` stands for. Raises UsageError for no name."""
+    if names is None:
+        return []
+    each = [name.strip() for name in names.split(",") if name.strip()]
+    if not each:
+        raise UsageError(
+            f"--benchmarks {names!r}",
+            "it names none",
+            "write for example --benchmarks gsm8k,math500",
+        )
+    return [f"evaluate.benchmarks={json.dumps(each)}"]
 
 
 def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
