@@ -290,6 +290,17 @@ def test_of_several_processes_the_first_one_cleans_up(tmp_path, monkeypatch):
 # ---- signals
 
 
+@pytest.fixture
+def default_signals():
+    """SIGTERM and SIGHUP are handled as in a terminal. Under nohup a hang-up is ignored."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("command", ["evaluate", "decode", "grade", "export"])
 def test_a_command_that_is_asked_to_stop_says_so_and_ends_as_after_ctrl_c(
