@@ -338,6 +338,7 @@ def test_under_nohup_a_terminal_that_is_gone_stops_nothing():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("default_signals")
 def test_within_a_step_signals_are_collected_and_raise_nothing():
     with stops_with_a_word():
         with stop_signal() as received:
