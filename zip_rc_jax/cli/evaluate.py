@@ -24,8 +24,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "and the table of methods and benchmarks: table.json, table.csv, table.md, table.tex. With "
         "benchmarks, each has a directory there.\n"
         "Finished settings and tries survive Ctrl-C.\n\n"
-        "examples: zip-rc evaluate configs/chain_sum.yaml evaluate.prompts=800\n"
-        "          zip-rc evaluate configs/qwen3_1.7b.yaml --benchmarks gsm8k,math500,mixed",
+        "example: zip-rc evaluate configs/chain_sum.yaml evaluate.prompts=800\n"
+        "example: zip-rc evaluate configs/qwen3_1.7b.yaml --benchmarks gsm8k,math500,mixed",
         together=False,
     )
     parser.add_argument(
