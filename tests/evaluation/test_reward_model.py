@@ -56,7 +56,7 @@ def judge(tmp_path_factory) -> Judge:
 
 
 def sample(prompt, number, response):
-    """A sample, of which only the text matters here: the reward model has a tokenizer of its
+    """A sample. Only its text matters here: the reward model has a tokenizer of its
     own."""
     empty = {"question": "", "answer": "", "entry_json": "", "task": "", "prompt": ""}
     ids = np.array([1, 2, 3])

@@ -84,7 +84,7 @@ def test_prompts_and_replies_are_kept_and_nothing_is_asked_again(tmp_path):
             assert judge.asked == 0
             assert judge.score(problem(1), "new") == 0.0
             assert judge.asked == 1
-        # Replies are read anew, so another rule for them needs no request either.
+        # Kept replies are read again, so another rule for them needs no request either.
         always = config(server, right="compare", wrong="NEVER SAID")
         with Judge(always, tmp_path) as judge:
             assert judge.grade_many(ITEMS) == [1.0] * 8

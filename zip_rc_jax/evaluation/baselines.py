@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,30 @@ class BaselinePoint:
     def cost(self, alpha: float) -> np.ndarray:
         """`[P]` float64 GenCost."""
         return gen_cost(self.compute, self.latency, alpha)
+
+
+def knob_points(
+    pool: SamplePool,
+    method: str,
+    n: int,
+    knob_name: str,
+    knobs: Sequence[float],
+    measured: np.ndarray,
+) -> tuple[BaselinePoint, ...]:
+    """The points of a curve over a knob.
+
+    Args:
+      measured: `[4, K, P]`, for each knob and prompt: the expected reward and its standard error,
+        the tokens generated, and the serial steps.
+    """
+    accuracy, error, tokens, steps = measured
+    compute, latency = tokens / pool.mean_length, steps / pool.mean_length
+    return tuple(
+        BaselinePoint(
+            method, n, accuracy[k], compute[k], latency[k], error[k], knob_name, float(knob)
+        )
+        for k, knob in enumerate(knobs)
+    )
 
 
 def expected_reward(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config.checks import shown
-from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool, check_size
+from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool, check_size, knob_points
 from zip_rc_jax.evaluation.draws import Draws, mean_and_error
 from zip_rc_jax.evaluation.exact import exact_best, expected_maximum
 from zip_rc_jax.evaluation.selection import vote_rewards
@@ -97,7 +97,7 @@ def _parallel(
     """
     draws = draws or Draws()
     chosen = draws.all_subsets(pool.n_samples, n)
-    accuracy, error, tokens, steps = np.zeros((4, len(knobs), pool.n_prompts))
+    accuracy, error, tokens, steps = measured = np.zeros((4, len(knobs), pool.n_prompts))
     for p in range(pool.n_prompts):
         order = draws.drawn(p, pool.n_samples, n) if chosen is None else chosen
         drawn = drawn_samples(pool, p, order)
@@ -105,20 +105,7 @@ def _parallel(
             reward, token, step = run(drawn, knob)
             accuracy[k, p], error[k, p] = mean_and_error(reward, chosen is not None)
             tokens[k, p], steps[k, p] = token.mean(), step.mean()
-    unit = pool.mean_length
-    return tuple(
-        BaselinePoint(
-            method,
-            n,
-            accuracy[k],
-            tokens[k] / unit,
-            steps[k] / unit,
-            error[k],
-            knob_name,
-            float(knob),
-        )
-        for k, knob in enumerate(knobs)
-    )
+    return knob_points(pool, method, n, knob_name, knobs, measured)
 
 
 # ---- decisions every few tokens

@@ -18,6 +18,7 @@ from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.config.plugins import ANSWER_CHOICES
 from zip_rc_jax.data.sample_pool import PoolFiles, unpacked
 from zip_rc_jax.evaluation.baselines import SamplePool
+from zip_rc_jax.evaluation.selection import vote_rewards
 from zip_rc_jax.grading.votes import NO_ANSWER, answer_groups
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.state import bucket
@@ -609,14 +610,7 @@ def voted_sample(
 def majority_rewards(correct: np.ndarray, ids: np.ndarray, finished: np.ndarray) -> np.ndarray:
     """`[V]`, what `baselines.majority_reward` gives for the finished ones among samples
     `[V, n]`."""
-    votes = finished & (ids != NO_ANSWER)
-    allowed = np.where(votes.any(1, keepdims=True), votes, finished)
-    same = (ids[:, :, None] == ids[:, None, :]) & allowed[:, None, :]
-    count = np.where(allowed, same.sum(2), 0)
-    winner = allowed & (count == count.max(1, keepdims=True))
-    share = np.where(winner, 1 / np.maximum(count, 1), 0.0)
-    total = share.sum(1)
-    return np.where(total > 0, (share * correct).sum(1) / np.where(total > 0, total, 1), 0.0)
+    return vote_rewards(ids, np.ones(ids.shape), correct, finished)
 
 
 def replayed_in_order(

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zip_rc_jax.config.checks import shown
-from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool, check_size
+from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool, check_size, knob_points
 from zip_rc_jax.evaluation.draws import Draws, mean_and_error
 from zip_rc_jax.evaluation.selection import (
     HELD,
@@ -131,8 +131,7 @@ def sequential_curve(
     if not len(knobs):
         raise UsageError(f"{method} without a {knob_name}", "no point is left", "give at least one")
     ends = wave_ends(most, wave, first)
-    shape = (4, len(knobs), pool.n_prompts)
-    accuracy, error, tokens, steps = np.zeros(shape)
+    accuracy, error, tokens, steps = measured = np.zeros((4, len(knobs), pool.n_prompts))
     for p in range(pool.n_prompts):
         orders, exact = orders_of(pool, p, most, draws)
         outcomes: list[list[tuple[np.ndarray, ...]]] = [[] for _ in knobs]
@@ -151,20 +150,7 @@ def sequential_curve(
             reward, token, step = (np.concatenate(column) for column in zip(*rows, strict=True))
             accuracy[k, p], error[k, p] = mean_and_error(reward, exact)
             tokens[k, p], steps[k, p] = token.mean(), step.mean()
-    unit = pool.mean_length
-    return tuple(
-        BaselinePoint(
-            method,
-            most,
-            accuracy[k],
-            tokens[k] / unit,
-            steps[k] / unit,
-            error[k],
-            knob_name,
-            float(knob),
-        )
-        for k, knob in enumerate(knobs)
-    )
+    return knob_points(pool, method, most, knob_name, knobs, measured)
 
 
 def _check_wave(wave: int, most: int) -> None:
