@@ -1,18 +1,20 @@
-"""Chips and hours of the paper's runs: estimates from the configs. Nothing is run, and no model is read.
+"""Chips and hours of the paper's runs: estimates from the configs. Nothing is run or loaded.
 
-    python benchmarks/paper_hours.py [--configs configs/qwen3_1.7b.yaml ...] [--mean-tokens gsm8k=2000 math500=5000 ...]
-                                     [--prompt-tokens 200] [--epochs 2] [--train-share 0.4] [--decode-share 0.7]
+    python benchmarks/paper_hours.py [--configs configs/qwen3_1.7b.yaml ...]
+                                     [--mean-tokens gsm8k=2000 math500=5000 ...]
+                                     [--prompt-tokens 200] [--epochs 2]
+                                     [--train-share 0.4] [--decode-share 0.7]
 
 Training: operations counted by hand (`aot/analytic.py`, which the compiled programs equal) at
-`--train-share` of the chip's peak, or the HBM bytes of the compiled step (the table of docs/tpu.md) at
-its bandwidth, whichever takes longer.
+`--train-share` of the chip's peak, or the HBM bytes of the compiled step (the table of
+docs/tpu.md) at its bandwidth, whichever takes longer.
 
 Decoding: weights and cache are read once a step, at `--decode-share` of the bandwidth. As many rows
-as fit (`inference/memory.py`) with 10% of the memory free. The first number reads every row as far as
-it is long on average. The second reads all its slots, as for the longest row.
+as fit (`inference/memory.py`) with 10% of the memory free. The first number reads every row as far
+as it is long on average. The second reads all its slots, as for the longest row.
 
 How long responses are is assumed (`--mean-tokens`), the same for every model: put in your own.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

@@ -6,11 +6,14 @@ import pathlib
 import shutil
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from etils import epath
+
+from zip_rc_jax.data.problems import hub
 
 COMMIT = "e53f048856ff4f594e959d75785d2c2d37b678ee"
 Rows = list[dict[str, Any]]
@@ -82,3 +85,14 @@ def tfds_directory(path: pathlib.Path, splits: dict[str, Rows]) -> pathlib.Path:
         download_config=tfds.download.DownloadConfig(try_download_gcs=False),
     )
     return pathlib.Path(builder.data_dir)
+
+
+def offline(patch, home):
+    """The caches of this test alone, and no network."""
+    import datasets
+
+    for place in (datasets.config, huggingface_hub.constants, hub):
+        if hasattr(place, "HF_HUB_OFFLINE"):
+            patch.setattr(place, "HF_HUB_OFFLINE", True)
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+    patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))

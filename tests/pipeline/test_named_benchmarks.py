@@ -10,15 +10,13 @@ import dataclasses
 import json
 import re
 
-import huggingface_hub
 import numpy as np
 import pytest
 
-from harness.datasets_on_disk import hub_cache, hub_directory
+from harness.datasets_on_disk import hub_cache, hub_directory, offline
 from harness.reward_models import saved_reward_model
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import EvaluateConfig, PipelineConfig, ProblemsConfig
-from zip_rc_jax.data.problems import hub
 from zip_rc_jax.evaluation.benchmark_table import (
     accuracy_text,
     cost_text,
@@ -56,17 +54,6 @@ evaluate:
   bootstrap: 40
   joint_prompts: [test/algebra/1.json]
 """
-
-
-def offline(patch, home):
-    """The caches of this test alone, and no network."""
-    import datasets
-
-    for place in (datasets.config, huggingface_hub.constants, hub):
-        if hasattr(place, "HF_HUB_OFFLINE"):
-            patch.setattr(place, "HF_HUB_OFFLINE", True)
-    patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
-    patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
 
 
 @pytest.fixture(scope="module")

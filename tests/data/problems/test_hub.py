@@ -10,9 +10,9 @@ import os
 import huggingface_hub
 import pytest
 
-from harness.datasets_on_disk import COMMIT, hub_cache, hub_directory
+from harness.datasets_on_disk import COMMIT, hub_cache, hub_directory, offline
 from zip_rc_jax.config import ProblemsConfig, SourceConfig
-from zip_rc_jax.data.problems import hub, problem_set
+from zip_rc_jax.data.problems import problem_set
 from zip_rc_jax.runtime.errors import UsageError
 
 TEST = [
@@ -33,13 +33,7 @@ def gsm(tmp_path_factory):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """Caches of this test alone, and no network."""
-    import datasets
-
-    for place in (datasets.config, huggingface_hub.constants, hub):
-        if hasattr(place, "HF_HUB_OFFLINE"):
-            monkeypatch.setattr(place, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    offline(monkeypatch, tmp_path)
     return tmp_path
 
 
