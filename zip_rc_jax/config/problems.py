@@ -31,10 +31,10 @@ class SourceConfig:
     """One source of problems.
 
     Attributes:
-      source: "gym:NAME" (a generator of reasoning-gym), "jsonl:PATH", "parquet:PATH", "csv:PATH" (a
-        file, a directory of such files, or a pattern with `*`), "hf:ORG/NAME[/CONFIG]" or
-        "hf:./DIRECTORY[/CONFIG]" (a data set of the Hugging Face hub, or a local copy in its
-        layout), or "tfds:NAME[/CONFIG][:VERSION]".
+      source: `gym:NAME` (a generator of reasoning-gym), `jsonl:PATH`, `parquet:PATH`, `csv:PATH` (a
+        file, a directory of such files, or a pattern with `*`), `hf:ORG/NAME[/CONFIG]` or
+        `hf:./DIRECTORY[/CONFIG]` (a data set of the Hugging Face hub, or a local copy in its
+        layout), or `tfds:NAME[/CONFIG][:VERSION]`.
       split: of "hf" and "tfds", such as "test". Needed where there are several.
       levels: of "gym": one dict of the generator's options per level, easiest first. With `name`
         in it a level is another generator.
