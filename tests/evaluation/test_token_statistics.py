@@ -17,11 +17,11 @@ from zip_rc_jax.evaluation.method_curves import method_curves
 from zip_rc_jax.evaluation.rollout_predictions import final_values, predict_rollouts
 from zip_rc_jax.evaluation.token_statistics import _statistics, token_statistics
 from zip_rc_jax.models.transformer import forward_packed, logits, unembedding
-from zip_rc_jax.predictions import ForwardSettings, api
+from zip_rc_jax.predictions import ScoringConfig, api
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import single_device
 
-SETTINGS = ForwardSettings(128)
+SETTINGS = ScoringConfig(128)
 
 
 def samples():

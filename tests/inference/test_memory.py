@@ -31,7 +31,7 @@ from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters
 from zip_rc_jax.inference.state import DecodeSpec, abstract_lanes, advance, empty_rows, prefill
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_shapes
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, single_device
 
@@ -483,7 +483,7 @@ def impossible_options(lm):
 
 
 def label(lm):
-    list(predict_rollouts(lm, rollouts(8), ForwardSettings(256)))
+    list(predict_rollouts(lm, rollouts(8), ScoringConfig(256)))
 
 
 ENDS = [

@@ -32,7 +32,7 @@ from zip_rc_jax.pipeline.evaluation.runner import EvaluationRunner
 from zip_rc_jax.pipeline.evaluation.stages import window_means
 from zip_rc_jax.pipeline.rollouts import as_rollouts
 from zip_rc_jax.pipeline.seeds import evaluation_seed, try_seed
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime.errors import UsageError
 
 
@@ -99,7 +99,7 @@ def test_values_from_predictions_are_those_of_the_decoder(lm, tmp_path):
         decoded = bench.decode(lm, decode, "fixed")
     pool = sample_pool(found, decoded)
     rows = [as_rollouts(p, r, lm, True) for p, r in zip(found, decoded.results, strict=True)]
-    flat = predict_rollouts(lm, [x for row in rows for x in row], ForwardSettings(64))
+    flat = predict_rollouts(lm, [x for row in rows for x in row], ScoringConfig(64))
     again = with_values_of(pool, [flat[:2], flat[2:]], decode.window)
     np.testing.assert_allclose(again.value, pool.value, atol=1e-5)
 

@@ -33,7 +33,7 @@ from zip_rc_jax.pipeline.rollouts import make_rollouts, sampling_layout
 from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
 from zip_rc_jax.pipeline.seeds import with_own_samples
 from zip_rc_jax.pipeline.train import train_stage
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.training import train_head
@@ -121,7 +121,7 @@ def test_rollouts_are_samples_of_the_training_problems(finished):
 def test_value_labels_are_the_critics_mean_over_the_last_positions(finished):
     directory, config = finished
     rollouts = read_rollouts(directory / "labelled")
-    found = predict_rollouts(load(directory / "critic"), rollouts, ForwardSettings(256))
+    found = predict_rollouts(load(directory / "critic"), rollouts, ScoringConfig(256))
     np.testing.assert_allclose(
         [r.value for r in rollouts], final_values(found, config.label.last), atol=1e-6
     )

@@ -27,7 +27,7 @@ from zip_rc_jax.inference.requests import prompt_hash
 from zip_rc_jax.inference.state import prefill
 from zip_rc_jax.models.io.load import export
 from zip_rc_jax.models.io.tokenizer import Tokenizer
-from zip_rc_jax.predictions import ForwardSettings, api, forward, hidden_batches
+from zip_rc_jax.predictions import ScoringConfig, api, forward, hidden_batches
 
 pytestmark = pytest.mark.optimized  # bits are compared between programs of several shapes
 
@@ -143,7 +143,7 @@ def test_batches_of_any_number_of_items_have_few_shapes(lm, monkeypatch):
         for count in range(1, 60):
             sizes = np.full(count, 20)
             read = lambda numbers: [np.ones(20, np.int32)] * len(numbers)  # noqa: E731
-            settings = ForwardSettings(32 * 24)
+            settings = ScoringConfig(32 * 24)
             batches = list(hidden_batches(model, sizes, read, settings, few_shapes=True))
             assert sorted(i for batch in batches for i in batch.members) == list(range(count))
         assert all(rows % ways == 0 and rows <= 24 for rows, _ in shapes)

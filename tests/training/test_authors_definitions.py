@@ -31,7 +31,7 @@ from zip_rc_jax.head import ZipHead
 from zip_rc_jax.models.io.tokenizer import word_level
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import unembedding
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.training.features import teacher_features
 from zip_rc_jax.training.loss import joint_loss
 from zip_rc_jax.training.step import TrainSpec, losses
@@ -241,7 +241,7 @@ def test_the_value_of_a_rollout_is_the_authors(models):
     """Their scorer: the mean expected reward of the last labelled positions."""
     config, head, params, _ = loaded(models)
     lm = LanguageModel(config, word_level(map(str, range(USED - 2))), params, head, LAYOUT, {})
-    ours = final_values(predict_rollouts(lm, ROLLOUTS, ForwardSettings(64)), 5)
+    ours = final_values(predict_rollouts(lm, ROLLOUTS, ScoringConfig(64)), 5)
     theirs = [
         authors.value(
             models[0],

@@ -27,7 +27,7 @@ from zip_rc_jax.evaluation.rollout_predictions import (
     validate,
 )
 from zip_rc_jax.models.transformer import forward_packed
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.training import trainer
 from zip_rc_jax.training.step import train_step
 from zip_rc_jax.training.tracking import Tracker
@@ -271,7 +271,7 @@ def test_the_joints_are_means_over_the_positions_of_finished_rollouts(lm, label)
             b = 0 if reward < 0.15 else 1 if reward < 0.65 else 2
             observed[b, 0 if left < 3 else 1 if left < 7 else 2] += 1
             positions += 1
-    found = mean_joints(predict_rollouts(lm, data, ForwardSettings(7 * 32)), data, label, TINY_GRID)
+    found = mean_joints(predict_rollouts(lm, data, ScoringConfig(7 * 32)), data, label, TINY_GRID)
     np.testing.assert_allclose(found.predicted, predicted / positions, atol=1e-5)
     np.testing.assert_allclose(found.observed, observed / positions, atol=1e-12)
     assert (found.positions, found.rollouts, found.left_out) == (
@@ -283,7 +283,7 @@ def test_the_joints_are_means_over_the_positions_of_finished_rollouts(lm, label)
 
 def test_without_a_finished_rollout_there_is_no_joint_to_compare_with(lm):
     cut = [dataclasses.replace(r, finished=False) for r in rollouts(8)]
-    found = validate(lm, cut, label="value", last=2, settings=ForwardSettings(128))
+    found = validate(lm, cut, label="value", last=2, settings=ScoringConfig(128))
     assert found.joints is None
     assert set(found.metrics) == {"eval/within_prompt_auc", "eval/mixed_prompts", "eval/length_mae"}
     assert np.isnan(found.metrics["eval/length_mae"])
@@ -294,7 +294,7 @@ def test_a_rollout_that_was_cut_off_has_no_true_length_to_be_compared_with(lm):
     some = [dataclasses.replace(r, finished=i % 3 > 0) for i, r in enumerate(data)]
     kept = [r for r in some if r.finished]
     mixed, whole = (
-        validate(lm, x, label="value", last=2, settings=ForwardSettings(512)).metrics[
+        validate(lm, x, label="value", last=2, settings=ScoringConfig(512)).metrics[
             "eval/length_mae"
         ]
         for x in (some, kept)

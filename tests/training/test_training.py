@@ -45,7 +45,7 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import policy_logits
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.predictions import ForwardSettings, padded_width
+from zip_rc_jax.predictions import ScoringConfig, padded_width
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh, single_device
 from zip_rc_jax.training import trainer
@@ -495,7 +495,7 @@ def test_cached_features_give_the_loss_and_the_gradient_of_the_body_itself(lm):
     """One batch that holds every rollout once, with the body and from its cached hidden states."""
     config = dataclasses.replace(LITE, batch_rows=40)
     found = []
-    for features in (None, labelled_features(lm, rollouts(), ForwardSettings(4 * 24))):
+    for features in (None, labelled_features(lm, rollouts(), ScoringConfig(4 * 24))):
         (batch,) = train_batches(
             rollouts(),
             label=config.label,
@@ -517,7 +517,7 @@ def test_cached_features_give_the_loss_and_the_gradient_of_the_body_itself(lm):
 
 
 def test_predictions_do_not_depend_on_how_many_tokens_go_together(lm):
-    data, settings = rollouts(), ForwardSettings(32)
+    data, settings = rollouts(), ScoringConfig(32)
     alone, together = (
         predict_rollouts(lm, data, dataclasses.replace(settings, batch_tokens=tokens))
         for tokens in (1, 4096)

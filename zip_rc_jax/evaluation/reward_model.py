@@ -19,7 +19,7 @@ from zip_rc_jax.models.io.reward_models import RewardCheckpoint
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.reward_model import RewardModel, forward_parameters, up_to_pooled
-from zip_rc_jax.predictions import BATCH_TOKENS, ForwardSettings, hidden_batches
+from zip_rc_jax.predictions import BATCH_TOKENS, ScoringConfig, hidden_batches
 from zip_rc_jax.runtime.distributed import gather
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -108,7 +108,7 @@ def score_ids(
     def read(numbers: list[int]) -> list[np.ndarray]:
         return [np.asarray(ids[i], np.int32) for i in numbers]
 
-    for batch in hidden_batches(model, lengths, read, ForwardSettings(batch_tokens), title):
+    for batch in hidden_batches(model, lengths, read, ScoringConfig(batch_tokens), title):
         at = np.zeros(len(batch.hidden), np.int32)
         at[: len(batch.members)] = lengths[batch.members] - 1
         scores = gather(_scores(model.params["score"], batch.hidden, at))

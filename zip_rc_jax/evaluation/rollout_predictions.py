@@ -23,7 +23,7 @@ from zip_rc_jax.evaluation.metrics import (
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import logits, unembedding
-from zip_rc_jax.predictions import ForwardSettings, hidden_batches, joints_of
+from zip_rc_jax.predictions import ScoringConfig, hidden_batches, joints_of
 from zip_rc_jax.runtime.distributed import gather
 
 
@@ -89,7 +89,7 @@ class RolloutBatch(NamedTuple):
 def rollout_batches(
     lm: LanguageModel,
     rollouts: Sequence[Rollout],
-    settings: ForwardSettings,
+    settings: ScoringConfig,
     title: str = "",
 ) -> Iterator[RolloutBatch]:
     """Batches of rollouts, see `hidden_batches`. No position follows the last token of a rollout.
@@ -111,7 +111,7 @@ def rollout_batches(
 
 
 def predict_rollouts(
-    lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings, title: str = ""
+    lm: LanguageModel, rollouts: Sequence[Rollout], settings: ScoringConfig, title: str = ""
 ) -> list[RolloutPredictions]:
     """Predictions at every labelled position of every rollout, in the given order.
 
@@ -147,7 +147,7 @@ def first_logits(
     lm: LanguageModel,
     rollouts: Sequence[Rollout],
     ids: Sequence[int],
-    settings: ForwardSettings,
+    settings: ScoringConfig,
     title: str,
 ) -> np.ndarray:
     """Logits of the tokens `ids [K]` right after every prompt: float32 `[N, K]`; with a progress
@@ -176,7 +176,7 @@ def validate(
     *,
     label: str,
     last: int,
-    settings: ForwardSettings,
+    settings: ScoringConfig,
 ) -> Validation:
     """Predictions for held-back rollouts against what became of them.
 

@@ -17,7 +17,7 @@ from zip_rc_jax.evaluation.rollout_predictions import first_logits
 from zip_rc_jax.inference.requests import equal_tokens
 from zip_rc_jax.models.io.chat import template_time
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime.errors import UsageError
 
 
@@ -97,7 +97,7 @@ class SelfEvaluation:
                 # What was drawn last was never an input, so it is in no cache.
                 held = [*sample.prompt_token_ids.tolist(), *sample.output_token_ids[:-1].tolist()]
                 extra.append(len(ids) - equal_tokens(ids, held) + 1)
-        settings = ForwardSettings(self.config.label.batch_tokens)
+        settings = ScoringConfig(self.config.label.batch_tokens)
         yes, no = (
             first_logits(self.lm, asked, self.replies, settings, "self-evaluation")
             .astype(np.float64)

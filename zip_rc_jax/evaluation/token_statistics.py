@@ -22,7 +22,7 @@ from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation.rollout_predictions import rollout_batches
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import logits, unembedding
-from zip_rc_jax.predictions import ForwardSettings, logit_chunks
+from zip_rc_jax.predictions import ScoringConfig, logit_chunks
 from zip_rc_jax.runtime.distributed import gather
 
 TOP_K = 20  # as in DeepConf's code
@@ -52,7 +52,7 @@ class TokenStatistics:
 def token_statistics(
     lm: LanguageModel,
     rollouts: Sequence[Rollout],
-    settings: ForwardSettings,
+    settings: ScoringConfig,
     *,
     top_k: int = TOP_K,
     title: str = "",

@@ -15,7 +15,7 @@ from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.ends import with_all_ends
 from zip_rc_jax.pipeline.provenance import check_same_source
 from zip_rc_jax.pipeline.run_dir import check_output, random_access, run_directory, source_path
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, devices_worth_using, side_by_side
 
 LABELLED_ROLLOUTS = 1024  # of a chunk: minutes of work at most, and an interruption loses one chunk
@@ -48,7 +48,7 @@ def make_labels(config: PipelineConfig) -> pathlib.Path:
 
     def label(part: Sequence[Rollout]) -> list[Rollout]:
         values = final_values(
-            predict_rollouts(critic, part, ForwardSettings(config.label.batch_tokens)),
+            predict_rollouts(critic, part, ScoringConfig(config.label.batch_tokens)),
             config.label.last,
         )
         return [dataclasses.replace(r, value=v) for r, v in zip(part, values.tolist(), strict=True)]

@@ -14,8 +14,8 @@ from zip_rc_jax.predictions.api import (
     tokenize_items,
 )
 from zip_rc_jax.predictions.forward import (
-    ForwardSettings,
     HiddenBatch,
+    ScoringConfig,
     hidden_batches,
     joints_of,
     padded_width,
@@ -24,9 +24,9 @@ from zip_rc_jax.predictions.items import Item, TokenizedItem
 
 __all__ = [
     "BATCH_TOKENS",
-    "ForwardSettings",
     "HiddenBatch",
     "Item",
+    "ScoringConfig",
     "TokenPredictions",
     "TokenizedItem",
     "hidden_batches",

@@ -21,7 +21,7 @@ from zip_rc_jax.head import ZipHead, policy_logits
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import logits, unembedding
 from zip_rc_jax.predictions.forward import (
-    ForwardSettings,
+    ScoringConfig,
     hidden_batches,
     joints_of,
     padded_width,
@@ -201,7 +201,7 @@ def predict(
         raise UsageError(f"batch_tokens={shown(batch_tokens)}", reason, "give a whole number")
     counts("batch_tokens", int(batch_tokens))
     reader = ItemReader(lm, add_special_tokens, chat_template_kwargs)
-    settings = ForwardSettings(int(batch_tokens))
+    settings = ScoringConfig(int(batch_tokens))
     listed = check_items(items)
     if listed is None:
         return _lazily(lm, reader, items, settings, progress)
@@ -238,7 +238,7 @@ def _lazily(
     lm: LanguageModel,
     reader: ItemReader,
     items: Iterable[Item],
-    settings: ForwardSettings,
+    settings: ScoringConfig,
     progress: bool | None,
 ) -> Iterator[TokenPredictions]:
     """Predictions for the items of an iterator. What fails is raised when the rest is done."""
@@ -281,7 +281,7 @@ def _window(items: Iterator[TokenizedItem], most: int) -> list[TokenizedItem]:
 def _predictions(
     lm: LanguageModel,
     items: Sequence[TokenizedItem],
-    settings: ForwardSettings,
+    settings: ScoringConfig,
     progress: bool | None,
 ) -> list[TokenPredictions]:
     lengths = np.array([len(item.ids) for item in items])

@@ -21,7 +21,7 @@ from zip_rc_jax.runtime.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)
-class ForwardSettings:
+class ScoringConfig:
     """How a model goes over whole sequences, without gradients. Hashable.
 
     Attributes:
@@ -36,7 +36,7 @@ class ForwardSettings:
     attention: str = "auto"
 
     @classmethod
-    def of(cls, train: TrainConfig) -> ForwardSettings:
+    def of(cls, train: TrainConfig) -> ScoringConfig:
         """As a training step computes, and as many tokens at once."""
         return cls(train.batch_rows * train.row_tokens, train.compute_dtype, train.attention)
 
@@ -70,7 +70,7 @@ class HiddenBatch(NamedTuple):
 def _hidden(
     model: ModelConfig,
     layout: Layout,
-    settings: ForwardSettings,
+    settings: ScoringConfig,
     body: dict[str, Any],
     tokens: jax.Array,
     valid: jax.Array,
@@ -133,7 +133,7 @@ def hidden_batches(
     lm: HasBody,
     lengths: np.ndarray,
     read: Callable[[list[int]], Sequence[np.ndarray]],
-    settings: ForwardSettings,
+    settings: ScoringConfig,
     title: str = "",
     *,
     few_shapes: bool = False,

@@ -16,7 +16,7 @@ from zip_rc_jax.evaluation.rollout_predictions import rollout_batches
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.transformer import unembedding
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime.distributed import gather
 from zip_rc_jax.runtime.sharding import Layout
 from zip_rc_jax.training.loss import FullTeacher, TopK, VocabChunking, teacher_top_k
@@ -24,7 +24,7 @@ from zip_rc_jax.training.step import cast_teacher, policy_ids
 
 
 def labelled_features(
-    lm: LanguageModel, rollouts: Sequence[Rollout], settings: ForwardSettings
+    lm: LanguageModel, rollouts: Sequence[Rollout], settings: ScoringConfig
 ) -> np.ndarray:
     """Final hidden states at all labelled positions, rollout after rollout: float32 `[N,
     d_model]`."""
@@ -64,7 +64,7 @@ def teacher_features(lm: LanguageModel, rollouts: Sequence[Rollout], train: Trai
     )
     table = unembedding(lm.config, policy.params["body"])
     result: list[TopK | None] = [None] * len(rollouts)
-    for hidden, spans in rollout_batches(policy, rollouts, ForwardSettings.of(train), "teacher"):
+    for hidden, spans in rollout_batches(policy, rollouts, ScoringConfig.of(train), "teacher"):
         labelled = np.zeros(hidden.shape[:2], bool)
         for lane, (_, span) in enumerate(spans):
             labelled[lane, span] = True

@@ -241,7 +241,7 @@ def teacher_top_k(
     return filled
 
 
-def largest_difference(
+def max_logit_difference(
     settings: VocabChunking,
     one: FullTeacher,
     other: FullTeacher,

@@ -34,7 +34,7 @@ from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import restack, unstack
 from zip_rc_jax.models.transformer import param_axes
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.malloc import give_back_freed_memory
@@ -257,7 +257,7 @@ class Trainer:
             unfinished_length=config.unfinished_length,
             mean_over=config.mean_over,
             local_rows=layout.rows_of(jax.local_devices(), config.batch_rows),
-            features=labelled_features(lm, rollouts, ForwardSettings.of(config))
+            features=labelled_features(lm, rollouts, ScoringConfig.of(config))
             if config.cache_features
             else None,
             teacher=self._cached_teacher(lm, rollouts) if config.cache_teacher else None,
@@ -414,7 +414,7 @@ class Trainer:
             self.reporting.validation,
             label=self.config.label,
             last=self.reporting.validation_last,
-            settings=ForwardSettings.of(self.config),
+            settings=ScoringConfig.of(self.config),
         )
         if validation.joints:
             tracker.heatmap(step, validation.joints, self.spec.head.grid)

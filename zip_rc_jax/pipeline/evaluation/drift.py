@@ -20,7 +20,7 @@ from zip_rc_jax.training.loss import (
     FullTeacher,
     PolicyLoss,
     VocabChunking,
-    largest_difference,
+    max_logit_difference,
     policy_loss,
 )
 
@@ -58,7 +58,7 @@ def drift_metrics(
         kl, _ = policy_loss(
             divergence, hb, tb, tokens, mask.astype(jnp.float32), sampleable, FullTeacher(ha, ta)
         )
-        return kl, largest_difference(
+        return kl, max_logit_difference(
             vocabulary, FullTeacher(ha, ta), FullTeacher(hb, tb), mask, sampleable
         )
 

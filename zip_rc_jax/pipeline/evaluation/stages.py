@@ -61,7 +61,7 @@ from zip_rc_jax.pipeline.evaluation.predictions import (
 )
 from zip_rc_jax.pipeline.evaluation.runner import Decoded, EvaluationRunner
 from zip_rc_jax.pipeline.rollouts import as_rollouts
-from zip_rc_jax.predictions import ForwardSettings
+from zip_rc_jax.predictions import ScoringConfig
 
 POLICY_RUN = "start policy"
 GROUPS = 4  # groups of tokens in a mean sample, for DeepConf; the authors' group has 2,048
@@ -234,7 +234,7 @@ def _rollouts(
 def predict(benchmark: Benchmark, models: Models, decodes: Decodes) -> Heads:
     """Predictions of both heads along all samples."""
     flat = list(itertools.chain(*decodes.samples))
-    settings = ForwardSettings(benchmark.config.label.batch_tokens)
+    settings = ScoringConfig(benchmark.config.label.batch_tokens)
     each = len(decodes.samples[0])
 
     def along(lm: LanguageModel, title: str) -> list[list[RolloutPredictions]]:
@@ -291,7 +291,7 @@ def _further_curves(
     statistics = token_statistics(
         models.lm,
         list(itertools.chain(*decodes.samples)),
-        ForwardSettings(config.label.batch_tokens),
+        ScoringConfig(config.label.batch_tokens),
         title="token statistics",
     )
     traces = [[window_means(x.reward, config.decode.window) for x in row] for row in heads.full]
