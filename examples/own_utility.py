@@ -16,7 +16,9 @@ from zip_rc_jax.search.utility import expected_compute, expected_max
 PRICE = 0.002  # reward that one token must be worth
 
 
-def price_per_token(terms, multiplicity, unfinished, *, alpha, beta, normalizer, skill, grid):
+def price_per_token(
+    terms, multiplicity, unfinished, *, alpha, beta, normalizer, selection_exponent, grid
+):
     """Expected reward of the best answer, less a flat price for every token.
 
     Shapes: `search.Utility`.

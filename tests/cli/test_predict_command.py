@@ -128,7 +128,7 @@ def test_joints_are_written_on_request_and_read_back(lm, saved, tmp_path):
 
 def test_results_of_a_decode_are_read_with_the_tokens_that_were_sampled(saved, tmp_path, capsys):
     """What has no answer is left out, and the command says so."""
-    options = ["n=2", "rows=8", "interval=4", "window=4", "max_tokens=8", "abstain=true"]
+    options = ["n=2", "rows=8", "interval=4", "window=4", "max_tokens=8", "allow_no_answer=true"]
     prompts = ["--prompt", "1 + 2 =", "--prompt", "wait so"]
     assert main(["decode", saved, *prompts, "--output", str(tmp_path / "out"), *options]) == 0
     results = tmp_path / "out" / "results.jsonl"

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import warnings
 
 import pytest
 
-from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig
+from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig, ReplayConfig
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.config.renamed import OLD_NAMES, new_names
 from zip_rc_jax.inference.api import resolve
+from zip_rc_jax.inference.outputs import Decision, Result, Usage
+from zip_rc_jax.inference.requests import Request
 from zip_rc_jax.runtime.errors import UsageError
 
 WARNS = "rows was renamed to .*max_num_seqs; the old name goes away in the next release"
 
 
 def test_every_old_name_stands_for_a_field_that_there_is():
-    (name,) = OLD_NAMES
-    fields = {f.name for f in dataclasses.fields(DecodeConfig)}
-    assert name == DecodeConfig.__name__
-    assert set(OLD_NAMES[name].values()) <= fields
-    assert not set(OLD_NAMES[name]) & fields
+    classes = {cls.__name__: cls for cls in (DecodeConfig, ReplayConfig, Request)}
+    assert set(OLD_NAMES) == set(classes)
+    for name, cls in classes.items():
+        fields = {f.name for f in dataclasses.fields(cls)}
+        assert set(OLD_NAMES[name].values()) <= fields
+        assert not set(OLD_NAMES[name]) & fields
 
 
 def test_python_takes_the_old_name_and_warns():
@@ -54,6 +59,31 @@ def test_a_setting_under_both_names_is_refused(tmp_path):
         load_config(tmp_path / "c.yaml")
     with pytest.warns(DeprecationWarning, match=WARNS), pytest.raises(UsageError, match=message):
         resolve(None, {"rows": 5, "max_num_seqs": 5})
+
+
+@pytest.mark.parametrize(
+    ("cls", "old", "new", "value"),
+    [
+        (DecodeConfig, "no_harm", "add_back", False),
+        (DecodeConfig, "skill", "selection_exponent", 0.5),
+        (DecodeConfig, "abstain", "allow_no_answer", True),
+        (ReplayConfig, "skills", "selection_exponents", (0.5,)),
+        (functools.partial(Request, "x"), "abstain", "allow_no_answer", True),
+    ],
+)
+def test_words_of_the_search_have_their_old_names_too(cls, old, new, value):
+    with pytest.warns(DeprecationWarning, match=f"{old} was renamed to {new}"):
+        config = cls(**{old: value})
+    assert config == cls(**{new: value}) != cls()
+
+
+def test_results_of_the_last_release_can_be_read():
+    decision = Decision(8, (0,), (1,), 3, 0.5, (0.5,), (2.0,), (4,), (False,))
+    usage = Usage(prompt_tokens=1, tokens=4, serial_steps=8, seconds=1.0)
+    result = Result("x", "y", 0, "stop", 0.5, 0.0, "y", "y", (), (decision,), usage)
+    stored = result.to_dict()
+    stored["trace"][0]["future_bin"] = stored["trace"][0].pop("planned_pause_bin")
+    assert Result.from_dict(json.loads(json.dumps(stored))) == result
 
 
 def test_new_names_warn_of_nothing():

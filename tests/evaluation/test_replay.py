@@ -93,10 +93,10 @@ def replaced(**options):
         {"n": 2, "beta": 0.1},
         {"n": 6, "beta": 0.1, "answer": "vote"},
         {"interval": 6, "beta": 0.1},
-        {"skill": 0.3, "joint_temperature": 0.5, "joint_top_p": 0.9, "beta": 0.1},
-        {"abstain": True, "beta": 20.0},
+        {"selection_exponent": 0.3, "joint_temperature": 0.5, "joint_top_p": 0.9, "beta": 0.1},
+        {"allow_no_answer": True, "beta": 20.0},
         {"abstain_below": 0.6, "beta": 0.1},
-        {"no_harm": False, "beta": 0.1},
+        {"add_back": False, "beta": 0.1},
     ],
     ids=str,
 )

@@ -89,7 +89,7 @@ def test_files_hold_every_row_and_the_picture_is_drawn(tmp_path):
 def test_the_settings_are_every_price_every_n_the_curves_and_one_option_at_a_time():
     replay = ReplayConfig(
         ns=(2, 4), candidates=("published", "exhaustive"), betas=(0.1, 0.02),
-        reward_thresholds=(0.3, 0.6), skills=(0.0, 0.5), joint_top_ps=(0.9,),
+        reward_thresholds=(0.3, 0.6), selection_exponents=(0.0, 0.5), joint_top_ps=(0.9,),
     )  # fmt: skip
     decode = DecodeConfig(n=8, strategy="length_budget", length_budget=5)
     found = replayed_settings(replay, decode, ALPHAS, (0.5,), (0.05, 0.01), (7, 9))
@@ -97,14 +97,14 @@ def test_the_settings_are_every_price_every_n_the_curves_and_one_option_at_a_tim
     assert kinds.count("search") == 2 * 2 * 2 * 2
     assert kinds.count("reward_threshold") == kinds.count("length_budget") == 4
     assert kinds.count("half_finished") == 2
-    assert (kinds.count("skill"), kinds.count("joint_top_p")) == (4, 2)
+    assert (kinds.count("selection_exponent"), kinds.count("joint_top_p")) == (4, 2)
     by_name = {setting.name: setting.decode for setting in found}
     assert len(by_name) == len(found)
     assert by_name["exhaustive n=4 alpha=1 beta=0.02"] == DecodeConfig(
         n=4, alpha=1.0, beta=0.02, candidates="exhaustive"
     )
-    assert by_name["skill=0.5 n=2 alpha=1 beta=0.01"] == DecodeConfig(
-        n=2, alpha=1.0, beta=0.01, skill=0.5
+    assert by_name["selection_exponent=0.5 n=2 alpha=1 beta=0.01"] == DecodeConfig(
+        n=2, alpha=1.0, beta=0.01, selection_exponent=0.5
     )
     assert by_name["length budget 9 n=4"] == DecodeConfig(
         n=4, strategy="length_budget", length_budget=9

@@ -48,7 +48,7 @@ def check(result, config):
         )
         assert EOS not in p.token_ids[:-1]
     assert any(p.state == "finished" for p in result.prefixes) or (
-        config.abstain and result.finish_reason == "abstain"
+        config.allow_no_answer and result.finish_reason == "abstain"
     )
 
     trace = result.trace
@@ -143,7 +143,8 @@ def exact(result):
     } | {
         "tokens": [p.token_ids for p in result.prefixes],
         "actions": [
-            (d.step, d.prefix_ids, d.multiplicity, d.future_bin, d.tokens) for d in result.trace
+            (d.step, d.prefix_ids, d.multiplicity, d.planned_pause_bin, d.tokens)
+            for d in result.trace
         ],
     }
 

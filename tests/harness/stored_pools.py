@@ -91,5 +91,5 @@ def assert_replay_is_online(files, pool, rows, lm, prompts, decode, seed, networ
 def _plain(decision):
     return tuple(
         getattr(decision, name)
-        for name in ("step", "multiplicity", "future_bin", "tokens", "finished")
+        for name in ("step", "multiplicity", "planned_pause_bin", "tokens", "finished")
     )

@@ -16,7 +16,9 @@ def first_alone(inputs, *, grid, config):
     return MetaAction.of((inputs.live & first & waiting) | inputs.finished)
 
 
-def spendthrift(terms, multiplicity, unfinished, *, alpha, beta, normalizer, skill, grid):
+def spendthrift(
+    terms, multiplicity, unfinished, *, alpha, beta, normalizer, selection_exponent, grid
+):
     """Expected reward, whatever it costs."""
     return expected_max(terms.log_reward_cdf, multiplicity.astype(terms.value.dtype), grid)
 

@@ -180,7 +180,7 @@ def test_a_group_does_not_end_before_one_prefix_has_finished():
 
 
 def test_abstaining_ends_it_at_once_and_says_so():
-    result = run(HOPELESS, ["x"], dataclasses.replace(CONFIG, beta=1.0, abstain=True))[0]
+    result = run(HOPELESS, ["x"], dataclasses.replace(CONFIG, beta=1.0, allow_no_answer=True))[0]
     assert (
         result.finish_reason,
         result.text,
@@ -198,13 +198,13 @@ def test_abstaining_ends_it_at_once_and_says_so():
 
 
 def test_abstaining_is_allowed_not_required():
-    result = run(MIXED, ["x"], dataclasses.replace(CONFIG, beta=0.001, abstain=True))[0]
+    result = run(MIXED, ["x"], dataclasses.replace(CONFIG, beta=0.001, allow_no_answer=True))[0]
     assert result.finish_reason == "stop"
 
 
 def test_abstention_may_come_after_some_tokens():
     script = Script([Plan(22, lambda t: 0.01, lambda t: 31)], root=(0.6, 5))
-    result = run(script, ["x"], dataclasses.replace(CONFIG, beta=0.2, abstain=True))[0]
+    result = run(script, ["x"], dataclasses.replace(CONFIG, beta=0.2, allow_no_answer=True))[0]
     assert result.finish_reason == "abstain"
     assert 0 < result.usage.tokens == sum(len(p.token_ids) for p in result.prefixes)
     assert all(p.finish_reason == "paused" for p in result.prefixes)
@@ -243,7 +243,9 @@ def test_extra_stop_ids_end_a_prefix():
 @pytest.mark.parametrize("candidates", ["published", "exhaustive"])
 @pytest.mark.parametrize("beta", [0.0, 0.02, 0.1, 0.5])
 def test_at_the_root_the_number_of_samples_is_the_one_that_the_utility_asks_for(candidates, beta):
-    config = dataclasses.replace(CONFIG, beta=beta, alpha=1.0, candidates=candidates, no_harm=False)
+    config = dataclasses.replace(
+        CONFIG, beta=beta, alpha=1.0, candidates=candidates, add_back=False
+    )
     decision = run(MIXED, ["x"], config)[0].trace[0]
     joints, unfinished = [MIXED.root] * 4, [True] * 4
     scale = reference.normaliser(joints, [0] * 4, GRID.length_edges)
@@ -254,7 +256,7 @@ def test_at_the_root_the_number_of_samples_is_the_one_that_the_utility_asks_for(
         for k in range(1, 5) for b in range(-1, GRID.n_length) if b != 0
     }  # fmt: skip
     assert decision.utility == pytest.approx(max(scores.values()), abs=1e-5)
-    assert scores[sum(decision.multiplicity), decision.future_bin] == pytest.approx(
+    assert scores[sum(decision.multiplicity), decision.planned_pause_bin] == pytest.approx(
         max(scores.values()), abs=1e-5
     )
     assert decision.tokens == (0, 0, 0, 0)
@@ -403,7 +405,7 @@ def test_fixed_runs_every_sample_to_its_end():
         MIXED, PROMPTS[:4], dataclasses.replace(CONFIG, strategy="fixed", beta=100.0)
     ):
         assert [p.finish_reason for p in result.prefixes] == ["stop"] * 4
-        assert all(d.future_bin == -1 and np.isnan(d.utility) for d in result.trace)
+        assert all(d.planned_pause_bin == -1 and np.isnan(d.utility) for d in result.trace)
 
 
 def random_inputs(rng, prompts=60, n=5):
@@ -461,7 +463,7 @@ def test_pruning_strategies_follow_their_definitions(strategy):
     choice = decide(inputs, grid=GRID, config=config)
     wanted = [expected_choice(strategy, inputs, p, config) for p in range(60)]
     assert choice.multiplicity.tolist() == wanted
-    assert (choice.future_bin == -1).all()
+    assert (choice.planned_pause_bin == -1).all()
     assert np.isnan(choice.utility).all()
     if strategy != "fixed":
         assert wanted != [expected_choice("fixed", inputs, p, config) for p in range(60)]

@@ -500,7 +500,7 @@ def test_a_budget_spent_before_anything_was_generated():
         (PRICED, {"temperature": 0.7, "top_k": 2, "top_p": 0.9, "min_p": 0.1}),
         (PRICED, {"stop_token_ids": (scripted.FIRST_FILLER,)}),
         (PRICED, {"answer": "vote"}),
-        (PRICED, {"abstain": True, "beta": 1.0}),
+        (PRICED, {"allow_no_answer": True, "beta": 1.0}),
         (PRICED, {"token_budget": 11}),
     ],
     ids=lambda value: (
@@ -539,7 +539,7 @@ def test_a_seed_of_its_own_gives_other_samples_of_the_same_prompt():
         ({"top_k": 2.5}, r"top_k=2.5: it is not a whole number"),
         ({"token_budget": True}, r"token_budget=True: it is not a whole number"),
         ({"temperature": "hot"}, r"temperature='hot': it is not a number"),
-        ({"abstain": "no"}, r"abstain='no': it is not true or false"),
+        ({"allow_no_answer": "no"}, r"allow_no_answer='no': it is not true or false"),
         ({"stop_token_ids": 5}, r"stop_token_ids=5: it is not a list of ids"),
         ({"stop_token_ids": (1.5,)}, r"stop_token_ids=\(1.5,\): it is not a list of ids"),
         ({"seed": "x"}, r"seed='x': it is not a whole number of 32 bits"),
@@ -589,7 +589,7 @@ def test_an_answer_below_the_threshold_is_withheld():
 
 def test_abstention_of_one_request_only():
     config = dataclasses.replace(CONFIG, beta=1.0)
-    found = run(["x", Request("y", abstain=True), "z"], config, script=HOPELESS)
+    found = run(["x", Request("y", allow_no_answer=True), "z"], config, script=HOPELESS)
     assert [r.finish_reason for r in found] == ["stop", "abstain", "stop"]
 
 
@@ -741,7 +741,7 @@ def test_scalars_of_numpy_are_numbers_as_any_others():
         "temperature": 0.5,
         "top_k": 2,
         "token_budget": 11,
-        "abstain": True,
+        "allow_no_answer": True,
     }
     kinds = {int: np.int64, float: np.float32, bool: np.bool_}
     theirs = {name: kinds[type(value)](value) for name, value in options.items()} | {
@@ -751,8 +751,10 @@ def test_scalars_of_numpy_are_numbers_as_any_others():
     ours, numpys = run([Request("x y", **options), Request(np.str_("x y"), **theirs)], PRICED)
     assert exact(ours) == exact(numpys)
     assert json.dumps(numpys.to_dict())
-    config = dataclasses.replace(PRICED, n=np.int8(4), beta=np.float64(0.5), no_harm=np.bool_(True))
-    assert [type(x) for x in (config.n, config.beta, config.no_harm)] == [int, float, bool]
+    config = dataclasses.replace(
+        PRICED, n=np.int8(4), beta=np.float64(0.5), add_back=np.bool_(True)
+    )
+    assert [type(x) for x in (config.n, config.beta, config.add_back)] == [int, float, bool]
 
 
 FAILING_TEMPLATES = {
@@ -815,7 +817,7 @@ PLAUSIBLE = st.fixed_dictionaries(
         "temperature": st.floats(0, 3),
         "token_budget": st.integers(0, 20), "seed": st.integers(0, 9),
         "stop_token_ids": st.lists(st.integers(0, 20), max_size=3),
-        "answer": st.sampled_from(["value", "vote"]), "abstain": st.booleans(),
+        "answer": st.sampled_from(["value", "vote"]), "allow_no_answer": st.booleans(),
     },
 )  # fmt: skip
 

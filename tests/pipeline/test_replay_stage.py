@@ -41,8 +41,8 @@ CONFIG = PipelineConfig(
         bootstrap=50,
     ),
     replay=ReplayConfig(
-        samples=4, reward_thresholds=(0.5,), length_budgets=(6,), skills=(0.5,), windows=(4,),
-        intervals=(8,), subsets=3,
+        samples=4, reward_thresholds=(0.5,), length_budgets=(6,), selection_exponents=(0.5,),
+        windows=(4,), intervals=(8,), subsets=3,
     ),
 )  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_one_command_makes_the_pool_and_the_curves_and_the_next_needs_no_model(
     for name in (
         "majority@1", "pass@4", "published n=2 alpha=0.1 beta=0.1", "half finished n=2",
         "reward threshold 0.5 n=2", "length budget 6 n=2", "window=4 n=2 alpha=1 beta=0.1",
-        "interval=8 n=2 alpha=0.1 beta=0.1", "skill=0.5 n=2 alpha=1 beta=0.1",
+        "interval=8 n=2 alpha=0.1 beta=0.1", "selection_exponent=0.5 n=2 alpha=1 beta=0.1",
     ):  # fmt: skip
         assert name in names
     assert sorted(p.name for p in (run_dir / "replay").iterdir()) == [

@@ -42,7 +42,7 @@ def golden_cases():
 def golden_decision(grid, case, dtype, **options):
     """Our decision without and with the no-harm pass on one golden case. The case fills the first
     of 8 slots, so that one compilation serves all cases."""
-    config = DecodeConfig(alpha=float(case["alpha"]), beta=float(case["beta"]), no_harm=False)
+    config = DecodeConfig(alpha=float(case["alpha"]), beta=float(case["beta"]), add_back=False)
     n = len(case["unfinished"])
 
     def padded(x):
@@ -56,9 +56,9 @@ def golden_decision(grid, case, dtype, **options):
     options["exists"] = np.arange(8)[None] < n
     actions = [
         choose_meta_action(
-            *inputs, grid=grid, config=dataclasses.replace(config, no_harm=no_harm), **options
+            *inputs, grid=grid, config=dataclasses.replace(config, add_back=add_back), **options
         )
-        for no_harm in (False, True)
+        for add_back in (False, True)
     ]
     return [
         jax.tree.map(lambda x: np.asarray(x)[:, :n] if x.ndim == 2 else np.asarray(x), action)
@@ -84,14 +84,14 @@ def prices(grid, config, joint, tokens):
         "scale": reference.normaliser(joint, tokens, grid.length_edges),
         "centres": grid.reward_centres,
         "edges": grid.length_edges,
-        "skill": config.skill,
+        "skill": config.selection_exponent,
     }
 
 
 def assert_same(a, b, rows=slice(None), slots=slice(None), **tolerance):
     np.testing.assert_array_equal(np.asarray(a.multiplicity)[rows][:, slots], b.multiplicity)
     np.testing.assert_array_equal(np.asarray(a.keep)[rows][:, slots], b.keep)
-    np.testing.assert_array_equal(np.asarray(a.future_bin)[rows], b.future_bin)
+    np.testing.assert_array_equal(np.asarray(a.planned_pause_bin)[rows], b.planned_pause_bin)
     np.testing.assert_allclose(
         np.asarray(a.utility)[rows], b.utility, **(tolerance or {"atol": 2e-6})
     )
@@ -109,12 +109,12 @@ def test_the_published_decisions_are_reproduced_in_float64(given_normaliser):
             options = {"normalizer": case["normaliser"][None]} if given_normaliser else {}
             chosen, after = golden_decision(grid, case, np.float64, **options)
             np.testing.assert_array_equal(chosen.keep[0], case["keep"])
-            assert chosen.future_bin[0] == case["future_bin"]
+            assert chosen.planned_pause_bin[0] == case["future_bin"]
             # The file's utility carries the authors' tie margin of 1e-12 on top of U; utility_after
             # does not.
             assert float(chosen.utility[0]) == pytest.approx(case["utility"], abs=1e-9)
             np.testing.assert_array_equal(after.keep[0], case["keep_after_no_harm"])
-            assert after.future_bin[0] == case["future_bin"]
+            assert after.planned_pause_bin[0] == case["future_bin"]
             assert float(after.utility[0]) == pytest.approx(case["utility_after"], abs=1e-9)
             np.testing.assert_array_equal(after.multiplicity, after.keep.astype(int))
 
@@ -130,16 +130,16 @@ def test_float32_takes_the_same_decisions_except_at_near_ties():
             (after, "keep_after_no_harm", "utility_after"),
         ]:
             assert float(action.utility[0]) == pytest.approx(case[u], abs=2e-6)
-            if (np.asarray(action.keep[0]) != case[keep]).any() or action.future_bin[0] != case[
-                "future_bin"
-            ]:
+            if (np.asarray(action.keep[0]) != case[keep]).any() or action.planned_pause_bin[
+                0
+            ] != case["future_bin"]:
                 different += 1
                 config = DecodeConfig(alpha=float(case["alpha"]), beta=float(case["beta"]))
                 exact = reference.utility(
                     case["joint"],
                     case["unfinished"],
                     np.asarray(action.multiplicity[0]),
-                    int(action.future_bin[0]),
+                    int(action.planned_pause_bin[0]),
                     **prices(grid, config, case["joint"], case["tokens_so_far"]),
                 )
                 assert exact == pytest.approx(case[u], abs=2e-6)
@@ -154,20 +154,20 @@ def test_float32_takes_the_same_decisions_except_at_near_ties():
     seed=st.integers(0, 2**32 - 1),
     alpha=st.sampled_from([0.0, 0.1, 1.0]),
     beta=st.sampled_from([0.0, 0.05, 0.3, 2.0]),
-    skill=st.sampled_from([1.0, 0.5]),
+    selection_exponent=st.sampled_from([1.0, 0.5]),
 )
-def test_published_equals_the_written_search(seed, alpha, beta, skill):
+def test_published_equals_the_written_search(seed, alpha, beta, selection_exponent):
     joint, unfinished, tokens = random_group(np.random.default_rng(seed), 6, 4)
-    config = DecodeConfig(alpha=alpha, beta=beta, skill=skill)
+    config = DecodeConfig(alpha=alpha, beta=beta, selection_exponent=selection_exponent)
     with jax.enable_x64(True):
         got = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config)
         before = choose_meta_action(
-            joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(config, no_harm=False)
+            joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(config, add_back=False)
         )
     for p in range(6):
         options = prices(GRID, config, joint[p], tokens[p])
         keep, bin_, u = reference.published(joint[p], unfinished[p], **options)
-        assert (before.keep[p].tolist(), int(before.future_bin[p])) == (keep, bin_)
+        assert (before.keep[p].tolist(), int(before.planned_pause_bin[p])) == (keep, bin_)
         assert float(before.utility[p]) == pytest.approx(u, abs=1e-12)
         keep, u = reference.no_harm(joint[p], unfinished[p], keep, bin_, **options)
         assert got.keep[p].tolist() == keep
@@ -199,7 +199,11 @@ def test_exhaustive_equals_brute_force_and_is_never_below_published(seed, beta, 
             reference.exhaustive(joint[p], unfinished[p], **options), abs=1e-12
         )
         exact = reference.utility(
-            joint[p], unfinished[p], got.multiplicity[p].tolist(), int(got.future_bin[p]), **options
+            joint[p],
+            unfinished[p],
+            got.multiplicity[p].tolist(),
+            int(got.planned_pause_bin[p]),
+            **options,
         )
         assert float(got.utility[p]) == pytest.approx(exact, abs=1e-12)
 
@@ -416,7 +420,7 @@ def _rows(action, index):
 def test_permuting_the_prefixes_permutes_the_decision(candidates):
     rng = np.random.default_rng(4)
     joint, unfinished, tokens = random_group(rng, 6, 4)
-    config = dataclasses.replace(CONFIG, candidates=candidates, no_harm=False)
+    config = dataclasses.replace(CONFIG, candidates=candidates, add_back=False)
     order = rng.permutation(4)
     with jax.enable_x64(True):
         straight = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config)
@@ -470,7 +474,7 @@ def test_free_compute_keeps_everything_and_dear_compute_stops(candidates):
         config=dataclasses.replace(CONFIG, candidates=candidates, beta=0.0),
     )
     assert np.asarray(free.keep)[:, :3].all()
-    assert (np.asarray(free.future_bin) == -1).all()
+    assert (np.asarray(free.planned_pause_bin) == -1).all()
     dear = choose_meta_action(
         joint,
         unfinished,
@@ -486,7 +490,7 @@ def test_a_prompt_that_must_extend_takes_its_best_action_that_does(candidates):
     joint, unfinished, tokens = random_group(np.random.default_rng(8), 4, 4)
     unfinished[:2] = True
     unfinished[2:] = [[False, False, False, candidates == "branching"]]
-    config = dataclasses.replace(CONFIG, candidates=candidates, beta=100.0, n=4, no_harm=False)
+    config = dataclasses.replace(CONFIG, candidates=candidates, beta=100.0, n=4, add_back=False)
     must = np.array([True, False, True, False])
     exists = np.ones((4, 4), bool)
     got = choose_meta_action(
@@ -507,23 +511,23 @@ def test_ties_prefer_the_larger_keep_set_and_then_no_planned_pause():
         np.ones((1, 3), bool),
         np.zeros((1, 3)),
         grid=GRID,
-        config=dataclasses.replace(CONFIG, beta=0.0, no_harm=False),
+        config=dataclasses.replace(CONFIG, beta=0.0, add_back=False),
     )
     assert got.keep.all()
-    assert got.future_bin[0] == -1
+    assert got.planned_pause_bin[0] == -1
 
 
-def test_the_no_harm_pass_only_adds_and_never_lowers_the_utility():
+def test_the_add_back_pass_only_adds_and_never_lowers_the_utility():
     joint, unfinished, tokens = random_group(np.random.default_rng(9), 64, 6)
     with jax.enable_x64(True):
         before = choose_meta_action(
-            joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, no_harm=False)
+            joint, unfinished, tokens, grid=GRID, config=dataclasses.replace(CONFIG, add_back=False)
         )
         after = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=CONFIG)
     assert (np.asarray(after.keep) >= np.asarray(before.keep)).all()
     assert (np.asarray(after.keep) != np.asarray(before.keep)).any()
     assert (np.asarray(after.utility) >= np.asarray(before.utility) - 1e-11).all()
-    np.testing.assert_array_equal(after.future_bin, before.future_bin)
+    np.testing.assert_array_equal(after.planned_pause_bin, before.planned_pause_bin)
 
 
 def test_sharpening_is_applied_to_the_joint_before_everything_else():
@@ -740,7 +744,9 @@ def test_a_decision_is_the_same_bit_by_bit_in_any_company(candidates, grid):
         got = choose_meta_action(
             joint[index], unfinished[index], tokens[index], grid=grid, config=config
         )
-        return [np.asarray(x) for x in (got.keep, got.future_bin, got.utility, got.multiplicity)]
+        return [
+            np.asarray(x) for x in (got.keep, got.planned_pause_bin, got.utility, got.multiplicity)
+        ]
 
     alone = [
         np.concatenate(parts) for parts in zip(*(decide([p]) for p in range(150)), strict=True)
@@ -779,7 +785,9 @@ def test_lists_will_do_and_no_prompts_give_no_decision():
             grid=GRID,
             config=dataclasses.replace(CONFIG, candidates=candidates),
         )
-        assert [x.shape for x in (none.keep, none.future_bin, none.utility, none.multiplicity)] == [
+        assert [
+            x.shape for x in (none.keep, none.planned_pause_bin, none.utility, none.multiplicity)
+        ] == [
             (0, 4),
             (0,),
             (0,),

@@ -177,10 +177,10 @@ def with_value(p, slot, value):
                                                         r"inputs have \(5, 4\)"),
         (returns(lambda m, _: MetaAction.of(m * 0.5)), r"multiplicity of dtype float64: it holds "
                                                        r"whole numbers"),
-        (returns(lambda m, _: MetaAction(m, np.zeros(4, int), np.zeros(5))), r"future_bin of "
-                                                                             r"shape \(4,\)"),
-        (returns(lambda m, _: MetaAction(m, np.full(5, 3), np.zeros(5))), r"future_bin 3: the "
-                                                                          r"grid has bins 0 to 2"),
+        (returns(lambda m, _: MetaAction(m, np.zeros(4, int), np.zeros(5))),
+        r"planned_pause_bin of shape \(4,\)"),
+        (returns(lambda m, _: MetaAction(m, np.full(5, 3), np.zeros(5))),
+        r"planned_pause_bin 3: the grid has bins 0 to 2"),
         (returns(lambda m, _: MetaAction(m, np.zeros(5, int), np.zeros(5, int))),
         r"utility of dtype int64"),
         (with_value(1, 2, -1), r"multiplicity -1 for prefix 2 of prompt 1: it counts copies"),
@@ -302,7 +302,9 @@ def test_a_file_records_a_function_by_its_name_and_refuses_one_without():
 # ---- a utility of one's own
 
 
-def value_less_tokens(terms, multiplicity, unfinished, *, alpha, beta, normalizer, skill, grid):
+def value_less_tokens(
+    terms, multiplicity, unfinished, *, alpha, beta, normalizer, selection_exponent, grid
+):
     """E[max] less a fixed price per token. Neither the paper's latency nor its normalizer."""
     weights = multiplicity.astype(terms.value.dtype)
     return expected_max(terms.log_reward_cdf, weights, grid) - 0.004 * expected_compute(
@@ -332,7 +334,7 @@ def test_a_utility_of_ones_own_is_what_the_search_maximizes():
     joint, unfinished, tokens = groups(seed=3)
     config = dataclasses.replace(SMALL, candidates="exhaustive", utility=value_less_tokens)
     action = choose_meta_action(joint, unfinished, tokens, grid=GRID, config=config)
-    planless = np.asarray(action.future_bin) == -1
+    planless = np.asarray(action.planned_pause_bin) == -1
     assert planless.any()
     for p in np.flatnonzero(planless):
         subsets = [(np.arange(16)[k] >> np.arange(4)) & 1 for k in range(16)]

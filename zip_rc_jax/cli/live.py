@@ -99,7 +99,9 @@ def _print_event(event: StepEvent | ResultEvent) -> None:
 
 def _print_step(event: StepEvent) -> None:
     d = event.decision
-    plan = "" if d.future_bin < 0 else f", plans to pause at length bin {d.future_bin}"
+    plan = (
+        "" if d.planned_pause_bin < 0 else f", plans to pause at length bin {d.planned_pause_bin}"
+    )
     table = RichTable(
         title=f"prompt {event.prompt_index}, step {d.step}, utility {d.utility:.3f}{plan}",
         title_justify="left",

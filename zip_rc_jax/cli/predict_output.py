@@ -106,7 +106,9 @@ def _given(arguments: argparse.Namespace) -> list[PredictionLine]:
     kept = [x for x in lines if not x.decoded or x.response is not None]
     if not kept:
         reason = "none of its results has an answer"
-        raise UsageError(f"{arguments.input}", reason, "decode again, perhaps with abstain=false")
+        raise UsageError(
+            f"{arguments.input}", reason, "decode again, perhaps with allow_no_answer=false"
+        )
     if unanswered:
         numbers = ", ".join(map(str, unanswered[:10])) + ", ..." * (len(unanswered) > 10)
         note = f"left out {len(unanswered)} results without an answer (lines {numbers})"

@@ -24,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Output: run_dir/replay with results.json, results.csv, replay.png. Finished files of the "
         "pool survive Ctrl-C.\n\n"
         "example: zip-rc replay configs/chain_sum.yaml replay.samples=64 "
-        "'replay.ns=[2,4,8,16]' 'replay.skills=[0,0.5]'",
+        "'replay.ns=[2,4,8,16]' 'replay.selection_exponents=[0,0.5]'",
         together=False,
     )
 

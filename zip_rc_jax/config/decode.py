@@ -174,7 +174,7 @@ class DecodeConfig:
       window: the joint of a prefix is the mean over its last `window` tokens.
       candidates: "published" (the authors' keep-sets), "exhaustive" (all subsets, n <= 10), or
         "branching" (adds multiplicities and new samples from the root).
-      no_harm: after the best keep-set is found, keep every dropped prefix whose return does not
+      add_back: after the best keep-set is found, keep every dropped prefix whose return does not
         lower the utility.
       strategy: "zip_rc", or a baseline on the same engine: "fixed" (n full samples),
         "reward_threshold" (drop prefixes whose expected reward is below `reward_threshold`),
@@ -194,10 +194,10 @@ class DecodeConfig:
         is.
       answer_equivalence: which answers vote together: "grader" (`grading.equivalent`), "text"
         (equal texts), or a symmetric function `(a, b) -> bool`, given as a strategy is.
-      abstain: allow a prompt to end before any prefix has finished.
+      allow_no_answer: allow a prompt to end before any prefix has finished.
       abstain_below: answers whose expected reward is below it are withheld; 0 withholds none.
-      skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head to select
-        within a prompt.
+      selection_exponent: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; 1 trusts the head
+        to select within a prompt.
       joint_temperature, joint_top_p: sharpening of the joint before the search; 1 leaves it.
       max_tokens: most tokens generated per prefix.
       temperature, top_k, top_p, min_p: see `SamplingConfig`. With temperature 0 all samples of a
@@ -234,7 +234,7 @@ class DecodeConfig:
     interval: int = 64
     window: int = 512
     candidates: str = "published"
-    no_harm: bool = True
+    add_back: bool = True
     strategy: Any = "zip_rc"
     utility: Any = "sampling"
     reward_threshold: float = 0.4
@@ -242,9 +242,9 @@ class DecodeConfig:
     answer: Any = "value"
     answer_extractor: Any = "stated"
     answer_equivalence: Any = "grader"
-    abstain: bool = False
+    allow_no_answer: bool = False
     abstain_below: float = 0.0
-    skill: float = 1.0
+    selection_exponent: float = 1.0
     joint_temperature: float = 1.0
     joint_top_p: float = 1.0
     max_tokens: int = 1024
@@ -334,8 +334,8 @@ class DecodeConfig:
             "use n=1, or a temperature above 0",
         )
         require(
-            math.isfinite(self.skill) and self.skill >= 0,
-            f"skill={self.skill}",
+            math.isfinite(self.selection_exponent) and self.selection_exponent >= 0,
+            f"selection_exponent={self.selection_exponent}",
             "it is an exponent between mean (0) and maximum (1)",
             "use a finite number >= 0",
         )

@@ -203,10 +203,11 @@ POLICIES = Plugins(
 )
 UTILITIES = Plugins(
     "utility",
-    "(terms, multiplicity, unfinished, *, alpha, beta, normalizer, skill, grid) -> utility",
+    "(terms, multiplicity, unfinished, *, alpha, beta, normalizer, selection_exponent, grid) "
+    "-> utility",
     {"sampling": "zip_rc_jax.search.utility:candidate_utility"},
     positional=3,
-    keywords=("alpha", "beta", "normalizer", "skill", "grid"),
+    keywords=("alpha", "beta", "normalizer", "selection_exponent", "grid"),
 )
 ANSWER_CHOICES = Plugins(
     "answer",

@@ -18,7 +18,15 @@ from zip_rc_jax.runtime.settings import nearest
 
 # Class -> old name -> new name. An entry goes away with the release after the one that renamed it.
 OLD_NAMES: dict[str, dict[str, str]] = {
-    "DecodeConfig": {"rows": "max_num_seqs"},  # 0.2
+    # 0.2
+    "DecodeConfig": {
+        "rows": "max_num_seqs",
+        "no_harm": "add_back",
+        "skill": "selection_exponent",
+        "abstain": "allow_no_answer",
+    },
+    "ReplayConfig": {"skills": "selection_exponents"},
+    "Request": {"abstain": "allow_no_answer"},
 }
 C = TypeVar("C", bound=type)
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
 from zip_rc_jax.config.decode import DecodeConfig
+from zip_rc_jax.config.renamed import takes_old_names
 from zip_rc_jax.runtime.errors import UsageError
 
 JOINT_TYPES = ("float32", "bfloat16", "uint8")
 REPLAYED_CANDIDATES = ("published", "exhaustive")
 
 
+@takes_old_names
 @dataclasses.dataclass(frozen=True)
 class ReplayConfig:
     """A pool of full samples, and the settings that are replayed from it.
@@ -36,7 +38,7 @@ class ReplayConfig:
         0.1, 0.25, 0.5, 0.75 and 0.9 of the pool's lengths.
       windows: ablation of `decode.window`, in multiples of the stride.
       intervals: ablation of `decode.interval`, in multiples of the stride.
-      skills: ablation of `decode.skill`, the exponent of the value term.
+      selection_exponents: ablation of `decode.selection_exponent`, the exponent of the value term.
       joint_temperatures, joint_top_ps: ablations of how the joint is sharpened.
       subsets: subsets of n samples that a replayed decode is averaged over, where the pool has more
         than n. All of them if there are no more; else so many, drawn by `seed`.
@@ -55,7 +57,7 @@ class ReplayConfig:
     length_budgets: tuple[int, ...] = ()
     windows: tuple[int, ...] = ()
     intervals: tuple[int, ...] = ()
-    skills: tuple[float, ...] = ()
+    selection_exponents: tuple[float, ...] = ()
     joint_temperatures: tuple[float, ...] = ()
     joint_top_ps: tuple[float, ...] = ()
     subsets: int = 4
@@ -151,7 +153,7 @@ class ReplayedSetting:
 ABLATIONS = {
     "windows": "window",
     "intervals": "interval",
-    "skills": "skill",
+    "selection_exponents": "selection_exponent",
     "joint_temperatures": "joint_temperature",
     "joint_top_ps": "joint_top_p",
 }

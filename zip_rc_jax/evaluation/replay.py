@@ -301,7 +301,7 @@ class ReplayDecision:
 
     step: int
     multiplicity: tuple[int, ...]
-    future_bin: int
+    planned_pause_bin: int
     utility: float
     tokens: tuple[int, ...]
     finished: tuple[bool, ...]
@@ -426,7 +426,7 @@ class _Groups:
         """Decides and extends until every group extends nothing."""
         active = np.arange(len(self.prompt))
         while len(active):
-            multiplicity, future_bin, utility = self._decide(active)
+            multiplicity, planned_pause_bin, utility = self._decide(active)
             live = (multiplicity > 0) & ~self.finished[active]
             extends = live.any(1)
             budget = self.config.token_budget
@@ -435,9 +435,9 @@ class _Groups:
             self.budget_spent[active[spent]] = True
             if self.traces is not None:
                 kept = np.where(spent[:, None], self.finished[active], multiplicity)
-                future_bin = np.where(spent, -1, future_bin)
+                planned_pause_bin = np.where(spent, -1, planned_pause_bin)
                 utility = np.where(spent, np.nan, utility)
-                self._record(active, kept, future_bin, utility)
+                self._record(active, kept, planned_pause_bin, utility)
             goes_on = extends & ~spent
             active, live = active[goes_on], live[goes_on]
             self._extend(active, live)
@@ -468,10 +468,12 @@ class _Groups:
             max_new_prefixes=np.zeros(size, np.int32),
             alpha=padded(self.alpha[active], np.float32),
             beta=padded(self.beta[active], np.float32),
-            must_extend=padded(np.full(count, not self.config.abstain) & ~finished.any(1), bool),
+            must_extend=padded(
+                np.full(count, not self.config.allow_no_answer) & ~finished.any(1), bool
+            ),
         )
         action = decide(inputs, grid=grid, config=self.config)
-        return action.multiplicity[:count], action.future_bin[:count], action.utility[:count]
+        return action.multiplicity[:count], action.planned_pause_bin[:count], action.utility[:count]
 
     def _extend(self, active: np.ndarray, live: np.ndarray) -> None:
         """One interval of the samples `live` `[A, n]`."""
@@ -491,7 +493,7 @@ class _Groups:
         self,
         active: np.ndarray,
         multiplicity: np.ndarray,
-        future_bin: np.ndarray,
+        planned_pause_bin: np.ndarray,
         utility: np.ndarray,
     ) -> None:
         assert self.traces is not None
@@ -501,7 +503,7 @@ class _Groups:
                 ReplayDecision(
                     step=int(self.steps[group]),
                     multiplicity=tuple(multiplicity[row].astype(int).tolist()),
-                    future_bin=int(future_bin[row]),
+                    planned_pause_bin=int(planned_pause_bin[row]),
                     utility=float(utility[row]),
                     tokens=tuple(self.tokens[group].tolist()),
                     finished=tuple(finished[group].tolist()),

@@ -76,7 +76,7 @@ def search_inputs_of(
             unfinished[p, n] = exists[p, n] = True
         # else all samples are there from the start
         new_prefixes[p] = group.unborn if branching else 0
-        must_extend[p] = not group.job.config.abstain and not any(
+        must_extend[p] = not group.job.config.allow_no_answer and not any(
             b.finished for b in group.branches
         )
         alpha[p], beta[p] = group.job.config.alpha, group.job.config.beta

@@ -112,12 +112,12 @@ ENGINE_OPTIONS = (
     "interval",
     "window",
     "candidates",
-    "no_harm",
+    "add_back",
     "strategy",
     "utility",
     "reward_threshold",
     "length_budget",
-    "skill",
+    "selection_exponent",
     "joint_temperature",
     "joint_top_p",
     "max_num_seqs",
@@ -726,7 +726,11 @@ class Engine:
                     0 if self.branching else None,
                 )
                 group.action = dataclasses.replace(
-                    group.action, multiplicity=kept, starts=starts, future_bin=-1, utility=math.nan
+                    group.action,
+                    multiplicity=kept,
+                    starts=starts,
+                    planned_pause_bin=-1,
+                    utility=math.nan,
                 )
             if group.reason or not extends:
                 events += self._record(group, group.action, stream, last=True)
@@ -787,16 +791,16 @@ class Engine:
         reward = inputs.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
         remaining = inputs.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
         # Back to one record for each prompt, without the padding.
-        columns = (choice.multiplicity, choice.future_bin, choice.utility, reward, remaining)
+        columns = (choice.multiplicity, choice.planned_pause_bin, choice.utility, reward, remaining)
         return [
             Action(
                 copies[: len(g.branches)],
                 copies[-1] if self.branching else None,
-                future_bin,
+                planned_pause_bin,
                 utility,
                 *expected,
             )
-            for g, copies, future_bin, utility, *expected in zip(
+            for g, copies, planned_pause_bin, utility, *expected in zip(
                 groups, *(c[: len(groups)].tolist() for c in columns), strict=True
             )
         ]

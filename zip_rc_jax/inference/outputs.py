@@ -53,7 +53,7 @@ class Decision:
       prefix_ids: all prefixes at this moment; -1 is the root.
       multiplicity: 0 = pause (or, for a finished prefix, drop), 1 = continue (or keep), 2+ =
         branch.
-      future_bin: planned pause bin, -1 for none.
+      planned_pause_bin: planned pause bin, -1 for none.
       utility: of the chosen action (NaN for strategies that have none).
       expected_reward, expected_remaining, tokens: of each prefix, before the action.
       finished: whether each prefix has ended.
@@ -65,7 +65,7 @@ class Decision:
     step: int
     prefix_ids: tuple[int, ...]
     multiplicity: tuple[int, ...]
-    future_bin: int
+    planned_pause_bin: int
     utility: float
     expected_reward: tuple[float, ...]
     expected_remaining: tuple[float, ...]
@@ -166,7 +166,10 @@ class Result:
 
         def decision(x: dict[str, Any]) -> Decision:
             joints = None if x.get("joints") is None else np.asarray(x["joints"], np.float32)
-            return Decision(**{k: tuples(v) for k, v in x.items() if k != "joints"}, joints=joints)
+            read = {k: tuples(v) for k, v in x.items() if k != "joints"}
+            if "future_bin" in read:  # its name until 0.2
+                read["planned_pause_bin"] = read.pop("future_bin")
+            return Decision(**read, joints=joints)
 
         expected = {name: tuples(data[name]) for name in ("expected_reward", "expected_remaining")}
         prefixes = tuple(map(prefix, data["prefixes"]))

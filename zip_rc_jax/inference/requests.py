@@ -15,6 +15,7 @@ import numpy as np
 
 from zip_rc_jax.config import DecodeConfig, check_types
 from zip_rc_jax.config.checks import in_short, shown
+from zip_rc_jax.config.renamed import takes_old_names
 from zip_rc_jax.inference.prompts import (
     check_encodable,
     check_readable,
@@ -32,6 +33,7 @@ ON_ERROR = ("raise", "result")
 SYSTEM_ROLES = ("system", "developer")
 
 
+@takes_old_names
 @dataclasses.dataclass(frozen=True)
 class Request:
     """A prompt with options of its own. None takes the engine's.
@@ -45,7 +47,7 @@ class Request:
       seed: of the randomness. The same prompt and seed give the same tokens, also twice in one
         batch; give them different seeds to get different samples.
       n, max_tokens: at most the engine's.
-      alpha, beta, answer, abstain, abstain_below, temperature, top_k, top_p, min_p,
+      alpha, beta, answer, allow_no_answer, abstain_below, temperature, top_k, top_p, min_p,
         repetition_penalty, stop, stop_token_ids, token_budget, time_budget, system,
         continue_final_message: as in `DecodeConfig`.
     """
@@ -57,7 +59,7 @@ class Request:
     alpha: float | None = None
     beta: float | None = None
     answer: Any = None
-    abstain: bool | None = None
+    allow_no_answer: bool | None = None
     abstain_below: float | None = None
     temperature: float | None = None
     top_k: int | None = None

@@ -94,13 +94,13 @@ class Action:
     Attributes:
       multiplicity: of every prefix.
       starts: new samples of the root; None where that is no choice.
-      future_bin, utility: as in `Decision`.
+      planned_pause_bin, utility: as in `Decision`.
       reward, remaining: what is expected of every prefix, and last of the root; tokens.
     """
 
     multiplicity: list[int]
     starts: int | None
-    future_bin: int
+    planned_pause_bin: int
     utility: float
     reward: list[float]
     remaining: list[float]
@@ -261,7 +261,7 @@ class SearchTree:
             step=self.steps,
             prefix_ids=tuple(range(len(finished))) + (ROOT,) * root,
             multiplicity=(*action.multiplicity, *[action.starts or 0] * root),
-            future_bin=action.future_bin,
+            planned_pause_bin=action.planned_pause_bin,
             utility=action.utility,
             expected_reward=(*action.reward[: len(finished)], *action.reward[-1:] * root),
             expected_remaining=(*remaining, *action.remaining[-1:] * root),

@@ -37,7 +37,7 @@ def branching(problem: SearchProblem) -> Choice:
     choice = _climb(
         functools.partial(problem.score, problem.terms), starts, live, root, budget, problem.n
     )
-    return add_back(problem, choice) if problem.no_harm else choice
+    return add_back(problem, choice) if problem.add_back else choice
 
 
 def _climb(

@@ -36,7 +36,7 @@ class SearchProblem:
       grid: of the joints.
       terms: of the joints.
       score: utility [P, C, F] of terms and multiplicity [P, C, n].
-      no_harm: whether dropped prefixes return where that does not lower the utility.
+      add_back: whether dropped prefixes return where that does not lower the utility.
     """
 
     joint: jax.Array
@@ -48,7 +48,7 @@ class SearchProblem:
     grid: Grid
     terms: PrefixTerms
     score: Callable[[PrefixTerms, jax.Array], jax.Array]
-    no_harm: bool
+    add_back: bool
 
     @property
     def samples(self) -> jax.Array:
@@ -60,7 +60,7 @@ def published(problem: SearchProblem) -> Choice:
     """The authors' search: the best keep-set, then the no-harm pass."""
     keep = published_keep_sets(problem.joint, problem.samples, problem.finished, problem.grid)
     choice = best_keep_set(problem.score(problem.terms, keep), keep)
-    return add_back(problem, choice) if problem.no_harm else choice
+    return add_back(problem, choice) if problem.add_back else choice
 
 
 def exhaustive(problem: SearchProblem) -> Choice:

@@ -77,14 +77,14 @@ class MetaAction:
       multiplicity: [P, n] int32. 0 pauses a prefix, 1 continues it, 2 and more branch it; at the
         root, how many new samples start. A finished prefix has 1, or 0 where the policy drops it;
         an empty slot has 0.
-      future_bin: [P] int32, the length bin at which the action plans to pause everything, -1 for
-        none. For the record only.
+      planned_pause_bin: [P] int32, the length bin at which the action plans to pause everything, -1
+        for none. For the record only.
       utility: [P] float, `U` of the action, in the dtype of the joint; NaN if the policy has none.
         For the record only.
     """
 
     multiplicity: Any
-    future_bin: Any
+    planned_pause_bin: Any
     utility: Any
 
     @classmethod
@@ -265,20 +265,20 @@ def checked_action(action: Any, inputs: SearchInputs, grid: Grid, policy: str) -
             "a decision is a MetaAction",
             "return MetaAction.of(multiplicity)",
         )
-    multiplicity, future_bin, utility = _action_arrays(action, inputs, value)
+    multiplicity, planned_pause_bin, utility = _action_arrays(action, inputs, value)
     _check_copies(multiplicity, inputs, value)
     _check_new_prefixes(multiplicity, inputs, value)
     _check_endings(multiplicity, inputs, value)
-    _check_future_bins(future_bin, grid, value)
-    return MetaAction(multiplicity.astype(np.int32), future_bin.astype(np.int32), utility)
+    _check_planned_pause_bins(planned_pause_bin, grid, value)
+    return MetaAction(multiplicity.astype(np.int32), planned_pause_bin.astype(np.int32), utility)
 
 
 def _action_arrays(
     action: MetaAction, inputs: SearchInputs, value: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`multiplicity`, `future_bin` and `utility` of the right shapes and kinds of dtype."""
+    """`multiplicity`, `planned_pause_bin` and `utility` of the right shapes and kinds of dtype."""
     per_slot, per_prompt = inputs.unfinished.shape, inputs.unfinished.shape[:1]
-    shapes = {"multiplicity": per_slot, "future_bin": per_prompt, "utility": per_prompt}
+    shapes = {"multiplicity": per_slot, "planned_pause_bin": per_prompt, "utility": per_prompt}
     arrays = {name: np.asarray(getattr(action, name)) for name in shapes}
     for name, array in arrays.items():
         if array.shape != shapes[name]:
@@ -296,7 +296,7 @@ def _action_arrays(
                 f"it holds {words} numbers",
                 "convert it with astype",
             )
-    return arrays["multiplicity"], arrays["future_bin"], arrays["utility"]
+    return arrays["multiplicity"], arrays["planned_pause_bin"], arrays["utility"]
 
 
 def _check_copies(multiplicity: np.ndarray, inputs: SearchInputs, value: str) -> None:
@@ -360,16 +360,16 @@ def _check_endings(multiplicity: np.ndarray, inputs: SearchInputs, value: str) -
         raise UsageError(
             f"{value} extends nothing of prompt {int(np.argmax(ends))}",
             "none of its prefixes has finished, so there is no answer yet",
-            "extend a prefix where inputs.must_extend, or set abstain=True",
+            "extend a prefix where inputs.must_extend, or set allow_no_answer=True",
         )
 
 
-def _check_future_bins(future_bin: np.ndarray, grid: Grid, value: str) -> None:
+def _check_planned_pause_bins(planned_pause_bin: np.ndarray, grid: Grid, value: str) -> None:
     """Every planned pause is a length bin of the grid, or -1."""
-    outside = (future_bin < -1) | (future_bin >= grid.n_length)
+    outside = (planned_pause_bin < -1) | (planned_pause_bin >= grid.n_length)
     if outside.any():
         raise UsageError(
-            f"{value} returned future_bin {future_bin[int(np.argmax(outside))]}",
+            f"{value} returned planned_pause_bin {planned_pause_bin[int(np.argmax(outside))]}",
             f"the grid has bins 0 to {grid.n_length - 1}",
             "return -1 for no plan",
         )

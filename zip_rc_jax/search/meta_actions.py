@@ -6,7 +6,8 @@ candidate sets:
 
 - `published`, the authors' search, one candidate for each `k1, k2`: the `k1` prefixes with the
   smallest expected remaining length, the `k2` with the highest expected value, and all finished
-  ones. Then a no-harm pass in index order.
+  ones. Then dropped prefixes are added back, in index order, where that
+  does no harm.
 - `exhaustive`: every subset of the unfinished prefixes together with all finished ones. The exact
   maximum over multiplicities 0 and 1.
 - `branching`: multiplicities above 1 and new samples from the root, which is itself a prefix.
@@ -34,8 +35,8 @@ from zip_rc_jax.search.inputs import MetaAction, SearchInputs, check_joint, sear
 from zip_rc_jax.search.utility import (
     PrefixTerms,
     Utility,
-    future_bins,
     normalizer,
+    planned_pause_bins,
     prefix_terms,
     sharpen,
 )
@@ -56,14 +57,15 @@ class SearchSettings:
     Prices are inputs instead.
 
     Attributes:
-      candidates, n, no_harm, skill, joint_temperature, joint_top_p: as in `DecodeConfig`.
+      candidates, n, add_back, selection_exponent, joint_temperature, joint_top_p: as in
+        `DecodeConfig`.
       utility: what is maximized.
     """
 
     candidates: str
     n: int
-    no_harm: bool
-    skill: float
+    add_back: bool
+    selection_exponent: float
     joint_temperature: float
     joint_top_p: float
     utility: Utility
@@ -103,8 +105,9 @@ def choose_meta_action(
         nothing.
       tokens_so_far: [P, n], tokens generated so far (0 for the root).
       grid: of the joints.
-      config: reads alpha, beta, candidates, no_harm, utility, skill, joint_temperature, joint_top_p
-        and (branching) n. New values of alpha and beta do not recompile.
+      config: reads alpha, beta, candidates, add_back, utility, selection_exponent,
+        joint_temperature, joint_top_p and (branching) n. New values of alpha and beta do not
+        recompile.
       exists: [P, n] bool, slots that hold a prefix; default all.
       max_new_prefixes: [P] int, most prefixes that branching may add to the prompt; default as many
         as `config.n` allows. Added are the copies beyond the first of a live prefix and every
@@ -299,10 +302,10 @@ def _search(inputs: SearchInputs, *, grid: Grid, settings: SearchSettings) -> Me
         grid,
         prefix_terms(joint, grid),
         score,
-        settings.no_harm,
+        settings.add_back,
     )
     multiplicity, bin_index, utility = SEARCHES[settings.candidates](problem)
-    return MetaAction(multiplicity, jnp.asarray(future_bins(grid))[bin_index], utility)
+    return MetaAction(multiplicity, jnp.asarray(planned_pause_bins(grid))[bin_index], utility)
 
 
 def _utility(
@@ -323,11 +326,25 @@ def _utility(
     """
     utility = settings.utility
     if UTILITIES.resolve("sampling") is utility:
-        return utility(terms, multiplicity, live, **prices, skill=settings.skill, grid=grid)
+        return utility(
+            terms,
+            multiplicity,
+            live,
+            **prices,
+            selection_exponent=settings.selection_exponent,
+            grid=grid,
+        )
     value = f"utility {shown(utility)}"
     try:
         utilities = jnp.asarray(
-            utility(terms, multiplicity, live, **prices, skill=settings.skill, grid=grid)
+            utility(
+                terms,
+                multiplicity,
+                live,
+                **prices,
+                selection_exponent=settings.selection_exponent,
+                grid=grid,
+            )
         )
     except jax.errors.JAXTypeError as error:
         raise UsageError(

@@ -91,7 +91,7 @@ class Utility(Protocol):
       unfinished: [P, n] bool; the others are finished.
       alpha, beta: [P, 1, 1] prices of each prompt.
       normalizer: [P], tokens that one unit of cost stands for.
-      skill: `config.skill`.
+      selection_exponent: `config.selection_exponent`.
       grid: of the joints.
 
     Returns:
@@ -108,12 +108,12 @@ class Utility(Protocol):
         alpha: jax.Array,
         beta: jax.Array,
         normalizer: jax.Array,
-        skill: float,
+        selection_exponent: float,
         grid: Grid,
     ) -> jax.Array: ...
 
 
-def future_bins(grid: Grid) -> np.ndarray:
+def planned_pause_bins(grid: Grid) -> np.ndarray:
     """Planned pause bins in search order, int32 [F]: -1 (none), then 1 .. B_T - 1."""
     return np.array([-1, *range(1, grid.n_length)], np.int32)
 
@@ -139,7 +139,7 @@ def reward_marginals(joint: jax.Array, grid: Grid) -> jax.Array:
     """`R_i(b)` [..., B_V, F] of joints [..., B_V, B_T]: mass at or past the future bin is worth the
     lowest reward."""
     before = np.arange(grid.n_length)[:, None] < np.where(
-        future_bins(grid) < 0, grid.n_length, future_bins(grid)
+        planned_pause_bins(grid) < 0, grid.n_length, planned_pause_bins(grid)
     )
     reached = _matmul("...bl,lf->...bf", joint, before)
     return reached.at[..., 0, :].add(_matmul("...l,lf->...f", joint.sum(-2), ~before))
@@ -237,7 +237,7 @@ def candidate_utility(
     alpha: jax.Array | float,
     beta: jax.Array | float,
     normalizer: jax.Array,
-    skill: float,
+    selection_exponent: float,
     grid: Grid,
 ) -> jax.Array:
     """`U` [P, C, F] of candidates under every future bin. The utility "sampling".
@@ -249,7 +249,7 @@ def candidate_utility(
       unfinished: [P, n] bool; finished prefixes count for reward and cost nothing.
       alpha, beta: prices, numbers or [P, 1, 1].
       normalizer: [P], `N` in tokens.
-      skill: exponent `s` of the value term `E[avg]^(1-s) E[max]^s`; both expectations are those
+      selection_exponent: `s` of the value term `E[avg]^(1-s) E[max]^s`; both expectations are those
         under the planned pause.
       grid: of the joints.
 
@@ -258,12 +258,13 @@ def candidate_utility(
     weights = multiplicity.astype(terms.value.dtype)
     extended = weights * unfinished[:, None]
     value = expected_max(terms.log_reward_cdf, weights, grid)
-    if skill != 1:
+    if selection_exponent != 1:
         mean = expected_value(terms.value, weights, grid)
         # The ratio form needs no power of zero: E[max] = 0 only where E[avg] = 0, and then the
         # value term is 0.
         ratio = jnp.where(value > 0, mean / jnp.where(value > 0, value, 1), 0)
-        value = value * jnp.where(ratio > 0, jnp.where(ratio > 0, ratio, 1) ** (1 - skill), 0)
+        power = jnp.where(ratio > 0, ratio, 1) ** (1 - selection_exponent)
+        value = value * jnp.where(ratio > 0, power, 0)
     cost = alpha * expected_compute(terms.length, extended) + (1 - alpha) * expected_latency(
         terms, extended
     )
@@ -273,7 +274,7 @@ def candidate_utility(
 def _reached(grid: Grid) -> np.ndarray:
     """Length bin that each length bin becomes under each future bin, int [F, B_T]."""
     bins = np.arange(grid.n_length)
-    return np.stack([bins if b < 0 else np.minimum(bins, b) for b in future_bins(grid)])
+    return np.stack([bins if b < 0 else np.minimum(bins, b) for b in planned_pause_bins(grid)])
 
 
 def _matmul(spec: str, a: jax.Array, b: jax.Array | np.ndarray) -> jax.Array:
