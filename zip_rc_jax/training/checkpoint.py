@@ -11,7 +11,6 @@ import uuid
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from zip_rc_jax.models.io.digests import array_digests, differing, json_digest
 from zip_rc_jax.models.io.stored import try_to_read
@@ -40,6 +39,8 @@ class Checkpoints:
         self.settings = settings
         self.directory = fit_path(directory, "checkpoint directory").absolute()
         self._last: int | None = None  # the step whose save was begun last
+        import orbax.checkpoint as ocp  # a third of the time that JAX takes to import
+
         with writing(f"checkpoint directory {self.directory}"):
             self.manager = ocp.CheckpointManager(
                 self.directory,
@@ -55,6 +56,8 @@ class Checkpoints:
         Raises:
           UsageError: this save or the one before failed.
         """
+        import orbax.checkpoint as ocp
+
         digests = {"state": array_digests(state), "json": json_digest([data_state, self.settings])}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -137,6 +140,8 @@ class Checkpoints:
 
         The others may be able to, and do not wait for it.
         """
+        import orbax.checkpoint as ocp
+
         path = self.directory / str(step)
         texts = ocp.args.Composite(settings=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
 

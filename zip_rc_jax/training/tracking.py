@@ -9,7 +9,6 @@ import os
 import pathlib
 from typing import Any
 
-from zip_rc_jax.evaluation import drawing
 from zip_rc_jax.evaluation.rollout_predictions import MeanJoints
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.runtime.errors import UsageError
@@ -47,6 +46,9 @@ class Tracker:
         self._log, self._events = None, None
         if directory is None or not writes:
             return
+        from zip_rc_jax.evaluation import drawing  # Matplotlib: half the time that JAX takes
+
+        self._drawing = drawing
         self._heatmaps = directory / "heatmaps"
         remove_leftovers(directory)
         path = directory / "metrics.jsonl"
@@ -94,11 +96,11 @@ class Tracker:
         note = f"mean over {joints.positions:,} positions of {joints.rollouts:,} held-back rollouts"
         if joints.left_out:
             note += f"; {joints.left_out:,} more have no end or no label, and are left out"
-        figure = drawing.joint_heatmaps(
+        figure = self._drawing.joint_heatmaps(
             joints.predicted, joints.observed, grid, [f"step {step}"], note
         )
         self._heatmaps.mkdir(exist_ok=True)
-        path = drawing.save(figure, self._heatmaps / f"step_{step:06d}.png")
+        path = self._drawing.save(figure, self._heatmaps / f"step_{step:06d}.png")
         self._events.image(step, "eval/joint", path.read_bytes())
 
     @property
