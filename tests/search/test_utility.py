@@ -83,9 +83,9 @@ def test_utility_equals_enumeration_of_outcomes(seed, n, alpha, beta, skill, zer
         ) == pytest.approx(exact, abs=1e-12)
 
 
-def test_future_bins_are_none_then_one_to_the_last_in_that_order():
-    assert utility.future_bins(GRID).tolist() == BINS
-    assert utility.future_bins(Grid((0, 1), (0, 64))).tolist() == [-1]
+def test_planned_pause_bins_are_none_then_one_to_the_last_in_that_order():
+    assert utility.planned_pause_bins(GRID).tolist() == BINS
+    assert utility.planned_pause_bins(Grid((0, 1), (0, 64))).tolist() == [-1]
 
 
 def test_marginals_move_the_mass_past_the_future_bin_to_no_reward_at_that_bin():
@@ -245,6 +245,6 @@ def test_every_grid_shape_works(grid):
     }
     exact = [
         reference.enumerated_utility(joint, [True, True], [1, 1], b, **prices)
-        for b in utility.future_bins(grid)
+        for b in utility.planned_pause_bins(grid)
     ]
     np.testing.assert_allclose(got[0], exact, rtol=1e-9)
