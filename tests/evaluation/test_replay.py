@@ -52,6 +52,11 @@ def test_the_search_over_all_subsets_is_replayed_token_for_token(stored, lm):
     assert_same(stored, lm, candidates="exhaustive", beta=0.2)
 
 
+@pytest.mark.parametrize(("beta", "wrong_answers"), [(0.01, 5.0), (0.2, 5.0), (0.1, 1.5)])
+def test_shared_evidence_is_replayed_token_for_token(stored, lm, beta, wrong_answers):
+    assert_same(stored, lm, evidence="answers", beta=beta, wrong_answers=wrong_answers)
+
+
 @pytest.mark.parametrize("seed", [7, 2**32 - 1])
 def test_other_random_numbers_are_replayed_token_for_token(lm, tmp_path, seed):
     files, rows = make_pool(

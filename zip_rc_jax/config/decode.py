@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config.checks import check_types, one_of, require, shown, to_plain_numbers
-from zip_rc_jax.config.plugins import OF_DECODING, POLICIES
+from zip_rc_jax.config.plugins import OF_DECODING, POLICIES, UTILITIES
 from zip_rc_jax.config.renamed import takes_old_names
 from zip_rc_jax.runtime.errors import UsageError
 
 CANDIDATES = ("published", "exhaustive", "branching")
+EVIDENCE = ("samples", "answers")
 ANSWERS = ("value", "vote")
 MOST_STOP_IDS = 1024
 MOST_STOPS, LONGEST_STOP = 64, 1024
@@ -159,6 +160,12 @@ class SamplingConfig:
         )
 
 
+def variant(candidates: str, evidence: str = "samples", utility: str = "sampling") -> str:
+    """Name of a search: its candidates, and what else differs from the published one."""
+    others = [evidence] * (evidence != "samples") + [utility] * (utility != "sampling")
+    return ", ".join([candidates, *others])
+
+
 @takes_old_names
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
@@ -176,6 +183,11 @@ class DecodeConfig:
         "branching" (adds multiplicities and new samples from the root).
       add_back: after the best keep-set is found, keep every dropped prefix whose return does not
         lower the utility.
+      evidence: what finished prefixes are worth to the search. "samples": each by itself, as
+        published. "answers": those with equal answers share their evidence, and an answer is worth
+        its posterior probability, see `search.evidence`. It reads answers as a vote does.
+      wrong_answers: with evidence="answers", how many wrong answers are about equally likely: two
+        wrong prefixes agree with probability 1 / `wrong_answers`.
       strategy: "zip_rc", or a baseline on the same engine: "fixed" (n full samples),
         "reward_threshold" (drop prefixes whose expected reward is below `reward_threshold`),
         "length_budget" (drop prefixes of `length_budget` tokens or more), "half_finished" (drop the
@@ -235,6 +247,8 @@ class DecodeConfig:
     window: int = 512
     candidates: str = "published"
     add_back: bool = True
+    evidence: str = "samples"
+    wrong_answers: float = 5.0
     strategy: Any = "zip_rc"
     utility: Any = "sampling"
     reward_threshold: float = 0.4
@@ -274,6 +288,7 @@ class DecodeConfig:
         plain = isinstance(system, str) and system == system.encode("utf-8", "ignore").decode()
         require(plain, f"system={shown(system)}", "it is not a text", "write it as text")
         one_of("candidates", self.candidates, CANDIDATES)
+        one_of("evidence", self.evidence, EVIDENCE)
         for plugins in OF_DECODING:
             plugins.check(getattr(self, plugins.setting))
         self._check_counts()
@@ -319,6 +334,12 @@ class DecodeConfig:
             f"beta={self.beta}",
             "it is a price",
             "use a number from 0 to 1e30",
+        )
+        require(
+            1 <= self.wrong_answers <= 1e30,
+            f"wrong_answers={self.wrong_answers}",
+            "it counts the wrong answers that are about equally likely",
+            "use a number from 1 to 1e30, such as 5",
         )
         require(
             self.candidates != "exhaustive" or self.n <= 10,
@@ -384,6 +405,11 @@ class DecodeConfig:
         All prefixes of a prompt lie in one shard.
         """
         return max(self.n, -(-self.max_num_seqs // shards))
+
+    @property
+    def variant(self) -> str:
+        """What tables call the search."""
+        return variant(self.candidates, self.evidence, UTILITIES.name_of(self.utility))
 
     @property
     def sampling(self) -> SamplingConfig:

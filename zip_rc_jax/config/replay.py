@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
 from zip_rc_jax.config.checks import check_types, counts, one_of, require
-from zip_rc_jax.config.decode import DecodeConfig
+from zip_rc_jax.config.decode import EVIDENCE, DecodeConfig, variant
 from zip_rc_jax.config.renamed import takes_old_names
 from zip_rc_jax.runtime.errors import UsageError
 
@@ -32,6 +33,8 @@ class ReplayConfig:
       ns: samples that the search and the pruning rules start with; empty for `decode.n`.
       candidates: candidate sets of the search: "published", "exhaustive" (n <= 10). Branching
         starts prefixes that no pool holds, so it is decoded online only.
+      evidence: what finished prefixes are worth to the search, see `decode.evidence`; empty for
+        that of `decode`.
       alphas, betas: prices of the search; empty for those of `evaluate`.
       reward_thresholds: points of the curve of "reward_threshold".
       length_budgets: points of the curve of "length_budget", in tokens; empty for the quantiles
@@ -51,6 +54,7 @@ class ReplayConfig:
     joints: str = "float32"
     ns: tuple[int, ...] = ()
     candidates: tuple[str, ...] = ("published",)
+    evidence: tuple[str, ...] = ()
     alphas: tuple[float, ...] = ()
     betas: tuple[float, ...] = ()
     reward_thresholds: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -102,6 +106,8 @@ class ReplayConfig:
                 "leave it out, and decode it online: `zip-rc evaluate` with evaluate.candidates",
             )
             one_of("replay.candidates", name, REPLAYED_CANDIDATES)
+        for name in self.evidence:
+            one_of("replay.evidence", name, EVIDENCE)
         for n in self.ns:
             require(
                 n <= self.samples,
@@ -194,12 +200,15 @@ def replayed_settings(
     nan = math.nan
     ns = replay.ns or (decode.n,)
     for n in ns:
-        for candidates in replay.candidates:
-            for alpha in replay.alphas or alphas:
-                for beta in replay.betas or betas:
-                    name = f"{candidates} n={n} alpha={alpha:g} beta={beta:g}"
-                    options: dict[str, Any] = {"candidates": candidates, "n": n}
-                    add(name, "search", nan, **options, alpha=alpha, beta=beta)
+        for candidates, evidence, alpha, beta in itertools.product(
+            replay.candidates,
+            replay.evidence or (decode.evidence,),
+            replay.alphas or alphas,
+            replay.betas or betas,
+        ):
+            options: dict[str, Any] = {"candidates": candidates, "evidence": evidence, "n": n}
+            name = f"{variant(candidates, evidence)} n={n} alpha={alpha:g} beta={beta:g}"
+            add(name, "search", nan, **options, alpha=alpha, beta=beta)
         for threshold in replay.reward_thresholds:
             name, kind = f"reward threshold {threshold:g} n={n}", "reward_threshold"
             add(name, kind, threshold, strategy=kind, reward_threshold=threshold, n=n)

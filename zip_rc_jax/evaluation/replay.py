@@ -472,6 +472,9 @@ class _Groups:
                 np.full(count, not self.config.allow_no_answer) & ~finished.any(1), bool
             ),
         )
+        if self.config.evidence == "answers":
+            answer = padded(self._answers(active), np.int32)
+            inputs = dataclasses.replace(inputs, answer=answer)
         action = decide(inputs, grid=grid, config=self.config)
         return action.multiplicity[:count], action.planned_pause_bin[:count], action.utility[:count]
 
@@ -515,7 +518,7 @@ class _Groups:
     def outcome(self) -> dict[str, Any]:
         """The columns of `Replayed`, `[V]` each."""
         pool, at, finished = self.pool, (self.prompt[:, None], self.sample), self.finished
-        ids, value = self._answers(), pool.value[at]
+        ids, value = self._answers(np.arange(len(self.prompt))), pool.value[at]
         best = best_sample(value, finished, pool.stopped[at])
         voted = voted_sample(value, finished, pool.stopped[at], ids)
         cut = self.budget_spent & (best < 0)
@@ -554,15 +557,15 @@ class _Groups:
             "traces": self.traces,
         }
 
-    def _answers(self) -> np.ndarray:
-        """Answer groups `[V, n]` of the finished samples; -1 elsewhere."""
-        finished = self.finished
-        ids = np.where(finished, self.pool.answer_id[self.prompt[:, None], self.sample], NO_ANSWER)
+    def _answers(self, groups: np.ndarray) -> np.ndarray:
+        """Answer groups `[A, n]` of the finished samples of `groups`; -1 elsewhere."""
+        prompt, sample, finished = self.prompt[groups], self.sample[groups], self.finished[groups]
+        ids = np.where(finished, self.pool.answer_id[prompt[:, None], sample], NO_ANSWER)
         # Which answers are one may depend on which others there are, so these are grouped alone.
-        for row in np.flatnonzero(np.isin(self.prompt, list(self.pool.texts))):
-            texts = self.pool.texts[int(self.prompt[row])]
+        for row in np.flatnonzero(np.isin(prompt, list(self.pool.texts))):
+            texts = self.pool.texts[int(prompt[row])]
             slots = np.flatnonzero(finished[row])
-            mine = [texts[i] for i in self.sample[row, slots]]
+            mine = [texts[i] for i in sample[row, slots]]
             ids[row, slots] = answer_groups(mine, self.pool.extractor, self.pool.equivalence)
         return ids
 

@@ -116,7 +116,7 @@ def replayed_row(
     priced = decode.strategy == "zip_rc"
     return ReplayRow(
         name=setting.name, kind=setting.kind, method=str(decode.strategy), n=decode.n,
-        candidates=decode.candidates if priced else "",
+        candidates=decode.variant if priced else "",
         alpha=decode.alpha if priced else math.nan, beta=decode.beta if priced else math.nan,
         value=float(setting.value), accuracy=mean, low=low, high=high,
         by_value=float(found.correct_by_value.mean()), by_vote=float(found.correct_by_vote.mean()),

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from zip_rc_jax.grading.votes import NO_ANSWER
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.requests import TokenizedRequest
 from zip_rc_jax.inference.sampler import Sampling
 from zip_rc_jax.inference.state import StepInputs
 from zip_rc_jax.inference.tree import SearchTree
+from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.search.inputs import SearchInputs
 
 
@@ -57,10 +59,19 @@ def lanes_of(
 
 
 def search_inputs_of(
-    groups: list[SearchTree], grid: Grid, n: int, branching: bool, size: int
+    groups: list[SearchTree],
+    grid: Grid,
+    n: int,
+    branching: bool,
+    size: int,
+    tokenizer: Tokenizer | None = None,
 ) -> SearchInputs:
     """The prefixes of all groups in `n` slots each, and when branching the root in one more, padded
-    to `size` prompts."""
+    to `size` prompts.
+
+    Args:
+      tokenizer: reads the answers of finished prefixes; None leaves them out.
+    """
     shape = (size, n + branching)
     joint = np.full((*shape, grid.n_cells), 1 / grid.n_cells, np.float32)
     unfinished, exists = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -80,6 +91,11 @@ def search_inputs_of(
             b.finished for b in group.branches
         )
         alpha[p], beta[p] = group.job.config.alpha, group.job.config.beta
+    answer = None
+    if tokenizer is not None:
+        answer = np.full(shape, NO_ANSWER, np.int32)
+        for p, group in enumerate(groups):
+            answer[p, : len(group.branches)] = group.answers(tokenizer)
     tables = joint.reshape(*shape, grid.n_reward, grid.n_length)
     return SearchInputs(
         tables,
@@ -90,5 +106,6 @@ def search_inputs_of(
         alpha,
         beta,
         must_extend,
+        answer=answer,
         has_root=branching,
     )

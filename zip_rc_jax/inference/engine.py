@@ -113,6 +113,8 @@ ENGINE_OPTIONS = (
     "window",
     "candidates",
     "add_back",
+    "evidence",
+    "wrong_answers",
     "strategy",
     "utility",
     "reward_threshold",
@@ -786,6 +788,7 @@ class Engine:
             self.config.n,
             self.branching,
             bucket(len(groups), growth=4 if self.few_shapes else 2),
+            self.lm.tokenizer if self.config.evidence == "answers" else None,
         )
         choice = decide(inputs, grid=self.head.grid, config=self.config)
         reward = inputs.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)

@@ -51,6 +51,10 @@ class Branch:
     def ended(self) -> bool:
         return self.finished or self.failed
 
+    def text(self, tokenizer: Tokenizer) -> str:
+        """Its text, up to the stop string that ended it."""
+        return tokenizer.decode(self.tokens) if self.stop is None else self.stop.text
+
     def new_text(self, tokenizer: Tokenizer, last: bool, stop: Sequence[str] = ()) -> str:
         """What its text has gained since the last call.
 
@@ -133,6 +137,7 @@ class SearchTree:
     reason: str = ""
     error: str = ""
     dropped: int = 0  # tokens that were computed past a stop string
+    _answers: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def live(self) -> list[Branch]:
         return [b for b in self.branches if b.live]
@@ -272,6 +277,17 @@ class SearchTree:
         self.trace.append(decision)
         return decision
 
+    def answers(self, tokenizer: Tokenizer) -> list[int]:
+        """Of every prefix the number of its answer, see `answer_groups`; `NO_ANSWER` of those that
+        have not finished."""
+        finished = [i for i, b in enumerate(self.branches) if b.finished]
+        if len(finished) != len(self._answers):
+            config = self.job.config
+            texts = [self.branches[i].text(tokenizer) for i in finished]
+            numbers = answer_groups(texts, config.answer_extractor, config.answer_equivalence)
+            self._answers = dict(zip(finished, numbers, strict=True))
+        return [self._answers.get(i, NO_ANSWER) for i in range(len(self.branches))]
+
     def progress(
         self, tokenizer: Tokenizer, last: bool
     ) -> tuple[dict[int, tuple[int, ...]], dict[int, str]]:
@@ -292,7 +308,6 @@ class SearchTree:
         state = "finished" if b.finished else "failed" if b.failed else "paused"
         stopped = "stop" if b.stopped else "length"
         reason = {"finished": stopped, "failed": "error", "paused": "paused"}[state]
-        text = tokenizer.decode(b.tokens) if b.stop is None else b.stop.text
         stop_reason: str | int | None = None
         if b.stop is not None:
             stop_reason = b.stop.string
@@ -303,7 +318,7 @@ class SearchTree:
             parent=b.parent,
             fork_position=b.fork_position,
             token_ids=b.tokens,
-            text=text,
+            text=b.text(tokenizer),
             state=state,
             finish_reason=reason,
             expected_reward=reward,

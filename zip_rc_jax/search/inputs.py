@@ -36,6 +36,8 @@ class SearchInputs:
       must_extend: [P] bool, prompts that may not end yet; None if all may.
       normalizer: [P] float, tokens that one unit of cost stands for; None for the mean over the
         prompt's prefixes.
+      answer: [P, n] int32, equal for finished prefixes of a prompt that give equal answers, below 0
+        for none; None where nothing asked for it.
       has_root: the last slot is the root: the prompt itself, an unfinished prefix of no tokens. Its
         multiplicity counts new samples. A Python bool, part of the tree's structure.
     """
@@ -49,6 +51,7 @@ class SearchInputs:
     beta: Any
     must_extend: Any = None
     normalizer: Any = None
+    answer: Any = None
     has_root: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
@@ -120,6 +123,7 @@ def search_inputs(
     must_extend: Any = None,
     alpha: Any = None,
     beta: Any = None,
+    answer: Any = None,
 ) -> SearchInputs:
     """Checked `SearchInputs` of arrays or lists.
 
@@ -175,6 +179,7 @@ def search_inputs(
         beta=array("beta", config.beta if beta is None else beta, "number", per_prompt),
         must_extend=optional("must_extend", must_extend, "bool", per_prompt),
         normalizer=optional("normalizer", normalizer, "number", per_prompt),
+        answer=optional("answer", answer, "count", per_slot),
         has_root=config.candidates == "branching",
     )
     _check_price(

@@ -31,6 +31,7 @@ from zip_rc_jax.config.plugins import UTILITIES
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.search import branching, candidates
+from zip_rc_jax.search.evidence import share_evidence
 from zip_rc_jax.search.inputs import MetaAction, SearchInputs, check_joint, search_inputs
 from zip_rc_jax.search.utility import (
     PrefixTerms,
@@ -57,14 +58,16 @@ class SearchSettings:
     Prices are inputs instead.
 
     Attributes:
-      candidates, n, add_back, selection_exponent, joint_temperature, joint_top_p: as in
-        `DecodeConfig`.
+      candidates, n, add_back, evidence, wrong_answers, selection_exponent, joint_temperature,
+        joint_top_p: as in `DecodeConfig`.
       utility: what is maximized.
     """
 
     candidates: str
     n: int
     add_back: bool
+    evidence: str
+    wrong_answers: float
     selection_exponent: float
     joint_temperature: float
     joint_top_p: float
@@ -92,6 +95,7 @@ def choose_meta_action(
     must_extend: Any = None,
     alpha: Any = None,
     beta: Any = None,
+    answer: Any = None,
     **old_names: Any,
 ) -> MetaAction:
     """The best meta-action of each prompt, from the candidate set `config.candidates`.
@@ -105,9 +109,9 @@ def choose_meta_action(
         nothing.
       tokens_so_far: [P, n], tokens generated so far (0 for the root).
       grid: of the joints.
-      config: reads alpha, beta, candidates, add_back, utility, selection_exponent,
-        joint_temperature, joint_top_p and (branching) n. New values of alpha and beta do not
-        recompile.
+      config: reads alpha, beta, candidates, add_back, evidence, wrong_answers, utility,
+        selection_exponent, joint_temperature, joint_top_p and (branching) n. New values of alpha
+        and beta do not recompile.
       exists: [P, n] bool, slots that hold a prefix; default all.
       max_new_prefixes: [P] int, most prefixes that branching may add to the prompt; default as many
         as `config.n` allows. Added are the copies beyond the first of a live prefix and every
@@ -119,6 +123,8 @@ def choose_meta_action(
       must_extend: [P] bool, prompts that may not choose to extend nothing (where they can extend
         anything); default none.
       alpha, beta: prices, one number or [P]; default the config's.
+      answer: [P, n] int, equal for finished prefixes of a prompt with equal answers, below 0 for
+        none. Read with `evidence="answers"` alone, and needed there.
       old_names: `free_rows` and `normaliser`, the names of max_new_prefixes and normalizer until
         0.1. They give a warning.
 
@@ -146,7 +152,7 @@ def choose_meta_action(
         "normalizer": normalizer,
         "must_extend": must_extend,
     }
-    arrays |= {"alpha": alpha, "beta": beta}
+    arrays |= {"alpha": alpha, "beta": beta, "answer": answer}
     for old, value in old_names.items():
         if old not in renamed:
             parameters = [
@@ -192,6 +198,12 @@ def search(inputs: SearchInputs, *, grid: Grid, config: DecodeConfig) -> MetaAct
             f"all 2^{slots} subsets would be scored at every decision",
             f"use at most {MAX_EXHAUSTIVE} prefixes or candidates='published'",
         )
+    if config.evidence == "answers" and inputs.answer is None:
+        raise UsageError(
+            "evidence='answers' without answers",
+            "nothing says which finished prefixes agree",
+            "pass `answer`, such as grading.answer_groups of each prompt's texts",
+        )
     settings = SearchSettings.of(config)
     # One set of types, so that there is one program for it.
     dtype = inputs.joint.dtype
@@ -202,6 +214,7 @@ def search(inputs: SearchInputs, *, grid: Grid, config: DecodeConfig) -> MetaAct
         alpha=inputs.alpha.astype(dtype),
         beta=inputs.beta.astype(dtype),
         normalizer=None if scale is None else scale.astype(dtype),
+        answer=inputs.answer if config.evidence == "answers" else None,
     )
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(inputs)):
         return _search(inputs, grid=grid, settings=settings)
@@ -273,6 +286,8 @@ def _search(inputs: SearchInputs, *, grid: Grid, settings: SearchSettings) -> Me
         scale = normalizer(joint, inputs.tokens_so_far, jnp.where(alone, exists, samples), grid)
     scale = scale.astype(dtype)
     alpha, beta = (x.astype(dtype)[:, None, None] for x in (inputs.alpha, inputs.beta))
+    if settings.evidence == "answers":
+        joint = share_evidence(joint, finished, inputs.answer, grid, settings.wrong_answers)
 
     # What the action may add, and which prompts it must go on with.
     budget = jnp.clip(jnp.minimum(inputs.max_new_prefixes, settings.n - samples.sum(-1)), 0)

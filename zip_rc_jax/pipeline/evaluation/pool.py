@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig
-from zip_rc_jax.config.plugins import POLICIES, UTILITIES
+from zip_rc_jax.config.plugins import POLICIES
 from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.evaluation.baselines import SamplePool, majority_reward
 from zip_rc_jax.evaluation.cost import OnlineRun
@@ -86,13 +86,9 @@ def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
         )
 
     pairs = list(zip(decoded.results, decoded.grades, strict=True))
-    strategy, utility = (
-        POLICIES.name_of(decode.strategy),
-        UTILITIES.name_of(decode.utility),
-    )
+    strategy = POLICIES.name_of(decode.strategy)
     adaptive = strategy == "zip_rc"
     priced = adaptive or not POLICIES.is_builtin(strategy)  # an own policy may read the prices
-    candidates = decode.candidates + ("" if utility == "sampling" else f", {utility}")
     return OnlineRun.from_results(
         decoded.results,
         [graded(r, g, r.value_text) for r, g in pairs],
@@ -101,7 +97,7 @@ def online_run(name: str, decode: DecodeConfig, decoded: Decoded) -> OnlineRun:
         name=name,
         alpha=decode.alpha if priced else math.nan,
         beta=decode.beta if priced else math.nan,
-        candidates=candidates if adaptive else "",
+        candidates=decode.variant if adaptive else "",
         strategy=strategy,
         seconds=decoded.seconds,
     )
