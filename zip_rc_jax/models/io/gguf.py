@@ -109,7 +109,7 @@ class _Reader(gguf.GGUFReader):
     def _texts(self, offset: int, count: int) -> tuple[int, list[np.ndarray]]:
         """The bytes of `count` strings from `offset` on, uint8, and where they end."""
         plain = self.data.view(np.ndarray)
-        memory, length_at = memoryview(plain), struct.Struct("<Q").unpack_from
+        memory, length_at = plain.data, struct.Struct("<Q").unpack_from
         texts, end = [], offset
         for _ in range(count):
             start = end + 8
