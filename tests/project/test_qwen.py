@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 import zip_rc_jax
 from zip_rc_jax.grid import Grid
@@ -69,10 +70,12 @@ def their_tokenizer(qwen_gguf):
 
 @pytest.fixture(scope="module")
 def their_model(qwen_gguf):
-    """The same file, read by `transformers` itself."""
-    return AutoModelForCausalLM.from_pretrained(
-        qwen_gguf.parent, gguf_file=qwen_gguf.name, dtype=torch.float32
-    ).eval()
+    """The same file, with the weights and sizes that `transformers` reads there."""
+    config = AutoConfig.from_pretrained(qwen_gguf.parent, gguf_file=qwen_gguf.name)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    tensors = load_gguf_checkpoint(qwen_gguf, return_tensors=True, model_to_load=model)["tensors"]
+    model.load_state_dict(tensors)
+    return model
 
 
 def prompts(lm):
@@ -93,7 +96,7 @@ def test_the_file_says_what_it_is(qwen):
         64,
         4864,
     )
-    assert (c.rope_theta, c.rms_eps, c.tied, c.max_positions) == (1e6, 1e-6, True, 32_768)
+    assert (c.rope_theta, c.rms_eps, c.tied, c.max_positions) == (1e6, 1e-6, False, 32_768)
     assert (c.attention_bias, c.has_output_bias, c.qk_norm) == (True, False, False)
     assert qwen.tokenizer.eos_tokens == ("<|im_end|>", "<|endoftext|>")
 
