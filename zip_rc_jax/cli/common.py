@@ -90,11 +90,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="and whether the lengths that it was trained on count the end token (default: "
         "without_end, as in the authors' code; the grid's edges are then one token higher)",
     )
+    parser.add_argument(
+        "--head",
+        metavar="FILE",
+        help="a trained head for a model without one: a file of `zip-rc export --head-only`, or "
+        "builtin:NAME for one that ships with the package",
+    )
 
 
 def zip_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_model` read about an authors' checkpoint, as keywords of `load`."""
-    names = ("zip_label", "zip_first_id", "zip_length_counts")
+    """What `add_model` read about the head, as keywords of `load`."""
+    names = ("zip_label", "zip_first_id", "zip_length_counts", "head")
     return {name: getattr(arguments, name) for name in names}
 
 

@@ -85,6 +85,40 @@ class _Reader(gguf.GGUFReader):
             )
         return super()._get(int(offset), dtype, count, override_order)
 
+    def _get_field_parts(
+        self, orig_offs: Any, raw_type: Any
+    ) -> tuple[int, list[np.ndarray], list[int], list[gguf.GGUFValueType]]:
+        """As `gguf` does, but arrays are not taken apart into memory maps of single numbers.
+
+        For a vocabulary of 150,000 tokens and as many merges, that takes 15 s and 0.5 GB.
+        """
+        start = int(orig_offs)
+        if gguf.GGUFValueType(raw_type) != gguf.GGUFValueType.ARRAY:
+            return super()._get_field_parts(start, raw_type)
+        kind, count = self._get(start, np.uint32), self._get(start + 4, np.uint64)
+        item, first, size = gguf.GGUFValueType(kind[0]), start + 12, int(count[0])
+        types = [gguf.GGUFValueType.ARRAY, *([item] if size else [])]
+        if item == gguf.GGUFValueType.STRING:
+            end, texts = self._texts(first, size)
+            return end - start, [kind, count, *texts], list(range(2, 2 + size)), types
+        if item not in self.gguf_scalar_to_np:
+            return super()._get_field_parts(start, raw_type)  # a list of lists
+        numbers = self._get(first, self.gguf_scalar_to_np[item], size)
+        return first + numbers.nbytes - start, [kind, count, numbers], [2] if size else [], types
+
+    def _texts(self, offset: int, count: int) -> tuple[int, list[np.ndarray]]:
+        """The bytes of `count` strings from `offset` on, uint8, and where they end."""
+        plain = self.data.view(np.ndarray)
+        memory, length_at = plain.data, struct.Struct("<Q").unpack_from
+        texts, end = [], offset
+        for _ in range(count):
+            start = end + 8
+            end = start + length_at(memory, start - 8)[0]  # struct.error where the file ends
+            if end > len(plain):
+                raise ValueError(f"it has {len(plain)} bytes, and a string of it ends at {end}")
+            texts.append(plain[start:end])
+        return end, texts
+
 
 def open_gguf(path: pathlib.Path, where: str, broken: str) -> gguf.GGUFReader:
     """Reads metadata and the list of tensors.

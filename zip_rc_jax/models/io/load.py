@@ -19,6 +19,7 @@ from zip_rc_jax.head import ZipHead
 from zip_rc_jax.models.io import huggingface
 from zip_rc_jax.models.io.families import read_config, write_config
 from zip_rc_jax.models.io.generation import FILE as GENERATION_FILE
+from zip_rc_jax.models.io.head_files import attach_head, read_head
 from zip_rc_jax.models.io.reward_models import SCORE, is_reward_model
 from zip_rc_jax.models.io.stored import DIGESTS, read_meta, read_model_params
 from zip_rc_jax.models.io.tokenizer import Tokenizer
@@ -54,6 +55,7 @@ def load(
     zip_label: str | None = None,
     zip_first_id: int | None = None,
     zip_length_counts: str | None = None,
+    head: str | pathlib.Path | None = None,
 ) -> LanguageModel:
     """Loads a model straight onto the devices of `layout`, tensor by tensor.
 
@@ -75,9 +77,24 @@ def load(
         reads the head counts as everywhere here. "with_end" takes their edges as they are.
 
     Raises:
-      UsageError: nothing there, an unknown format or architecture, damaged or incomplete files, or
-        an impossible reserved range.
+      UsageError: nothing there, an unknown format or architecture, damaged or incomplete files, an
+        impossible reserved range, or a head of another model.
     """
+    if head is None:
+        return _load(path, dtype, layout, zip_label, zip_first_id, zip_length_counts)
+    read_head(head)  # what is wrong with it is said before the model is read
+    return attach_head(_load(path, dtype, layout, zip_label, zip_first_id, zip_length_counts), head)
+
+
+def _load(
+    path: str | pathlib.Path,
+    dtype: Any,
+    layout: Layout | None,
+    zip_label: str | None,
+    zip_first_id: int | None,
+    zip_length_counts: str | None,
+) -> LanguageModel:
+    """`load` without a head of another file."""
     layout, dtype = layout or single_device(), jnp.dtype(dtype)
     if (zip_label is None) != (zip_first_id is None):
         raise UsageError(
