@@ -1,7 +1,7 @@
 """Problems in files as yours may be: one JSON object a line, with a question and an answer.
 
     python examples/own_problems.py runs/own_problems --kind sums
-    python examples/own_problems.py runs/word_problems --kind apples
+    python examples/own_problems.py runs/stories --kind apples
 
 Writes `train.jsonl` and `heldout.jsonl`: chain sums of reasoning-gym, or the same told as stories.
 Nothing afterwards knows where they come from. Takes seconds.

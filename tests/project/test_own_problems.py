@@ -1,4 +1,4 @@
-"""The example that writes problems into files, and the configs that read them."""
+"""The example that writes problems into files, and the config that reads them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ def worked_out(question):
     return sum(gains[act] * int(n) for act, n in re.findall(r"(has|gets|away) (\d+)", question))
 
 
-@pytest.mark.parametrize(
-    ("kind", "config"), [("sums", "own_problems"), ("apples", "smollm2_word_problems")]
-)
-def test_the_files_hold_different_solved_problems_that_the_config_reads(kind, config, tmp_path):
+@pytest.mark.parametrize("kind", ["sums", "apples"])
+def test_the_files_hold_different_solved_problems_that_the_config_reads(kind, tmp_path):
     command = [sys.executable, "examples/own_problems.py", str(tmp_path), "--kind", kind]
     subprocess.run([*command, "--train", "30", "--heldout", "9"], check=True, cwd=ROOT)
     files = {name: f"jsonl:{tmp_path}/{name}.jsonl" for name in ("train", "heldout")}
@@ -33,7 +31,7 @@ def test_the_files_hold_different_solved_problems_that_the_config_reads(kind, co
     assert len({row["question"] for row in rows}) == len({row["id"] for row in rows}) == 30
     assert [int(row["answer"]) for row in rows] == [worked_out(row["question"]) for row in rows]
     read = load_config(
-        str(ROOT / f"configs/{config}.yaml"),
+        str(ROOT / "configs/own_problems.yaml"),
         [f"run_dir={tmp_path / 'run'}", *(f"problems.{k}={v}" for k, v in files.items())],
     )
     heldout = evaluation_problems(read).found
