@@ -2,8 +2,8 @@
 
     python benchmarks/paper_hours.py [--configs configs/qwen3_1.7b.yaml ...]
                                      [--mean-tokens gsm8k=2000 math500=5000 ...]
-                                     [--prompt-tokens 200] [--epochs 2]
-                                     [--train-share 0.4] [--decode-share 0.7]
+                                     [--prompt-tokens 200] [--train-share 0.4]
+                                     [--decode-share 0.7]
 
 Training: operations counted by hand (`aot/analytic.py`, which the compiled programs equal) at
 `--train-share` of the chip's peak, or the HBM bytes of the compiled step (the table of
@@ -13,6 +13,7 @@ Decoding: weights and cache are read once a step, at `--decode-share` of the ban
 as fit (`inference/memory.py`) with 10% of the memory free. The first number reads every row as far
 as it is long on average. The second reads all its slots, as for the longest row.
 
+Prompts, samples, epochs and tries are those of the configs and of the table of benchmarks.
 How long responses are is assumed (`--mean-tokens`), the same for every model: put in your own.
 """
 
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 from zip_rc_jax.aot.analytic import train_flops
 from zip_rc_jax.aot.topology import CHIPS, GIB, MARGIN, Chip
 from zip_rc_jax.config import ModelConfig, PipelineConfig, TrainConfig
+from zip_rc_jax.config.benchmarks import asked_benchmarks
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import memory
@@ -41,8 +43,7 @@ from zip_rc_jax.runtime.sharding import single_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("qwen3_1.7b", "lfm2_1.2b", "lfm2_350m")
-# Problems, and samples of each: 32, 32, 8 and 4 tries of 8.
-BENCHMARKS = {"aime24": (30, 256), "amc23": (40, 256), "math500": (500, 64), "gsm8k": (1319, 32)}
+PROBLEMS = {"aime24": 30, "amc23": 40, "math500": 500, "gsm8k": 1319}
 MEAN_TOKENS = {"train": 5000, "aime24": 16000, "amc23": 9000, "math500": 5000, "gsm8k": 2000}
 H200 = Chip("H200", 131 * GIB, 989e12, 4800e9)
 # Where it is estimated: name of the column, chips, and what one is.
@@ -61,7 +62,6 @@ class Assumed:
 
     mean_tokens: dict[str, int]
     prompt_tokens: int
-    epochs: int
     train_share: float
     decode_share: float
 
@@ -74,7 +74,6 @@ def main() -> None:
     add("--configs", nargs="+", default=[str(ROOT / f"configs/{name}.yaml") for name in NAMES])
     add("--mean-tokens", nargs="+", default=[], metavar="NAME=TOKENS")
     add("--prompt-tokens", type=int, default=200)
-    add("--epochs", type=int, default=2)
     add("--train-share", type=float, default=0.4)
     add("--decode-share", type=float, default=0.7)
     arguments = parser.parse_args()
@@ -82,7 +81,6 @@ def main() -> None:
     assumed = Assumed(
         MEAN_TOKENS | {name: int(tokens) for name, tokens in given.items()},
         arguments.prompt_tokens,
-        arguments.epochs,
         arguments.train_share,
         arguments.decode_share,
     )
@@ -93,7 +91,7 @@ def main() -> None:
     means = ", ".join(f"{name} {tokens:,}" for name, tokens in assumed.mean_tokens.items())
     print(f"\nAssumed: mean tokens of a response ({means}), {assumed.prompt_tokens} of a prompt;")
     print(
-        f"{assumed.epochs} epochs; {assumed.train_share:.0%} of the peak in training and "
+        f"{assumed.train_share:.0%} of the peak in training and "
         f"{assumed.decode_share:.0%} of the bandwidth in decoding."
     )
 
@@ -118,16 +116,19 @@ def print_config(path: str, assumed: Assumed) -> None:
     row("rollout", samples * mean, rollout)
     for stage in ("critic", "final", "lite"):
         train: TrainConfig = getattr(config, stage)
-        tokens = assumed.epochs * seen
+        tokens = train.epochs * seen or train.steps * train.batch_rows * train.row_tokens
         row(f"train {stage}", tokens, train_hours(name, config.model, train, tokens, assumed))
         if stage == "critic":
             forward = dataclasses.replace(config.lite, cache_features=False)
             row("label", seen, train_hours(name, config.model, forward, seen, assumed))
-    for benchmark, (problems, tries) in BENCHMARKS.items():
-        count, mean = problems * tries, assumed.mean_tokens[benchmark]
-        n = config.evaluate.samples
+    e = config.evaluate
+    for one in asked_benchmarks(e.benchmarks, e.benchmark_table):
+        if one.name not in PROBLEMS:
+            continue  # a union is decoded as its parts, and only the shipped sets have a known size
+        n, mean = one.samples or e.samples, assumed.mean_tokens[one.name]
+        count = PROBLEMS[one.name] * n * one.tries
         found = decoding(count, mean, config.decode.max_tokens, n)
-        row(f"all samples of {benchmark}", count * mean, found)
+        row(f"all samples of {one.name}", count * mean, found)
 
 
 def train_hours(

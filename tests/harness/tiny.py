@@ -58,9 +58,9 @@ def tiny_lm(
 
 
 @functools.cache
-def tiny_chat_lm(tokenizer) -> LanguageModel:
+def tiny_chat_lm(tokenizer, max_positions: int = 160) -> LanguageModel:
     """A random model with a random head for any tokenizer. Transformers can read its export."""
-    sizes = {"vocab_size": tokenizer.size, "max_positions": 160, "n_heads": 4}
+    sizes = {"vocab_size": tokenizer.size, "max_positions": max_positions, "n_heads": 4}
     config = dataclasses.replace(TINY_MODEL, **sizes)
     lm = LanguageModel.create(config, tokenizer, 5).with_head(TINY_GRID, "value")
     return dataclasses.replace(lm, params=randomised(lm.params, 5))

@@ -55,6 +55,16 @@ def test_a_local_directory_is_read_with_its_configuration_and_split(gsm, home):
     assert source["columns"] == {"question": ["question"], "answer": ["answer"]}
 
 
+def test_a_local_directory_is_read_as_it_is_now_and_is_no_other_one_of_its_name(home, tmp_path):
+    first, second = tmp_path / "a" / "mine", tmp_path / "b" / "mine"
+    hub_directory(first, {"default": {"test": TEST}})
+    hub_directory(second, {"default": {"test": TRAIN}})
+    assert len(read(f"hf:{first}")) == 3
+    assert len(read(f"hf:{second}")) == 5
+    hub_directory(first, {"default": {"test": TEST[:1]}})
+    assert pairs(read(f"hf:{first}")) == [("Half of 8?", "4")]
+
+
 @pytest.mark.parametrize(
     ("config", "split", "message"),
     [
