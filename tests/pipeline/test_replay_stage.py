@@ -52,7 +52,7 @@ def run_dir(lm, tmp_path, monkeypatch):
     """A run directory whose final model is the tiny one; `loaded` in it counts the loads."""
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "weights").write_text("w")
-    monkeypatch.setattr(pool, "held_out", lambda _: PROBLEMS)
+    monkeypatch.setattr(replay, "held_out", lambda _: PROBLEMS)
     monkeypatch.setattr(replay, "load", lambda *_, **__: lm)
     return tmp_path
 
@@ -236,7 +236,7 @@ def test_the_command_prints_the_table(monkeypatch, capsys):
         0.625, 0.5, 0.5, 0.01, 1.5, 1.25, (1.275, 1.5),
     )  # fmt: skip
     report = ReplayReport((row,), (0.1, 1.0), prompts=8, samples=4, seconds=0.1)
-    monkeypatch.setattr(replay, "run_replay", lambda *_, **__: report)
+    monkeypatch.setattr(replay, "replay_benchmarks", lambda *_, **__: {"heldout": report})
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["replay", str(ROOT / "configs" / "chain_sum_demo.yaml")]) == 0
     printed = capsys.readouterr().out
