@@ -34,16 +34,24 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         together=False,
     )
     add_benchmarks(parser, "replay")
+    parser.add_argument(
+        "--beside-online",
+        action="store_true",
+        help="compare with what `zip-rc evaluate` decoded in the same run_dir: token for token, "
+        "and the figures side by side",
+    )
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.evaluation.replay_report import replay_table
     from zip_rc_jax.evaluation.tables import print_table
+    from zip_rc_jax.pipeline.against_online import online_table
     from zip_rc_jax.pipeline.replay import replay_benchmarks
 
     arguments.overrides += benchmark_overrides(arguments.benchmarks)
-    for found in replay_benchmarks(read_config(arguments), argv=argv).values():
+    config, beside = read_config(arguments), arguments.beside_online
+    for found in replay_benchmarks(config, argv=argv, beside_online=beside).values():
         title = f"Replay of {found.samples} samples of each of {found.prompts} problems"
         if found.title:
             tries = "" if found.tries == "1" else f", {found.tries} tries"
@@ -52,3 +60,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         for name, why in found.left_out.items():
             line = f"left out: {name}: {why}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if found.online is not None:
+            print_table(online_table(found.online, f"Online and replayed: {title}"), console)
+            for name, why in found.online.left_out.items():
+                line = f"not compared: {name}: {why}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)

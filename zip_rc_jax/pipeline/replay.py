@@ -39,6 +39,7 @@ from zip_rc_jax.evaluation.reward_model import BEST, WEIGHTED
 from zip_rc_jax.evaluation.subsets import choose_subsets, fixed_ns
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.pipeline.against_online import AgainstOnline, against_online
 from zip_rc_jax.pipeline.evaluation.benchmarks import Benchmark, planned_benchmarks
 from zip_rc_jax.pipeline.pool import (
     check_pool,
@@ -72,6 +73,7 @@ class ReplayReport:
       seconds: of the replay alone.
       title: of the benchmark; "" for `problems.heldout`.
       left_out: why what this table might have is not in it, by its name.
+      online: the comparison with the online evaluation, where that was asked for.
     """
 
     rows: tuple[ReplayRow, ...]
@@ -82,6 +84,7 @@ class ReplayReport:
     tries: str = "1"
     title: str = ""
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    online: AgainstOnline | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,9 @@ def run_replay(config: PipelineConfig, *, argv: Sequence[str]) -> ReplayReport:
     return report
 
 
-def replay_benchmarks(config: PipelineConfig, *, argv: Sequence[str]) -> dict[str, ReplayReport]:
+def replay_benchmarks(
+    config: PipelineConfig, *, argv: Sequence[str], beside_online: bool = False
+) -> dict[str, ReplayReport]:
     """Makes the pools that are not there, replays every setting from each, and writes a table for
     each benchmark and each union: by name.
 
@@ -132,6 +137,10 @@ def replay_benchmarks(config: PipelineConfig, *, argv: Sequence[str]) -> dict[st
     `run_dir/replay`. With them, these are `run_dir/pools/NAME` and `run_dir/replay/NAME`.
 
     The model is loaded only to make a pool, or where its files have changed since.
+
+    Args:
+      beside_online: compare each with the online evaluation in the run directory, see
+        `against_online`.
 
     Raises:
       UsageError: an impossible setting, a pool of another model or of other settings, a damaged
@@ -152,12 +161,23 @@ def replay_benchmarks(config: PipelineConfig, *, argv: Sequence[str]) -> dict[st
     found = dict[str, tuple[list[ReplayPoint], ReplayReport]]()
     for place in places:
         replayed = _union(place, found) if place.benchmark.union else _replay(place, files)
-        found[place.name] = replayed
-        report = replayed[1]
+        points, report = replayed
+        if beside_online and not place.benchmark.union:
+            online = against_online(
+                place.config,
+                files[place.name],
+                report.rows,
+                place.benchmark.directory,
+                place.name,
+            )
+            report = dataclasses.replace(report, online=online)
+        found[place.name] = points, report
         metadata = run_metadata(to_dict(place.config), argv, started) | {
             "replay_seconds": round(report.seconds, 3),
             "left_out": dict(report.left_out),
         }
+        if report.online is not None:
+            metadata["beside_online"] = dataclasses.asdict(report.online)
         if mine := files.get(place.name):
             metadata["pool"] = {"path": str(mine.directory), **mine.metadata}
         write_replay(place.report, report.rows, report.alphas, metadata)
