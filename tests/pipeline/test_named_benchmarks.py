@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from zip_rc_jax.evaluation.benchmark_table import (
 )
 from zip_rc_jax.evaluation.method_table import METHOD_TABLE
 from zip_rc_jax.pipeline import replay
+from zip_rc_jax.pipeline.against_online import agreement
 from zip_rc_jax.pipeline.evaluation import runner
 from zip_rc_jax.pipeline.problems import training_problems
 
@@ -311,6 +313,41 @@ def test_online_and_replayed_decodes_are_the_same_token_for_token(replayed):
             assert row["online"] == pytest.approx(row["replayed"])
         assert beside["left_out"] == {}
     assert "beside_online" not in replayed["both"]
+
+
+@pytest.mark.parametrize(
+    ("utility", "change", "kind"),
+    [
+        (0.5, {}, "same"),
+        (0.5000004, {"future_bin": 3}, "tie"),
+        (0.5000004, {"multiplicity": (0, 1)}, "tie"),
+        (0.51, {"future_bin": 3}, "different"),
+        (0.5, {"tokens": (4, 2)}, "different"),
+        (0.5, {"ids": ((1, 2, 3, 4), (5, 6, 9))}, "different"),
+        (0.5, {"value_text": "other"}, "different"),
+    ],
+)
+def test_what_differs_by_more_than_a_tie_is_not_the_same(utility, change, kind):
+    sample = [((1, 2, 3, 4, 5), "a"), ((5, 6, 7), "b")]
+    one = {"step": 4, "multiplicity": (1, 0), "future_bin": -1, "tokens": (4, 3)}
+    ids = change.get("ids", ((1, 2, 3, 4, 5), (5, 6, 7)))
+    decided = one | {k: v for k, v in change.items() if k in one}
+    online = SimpleNamespace(
+        prefixes=[SimpleNamespace(token_ids=x) for x in ids],
+        trace=[SimpleNamespace(**decided, finished=(False, True), utility=utility)],
+        usage=SimpleNamespace(tokens=8, serial_steps=5),
+        value_text=change.get("value_text", "a"),
+        vote_text="b",
+    )
+    mine = SimpleNamespace(
+        traces=[[[SimpleNamespace(**one, finished=(False, True), utility=0.5)]]],
+        lengths=np.array([[[5, 3]]]),
+        tokens=np.array([[8]]),
+        serial_steps=np.array([[5]]),
+        by_value=np.array([[0]]),
+        by_vote=np.array([[1]]),
+    )
+    assert agreement(online, mine, 0, sample, 2) == kind
 
 
 def test_a_union_joins_the_problems_of_its_parts(replayed):

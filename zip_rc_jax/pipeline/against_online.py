@@ -1,6 +1,8 @@
 """A replay beside the online evaluation of the same run directory: what agrees, and what both say.
 
 Decodes that start all samples from the root are compared token for token, decision for decision.
+An online decode multiplies matrices of other sizes, so the last bits of its joints may differ.
+Where two meta-actions are equally good, these bits decide. Such decodes are counted as ties.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from zip_rc_jax.pipeline.evaluation.runner import Decoded, read_stored, stored_p
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import plain
 
+TIE = 1e-6  # of two utilities: a few float32 roundings of numbers about 1
 EVALUATE = "run `zip-rc evaluate` with the same config and run_dir first"
 
 
@@ -37,12 +39,15 @@ class Compared:
       name: of the setting.
       decodes: problems times tries; 0 for baselines, which decode nothing of their own.
       same: decodes with the same tokens of every sample, the same decisions, cost and answers.
+      ties: decodes of the same samples that differ first where both decisions have the same
+        utility, but for `TIE`.
       online, replayed: (accuracy, GenCost at each alpha); NaN where the online table has it not.
     """
 
     name: str
     decodes: int
     same: int
+    ties: int
     online: tuple[float, ...]
     replayed: tuple[float, ...]
 
@@ -162,9 +167,7 @@ def _compared(
             f"it has {len(results)} decodes, and the pool is of {pool.n_prompts}",
             EVALUATE,
         )
-    same = sum(
-        _is_same(result, found, p, samples.rows[p], decode.n) for p, result in enumerate(results)
-    )
+    kinds = [agreement(x, found, p, samples.rows[p], decode.n) for p, x in enumerate(results)]
     run = joined_runs([online_run(title, decode, x) for x in tries])
     costs = [float(run.cost(pool.mean_length, a).gen_cost.mean()) for a in alphas]
     setting = ReplayedSetting(title, "", math.nan, decode)
@@ -172,37 +175,40 @@ def _compared(
     return Compared(
         title,
         len(results),
-        same,
+        kinds.count("same"),
+        kinds.count("tie"),
         (float(run.correct(str(decode.answer)).mean()), *costs),
         (float(point.accuracy.mean()), *(float(cost.mean()) for cost in point.costs)),
     )
 
 
-def _is_same(
+def agreement(
     result: Result, found: Replayed, p: int, sample: Sequence[tuple[tuple[int, ...], str]], n: int
-) -> bool:
-    """Whether a replay is the online decode: tokens, decisions, cost and answers."""
+) -> str:
+    """How a replay agrees with an online decode: "same", "tie" or "different"."""
     assert found.traces is not None
-    names = ("step", "multiplicity", "future_bin", "tokens", "finished")
-
-    def decisions(trace: Sequence[Any]) -> list[tuple[Any, ...]]:
-        return [tuple(getattr(x, name) for name in names) for x in trace]
+    ids = [prefix.token_ids for prefix in result.prefixes]
+    # The samples are the same as far as each goes.
+    if len(ids) != n or any(x != sample[k][0][: len(x)] for k, x in enumerate(ids)):
+        return "different"
+    names = ("step", "tokens", "finished", "multiplicity", "future_bin")
+    for mine, other in zip(found.traces[p][0], result.trace, strict=False):
+        if differing := [x for x in names if getattr(mine, x) != getattr(other, x)]:
+            chosen = set(differing) <= {"multiplicity", "future_bin"}
+            return "tie" if chosen and abs(mine.utility - other.utility) <= TIE else "different"
 
     def text(number: int) -> str:
         return sample[number][1] if number >= 0 else ""
 
-    return (
-        len(result.prefixes) == n
-        and all(
-            prefix.token_ids == sample[k][0][: found.lengths[p, 0, k]]
-            for k, prefix in enumerate(result.prefixes)
-        )
-        and decisions(result.trace) == decisions(found.traces[p][0])
+    same = (
+        len(result.trace) == len(found.traces[p][0])
+        and all(len(x) == found.lengths[p, 0, k] for k, x in enumerate(ids))
         and result.usage.tokens == found.tokens[p, 0]
         and result.usage.serial_steps == found.serial_steps[p, 0]
         and result.value_text == text(int(found.by_value[p, 0]))
         and result.vote_text == text(int(found.by_vote[p, 0]))
     )
+    return "same" if same else "different"
 
 
 def _baselines(
@@ -219,7 +225,9 @@ def _baselines(
         row, first = replayed[setting], next(iter(at.values()))
         costs = tuple(at[a].cost if a in at else math.nan for a in alphas)
         online = (first.accuracy, *costs)
-        compared.append(Compared(setting, 0, 0, online, (row.accuracy, *row.costs[: len(alphas)])))
+        compared.append(
+            Compared(setting, 0, 0, 0, online, (row.accuracy, *row.costs[: len(alphas)]))
+        )
     return compared
 
 
@@ -233,7 +241,8 @@ def online_table(found: AgainstOnline, title: str) -> Table:
                 (percent, *(number for _ in found.alphas)), row.online, row.replayed, strict=True
             )
         ]
-        same = f"{row.same} of {row.decodes}" if row.decodes else "-"
+        ties = f", {row.ties} {'tie' if row.ties == 1 else 'ties'}" if row.ties else ""
+        same = f"{row.same} of {row.decodes}{ties}" if row.decodes else "-"
         cells.append((row.name, same, *(x for pair in pairs for x in pair)))
     costs = [
         f"{kind}GenCost, alpha {alpha:g}" for alpha in found.alphas for kind in ("online ", "")
@@ -243,6 +252,7 @@ def online_table(found: AgainstOnline, title: str) -> Table:
         ("setting", "same decodes", "online accuracy", "replayed", *costs),
         tuple(cells),
         "Same decodes: those with the same tokens of every sample, the same decisions, cost and "
-        "answers. Baselines decode nothing of their own; they stand at the settings of the online "
-        "table, each of which has a cost at the alpha for which it stands there.",
+        "answers. Ties differ first where two decisions are equally good (1e-6), so that the last "
+        "bits of a joint decide. Baselines decode nothing of their own; they stand at the settings "
+        "of the online table, each with a cost at the alpha for which it stands there.",
     )
