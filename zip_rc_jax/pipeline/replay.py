@@ -311,7 +311,7 @@ def _replay(
 ) -> tuple[list[ReplayPoint], ReplayReport]:
     """Every baseline and every setting of one benchmark, from its pool."""
     began, config, mine = time.perf_counter(), place.config, files[place.name]
-    points, pool, left_out = _points(config, mine, _alphas(config))
+    points, pool, absent = _points(config, mine, _alphas(config))
     rows = tuple(replay_row([x], config.evaluate.bootstrap, config.evaluate.seed) for x in points)
     return points, ReplayReport(
         rows,
@@ -321,7 +321,7 @@ def _replay(
         time.perf_counter() - began,
         f"{pool.tries}",
         place.benchmark.title if config.evaluate.benchmarks else "",
-        left_out,
+        absent,
     )
 
 
@@ -337,10 +337,10 @@ def _union(
         replay_row([p[name] for p in parts], config.evaluate.bootstrap, config.evaluate.seed)
         for name in names
     )
-    left_out = {method: why for report in reports for method, why in report.left_out.items()}
+    absent = {method: why for report in reports for method, why in report.left_out.items()}
     for name in dict.fromkeys(name for part in parts for name in part):
         if name not in names:
-            left_out[name] = "a part of the union has it not"
+            absent[name] = "a part of the union has it not"
     tries = sorted({int(report.tries) for report in reports})
     return [], ReplayReport(
         rows,
@@ -350,7 +350,7 @@ def _union(
         time.perf_counter() - began,
         f"{tries[0]}" if len(tries) == 1 else f"{tries[0]} to {tries[-1]}",
         place.benchmark.title,
-        left_out,
+        absent,
     )
 
 
@@ -372,7 +372,7 @@ def _points(
 
     pool = pool_of(config.decode.window)
     samples = pool.samples()
-    points, left_out = list[ReplayPoint](), _left_out(config, files)
+    points, absent = list[ReplayPoint](), left_out(config, files)
     further = config.evaluate.baselines == "all"
     readings = _asked(config, files, load_readings(files, r.samples, along=further))
     draws = Draws(enumerated=r.baseline_subsets, sampled=r.baseline_subsets, seed=r.seed)
@@ -401,7 +401,7 @@ def _points(
             exact = subsets[setting.decode.n].exact
             points.append(replayed_point(setting, result, pool, exact, alphas))
             bar(done, setting.name)
-    return points, pool, left_out
+    return points, pool, absent
 
 
 def _asked(config: PipelineConfig, files: PoolFiles, readings: Readings) -> Readings:
@@ -436,7 +436,7 @@ def _missing_readings(config: PipelineConfig, files: PoolFiles) -> dict[str, str
     return found
 
 
-def _left_out(config: PipelineConfig, files: PoolFiles) -> dict[str, str]:
+def left_out(config: PipelineConfig, files: PoolFiles) -> dict[str, str]:
     """Why methods of the table of methods, and candidate sets, are not in a replay: by name."""
     missing, found = _missing_readings(config, files), dict[str, str]()
     read = {SELF_EVALUATION: "self_evaluation", WEIGHTED: "reward_model", BEST: "reward_model"}
