@@ -28,6 +28,7 @@ from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.data.sample_pool import STORED, PoolSample, encode, packed
 from zip_rc_jax.evaluation.baselines import baseline_point
 from zip_rc_jax.evaluation.draws import Draws
+from zip_rc_jax.evaluation.method_curves import method_curves
 from zip_rc_jax.evaluation.replay import Replayed, ReplayPool, replay
 from zip_rc_jax.evaluation.subsets import choose_subsets, fixed_ns
 from zip_rc_jax.grid import Grid
@@ -84,7 +85,7 @@ def peak_gib() -> float:
 
 
 def bytes_per_thousand(kind: str, stride: int) -> tuple[float, float]:
-    """Bytes of a record for 1,000 tokens: of the joints, and in all."""
+    """Bytes of a sample for 1,000 tokens: of the joints, and in all, confidences included."""
     tokens, cells, rng = 1000 * stride, Grid.authors("value").n_cells, np.random.default_rng(0)
     some = packed(rng.dirichlet(np.ones(cells), (tokens - 1) // stride).astype(np.float32), kind)
     tail = packed(rng.dirichlet(np.ones(cells), -(-tokens // stride)).astype(np.float32), kind)
@@ -94,7 +95,8 @@ def bytes_per_thousand(kind: str, stride: int) -> tuple[float, float]:
         numbers, numbers, some[0], some, some[0], some, tail,
     )  # fmt: skip
     joints = 2 * some.nbytes + tail.nbytes + 2 * some[0].nbytes
-    return joints / stride, len(encode(sample)) / stride
+    confidence = 4 * tokens  # in `readings.npz`
+    return joints / stride, (len(encode(sample)) + confidence) / stride
 
 
 def changed(found: list[Replayed], other: list[Replayed]) -> tuple[float, float]:
@@ -162,6 +164,11 @@ def main() -> None:
         for n in ns:
             baseline_point(samples, method, n, Draws(200, 200))
     row("fixed n, 4 methods", 4 * len(ns) * args.prompts, 0, time.perf_counter() - start)
+    start = time.perf_counter()
+    curves = method_curves(samples, interval=args.stride, draws=Draws(200, 200))
+    points = sum(map(len, curves.values()))
+    name = f"other baselines, {len(curves)} methods"
+    row(name, points * args.prompts, 0, time.perf_counter() - start)
 
     names = ("joints", "bytes", "with the rest", "answers changed", "tokens changed")
     print(f"\n{names[0]:10} {names[1]:>8} {names[2]:>14} {names[3]:>16} {names[4]:>15}")

@@ -131,8 +131,7 @@ STATISTICS = [
 def test_all_curves_of_a_pool_come_from_one_call():
     found = method_curves(POOL, statistics=STATISTICS, window=3, traces=TOKENS, interval=3)
     plain = {*baselines.METHODS, "self_evaluation", *JUDGED}
-    variants = {"adaptive_consistency_dirichlet", "pandora_known"}
-    assert set(found) == {m.name for m in METHOD_TABLE} - plain - variants
+    assert set(found) == {m.name for m in METHOD_TABLE} - plain
     for name, points in found.items():
         assert {point.method for point in points} == {name}
     (direct,) = sequential.confidence_posterior(POOL, (0.9,))

@@ -14,7 +14,12 @@ from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.config.replay import ReplayConfig, ReplayedSetting, replayed_settings
 from zip_rc_jax.evaluation.cost import gen_cost
 from zip_rc_jax.evaluation.replay import Replayed, ReplayPool
-from zip_rc_jax.evaluation.replay_report import replay_table, replayed_row, write_replay
+from zip_rc_jax.evaluation.replay_report import (
+    replay_row,
+    replay_table,
+    replayed_point,
+    write_replay,
+)
 from zip_rc_jax.grid import Grid
 
 ALPHAS = (0.1, 1.0)
@@ -46,7 +51,8 @@ FOUND = Replayed(
 def row(answer, exact=False):
     decode = DecodeConfig(n=2, alpha=0.1, beta=0.05, answer=answer)
     setting = ReplayedSetting("search", "search", math.nan, decode)
-    return replayed_row(setting, FOUND, pool_of([[10, 10], [30, 10]]), exact, ALPHAS, 100, 0)
+    point = replayed_point(setting, FOUND, pool_of([[10, 10], [30, 10]]), exact, ALPHAS)
+    return replay_row([point], 100, 0)
 
 
 def test_a_row_has_the_answer_of_the_setting_and_costs_in_mean_samples_of_the_prompt():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import huggingface_hub
@@ -46,6 +47,32 @@ def hub_cache(home: pathlib.Path, repository: str, directory: pathlib.Path) -> p
     snapshot = cache / "snapshots" / COMMIT
     shutil.copytree(directory, snapshot)
     return snapshot
+
+
+def datasets_cache(
+    home: pathlib.Path, repository: str, config: str, directory: pathlib.Path, splits: Iterable[str]
+) -> None:
+    """What `datasets.load_dataset` leaves in `home/datasets` of a hub repository. The library
+    itself prepares it from the copy in `directory`."""
+    from datasets.data_files import DataFilesDict
+    from datasets.load import configure_builder_class
+    from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
+
+    name = repository.split("/")[-1]
+    patterns = {split: [f"{config}/{split}-*"] for split in splits}
+    files = DataFilesDict.from_patterns(patterns, base_path=str(directory))
+    kind = configure_builder_class(
+        Parquet,
+        builder_configs=[ParquetConfig(name=config, data_files=files)],
+        default_config_name=None,
+        dataset_name=name,
+    )
+    cache = str(home / "datasets")
+    builder = kind(cache_dir=cache, config_name=config, dataset_name=name, hash=COMMIT)
+    # Given to the builder, files outside the repository's own address would be refused.
+    builder.repo_id = repository
+    builder._cache_dir = builder._build_cache_dir()
+    builder.download_and_prepare()
 
 
 class _WordProblems(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -18,6 +18,7 @@ from zip_rc_jax.config import (
     RewardModelConfig,
 )
 from zip_rc_jax.data.problems import Problem, ProblemSet
+from zip_rc_jax.evaluation.pool_curves import window_means
 from zip_rc_jax.evaluation.rollout_predictions import predict_rollouts
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.pipeline.evaluation.benchmarks import evaluation_benchmarks, with_instruction
@@ -29,7 +30,6 @@ from zip_rc_jax.pipeline.evaluation.predictions import (
     with_values_of,
 )
 from zip_rc_jax.pipeline.evaluation.runner import EvaluationRunner
-from zip_rc_jax.pipeline.evaluation.stages import window_means
 from zip_rc_jax.pipeline.rollouts import as_rollouts
 from zip_rc_jax.pipeline.seeds import evaluation_seed, try_seed
 from zip_rc_jax.predictions import ScoringConfig

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,16 @@ from harness.datasets_on_disk import hub_cache, hub_directory, offline
 from harness.reward_models import saved_reward_model
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.config import EvaluateConfig, PipelineConfig, ProblemsConfig
+from zip_rc_jax.data.sample_pool import PoolFiles
 from zip_rc_jax.evaluation.benchmark_table import (
     accuracy_text,
     cost_text,
     latex_text,
     read_cells,
 )
+from zip_rc_jax.evaluation.method_table import METHOD_TABLE
+from zip_rc_jax.pipeline import replay
+from zip_rc_jax.pipeline.against_online import agreement
 from zip_rc_jax.pipeline.evaluation import runner
 from zip_rc_jax.pipeline.problems import training_problems
 
@@ -243,6 +248,147 @@ def test_the_same_command_decodes_nothing_again(evaluated, home, monkeypatch):
     config = str(home / "config.yaml")
     assert main(["evaluate", config, f"run_dir={evaluated}"]) == 0
     assert cells_of(evaluated) == before
+
+
+@pytest.fixture(scope="module")
+def replayed(evaluated, home):
+    """What `zip-rc replay` writes beside the evaluation: benchmark -> results."""
+    config = str(home / "config.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "run_all", lambda *_: pytest.fail("evaluated again"))
+        assert main(["replay", config, f"run_dir={evaluated}", "--beside-online"]) == 0
+    places = {p.parent.name: p for p in (evaluated / "replay").rglob("results.json")}
+    return {name: json.loads(path.read_text()) for name, path in places.items()}
+
+
+def test_a_replay_has_a_pool_and_a_table_per_benchmark_with_its_tries(evaluated, replayed):
+    assert set(replayed) == {"gsm8k", "math500", "both"}
+    assert sorted(p.name for p in (evaluated / "pools").iterdir()) == ["gsm8k", "math500"]
+    for name, rows, tries in (("gsm8k", 6, 2), ("math500", 2, 1)):
+        about = replayed[name]["pool"]
+        assert (about["prompts"], about["tries"], about["samples"]) == (rows, tries, 2)
+        # Tries follow each other, as in the pool of the evaluation.
+        online = {
+            (s["prompt_idx"], s.get("try_idx", 0), s["sample_idx"]): s
+            for s in lines(evaluated / "report" / name / "pool.jsonl")
+        }
+        for x in PoolFiles(evaluated / "pools" / name):
+            same = online[(*divmod(x.prompt_index, tries), x.sample_index)]
+            assert (len(x.token_ids), x.correct) == (same["tokens"], same["correct"])
+            assert x.value == pytest.approx(same["value"])
+
+
+def test_every_baseline_of_the_online_table_is_in_the_replay_with_the_same_figures(
+    evaluated, replayed
+):
+    """But those that no pool gives, which are named with the reason."""
+    for name, found in replayed.items():
+        rows = {row["name"]: row for row in found["rows"]}
+        cells = [c for c in cells_of(evaluated) if c.benchmark == name]
+        baselines = [c for c in cells if not c.method.startswith(("zip_rc", "online "))]
+        assert len(baselines) == len(METHOD_TABLE) - 3
+        for c in baselines:
+            if c.setting not in rows:  # a knob that depends on the benchmark's lengths
+                assert (name, c.method) == ("both", "length_pruning")
+                continue
+            row = rows[c.setting]
+            assert row["accuracy"] == pytest.approx(c.accuracy, abs=1e-9), c.setting
+            assert row["costs"][0] == pytest.approx(c.cost, abs=1e-9), c.setting
+            assert row["low"] <= row["accuracy"] <= row["high"]
+        left_out = {title.partition("@")[0] for title in found["left_out"]}
+        here = {row["method"] for row in found["rows"]} | left_out
+        assert {m.name for m in METHOD_TABLE} <= here
+        assert found["left_out"]["self_evaluation"].startswith("evaluate.self_evaluation.question")
+        assert found["left_out"]["reward_model_weighted"].startswith("evaluate.reward_model.path")
+
+
+def test_online_and_replayed_decodes_are_the_same_token_for_token(replayed):
+    for name, decodes in (("gsm8k", 6), ("math500", 2)):
+        beside = replayed[name]["beside_online"]
+        compared = {row["name"]: row for row in beside["rows"] if row["decodes"]}
+        assert {"fixed samples", "published alpha=0.1 beta=0.05", "half finished"} < set(compared)
+        assert len(compared) == 5
+        for row in compared.values():
+            assert row["same"] == row["decodes"] == decodes, row["name"]
+            assert row["online"] == pytest.approx(row["replayed"])
+        assert beside["left_out"] == {}
+    assert "beside_online" not in replayed["both"]
+
+
+@pytest.mark.parametrize(
+    ("utility", "change", "kind"),
+    [
+        (0.5, {}, "same"),
+        (0.5000004, {"planned_pause_bin": 3}, "tie"),
+        (0.5000004, {"multiplicity": (0, 1)}, "tie"),
+        (0.51, {"planned_pause_bin": 3}, "different"),
+        (0.5, {"tokens": (4, 2)}, "different"),
+        (0.5, {"ids": ((1, 2, 3, 4), (5, 6, 9))}, "different"),
+        (0.5, {"value_text": "other"}, "different"),
+    ],
+)
+def test_what_differs_by_more_than_a_tie_is_not_the_same(utility, change, kind):
+    sample = [((1, 2, 3, 4, 5), "a"), ((5, 6, 7), "b")]
+    one = {"step": 4, "multiplicity": (1, 0), "planned_pause_bin": -1, "tokens": (4, 3)}
+    ids = change.get("ids", ((1, 2, 3, 4, 5), (5, 6, 7)))
+    decided = one | {k: v for k, v in change.items() if k in one}
+    online = SimpleNamespace(
+        prefixes=[SimpleNamespace(token_ids=x) for x in ids],
+        trace=[SimpleNamespace(**decided, finished=(False, True), utility=utility)],
+        usage=SimpleNamespace(tokens=8, serial_steps=5),
+        value_text=change.get("value_text", "a"),
+        vote_text="b",
+    )
+    mine = SimpleNamespace(
+        traces=[[[SimpleNamespace(**one, finished=(False, True), utility=0.5)]]],
+        lengths=np.array([[[5, 3]]]),
+        tokens=np.array([[8]]),
+        serial_steps=np.array([[5]]),
+        by_value=np.array([[0]]),
+        by_vote=np.array([[1]]),
+    )
+    assert agreement(online, mine, 0, sample, 2) == kind
+
+
+def test_a_union_joins_the_problems_of_its_parts(replayed):
+    """Each counts alike: three of one benchmark, two of the other."""
+    rows = {n: {r["name"]: r for r in found["rows"]} for n, found in replayed.items()}
+    for name in ("majority@2", "published n=2 alpha=0.1 beta=0.05"):
+        parts = [rows[part][name]["accuracy"] for part in ("gsm8k", "math500")]
+        expected = (3 * parts[0] + 2 * parts[1]) / 5
+        assert rows["both"][name]["accuracy"] == pytest.approx(expected)
+    budgets = {name for name in rows["gsm8k"] if name.startswith("length budget")}
+    for name in budgets - set(rows["math500"]):
+        assert replayed["both"]["left_out"][name] == "a part of the union has it not"
+
+
+def test_a_second_replay_reads_no_problems_and_loads_no_model(
+    evaluated, replayed, home, monkeypatch
+):
+    monkeypatch.setattr(replay, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(replay, "held_out", lambda *_: pytest.fail("problems were read"))
+    arguments = ["replay", str(home / "config.yaml"), f"run_dir={evaluated}"]
+    assert main([*arguments, "evaluate.baselines=plain"]) == 0
+    found = json.loads((evaluated / "replay" / "gsm8k" / "results.json").read_text())
+    assert found["left_out"]["cges"] == "evaluate.baselines=plain leaves it out"
+    assert "majority@2" in {row["name"] for row in found["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["evaluate.benchmarks=[{name: gsm8k, samples: 2, tries: 3}]"], "tries was 2, now 3"),
+        (["replay.ns=[4]"], "benchmark gsm8k: replay.ns=[4] with replay.samples=2"),
+        (["--benchmarks=gsm8"], "benchmark 'gsm8': no table names it"),
+        (["evaluate.seed=1"], "pools/gsm8k"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_by_name(
+    evaluated, replayed, home, capsys, options, said
+):
+    arguments = ["replay", str(home / "config.yaml"), f"run_dir={evaluated}"]
+    assert main([*arguments, *options]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,37 @@ import json
 import os
 import pathlib
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from harness.small_tokenizers import chatml
+from harness.tiny import tiny_chat_lm
 from zip_rc_jax.cli.main import main
-from zip_rc_jax.config import DecodeConfig, EvaluateConfig, PipelineConfig
+from zip_rc_jax.config import (
+    DecodeConfig,
+    EvaluateConfig,
+    PipelineConfig,
+    PromptConfig,
+    SelfEvaluationConfig,
+)
 from zip_rc_jax.config.replay import ReplayConfig
 from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.data.sample_pool import PoolFiles
+from zip_rc_jax.evaluation.method_table import METHOD_TABLE
+from zip_rc_jax.evaluation.pool_curves import Readings
+from zip_rc_jax.evaluation.pool_readings import load_readings, stored_readings
 from zip_rc_jax.evaluation.replay_report import ReplayRow
+from zip_rc_jax.evaluation.self_evaluation import SelfEvaluation
+from zip_rc_jax.evaluation.token_statistics import TokenStatistics, token_statistics
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.pipeline import pool, replay
 from zip_rc_jax.pipeline.evaluation.runner import EvaluationRunner
-from zip_rc_jax.pipeline.replay import ReplayReport, run_replay
+from zip_rc_jax.pipeline.replay import ReplayReport, left_out, run_replay
+from zip_rc_jax.pipeline.rollouts import as_rollouts
+from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.signals import Interrupted
 
@@ -52,7 +68,7 @@ def run_dir(lm, tmp_path, monkeypatch):
     """A run directory whose final model is the tiny one; `loaded` in it counts the loads."""
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "weights").write_text("w")
-    monkeypatch.setattr(pool, "held_out", lambda _: PROBLEMS)
+    monkeypatch.setattr(replay, "held_out", lambda _: PROBLEMS)
     monkeypatch.setattr(replay, "load", lambda *_, **__: lm)
     return tmp_path
 
@@ -236,10 +252,106 @@ def test_the_command_prints_the_table(monkeypatch, capsys):
         0.625, 0.5, 0.5, 0.01, 1.5, 1.25, (1.275, 1.5),
     )  # fmt: skip
     report = ReplayReport((row,), (0.1, 1.0), prompts=8, samples=4, seconds=0.1)
-    monkeypatch.setattr(replay, "run_replay", lambda *_, **__: report)
+    monkeypatch.setattr(replay, "replay_benchmarks", lambda *_, **__: {"heldout": report})
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["replay", str(ROOT / "configs" / "chain_sum_demo.yaml")]) == 0
     printed = capsys.readouterr().out
     assert "Replay of 4 samples of each of 8 problems" in printed
     for cell in ("published n=2", "62.5", "[50.0, 75.0]", "1.50", "GenCost, alpha 0.1"):
         assert cell in printed
+
+
+@pytest.mark.slow
+def test_what_the_policy_says_of_its_samples_is_made_with_the_pool(run_dir, monkeypatch):
+    """As an evaluation would ask it, with the samples of its own decode."""
+    lm = tiny_chat_lm(chatml())
+    monkeypatch.setattr(replay, "load", lambda *_, **__: lm)
+    asked = SelfEvaluationConfig(question="Is that right?", yes="Yes", no="No")
+    evaluate = dataclasses.replace(CONFIG.evaluate, self_evaluation=asked, samples=4)
+    config = dataclasses.replace(
+        CONFIG,
+        run_dir=str(run_dir),
+        prompt=PromptConfig(style="chat"),
+        evaluate=evaluate,
+        decode=dataclasses.replace(DECODE, max_num_seqs=16),
+    )
+    found = run_replay(config, argv=[])
+    assert "self_evaluation@4" in {row.name for row in found.rows}
+    assert "self_evaluation" not in found.left_out
+    with Grader() as grader:
+        bench = EvaluationRunner(
+            config, ProblemSet(tuple(PROBLEMS), ("0", "1"), {}), grader, run_dir / "bench"
+        )
+        decoded = bench.decode(lm, config.fixed_decode, "fixed")
+    samples = [as_rollouts(p, r, lm, True) for p, r in zip(PROBLEMS, decoded.results, strict=True)]
+    values, extra = SelfEvaluation(lm, PROBLEMS, config)(samples)
+    readings = load_readings(PoolFiles(run_dir / "pool"))
+    np.testing.assert_allclose(readings.self_evaluation[0], values, rtol=1e-6)
+    np.testing.assert_array_equal(readings.self_evaluation[1], extra)
+    statistics = token_statistics(lm, [x for row in samples for x in row], ScoringConfig(64))
+    mine = [x for row in readings.statistics for x in row]
+    for one, other in zip(mine, statistics, strict=True):
+        np.testing.assert_allclose(one.confidence, other.confidence, rtol=1e-5)
+        assert one.self_certainty == pytest.approx(other.self_certainty, rel=1e-5)
+
+    # Another question is another opinion: the pool's is not shown as the answer to it.
+    other = dataclasses.replace(asked, question="Are you sure?")
+    config = dataclasses.replace(
+        config, evaluate=dataclasses.replace(evaluate, self_evaluation=other)
+    )
+    again = run_replay(config, argv=[])
+    assert "self_evaluation@4" not in {row.name for row in again.rows}
+    assert "by other settings of evaluate.self_evaluation" in again.left_out["self_evaluation"]
+
+
+def test_readings_come_back_as_they_were_stored(tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = [[2, 5], [1, 3], [4, 4]]
+    statistics = [
+        [TokenStatistics(*(rng.random(n).astype(np.float32) for _ in range(2))) for n in row]
+        for row in lengths
+    ]
+    judged = {name: rng.random((2, 3, 2)) for name in ("self_evaluation", "reward_model")}
+    arrays = stored_readings(Readings(statistics=statistics, **judged))
+    rewards = [rng.random(n).astype(np.float32) for row in lengths for n in row]
+    files = SimpleNamespace(
+        metadata={"samples": 2, "readings": {"parameter_ratio": 0.25}},
+        records=lambda _: [{"rewards": x} for x in rewards],
+        readings=lambda: arrays,
+    )
+    found = load_readings(files)
+    for p, row in enumerate(lengths):
+        for k, _ in enumerate(row):
+            mine, given = found.statistics[p][k], statistics[p][k]
+            np.testing.assert_array_equal(mine.confidence, given.confidence)
+            assert mine.self_certainty == given.self_certainty
+            np.testing.assert_array_equal(found.rewards[p][k], rewards[2 * p + k])
+    for name, values in judged.items():
+        np.testing.assert_array_equal(getattr(found, name), values)
+    assert found.parameter_ratio == 0.25
+    first = load_readings(files, 1)
+    np.testing.assert_array_equal(first.reward_model, judged["reward_model"][:, :, :1])
+    assert [len(row) for row in first.statistics] == [len(row) for row in first.rewards] == [1] * 3
+    assert load_readings(files, along=False).statistics is None
+
+
+def test_what_a_pool_does_not_hold_is_named_with_the_reason():
+    """Pools of version 0.2 have no readings; one made with evaluate.baselines=plain has none."""
+    old = SimpleNamespace(metadata={})
+    found = left_out(CONFIG, old)
+    needs = {"self_certainty", "self_certainty_borda", "deepconf_offline", "deepconf_online"}
+    for name in needs:
+        assert "made without probabilities of all tokens: delete the pool" in found[name]
+    assert set(found) == needs | {
+        "self_evaluation", "reward_model_weighted", "reward_model_best_of_n",
+    }  # fmt: skip
+    whole = SimpleNamespace(metadata={"readings": {"statistics": True}})
+    assert not needs & set(left_out(CONFIG, whole))
+    evaluate = dataclasses.replace(
+        CONFIG.evaluate, baselines="plain", candidates=("published", "branching")
+    )
+    plain = left_out(dataclasses.replace(CONFIG, evaluate=evaluate), whole)
+    votes = {"pass", "majority", "best_of_n", "weighted_best_of_n"}
+    assert set(plain) == {m.name for m in METHOD_TABLE} - votes | {
+        "search with candidates=branching"
+    }

@@ -47,8 +47,8 @@ SMALLEST = {
     ),
     "replay.py": (
         "--prompts 3 --samples 4 --tokens 64 --stride 16 --n 2",
-        rf"(search|reward|length|half|fixed) ?[^ ].*( +{NUMBER}){{4}}",
-        6,
+        rf"(search|reward|length|half|fixed|other) ?[^ ].*( +{NUMBER}){{4}}",
+        7,
     ),
     "search.py": (
         "--prompts 2 --prefixes 3 --runs 1",

@@ -451,7 +451,7 @@ def test_an_entry_whose_problem_cannot_be_made_grades_nothing_as_wrong():
 
 CONFIG = """# of a run
 run_dir: runs/mine
-task: {name: chain_sum, levels: [{min_terms: 2, max_terms: 2}]}
+problems: {train: {source: gym:chain_sum, levels: [{min_terms: 2, max_terms: 2}]}}
 critic: {steps: 12, learning_rate: 1.0e-4, remat: true}
 decode: {beta: 0.02, n: 3, stop_token_ids: [4, 5]}
 grid: {length_edges: [0, 7, 9]}
@@ -488,8 +488,10 @@ VALUES_OF_YAML = [
 ]  # fmt: skip
 PLACES = ["run_dir: {}", "critic: {}", "critic: {{steps: {}}}", "critic: {{learning_rate: "
                                                                 "{}}}", "critic: {{remat: {}}}",
-                                                                "task: {}",
-          "task: {{levels: {}}}", "task: {{levels: [{}]}}", "grid: {}", "grid: {{length_edges: "
+                                                                "problems: {}",
+          "problems: {{train: {}}}", "problems: {{train: {{source: gym:gcd, levels: {}}}}}",
+          "problems: {{train: {{source: gym:gcd, levels: [{}]}}}}", "grid: {}",
+          "grid: {{length_edges: "
                                                                         "{}}}",
                                                                         "grid: {{length_edges: "
                                                                         "[0, {}]}}",
@@ -521,7 +523,7 @@ def test_every_value_of_an_override_is_read_or_refused_by_name(tmp_path, value):
         "critic",
         "critic.steps",
         "grid.length_edges",
-        "task.levels",
+        "problems.train.levels",
         "prompt.chat_template_kwargs",
         "decode.n",
         "a..b",
@@ -543,7 +545,7 @@ def test_a_value_of_a_wrong_type_is_read_or_refused_by_name(tmp_path, value):
     for place in (
         "critic: {{steps: {}}}",
         "grid: {{length_edges: [0, {}]}}",
-        "task: {{levels: {}}}",
+        "problems: {{train: {{source: gym:gcd, levels: {}}}}}",
     ):
         path.write_text(place.format(value))
         loads_or_refuses(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import pathlib
 import re
 import time
@@ -14,7 +15,7 @@ from zip_rc_jax.cli.common import add_model, zip_options
 from zip_rc_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from zip_rc_jax.config import DecodeConfig
+    from zip_rc_jax.config import DecodeConfig, GradeConfig
     from zip_rc_jax.data.problems import Problem
     from zip_rc_jax.inference.outputs import Result
     from zip_rc_jax.inference.requests import TextOrChat
@@ -27,7 +28,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "decode",
         help="answer prompts with the adaptive search",
         description="Prompts come from --prompt (repeatable) or from a JSONL, CSV or Parquet file "
-        "with `question`, `problem` or `prompt`\n(and `answer`, to grade).\n"
+        "with `question`, `problem` or `prompt`\n(and `answer`, to grade). A list of turns there, "
+        "with `role` and `content`, is a chat for the model's own template.\n"
+        "Votes group answers by answer_extractor and answer_equivalence; grade.grader=module:"
+        "function (or judge) decides what is right.\n"
         "Without --output the answers are printed; with it, results.jsonl and metadata.json are "
         "written there, and after an\n"
         "interruption the same command decodes only what is missing.\n"
@@ -42,7 +46,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "overrides",
         nargs="*",
         metavar="option=value",
-        help="fields of DecodeConfig, e.g. n=8 alpha=0.1 beta=0.02",
+        help="fields of DecodeConfig, e.g. n=8 alpha=0.1 beta=0.02, and of the section `grade`, "
+        "e.g. grade.grader=mine:function",
     )
     parser.add_argument(
         "--prompt", action="append", default=[], help="a prompt; give the option again for more"
@@ -50,13 +55,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--input",
         type=pathlib.Path,
-        help="JSONL, CSV or Parquet file with `question`, `problem` or `prompt`, and optionally "
-        "`answer`",
+        help="JSONL, CSV or Parquet file with `question`, `problem` or `prompt` (a text or a "
+        "chat), and optionally `answer`",
     )
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="each prompt is a user turn for the model's own chat template",
+        help="each text is a user turn for the model's own chat template",
     )
     parser.add_argument(
         "--template-arg",
@@ -105,8 +110,9 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
     # What can be checked without a model is checked before one is loaded.
     started = time.time()
-    options, template = _checked_options(arguments)
+    options, template, grade = _checked_options(arguments)
     problems, prompts = _read_prompts(arguments)
+    _check_template(template, prompts)
     layout = Layout(make_mesh(**mesh_sizes(arguments.mesh, ("data", "tensor"))), DECODE_RULES)
     alone = (
         only_process(arguments.output, "--output") if arguments.output else contextlib.nullcontext()
@@ -124,11 +130,11 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             lm, decode = sampleable(lm, config, arguments.stream), _decode_headless
         if arguments.output:
             _decode_into_directory(
-                arguments, argv, started, decode, lm, config, template, problems, prompts
+                arguments, argv, started, decode, lm, config, template, grade, problems, prompts
             )
         else:
             results = decode(lm, prompts, config, template, arguments)
-            _graded(problems, results)
+            _graded(problems, results, grade)
             print_answers(results)
 
 
@@ -154,13 +160,15 @@ def _decode_headless(*given: Any, **options: Any) -> list[Result]:
     return [without_predictions(result) for result in _decode(*given, **options)]
 
 
-def _checked_options(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the decode, and variables of the chat template.
+def _checked_options(
+    arguments: argparse.Namespace,
+) -> tuple[dict[str, Any], dict[str, Any], GradeConfig]:
+    """Options of the decode, variables of the chat template, and how answers are graded.
 
     Raises:
       UsageError: an argument that cannot work, as far as no model is needed to see it.
     """
-    from zip_rc_jax.config.checks import shown
+    from zip_rc_jax.config.grade import JUDGE, made_grade
     from zip_rc_jax.config.overrides import from_dotlist
     from zip_rc_jax.inference.api import resolve
     from zip_rc_jax.inference.requests import key_data
@@ -168,6 +176,13 @@ def _checked_options(arguments: argparse.Namespace) -> tuple[dict[str, Any], dic
     from zip_rc_jax.runtime.storage import check_writable
 
     options = from_dotlist(arguments.overrides, "option", "n=8")
+    grade = made_grade(options.pop("grade", {}))
+    if grade.grader == JUDGE and not arguments.output:
+        raise UsageError(
+            "grade.grader=judge without --output",
+            "its prompts and replies are kept, and there is no place for them",
+            "add --output DIRECTORY",
+        )
     resolve(None, options)
     template = from_dotlist(arguments.template_arg, "--template-arg", "enable_thinking=false")
     if bool(arguments.prompt) == bool(arguments.input):
@@ -176,16 +191,22 @@ def _checked_options(arguments: argparse.Namespace) -> tuple[dict[str, Any], dic
         )
     if arguments.output:
         check_writable(arguments.output, "--output")
-    if template and not arguments.chat:
+    for name in template:
+        check_variable(name)
+    key_data(arguments.seed)
+    return options, template, grade
+
+
+def _check_template(template: dict[str, Any], prompts: Sequence[TextOrChat]) -> None:
+    """Raises UsageError for variables of a template that nobody reads."""
+    from zip_rc_jax.config.checks import shown
+
+    if template and all(isinstance(prompt, str) for prompt in prompts):
         raise UsageError(
             f"--template-arg {shown(list(template))}",
             "without --chat no template is used, which reads it",
             "add --chat, or leave it out",
         )
-    for name in template:
-        check_variable(name)
-    key_data(arguments.seed)
-    return options, template
 
 
 def _read_prompts(
@@ -196,17 +217,23 @@ def _read_prompts(
     Raises:
       UsageError: a file that cannot be read, or a text that no tokenizer can encode.
     """
-    from zip_rc_jax.data.problems import problems_from_file
+    from zip_rc_jax.data.problems import prompts_from_file
     from zip_rc_jax.inference.requests import check_text
 
-    problems = problems_from_file(arguments.input, answers=False) if arguments.input else []
-    texts = [p.question for p in problems] or arguments.prompt
+    problems: Sequence[Problem] = []
+    prompts: Sequence[TextOrChat] = arguments.prompt
+    if arguments.input:
+        problems, prompts = prompts_from_file(arguments.input)
     with _lines_named(arguments.input, problems):
-        for number, text in enumerate(texts):
+        for number, prompt in enumerate(prompts):
+            text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
             check_text(number, text)
     if not arguments.chat:
-        return problems, texts
-    return problems, [[{"role": "user", "content": text}] for text in texts]
+        return problems, prompts
+    return problems, [
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
 
 
 def _decode_into_directory(
@@ -217,6 +244,7 @@ def _decode_into_directory(
     lm: LanguageModel,
     config: DecodeConfig,
     template: dict[str, Any],
+    grade: GradeConfig,
     problems: Sequence[Problem],
     prompts: Sequence[TextOrChat],
 ) -> None:
@@ -228,7 +256,7 @@ def _decode_into_directory(
     """
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.cli.decode_output import DecodeOutput, hash_of
-    from zip_rc_jax.config import to_dict
+    from zip_rc_jax.config import GradeConfig, to_dict
     from zip_rc_jax.models.io.chat import template_time
     from zip_rc_jax.runtime.storage import Journal, run_metadata, write_json, write_jsonl
 
@@ -238,6 +266,8 @@ def _decode_into_directory(
         "dtype": arguments.dtype,
         "answers": hash_of([p.answer for p in problems]),
     }
+    if grade != GradeConfig():
+        asked["grade"] = grade.record()
     output = DecodeOutput(arguments.output, lm, prompts, template, asked)
     if output.finished:
         console.print(f"{output.results} holds the results of these settings already", markup=False)
@@ -246,7 +276,7 @@ def _decode_into_directory(
         journal = Journal(output.partial, fingerprint=output.fingerprint)
         results = decode(lm, prompts, config, template, arguments, journal)
     # The files, complete at once; the journal goes last.
-    rows = _graded(problems, results)
+    rows = _graded(problems, results, grade, arguments.output)
     write_jsonl(output.results, rows)
     metadata = run_metadata({"decode": to_dict(config)}, argv, started)
     write_json(output.metadata, metadata | {"fingerprint": output.fingerprint})
@@ -270,21 +300,31 @@ def _lines_named(path: pathlib.Path | None, problems: Sequence[Problem]) -> Iter
         ) from error
 
 
-def _graded(problems: Sequence[Problem], results: Sequence[Result]) -> list[dict[str, Any]]:
+def _graded(
+    problems: Sequence[Problem],
+    results: Sequence[Result],
+    grade: GradeConfig,
+    directory: pathlib.Path | None = None,
+) -> list[dict[str, Any]]:
     """Results as rows, with `answer` and `correct` where the input file has an answer; the accuracy
     is printed.
+
+    Args:
+      directory: where a judge keeps its prompts and replies.
     """
     from zip_rc_jax.cli.console import console
-    from zip_rc_jax.grading.grader import Grader, correct
+    from zip_rc_jax.grading.custom import grader_of
+    from zip_rc_jax.grading.grader import correct
 
     rows = [r.to_dict() for r in results]
     if answered := [i for i, p in enumerate(problems) if p.answer]:
-        with Grader() as grader:
+        with grader_of(grade, directory or pathlib.Path()) as grader:
             scores = grader.grade_many((problems[i], results[i].text) for i in answered)
-        for i, score in zip(answered, scores, strict=True):
-            rows[i] |= {"answer": problems[i].answer, "correct": correct(score)}
-        console.print(
-            f"accuracy {sum(correct(s) for s in scores) / len(scores):.3f} over {len(scores)} "
-            "problems"
-        )
+        right = [correct(score) for score in scores]
+        if grade.unfinished == "wrong":
+            ended = [results[i].finish_reason == "stop" for i in answered]
+            right = [x if whole else 0.0 for x, whole in zip(right, ended, strict=True)]
+        for i, x in zip(answered, right, strict=True):
+            rows[i] |= {"answer": problems[i].answer, "correct": x}
+        console.print(f"accuracy {sum(right) / len(right):.3f} over {len(right)} problems")
     return rows

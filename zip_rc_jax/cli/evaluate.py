@@ -28,10 +28,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "example: zip-rc evaluate configs/qwen3_1.7b.yaml --benchmarks gsm8k,math500,mixed",
         together=False,
     )
+    add_benchmarks(parser, "evaluate")
+
+
+def add_benchmarks(parser: argparse.ArgumentParser, verb: str) -> None:
+    """The flag `--benchmarks`, see `benchmark_overrides`."""
     parser.add_argument(
         "--benchmarks",
         metavar="NAME,NAME,...",
-        help="evaluate on these instead of problems.heldout: gsm8k, math500, amc23, aime24, "
+        help=f"{verb} on these instead of problems.heldout: gsm8k, math500, amc23, aime24, "
         "aime25, mixed, or those of a table of your own (evaluate.benchmark_table=PATH). For "
         "fewer tries: evaluate.benchmarks=[{name: gsm8k, tries: 1}]",
     )

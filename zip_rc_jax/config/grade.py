@@ -6,10 +6,13 @@ import dataclasses
 import math
 import re
 import urllib.parse
+from collections.abc import Mapping
+from typing import Any
 
 from zip_rc_jax.config.checks import check_types, counts, in_short, one_of, require, shown
 from zip_rc_jax.config.plugins import GRADERS
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.settings import nearest
 
 UNFINISHED = ("graded", "wrong")
 UNREADABLE = ("wrong", "stop")
@@ -224,3 +227,30 @@ class GradeConfig:
             names = ("model", "system", "prompt", "right", "wrong", "temperature", "max_tokens")
             found["judge"] = {name: getattr(self.judge, name) for name in names}
         return found
+
+
+def made_grade(given: Any) -> GradeConfig:
+    """The section `grade` from plain values, as options of a command give it.
+
+    Raises:
+      UsageError: an unknown setting, or an impossible value.
+    """
+    values = _known(given, "grade", GradeConfig)
+    if "judge" in values:
+        values["judge"] = JudgeConfig(**_known(values["judge"], "grade.judge", JudgeConfig))
+    return GradeConfig(**values)
+
+
+def _known(given: Any, name: str, kind: type) -> dict[str, Any]:
+    require(
+        isinstance(given, Mapping),
+        f"{name}={shown(given)}",
+        "it has settings of its own",
+        f"write for example {name}.{'model=NAME' if kind is JudgeConfig else 'grader=judge'}",
+    )
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in given:
+        if key not in known:
+            fix = nearest(str(key), known, "known settings are")
+            raise UsageError(f"{name}.{key}", "there is no such setting", fix)
+    return dict(given)

@@ -1,8 +1,9 @@
 """A pool of full samples on disk, with what the head says along each: decode once, replay the rest.
 
 A pool is a directory of ArrayRecord files, one record per sample, with `metadata.json` and
-`digests.json` beside them. It is complete or absent. While it is made, its finished files lie in a
-hidden sibling and survive an interruption.
+`digests.json` beside them, and `readings.npz` with what forwards over finished samples said. It is
+complete or absent. While it is made, its finished files lie in a hidden sibling and survive an
+interruption.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -24,11 +26,20 @@ import numpy as np
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.settings import check_same_settings
-from zip_rc_jax.runtime.storage import START_AGAIN, in_short, plain, read_json, write_json
+from zip_rc_jax.runtime.storage import (
+    START_AGAIN,
+    in_short,
+    plain,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_path
 
 METADATA, DIGESTS, FINGERPRINT = "metadata.json", "digests.json", "fingerprint.json"
-FORMAT = 1
+READINGS = "readings.npz"
+FORMAT = 2
+READ = (1, 2)  # the first had no readings, and one try
 AGAIN = "delete the directory, and `zip-rc replay` makes it again"
 _FILE = re.compile(r"samples-([0-9]{6,})\.array_record")
 STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "uint8": np.uint8}
@@ -61,8 +72,8 @@ class PoolSample:
     last token is never read. `S` is the pool's stride, `C` the cells of the grid.
 
     Attributes:
-      prompt_index, sample_index: which problem, and which of its samples. The decoder draws sample
-        `i` of any n the same way.
+      prompt_index, sample_index: which row, and which of its samples. A row is a problem, or one of
+        its tries, which follow each other. The decoder draws sample `i` of any n the same way.
       prompt_hash: 32 bits of the prompt's tokens, as in the decoder's randomness.
       level, question, reference: of the problem; `reference` is its answer.
       text: decoded, cut before the stop string that ended it.
@@ -228,8 +239,25 @@ class PartialPool:
         # A file without this note counts as absent.
         write_json(self._note(number), {"digest": _digest(path), "samples": count})
 
-    def finish(self, count: int, samples: int, metadata: dict[str, Any]) -> None:
+    def records(self, count: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The fields of the samples of files 0 to `count - 1` in order, see `PoolFiles.records`."""
+        for number in range(count):
+            fix = (
+                f"delete {self._note(number).name} beside it; the same command then makes it again"
+            )
+            yield from _records(self._path(number), names, fix)
+
+    def finish(
+        self,
+        count: int,
+        samples: int,
+        metadata: dict[str, Any],
+        readings: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Makes the pool of files 0 to `count - 1`, which hold `samples` samples together.
+
+        Args:
+          readings: arrays of `readings.npz`.
 
         Raises:
           UsageError: a file is damaged or missing.
@@ -255,6 +283,11 @@ class PartialPool:
             self.partial / METADATA, metadata | {"format": FORMAT, "settings": self.settings}
         )
         digests[METADATA] = _digest(self.partial / METADATA)
+        if readings:
+            held = io.BytesIO()
+            np.savez(held, allow_pickle=False, **readings)
+            write_bytes(self.partial / READINGS, held.getvalue())
+            digests[READINGS] = _digest(self.partial / READINGS)
         write_json(self.partial / DIGESTS, digests)
         self.partial.rename(self.directory)
         # Now it is complete; what told of its making is of no use any more.
@@ -295,7 +328,7 @@ class PoolFiles:
         self._digests: dict[str, Any] = digests
         self._check(METADATA)
         self.metadata: dict[str, Any] = read_json(self.directory / METADATA, fix=AGAIN)
-        if self.metadata.get("format") != FORMAT:
+        if self.metadata.get("format") not in READ:
             reason = f"its format is {self.metadata.get('format')}, and this version reads {FORMAT}"
             raise UsageError(what, reason, AGAIN)
         self.files = sorted(name for name in digests if _FILE.fullmatch(name))
@@ -317,20 +350,17 @@ class PoolFiles:
 
         Raises UsageError for a damaged file.
         """
-        with optional_import():
-            from array_record.python.array_record_module import ArrayRecordReader
         for name in self.files:
             self._check(name)
-            try:
-                reader = ArrayRecordReader(str(self.directory / name))
-                for record in reader.read_all():
-                    yield decode(record, names)
-                reader.close()
-            except UsageError:
-                raise
-            except Exception as error:  # ArrayRecord raises what it likes
-                reason = f"it is damaged ({in_short(error)})"
-                raise UsageError(f"file {self.directory / name}", reason, AGAIN) from error
+            yield from _records(self.directory / name, names, AGAIN)
+
+    def readings(self) -> dict[str, np.ndarray]:
+        """The arrays of `readings.npz`; {} where there is none. Raises UsageError if damaged."""
+        if READINGS not in self._digests:
+            return {}
+        self._check(READINGS)
+        with np.load(self.directory / READINGS, allow_pickle=False) as found:
+            return dict(found)
 
     def __iter__(self) -> Iterator[PoolSample]:
         """All samples in order, joints as float32."""
@@ -338,6 +368,22 @@ class PoolFiles:
         for fields in self.records():
             joints = {name: unpacked(fields[name], kind) for name in JOINTS}
             yield PoolSample(**fields | joints)
+
+
+def _records(path: pathlib.Path, names: Sequence[str], fix: str) -> Iterator[dict[str, Any]]:
+    """The fields of all samples of one file. Raises UsageError if it is damaged."""
+    with optional_import():
+        from array_record.python.array_record_module import ArrayRecordReader
+    try:
+        reader = ArrayRecordReader(str(path))
+        for record in reader.read_all():
+            yield decode(record, names)
+        reader.close()
+    except UsageError:
+        raise
+    except Exception as error:  # ArrayRecord raises what it likes
+        reason = f"it is damaged ({in_short(error)})"
+        raise UsageError(f"file {path}", reason, fix) from error
 
 
 def remove_partial(directory: pathlib.Path) -> None:

@@ -359,7 +359,11 @@ def majority_reward(correct: np.ndarray, answer_id: np.ndarray) -> float:
 
 
 def self_evaluation_curve(
-    pool: SamplePool, values: np.ndarray, extra: np.ndarray, draws: Draws | None = None
+    pool: SamplePool,
+    values: np.ndarray,
+    extra: np.ndarray,
+    draws: Draws | None = None,
+    ns: Sequence[int] | None = None,
 ) -> tuple[BaselinePoint, ...]:
     """Weighted best-of-n at n = 1..N by what the policy says of its own samples, which it is asked
     after each: ascending in n.
@@ -371,10 +375,12 @@ def self_evaluation_curve(
       values: `[P, N]`, how sure it is that the sample is right.
       extra: `[P, N]`, tokens that asking takes: the question's and the reply's. Compute counts
         them; they take one more serial step, as the question is known.
+      draws: see `baseline_point`.
+      ns: another choice of n.
     """
     asked = dataclasses.replace(pool, value=values)
     more, unit = np.asarray(extra, np.float64).mean(1), pool.mean_length
-    sizes = range(1, pool.n_samples + 1)
+    sizes = range(1, pool.n_samples + 1) if ns is None else ns
     points = [baseline_point(asked, "weighted_best_of_n", n, draws) for n in sizes]
     return tuple(
         dataclasses.replace(
@@ -390,10 +396,13 @@ def self_evaluation_curve(
 
 
 def baseline_curves(
-    pool: SamplePool, methods: tuple[str, ...] = METHODS, draws: Draws | None = None
+    pool: SamplePool,
+    methods: tuple[str, ...] = METHODS,
+    draws: Draws | None = None,
+    ns: Sequence[int] | None = None,
 ) -> dict[str, tuple[BaselinePoint, ...]]:
-    """Every method at n = 1..N: method -> points ascending in n."""
+    """Every method at n = 1..N (or at those of `ns`): method -> points ascending in n."""
+    sizes = range(1, pool.n_samples + 1) if ns is None else ns
     return {
-        method: tuple(baseline_point(pool, method, n, draws) for n in range(1, pool.n_samples + 1))
-        for method in methods
+        method: tuple(baseline_point(pool, method, n, draws) for n in sizes) for method in methods
     }

@@ -78,11 +78,15 @@ def method_curves(
     budgets = np.unique(np.ceil(np.quantile(pool.self_length, QUANTILES)))
     curves = {
         "adaptive_consistency": adaptive_consistency(pool, THRESHOLDS, draws=draws),
+        "adaptive_consistency_dirichlet": adaptive_consistency(
+            pool, THRESHOLDS, criterion="dirichlet", draws=draws
+        ),
         "early_stopping": early_stopping(
             pool, [w for w in WINDOWS if w <= total] or [1], draws=draws
         ),
         "cges": confidence_posterior(pool, THRESHOLDS, draws=draws),
         "pandora": pandora(pool, COSTS, draws=draws),
+        "pandora_known": pandora(pool, COSTS, known=True, draws=draws),
         "shortest": shortest_curve(pool),
         "first_finished": first_finished(pool, finished, draws=draws),
         "length_pruning": length_pruning(pool, budgets.tolist(), interval=interval, draws=draws),

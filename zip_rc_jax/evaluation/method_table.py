@@ -40,7 +40,9 @@ class Method:
 HEAD = "a ZIP head"
 REWARD_MODEL = "a reward model"
 ANSWER_TOKENS = "of two replies"
-ALL = "of all ids, at every token"
+ALL_TOKENS = "at every token"
+ALL = f"of all ids, {ALL_TOKENS}"
+LIKELIEST = f"of the likeliest ids, {ALL_TOKENS}"
 
 METHOD_TABLE: tuple[Method, ...] = (
     Method(
@@ -147,7 +149,7 @@ METHOD_TABLE: tuple[Method, ...] = (
         "The most confident samples vote with their confidence.",
         "2508.15260",
         NOTHING,
-        "of the likeliest ids, at every token",
+        LIKELIEST,
         NOTHING,
         "one",
         "keep",
@@ -158,7 +160,7 @@ METHOD_TABLE: tuple[Method, ...] = (
         "Full samples set a threshold; the others end where their confidence falls below it.",
         "2508.15260",
         NOTHING,
-        "of the likeliest ids, at every token",
+        LIKELIEST,
         NOTHING,
         "several",
         "keep",

@@ -53,6 +53,7 @@ class ReplayPool:
       first: int64 `[P, N]`, where those of each sample begin. Entry `k` is after `(k + 1) * stride`
         tokens.
       kind: how `end` and `joints` are stored, see `sample_pool.packed`.
+      tries: how many rows in a row are tries of one problem, see `SamplePool`.
     """
 
     grid: Grid
@@ -75,10 +76,12 @@ class ReplayPool:
     joints: np.ndarray
     first: np.ndarray
     kind: str
+    tries: int = 1
 
     def samples(self) -> SamplePool:
         """What fixed methods read of it."""
-        return SamplePool(self.correct, self.answer_id, self.value, self.length, self.level)
+        arrays = (self.correct, self.answer_id, self.value, self.length, self.level)
+        return SamplePool(*arrays, tries=self.tries)
 
     @property
     def n_prompts(self) -> int:
@@ -91,7 +94,7 @@ class ReplayPool:
     @property
     def mean_length(self) -> np.ndarray:
         """`[P]` float64, mean tokens of one sample of each prompt: the unit of cost."""
-        return self.length.mean(1, dtype=np.float64)
+        return self.samples().mean_length
 
     def joint_at(self, prompt: np.ndarray, sample: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Float32 `[..., C]` that is decided on after `tokens` tokens of each sample: multiples of
@@ -196,6 +199,7 @@ def load_pool(
         joints=flat,
         first=first,
         kind=kind if window == own else "float32",
+        tries=about.get("tries", 1),
     )
 
 

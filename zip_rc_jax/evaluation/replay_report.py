@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config.replay import ReplayedSetting
-from zip_rc_jax.evaluation.baselines import BaselinePoint
+from zip_rc_jax.evaluation.baselines import METHODS, BaselinePoint, SamplePool
 from zip_rc_jax.evaluation.cost import gen_cost
 from zip_rc_jax.evaluation.drawing import new_figure, percent, save
-from zip_rc_jax.evaluation.metrics import paired_bootstrap
+from zip_rc_jax.evaluation.intervals import interval, mean_weights, two_level_intervals
 from zip_rc_jax.evaluation.replay import Replayed, ReplayPool
 from zip_rc_jax.evaluation.subsets import subset_error
 from zip_rc_jax.evaluation.tables import Table, number
@@ -44,15 +44,17 @@ class ReplayRow:
 
     Attributes:
       name: unique.
-      kind: "fixed", or as in `ReplayedSetting`.
-      method: the fixed method, or the strategy.
+      kind: "fixed" for plain votes of n samples, "baseline" for all other curves of a pool, or as
+        in `ReplayedSetting`.
+      method: of the table of methods, or the strategy.
       n: samples that it starts with.
       candidates: of the search, else "".
       alpha, beta: prices that were optimized; NaN where there are none.
-      value: of the threshold, or of the option that an ablation varies; NaN where there is none.
-      accuracy, low, high: mean over prompts and subsets, and its 95% interval (bootstrap over
-        prompts).
-      by_value, by_vote, by_majority: accuracy of each answer; NaN for fixed methods. `accuracy` is
+      value: of the threshold, of a baseline's knob, or of the option that an ablation varies; NaN
+        where there is none.
+      accuracy, low, high: mean over problems, tries and subsets, and its 95% interval (bootstrap
+        over problems and tries).
+      by_value, by_vote, by_majority: accuracy of each answer; NaN for baselines. `accuracy` is
         one of the first two.
       subset_error: standard error of `accuracy` that comes from drawing subsets; 0 where all were
         taken, NaN for one.
@@ -80,50 +82,106 @@ class ReplayRow:
     costs: tuple[float, ...]
 
 
-def fixed_row(
-    point: BaselinePoint, alphas: Sequence[float], resamples: int, seed: int
-) -> ReplayRow:
-    """The row of a fixed method."""
-    mean, low, high = paired_bootstrap(point.accuracy, resamples, seed)
-    return ReplayRow(
-        name=point.name, kind="fixed", method=point.method, n=point.n, candidates="",
-        alpha=math.nan, beta=math.nan, value=math.nan, accuracy=mean, low=low, high=high,
-        by_value=math.nan, by_vote=math.nan, by_majority=math.nan, subset_error=point.mean_error,
-        compute=float(point.compute.mean()), latency=float(point.latency.mean()),
-        costs=tuple(float(point.cost(alpha).mean()) for alpha in alphas),
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReplayPoint:
+    """One setting on one pool of `R` rows, before it is averaged over them.
+
+    Attributes:
+      name, kind, method, n, candidates, alpha, beta, value: as in `ReplayRow`.
+      accuracy, compute, latency: float64 `[R]`.
+      costs: float64 `[R]`, GenCost at each alpha of the report.
+      answers: by value, by vote and by majority: float64 `[R]` each; () for baselines.
+      error: standard error of the mean accuracy that comes from drawing subsets or orders.
+      blocks: (problems, tries) of the pool.
+    """
+
+    name: str
+    kind: str
+    method: str
+    n: int
+    candidates: str
+    alpha: float
+    beta: float
+    value: float
+    accuracy: np.ndarray
+    compute: np.ndarray
+    latency: np.ndarray
+    costs: tuple[np.ndarray, ...]
+    answers: tuple[np.ndarray, ...]
+    error: float
+    blocks: tuple[int, int]
+
+
+def baseline_replay_point(
+    point: BaselinePoint, pool: SamplePool, alphas: Sequence[float]
+) -> ReplayPoint:
+    """A point of a baseline's curve."""
+    nan = math.nan
+    return ReplayPoint(
+        name=point.name, kind="fixed" if point.method in METHODS else "baseline",
+        method=point.method, n=point.n, candidates="", alpha=nan, beta=nan, value=point.knob,
+        accuracy=point.accuracy, compute=point.compute, latency=point.latency,
+        costs=tuple(point.cost(alpha) for alpha in alphas), answers=(), error=point.mean_error,
+        blocks=(pool.n_problems, pool.tries),
     )  # fmt: skip
 
 
-def replayed_row(
+def replayed_point(
     setting: ReplayedSetting,
     found: Replayed,
     pool: ReplayPool,
     exact: bool,
     alphas: Sequence[float],
-    resamples: int,
-    seed: int,
-) -> ReplayRow:
-    """The row of a replayed setting.
+) -> ReplayPoint:
+    """A replayed setting.
 
     Args:
       pool: gives the unit of cost.
       exact: whether all subsets were replayed.
     """
     decode, unit = setting.decode, pool.mean_length[:, None]
-    right = found.correct_by_value if decode.answer == "value" else found.correct_by_vote
-    mean, low, high = paired_bootstrap(right.mean(1), resamples, seed)
+    answers = (found.correct_by_value, found.correct_by_vote, found.correct_by_majority)
+    right = answers[0 if decode.answer == "value" else 1]
     compute, latency = found.tokens / unit, found.serial_steps / unit
     priced = decode.strategy == "zip_rc"
-    return ReplayRow(
+    return ReplayPoint(
         name=setting.name, kind=setting.kind, method=str(decode.strategy), n=decode.n,
         candidates=decode.variant if priced else "",
         alpha=decode.alpha if priced else math.nan, beta=decode.beta if priced else math.nan,
-        value=float(setting.value), accuracy=mean, low=low, high=high,
-        by_value=float(found.correct_by_value.mean()), by_vote=float(found.correct_by_vote.mean()),
-        by_majority=float(found.correct_by_majority.mean()),
-        subset_error=subset_error(right, exact),
-        compute=float(compute.mean()), latency=float(latency.mean()),
-        costs=tuple(float(gen_cost(compute, latency, alpha).mean()) for alpha in alphas),
+        value=float(setting.value), accuracy=right.mean(1), compute=compute.mean(1),
+        latency=latency.mean(1),
+        costs=tuple(gen_cost(compute, latency, alpha).mean(1) for alpha in alphas),
+        answers=tuple(answer.mean(1) for answer in answers), error=subset_error(right, exact),
+        blocks=(pool.n_prompts // pool.tries, pool.tries),
+    )  # fmt: skip
+
+
+def replay_row(parts: Sequence[ReplayPoint], resamples: int, seed: int) -> ReplayRow:
+    """The row of one setting on one pool, or on those of a union, whose problems count alike."""
+    first, blocks = parts[0], [part.blocks for part in parts]
+    weights = mean_weights(blocks)
+
+    def mean(columns: Sequence[np.ndarray]) -> float:
+        return float(columns[0].mean() if len(parts) == 1 else weights @ np.concatenate(columns))
+
+    accuracy = np.concatenate([part.accuracy for part in parts])
+    if len(parts) == 1:
+        bounds = interval(accuracy, blocks[0][1], resamples, seed)
+    else:
+        found = two_level_intervals(accuracy[:, None], blocks, resamples, seed)
+        bounds = (float(found[0][0]), float(found[1][0]), float(found[2][0]))
+    share = np.array([problems for problems, _ in blocks]) / sum(p for p, _ in blocks)
+    error = float(np.sqrt(np.square(share * [part.error for part in parts]).sum()))
+    answers = [mean(columns) for columns in zip(*(part.answers for part in parts), strict=True)]
+    by_value, by_vote, by_majority = answers or [math.nan] * 3
+    return ReplayRow(
+        name=first.name, kind=first.kind, method=first.method, n=first.n,
+        candidates=first.candidates, alpha=first.alpha, beta=first.beta, value=first.value,
+        accuracy=bounds[0], low=bounds[1], high=bounds[2], by_value=by_value, by_vote=by_vote,
+        by_majority=by_majority, subset_error=error,
+        compute=mean([part.compute for part in parts]),
+        latency=mean([part.latency for part in parts]),
+        costs=tuple(mean(column) for column in zip(*(p.costs for p in parts), strict=True)),
     )  # fmt: skip
 
 
@@ -147,9 +205,9 @@ def replay_table(rows: Sequence[ReplayRow], alphas: Sequence[float], title: str)
         title,
         ("setting", "n", "accuracy", "95% interval", "± subsets", "compute", "latency", *costs),
         tuple(cells),
-        "Accuracies in %; intervals from a bootstrap over prompts. ± subsets: standard error that "
-        "comes from averaging over some subsets of n samples; exact: over all of them, or by a "
-        "formula; -: one subset. Costs: 1 = one mean sample of the prompt.",
+        "Accuracies in %; intervals from a bootstrap over problems. ± subsets: standard error that "
+        "comes from averaging over some subsets or orders of the samples; exact: over all of "
+        "them, or by a formula; -: one subset. Costs: 1 = one mean sample of the prompt.",
     )
 
 

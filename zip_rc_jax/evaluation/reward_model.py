@@ -14,6 +14,7 @@ import numpy as np
 from zip_rc_jax.config.reward_model import RewardModelConfig
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation.baselines import BaselinePoint, SamplePool, baseline_point
+from zip_rc_jax.evaluation.draws import Draws
 from zip_rc_jax.models.io.chat import template_time
 from zip_rc_jax.models.io.reward_models import RewardCheckpoint
 from zip_rc_jax.models.io.tokenizer import Tokenizer
@@ -252,7 +253,13 @@ class RewardModelScorer:
 
 
 def reward_model_curves(
-    pool: SamplePool, scores: np.ndarray, extra: np.ndarray, *, serial_steps: float = 1.0
+    pool: SamplePool,
+    scores: np.ndarray,
+    extra: np.ndarray,
+    *,
+    serial_steps: float = 1.0,
+    draws: Draws | None = None,
+    ns: Sequence[int] | None = None,
 ) -> dict[str, tuple[BaselinePoint, ...]]:
     """Best-of-n by an external reward model at n = 1..N: method -> points ascending in n.
 
@@ -271,7 +278,10 @@ def reward_model_curves(
       serial_steps: latency of scoring, in decoding steps of the policy. All samples of a prompt
         are scored in one parallel forward, which reads each parameter once, as one decoding step
         does. So the evaluation passes `parameter_ratio`; 1 for a model as large as the policy.
+      draws: see `baseline_point`.
+      ns: another choice of n.
     """
+    sizes = range(1, pool.n_samples + 1) if ns is None else ns
     raw = np.asarray(scores, np.float64)
     more, unit = np.asarray(extra, np.float64).mean(1), pool.mean_length
     found = {}
@@ -280,7 +290,7 @@ def reward_model_curves(
         (BEST, "best_of_n", raw),
     ):
         judged = dataclasses.replace(pool, value=values)
-        points = [baseline_point(judged, method, n) for n in range(1, pool.n_samples + 1)]
+        points = [baseline_point(judged, method, n, draws) for n in sizes]
         found[name] = tuple(
             dataclasses.replace(
                 p,

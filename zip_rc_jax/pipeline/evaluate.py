@@ -102,7 +102,9 @@ def evaluate_benchmarks(
     decoded = [one for one in every if not one.union]
     models = stages.Models(lm, load_policy(config, lm.layout, config.dtype), lite)
     # What must be refused is refused for all benchmarks before one is decoded.
-    others = [stages.opinions(one, models) for one in decoded]
+    others = [
+        stages.opinions(one.config, models.lm, one.problems.found.problems) for one in decoded
+    ]
 
     found = dict[str, Evaluation]()
     for one, judges in zip(decoded, others, strict=True):

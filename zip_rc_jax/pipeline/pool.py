@@ -1,5 +1,5 @@
-"""The pool of a replay: full samples of the held-out problems, graded, with the joints along
-each."""
+"""The pool of a replay: full samples of the problems, graded, with the joints along each and with
+what the baselines read of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy as np
 from zip_rc_jax.config import DecodeConfig, PipelineConfig, to_dict
 from zip_rc_jax.config.plugins import ANSWER_EXTRACTORS
 from zip_rc_jax.data.problems import Problem
-from zip_rc_jax.data.prompts import prompt_texts
+from zip_rc_jax.data.prompts import prompt_texts, variant_of
+from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.data.sample_pool import (
     PartialPool,
     PoolFiles,
@@ -24,6 +25,7 @@ from zip_rc_jax.data.sample_pool import (
     packed,
     tail_means,
 )
+from zip_rc_jax.evaluation.pool_readings import stored_readings
 from zip_rc_jax.grading.custom import grader_of
 from zip_rc_jax.grading.grader import correct
 from zip_rc_jax.grading.votes import answer_groups
@@ -32,10 +34,12 @@ from zip_rc_jax.inference.engine import Engine, ResultEvent
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.inference.requests import Request, TokenizedRequest, prompt_hash
 from zip_rc_jax.models.language_model import LanguageModel
-from zip_rc_jax.pipeline.problems import evaluation_problems
+from zip_rc_jax.pipeline.evaluation.benchmarks import Benchmark, with_problems
+from zip_rc_jax.pipeline.evaluation.stages import judged, opinions
+from zip_rc_jax.pipeline.problems import tell
 from zip_rc_jax.pipeline.provenance import prompt_record, prompt_settings
-from zip_rc_jax.pipeline.rollouts import refuse_failure
-from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
+from zip_rc_jax.pipeline.rollouts import refuse_failure, rollout_of_problem
+from zip_rc_jax.pipeline.seeds import evaluation_seed, try_seed, with_own_samples
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.settings import check_same_settings
@@ -71,9 +75,15 @@ def pool_decode(config: PipelineConfig) -> DecodeConfig:
     )
 
 
-def held_out(config: PipelineConfig) -> Sequence[Problem]:
-    """The problems of an evaluation. Raises as `evaluation_problems`."""
-    return evaluation_problems(config).found.problems
+def held_out(benchmark: Benchmark) -> Sequence[Problem]:
+    """The problems of a planned benchmark. Tells what is worth saying about them.
+
+    Raises UsageError as `with_problems`.
+    """
+    problems = with_problems(benchmark).problems
+    for note in problems.notes:
+        tell(note)
+    return problems.found.problems
 
 
 def pool_settings(config: PipelineConfig) -> dict[str, Any]:
@@ -89,11 +99,12 @@ def pool_settings(config: PipelineConfig) -> dict[str, Any]:
     }
 
 
-def planned_pool(config: PipelineConfig) -> dict[str, Any]:
+def planned_pool(config: PipelineConfig, tries: int = 1) -> dict[str, Any]:
     """What the metadata of a pool that is still to be made will say of its decode."""
     decode = pool_decode(config)
     return {
         "samples": decode.n,
+        "tries": tries,
         "stride": decode.interval,
         "window": decode.window,
         "joints": config.replay.joints,
@@ -101,7 +112,7 @@ def planned_pool(config: PipelineConfig) -> dict[str, Any]:
     }
 
 
-def check_pool(files: PoolFiles, config: PipelineConfig) -> None:
+def check_pool(files: PoolFiles, config: PipelineConfig, tries: int = 1) -> None:
     """Checks that a pool is of the settings of `config`, without the model.
 
     Raises:
@@ -110,6 +121,7 @@ def check_pool(files: PoolFiles, config: PipelineConfig) -> None:
     known = pool_settings(config) | {"joints": config.replay.joints}
     about = files.metadata
     stored = {name: about["settings"].get(name) for name in known}
+    known["tries"], stored["tries"] = tries, about.get("tries", 1)
     if config.replay.stride:
         known["stride"], stored["stride"] = config.replay.stride, about["stride"]
     fix = "restore these settings, use another run_dir, or delete it to make it again"
@@ -123,13 +135,20 @@ def check_pool(files: PoolFiles, config: PipelineConfig) -> None:
 
 
 def make_pool(
-    config: PipelineConfig, lm: LanguageModel, directory: pathlib.Path, source: Mapping[str, Any]
+    config: PipelineConfig,
+    lm: LanguageModel,
+    directory: pathlib.Path,
+    source: Mapping[str, Any],
+    found: Sequence[Problem],
+    tries: int = 1,
 ) -> PoolFiles:
     """Draws and grades the samples, and writes the pool. Finished files survive an interruption.
 
     Args:
       lm: a model with a head.
       source: what is known of the model's files, for later calls.
+      found: the problems.
+      tries: how often each is decoded, every time with other random numbers.
 
     Raises:
       UsageError: the model failed on a problem, a file is damaged, or what an interruption left is
@@ -137,9 +156,14 @@ def make_pool(
       Interrupted: a signal to stop came. The file in hand is finished first.
     """
     assert lm.head is not None
-    decode, found = pool_decode(config), held_out(config)
-    seed, kind = evaluation_seed(config), config.replay.joints
-    requests = with_own_samples(prompt_texts(found, config, lm.tokenizer), seed)
+    decode, kind, seed = pool_decode(config), config.replay.joints, evaluation_seed(config)
+    judges = opinions(config, lm, found)
+    prompts = prompt_texts(found, config, lm.tokenizer)
+    drawn = [with_own_samples(prompts, try_seed(config, number)) for number in range(tries)]
+    # The tries of a problem follow each other, as in the pool of an evaluation.
+    requests = [request for of_problem in zip(*drawn, strict=True) for request in of_problem]
+    rows = [p for p in found for _ in range(tries)]
+    rows = [dataclasses.replace(p, index=row) for row, p in enumerate(rows)]
     recorder = JointRecorder()
     engine = Engine(lm, decode, seed, observer=recorder)
     # One file holds the prompts that are decoded together, twice over.
@@ -148,39 +172,78 @@ def make_pool(
         "joints": kind,
         "stride": decode.interval,
         "samples": decode.n,
+        **({"tries": tries} if tries > 1 else {}),
         "model": lm.digest(),
         **prompt_record(config, lm.tokenizer),
     }
     partial = PartialPool(directory, settings | {"problems_per_file": size})
-    count = -(-len(found) // size)
+    count = -(-len(rows) // size)
     done = partial.done() & set(range(count))
     with stop_signal() as received, grader_of(config.grade, directory.parent) as grader:
-        with progress("pool", len(found), min(len(done) * size, len(found))) as bar:
+        with progress("pool", len(rows), min(len(done) * size, len(rows))) as bar:
             tokens = 0
             for made, number in enumerate(sorted(set(range(count)) - done), len(done) + 1):
                 part = slice(number * size, (number + 1) * size)
                 results = decode_with_joints(engine, requests[part], recorder)
-                for p, result in zip(found[part], results, strict=True):
+                for p, result in zip(rows[part], results, strict=True):
                     refuse_failure(p, result)
-                texts = _texts(found[part], results)
+                texts = _texts(rows[part], results)
                 grades = [correct(score) for score in grader.grade_many(texts)]
                 samples = pool_samples(
-                    found[part], results, recorder, grades, decode, lm.head.grid, kind
+                    rows[part], results, recorder, grades, decode, lm.head.grid, kind
                 )
                 partial.add(number, samples)
                 tokens += sum(r.usage.tokens for r in results)
-                bar(min(made * size, len(found)), f"{tokens:,} tokens")
+                bar(min(made * size, len(rows)), f"{tokens:,} tokens")
                 if received:
                     raise Interrupted(f"pool: stopped after {made} of {count} files")
-        metadata = planned_pool(config) | {
+        drawn_samples = partial.records(count, ("token_ids",))
+        rollouts = _as_rollouts(drawn_samples, found, prompts, config, lm)
+        readings = judged(config, lm, rollouts, judges, decode.n)
+        metadata = planned_pool(config, tries) | {
             "grid": lm.head.grid.to_dict(),
             "head": lm.head.identity(),
-            "prompts": len(found),
+            "prompts": len(rows),
             "source": dict(source),
             "code": code_version(),
+            "readings": readings_settings(config) | {"parameter_ratio": readings.parameter_ratio},
         }
-        partial.finish(count, len(found) * decode.n, metadata)
+        partial.finish(count, len(rows) * decode.n, metadata, stored_readings(readings))
     return PoolFiles(directory)
+
+
+def readings_settings(config: PipelineConfig) -> dict[str, Any]:
+    """What decides the readings of a pool: an entry is None where nothing is read."""
+    e = config.evaluate
+    return {
+        "statistics": True if e.baselines == "all" else None,
+        "self_evaluation": to_dict(e.self_evaluation) if e.self_evaluation.question else None,
+        "reward_model": to_dict(e.reward_model) if e.reward_model.path else None,
+    }
+
+
+def _as_rollouts(
+    records: Iterable[Mapping[str, Any]],
+    found: Sequence[Problem],
+    prompts: Sequence[str],
+    config: PipelineConfig,
+    lm: LanguageModel,
+) -> list[list[Rollout]]:
+    """The samples of every problem, those of a try in a row, for forwards over them."""
+    rows: list[list[Rollout]] = [[] for _ in found]
+    flat, chat = list(records), config.prompt.style == "chat"
+    each = len(flat) // len(found)
+    added = config.fixed_decode.add_special_tokens
+    for number, (p, prompt) in enumerate(zip(found, prompts, strict=True)):
+        ids = lm.tokenizer.encode_prompt(prompt, chat=chat, add_special_tokens=added)
+        variant = variant_of(config.prompt, p.question)
+        rows[number] = [
+            rollout_of_problem(
+                p, k, prompt, ids, x["token_ids"], x["text"], x["stopped"], variant=variant
+            )
+            for k, x in enumerate(flat[number * each : (number + 1) * each])
+        ]
+    return rows
 
 
 class JointRecorder:

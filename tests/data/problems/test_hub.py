@@ -10,7 +10,13 @@ import os
 import huggingface_hub
 import pytest
 
-from harness.datasets_on_disk import COMMIT, hub_cache, hub_directory, offline
+from harness.datasets_on_disk import (
+    COMMIT,
+    datasets_cache,
+    hub_cache,
+    hub_directory,
+    offline,
+)
 from zip_rc_jax.config import ProblemsConfig, SourceConfig
 from zip_rc_jax.data.problems import problem_set
 from zip_rc_jax.runtime.errors import UsageError
@@ -105,6 +111,22 @@ def test_without_a_network_the_cache_that_hf_download_fills_is_read(gsm, home):
     (snapshot / "main" / "test-00001-of-00002.parquet").unlink()
     with pytest.raises(UsageError, match="no copy is in"):
         read("hf:openai/gsm8k/main", split="test")
+
+
+def test_without_a_network_the_cache_that_the_library_filled_itself_is_read(gsm, home):
+    """No repository is in the hub's cache; the arrow files of `load_dataset` are all there is."""
+    datasets_cache(home, "openai/gsm8k", "main", gsm, ("train", "test"))
+    assert not (home / "hub").exists()
+    found = read("hf:openai/gsm8k/main", split="test")
+    assert pairs(found) == [("Half of 8?", "4"), ("Twice 6?", "12"), ("3 + 4?", "7")]
+    assert found.record["sources"][0]["revision"] == COMMIT
+    assert len(read("hf:openai/gsm8k", split="train")) == len(TRAIN), "its only configuration"
+    assert pairs(read("hf:openai/gsm8k/main", split="test", revision=COMMIT)) == pairs(found)
+    # Nothing offline says which commit a tag is: another one would be other problems.
+    with pytest.raises(UsageError, match=rf"revision='v1'.*the cache of datasets has {COMMIT}"):
+        read("hf:openai/gsm8k/main", split="test", revision="v1")
+    with pytest.raises(UsageError, match="no copy is in"):
+        read("hf:openai/gsm8k/socratic", split="test")
 
 
 def test_without_network_and_copy_the_error_names_the_cache_and_the_command_that_fills_it(home):

@@ -5,7 +5,11 @@ held out.
 """
 
 from zip_rc_jax.data.problems.examples import worked_examples
-from zip_rc_jax.data.problems.files import problems_from_file, problems_from_jsonl
+from zip_rc_jax.data.problems.files import (
+    problems_from_file,
+    problems_from_jsonl,
+    prompts_from_file,
+)
 from zip_rc_jax.data.problems.problem import (
     MATH,
     Problem,
@@ -24,6 +28,7 @@ __all__ = [
     "problem_set",
     "problems_from_file",
     "problems_from_jsonl",
+    "prompts_from_file",
     "with_seeds",
     "worked_examples",
 ]

@@ -100,7 +100,7 @@ def read_rows(
     for row in kept:
         values: dict[str, Any] = {}
         for field, candidates in names.items():
-            column, values[field] = _first(row.values, candidates)
+            column, values[field] = first_value(row.values, candidates)
             if column and column not in used[field]:
                 used[field].append(column)
             if field == "answer":
@@ -171,7 +171,7 @@ def _candidates(
     )
 
 
-def _first(values: Mapping[str, Any], names: Iterable[str]) -> tuple[str, Any]:
+def first_value(values: Mapping[str, Any], names: Iterable[str]) -> tuple[str, Any]:
     """The first column that is not null, and its value."""
     for name in names:
         value = _field(values, name)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import glob
 import gzip
 import io
 import itertools
+import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from zip_rc_jax.config import SourceConfig
 from zip_rc_jax.config.checks import in_short, shown
-from zip_rc_jax.data.problems.columns import EXAMPLE, Row, read_rows
+from zip_rc_jax.data.problems.columns import COLUMNS, EXAMPLE, Row, first_value, read_rows
 from zip_rc_jax.data.problems.jsonl import in_brief, parse_object, read_jsonl
 from zip_rc_jax.data.problems.problem import Problem
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.extras import optional_import
 
+Prompt = str | list[dict[str, Any]]
 NO_LINES = "pass a JSONL file with `question` and `answer` on each line"
 ENDINGS = {
     "jsonl": (".jsonl", ".jsonl.gz", ".json", ".json.gz"),
@@ -51,6 +55,45 @@ def problems_from_file(path: str | pathlib.Path, answers: bool = True) -> list[P
     kind = kind_of_file(path)
     rows = READERS[kind](pathlib.Path(path))
     return read_rows(rows, SourceConfig(f"{kind}:{path}"), answers=answers).problems
+
+
+def prompts_from_file(path: str | pathlib.Path) -> tuple[list[Problem], list[Prompt]]:
+    """What `zip-rc decode --input` reads: problems, whose answers may be absent, and the prompt of
+    each.
+
+    A prompt is the question, or a chat: a list of turns under `question`, `problem` or `prompt`.
+    The question of a chat is its last user turn.
+
+    Raises:
+      UsageError: see `problems_from_jsonl`; or turns without a role and a content.
+    """
+    kind = kind_of_file(path)
+    rows, chats = list[Row](), dict[int, list[dict[str, Any]]]()
+    for row in READERS[kind](pathlib.Path(path)):
+        column, value = first_value(row.values, COLUMNS["question"])
+        if isinstance(value, list) and value:
+            chats[len(rows)] = turns = _turns(row, column, value)
+            asked = [x["content"] for x in turns if x["role"] == "user"] or [turns[-1]["content"]]
+            last = asked[-1]
+            text = str(last) if isinstance(last, str) else json.dumps(last, ensure_ascii=False)
+            row = dataclasses.replace(row, values={**row.values, column: text})
+        rows.append(row)
+    found = read_rows(rows, SourceConfig(f"{kind}:{path}"), answers=False).problems
+    return found, [chats.get(number, p.question) for number, p in enumerate(found)]
+
+
+def _turns(row: Row, column: str, value: list[Any]) -> list[dict[str, Any]]:
+    """A chat as plain turns. Raises UsageError where a turn is none."""
+    for turn in value:
+        whole = isinstance(turn, Mapping) and turn.get("content") is not None
+        if not whole or not isinstance(turn.get("role"), str):
+            raise UsageError(
+                f"{row.where}, `{column}`",
+                "it is an array, and not every entry has a role and a content",
+                'write a text, or a chat such as [{"role": "user", "content": "What is 1 + 1?"}]',
+            )
+    # A table has all columns in every turn; those without a value were not there.
+    return [{key: x for key, x in turn.items() if x is not None} for turn in value]
 
 
 def file_rows(source: SourceConfig) -> tuple[list[Row], list[str]]:

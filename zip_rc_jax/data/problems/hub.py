@@ -147,9 +147,18 @@ def _of_hub(source: SourceConfig, repository: str, config: str | None) -> tuple[
         import datasets
 
         with _offline(datasets):
-            return datasets.load_dataset_builder(repository, config), "cached"
+            builder = datasets.load_dataset_builder(repository, config)
     except Exception as error:
         raise _not_there(source, repository, online_error or error) from None
+    commit = str(builder.hash)  # the library names what it prepares by the commit
+    if revision not in (None, "main") and not commit.startswith(str(revision)):
+        raise UsageError(
+            f"revision={shown(source.revision)} of {shown(source.source)}",
+            f"without a network nothing tells which commit that is, and the cache of datasets has "
+            f"{commit[:40]}",
+            "name that commit, or leave the revision out",
+        )
+    return builder, commit
 
 
 def _snapshot(repository: str, revision: str | None) -> pathlib.Path | None:

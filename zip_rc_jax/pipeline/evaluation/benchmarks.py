@@ -29,9 +29,10 @@ class Benchmark:
       name, title: of the table; "heldout" for `problems.heldout`.
       config: of the whole run, with the problems, the prompt and the samples of the benchmark.
       tries: how often it is decoded.
-      heldout: its problems; None for a union.
+      heldout: its problems; None for a union, and before `with_problems`.
       union: names of its parts.
       directory: of its report.
+      entry: of the table.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Benchmark:
     heldout: HeldOutProblems | None
     union: tuple[str, ...]
     directory: pathlib.Path
+    entry: BenchmarkConfig = BenchmarkConfig(HELDOUT)
 
     @property
     def problems(self) -> HeldOutProblems:
@@ -50,9 +52,9 @@ class Benchmark:
 
 def heldout_benchmark(config: PipelineConfig, problems: HeldOutProblems | None = None) -> Benchmark:
     """The held-out problems, decoded once. Raises as `evaluation_problems`."""
-    found = problems or evaluation_problems(config)
     directory = run_directory(config) / "report"
-    return Benchmark(HELDOUT, "held-out", config, 1, found, (), directory)
+    benchmark = Benchmark(HELDOUT, "held-out", config, 1, problems, (), directory)
+    return benchmark if problems else with_problems(benchmark)
 
 
 def evaluation_benchmarks(config: PipelineConfig) -> tuple[Benchmark, ...]:
@@ -69,16 +71,35 @@ def evaluation_benchmarks(config: PipelineConfig) -> tuple[Benchmark, ...]:
             "its tables compare the answers by value and by vote",
             "set decode.answer to value or vote",
         )
-    e = config.evaluate
-    if not e.benchmarks:
-        found: tuple[Benchmark, ...] = (heldout_benchmark(config),)
-    else:
-        # All names first: a mistake in the last one is told before the first is fetched.
-        asked = asked_benchmarks(e.benchmarks, e.benchmark_table)
-        settings = [for_benchmark(config, one) for one in asked]
-        found = tuple(_benchmark(one, mine) for one, mine in zip(asked, settings, strict=True))
+    # All names first: a mistake in the last one is told before the first is fetched.
+    found = tuple(with_problems(one) for one in planned_benchmarks(config))
     _check_ids(config, found)
     return found
+
+
+def planned_benchmarks(config: PipelineConfig) -> tuple[Benchmark, ...]:
+    """The benchmarks that the config names, or the held-out problems as one, in order. Nothing is
+    fetched: their problems are None.
+
+    Raises:
+      UsageError: an unknown benchmark, or a setting of one that the config does not allow.
+    """
+    e, directory = config.evaluate, run_directory(config) / "report"
+    if not e.benchmarks:
+        return (Benchmark(HELDOUT, "held-out", config, 1, None, (), directory),)
+    return tuple(
+        Benchmark(
+            one.name,
+            one.title,
+            for_benchmark(config, one),
+            one.tries,
+            None,
+            one.union,
+            directory / one.name,
+            one,
+        )
+        for one in asked_benchmarks(e.benchmarks, e.benchmark_table)
+    )
 
 
 def for_benchmark(config: PipelineConfig, benchmark: BenchmarkConfig) -> PipelineConfig:
@@ -106,10 +127,16 @@ def with_instruction(prompt: PromptConfig, instruction: str) -> PromptConfig:
     return dataclasses.replace(prompt, instruction=instruction, variants=variants)
 
 
-def _benchmark(one: BenchmarkConfig, config: PipelineConfig) -> Benchmark:
-    directory = run_directory(config) / "report" / one.name
+def with_problems(one: Benchmark) -> Benchmark:
+    """A planned benchmark with its problems; a union has none of its own.
+
+    Raises UsageError as `evaluation_problems`, with the benchmark's name.
+    """
+    config = one.config
     if one.union:
-        return Benchmark(one.name, one.title, config, 1, None, one.union, directory)
+        return one
+    if one.name == HELDOUT:
+        return dataclasses.replace(one, heldout=evaluation_problems(config))
     try:
         found, most = _at_most(config)
     except UsageError as error:
@@ -120,13 +147,12 @@ def _benchmark(one: BenchmarkConfig, config: PipelineConfig) -> Benchmark:
         said.append(
             f"{one.name}: the first {len(found.found)} of {most} problems (evaluate.prompts)"
         )
-    if one.instruction and config.prompt.style == "raw":
+    if one.entry.instruction and config.prompt.style == "raw":
         said.append(
             f"{one.name}: raw prompts are the question alone, so its instruction is not used "
             "(prompt.style=chat uses it)"
         )
-    found = dataclasses.replace(found, notes=tuple(said))
-    return Benchmark(one.name, one.title, config, one.tries, found, (), directory)
+    return dataclasses.replace(one, heldout=dataclasses.replace(found, notes=tuple(said)))
 
 
 def _at_most(config: PipelineConfig) -> tuple[HeldOutProblems, int]:

@@ -89,7 +89,7 @@ class EvaluationRunner:
             **prompt_record(self.config, lm.tokenizer),
             **self.config.grade.grader_record(),  # `unfinished` is applied to what is stored
         }
-        path = self.partial / (title.replace(" ", "_").replace("=", "") + ".json")
+        path = stored_path(self.partial, title)
         stored = read_stored(path)
         if stored.get("key") != json.loads(json.dumps(key)):
             engine = Engine(lm, decode, seed)
@@ -127,6 +127,11 @@ class EvaluationRunner:
             for r, of_prompt in zip(results, stored["grades"], strict=True)
         ]
         return Decoded(results, grades, stored["seconds"])
+
+
+def stored_path(partial: pathlib.Path, title: str) -> pathlib.Path:
+    """The file of a finished decode."""
+    return partial / (title.replace(" ", "_").replace("=", "") + ".json")
 
 
 def read_stored(path: pathlib.Path) -> dict[str, Any]:

@@ -15,19 +15,13 @@ from zip_rc_jax.data.problems import Problem
 from zip_rc_jax.data.prompts import conversations, prompt_time, variant_of
 from zip_rc_jax.data.rollouts import Rollout
 from zip_rc_jax.evaluation import metrics, plots
-from zip_rc_jax.evaluation.baselines import (
-    SELF_EVALUATION,
-    BaselinePoint,
-    SamplePool,
-    baseline_curves,
-    self_evaluation_curve,
-)
+from zip_rc_jax.evaluation.baselines import SamplePool
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.draws import Draws
-from zip_rc_jax.evaluation.method_curves import method_curves
+from zip_rc_jax.evaluation.pool_curves import Curves, Readings, in_rows, pool_curves
 from zip_rc_jax.evaluation.report import Evaluation
-from zip_rc_jax.evaluation.reward_model import RewardModelScorer, reward_model_curves
+from zip_rc_jax.evaluation.reward_model import RewardModelScorer
 from zip_rc_jax.evaluation.rollout_predictions import (
     RolloutPredictions,
     length_errors,
@@ -64,8 +58,6 @@ from zip_rc_jax.pipeline.rollouts import as_rollouts
 from zip_rc_jax.predictions import ScoringConfig
 
 POLICY_RUN = "start policy"
-GROUPS = 4  # groups of tokens in a mean sample, for DeepConf; the authors' group has 2,048
-AUTHORS_GROUP = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,17 +136,13 @@ class Heads:
         return np.asarray(self.finished.all(axis=1))
 
 
-Curves = dict[str, tuple[BaselinePoint, ...]]
-
-
 # ---- before decoding
 
 
-def opinions(benchmark: Benchmark, models: Models) -> Opinions:
+def opinions(config: PipelineConfig, lm: LanguageModel, problems: Sequence[Problem]) -> Opinions:
     """Raises UsageError as `SelfEvaluation` and `RewardModelScorer`."""
-    config, problems = benchmark.config, benchmark.problems.found.problems
     e = config.evaluate
-    policy = SelfEvaluation(models.lm, problems, config) if e.self_evaluation.question else None
+    policy = SelfEvaluation(lm, problems, config) if e.self_evaluation.question else None
     scorer = None
     if e.reward_model.path:
         turns: Any = (
@@ -162,9 +150,9 @@ def opinions(benchmark: Benchmark, models: Models) -> Opinions:
             if config.prompt.style == "chat"
             else [[{"role": "user", "content": p.question}] for p in problems]
         )
-        now = prompt_time(config, models.lm.tokenizer)
+        now = prompt_time(config, lm.tokenizer)
         tokens = config.decode.max_tokens
-        scorer = RewardModelScorer(models.lm, turns, e.reward_model, max_tokens=tokens, now=now)
+        scorer = RewardModelScorer(lm, turns, e.reward_model, max_tokens=tokens, now=now)
     return Opinions(policy, scorer)
 
 
@@ -256,63 +244,62 @@ def measure(
 ) -> tuple[Curves, dict[str, float]]:
     """Curves of all baselines, and how well the policy judges itself if it is asked."""
     config, pool = benchmark.config, decodes.pool
-    curves, asked = baseline_curves(pool), dict[str, float]()
-
-    def rows(found: Any) -> Any:
-        return np.asarray(found).reshape(pool.correct.shape)
-
-    if others.policy is not None:
-        values, extra = (rows(x) for x in others.policy(decodes.samples))
-        curves[SELF_EVALUATION] = self_evaluation_curve(pool, values, extra)
-        auc = metrics.within_prompt_auc(values, pool.correct)[0]
-        asked = {"self_evaluation/within_prompt_auc": auc}
-    if others.reward_model is not None:
-        scorer = others.reward_model
-        scores, extra = (rows(x) for x in scorer(decodes.samples))
-        curves |= reward_model_curves(pool, scores, extra, serial_steps=scorer.parameter_ratio)
-        auc = metrics.within_prompt_auc(scores, pool.correct)[0]
-        asked["reward_model/within_prompt_auc"] = auc
-    if config.evaluate.baselines == "all":
-        curves |= _further_curves(config, models, decodes, heads)
+    further = config.evaluate.baselines == "all"
+    readings = judged(config, models.lm, decodes.samples, others, pool.n_samples)
+    if further:
+        flat = list(itertools.chain(*heads.full))
+        rewards = in_rows([x.reward for x in flat], pool.n_samples)
+        readings = dataclasses.replace(readings, rewards=rewards)
+    curves = pool_curves(
+        pool,
+        readings,
+        window=config.decode.window,
+        interval=config.decode.interval,
+        further=further,
+        orders=Draws(seed=config.evaluate.seed),
+    )
+    asked = dict[str, float]()
+    for name in ("self_evaluation", "reward_model"):
+        if (values := getattr(readings, name)) is not None:
+            auc = metrics.within_prompt_auc(values[0], pool.correct)[0]
+            asked[f"{name}/within_prompt_auc"] = auc
     return curves, asked
 
 
-def _further_curves(
-    config: PipelineConfig, models: Models, decodes: Decodes, heads: Heads
-) -> Curves:
-    """Those of `method_curves`, at their default settings and the decoder's window and interval."""
-    pool = decodes.pool
-    each = pool.n_samples
+def judged(
+    config: PipelineConfig,
+    lm: LanguageModel,
+    samples: Sequence[Sequence[Rollout]],
+    others: Opinions,
+    each: int,
+) -> Readings:
+    """What forwards over finished samples say of them: `Readings` without rewards.
 
-    def by_try(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        flat = list(itertools.chain(*rows))
-        return [flat[i : i + each] for i in range(0, len(flat), each)]
+    Args:
+      samples: of every problem, those of a try in a row.
+      each: samples of a row of the pool, which is one try of one problem.
+    """
 
-    statistics = token_statistics(
-        models.lm,
-        list(itertools.chain(*decodes.samples)),
-        ScoringConfig(config.label.batch_tokens),
-        title="token statistics",
-    )
-    traces = [[window_means(x.reward, config.decode.window) for x in row] for row in heads.full]
-    # A mean of rewards may lie a rounding error past 1.
-    rounded = dataclasses.replace(pool, value=np.clip(pool.value, 0, 1))
-    return method_curves(
-        rounded,
-        statistics=by_try([statistics]),
-        window=min(AUTHORS_GROUP, max(1, round(pool.self_length.mean() / GROUPS))),
-        traces=by_try(traces),
-        interval=config.decode.interval,
-        draws=Draws(seed=config.evaluate.seed),
-    )
+    def rows(found: Any) -> np.ndarray:
+        return np.array([np.asarray(x, np.float64).reshape(-1, each) for x in found])
 
-
-def window_means(trace: np.ndarray, window: int) -> np.ndarray:
-    """Mean of each value and those before it, `window` in all: float64, as long as `trace`."""
-    total = np.concatenate([[0.0], np.cumsum(trace, dtype=np.float64)])
-    end = np.arange(1, len(trace) + 1)
-    begin = np.maximum(0, end - window)
-    return (total[end] - total[begin]) / (end - begin)
+    readings = Readings()
+    if others.policy is not None:
+        readings = dataclasses.replace(readings, self_evaluation=rows(others.policy(samples)))
+    if others.reward_model is not None:
+        scorer = others.reward_model
+        readings = dataclasses.replace(
+            readings, reward_model=rows(scorer(samples)), parameter_ratio=scorer.parameter_ratio
+        )
+    if config.evaluate.baselines == "all":
+        statistics = token_statistics(
+            lm,
+            list(itertools.chain(*samples)),
+            ScoringConfig(config.label.batch_tokens),
+            title="token statistics",
+        )
+        readings = dataclasses.replace(readings, statistics=in_rows(statistics, each))
+    return readings
 
 
 # ---- compare
