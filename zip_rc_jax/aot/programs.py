@@ -40,6 +40,7 @@ from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
 from zip_rc_jax.training import step as train_module
 from zip_rc_jax.training.step import TrainState, cast_teacher, init_state, train_step
 
+ANY_STEPS = 1000  # of a run whose length nobody knows yet; only the learning rate depends on it
 MOST_FLOPS = 1.15  # of a training step, times those by hand
 
 
@@ -236,6 +237,8 @@ def compile_train(config: PipelineConfig, stage: str, topology: str, mesh: str =
             f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them"
         )
     train: TrainConfig = config.policy.train if stage == "policy" else getattr(config, stage)
+    if train.epochs:  # how many steps these are depends on the rollouts, and the program does not
+        train = dataclasses.replace(train, steps=ANY_STEPS, epochs=0.0)
     model = config.model
     layout = Layout(tpu_mesh(topology, mesh, config.mesh), TRAIN_RULES)
     head = head_for(model, config.grid.grid(train.label), train.label)
