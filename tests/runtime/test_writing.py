@@ -211,6 +211,24 @@ def test_directories_that_vanish_between_two_processes_are_made_again(tmp_path, 
     assert len(times) == 4
 
 
+def test_a_directory_that_vanishes_while_mkdir_looks_at_it_is_no_file(tmp_path, monkeypatch):
+    """`mkdir` meets what another process made, which removes it before `mkdir` looks what it is."""
+    made, times = os.mkdir, []
+
+    def vanishing(path, *args, **kwargs):
+        times.append(path)
+        if len(times) < 4:
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        return made(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", vanishing)
+    check_writable(tmp_path / "a", "run_dir")
+    assert len(times) == 4
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="it, or a folder above it, is a file"):
+        check_writable(tmp_path / "file", "run_dir")
+
+
 # ---- before a model is loaded
 
 

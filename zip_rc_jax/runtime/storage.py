@@ -227,10 +227,15 @@ def check_writable(directory: str | os.PathLike[str], what: str) -> None:
     """
     directory = pathlib.Path(directory)
     try:
-        for _ in range(10):
-            # Another process may have removed the directories that it had made.
-            with contextlib.suppress(FileNotFoundError):
+        for attempt in range(10):
+            try:
                 return _try_out(directory)
+            except (FileNotFoundError, FileExistsError):
+                # Another process may have removed the directories that it had made: before a file
+                # was written, or after `mkdir` met one and before it looked what that is.
+                if not _nearest(directory).is_dir():
+                    raise
+                time.sleep(0.01 * attempt)
         _try_out(directory)
     except (OSError, ValueError) as error:
         shown = f"{what} {_shortened(str(directory))}"
