@@ -52,7 +52,8 @@ def test_every_shipped_config_loads_and_its_parts_fit(path):
     assert shapes["embed"].shape == (config.model.vocab_size, config.model.d_model)
     for label in ("correct", "value"):
         assert config.grid.grid(label).n_cells < config.model.vocab_size
-    if "\ndecode:" in path.read_text():
+    # Without a section `model` the sizes are those of the checkpoint.
+    if "\ndecode:" in path.read_text() and "\nmodel:" in path.read_text():
         assert config.decode.max_tokens < config.model.max_positions, "no prompt would fit"
     assert hash(config.decode) == hash(DecodeConfig(**to_dict(config.decode)))
     assert json.loads(json.dumps(to_dict(config)))["model"]["d_model"] == config.model.d_model

@@ -454,8 +454,8 @@ def test_two_threads_may_launch_programs_of_the_same_devices():
 
 # Options that are read for each call or request, and not by the engine that calls share.
 OF_A_CALL = {
-    *("alpha", "beta", "answer", "answer_extractor", "answer_equivalence", "abstain"),
-    *("abstain_below", "max_tokens", "temperature", "top_k", "top_p", "min_p"),
+    *("alpha", "beta", "answer", "answer_extractor", "answer_equivalence"),
+    *("allow_no_answer", "abstain_below", "max_tokens", "temperature", "top_k", "top_p", "min_p"),
     *("repetition_penalty", "stop_token_ids", "stop", "system", "continue_final_message"),
     *("generation_config", "token_budget", "time_budget", "add_special_tokens"),
 }
