@@ -674,7 +674,7 @@ JUNK = {
     **{
         f"{name}={kind}": Request("x", **{name: value})
         for name in ("seed", "n", "max_tokens", "alpha", "temperature", "top_k", "token_budget",
-        "time_budget", "abstain", "answer")
+        "time_budget", "allow_no_answer", "answer")
         for kind, value in {
             "10**400": 10**400, "-10**5000": -HUGE_NUMBER, "a list of huge numbers": [HUGE_NUMBER],
             "silent": Silent(), "3 MB": Loud(),
