@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
+import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from zip_rc_jax.grading.votes import answer_groups
 from zip_rc_jax.pipeline.pool import separable
 
 SEED = 1
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,17 @@ def test_the_search_over_all_subsets_is_replayed_token_for_token(stored, lm):
 @pytest.mark.parametrize(("beta", "wrong_answers"), [(0.01, 5.0), (0.2, 5.0), (0.1, 1.5)])
 def test_shared_evidence_is_replayed_token_for_token(stored, lm, beta, wrong_answers):
     assert_same(stored, lm, evidence="answers", beta=beta, wrong_answers=wrong_answers)
+
+
+def test_the_benchmark_of_shared_evidence_prints_both_comparisons(stored, monkeypatch, capsys):
+    files, pool, _ = stored
+    monkeypatch.setattr(sys, "argv", ["evidence.py", str(files.directory), "--n", "3"])
+    runpy.run_path(str(BENCHMARKS / "evidence.py"), run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
+    chose = -(-pool.n_prompts // 3)
+    assert printed[0] == f"{chose} problems choose, {pool.n_prompts - chose} are reported"
+    rows = [line for line in printed if re.match(r" *(0\.1|1) +0\.\d+ +[\d.]+ +[\d.]+ \|", line)]
+    assert len(rows) == 2 * 2 * 11, "two rules, two alphas, eleven betas"
 
 
 @pytest.mark.parametrize("seed", [7, 2**32 - 1])

@@ -33,13 +33,18 @@ def test_clean_deletes_the_environments_and_nothing_that_was_trained_or_download
     ]
 
 
+def environment_without_make():
+    """As if no other make had called this one: it would name the directories that it enters."""
+    of_make = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "COVERAGE")
+    return {k: v for k, v in os.environ.items() if k not in of_make}
+
+
 def commands_of(*arguments):
-    """What make would run in a checkout whose environment is there, called by no other make."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "COVERAGE")}
+    """What make would run in a checkout whose environment is there."""
     done = subprocess.run(
         ["make", "--dry-run", "--assume-old=.venv/.dev", "--assume-old=smollm2", *arguments],
         cwd=MAKEFILE.parent,
-        env=environment,
+        env=environment_without_make(),
         check=True,
         capture_output=True,
         text=True,
@@ -64,7 +69,14 @@ def test_the_demo_says_that_it_installs_before_it_does(tmp_path):
     for path in (MAKEFILE, MAKEFILE.with_name("pyproject.toml")):
         shutil.copy(path, tmp_path)
     command = ["make", "--dry-run", "PYTHON=python3", "demo"]
-    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment_without_make(),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     steps = done.stdout.splitlines()
     (said,) = [i for i, line in enumerate(steps) if "make: installing into .venv" in line]
     assert said < min(i for i, line in enumerate(steps) if "pip install" in line)

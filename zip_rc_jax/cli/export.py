@@ -22,8 +22,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "With --head-only, it writes the reserved rows to a file of some hundred kilobytes. They "
         "belong to exactly the weights\nbeside them: with ZIP-RC-Lite, the policy's own.\n\n"
         "example: zip-rc export runs/qwen2.5_0.5b/lite qwen.safetensors --head-only\n"
-        "         zip-rc decode models/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --head "
-        "qwen.safetensors --prompt ...",
+        "example: zip-rc decode models/qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --head "
+        "qwen.safetensors --prompt 'What is 17 + 25?'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model(parser)
