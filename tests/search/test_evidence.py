@@ -15,7 +15,7 @@ from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.search import choose_meta_action
-from zip_rc_jax.search.evidence import answer_posterior, share_evidence
+from zip_rc_jax.search.evidence import agreement, answer_posterior, share_evidence
 
 GRID = Grid((0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0), (0, 8, 32, 128))
 ANSWERS = dataclasses.replace(DecodeConfig(), evidence="answers", alpha=1.0, beta=0.05)
@@ -54,7 +54,9 @@ def test_the_posterior_is_that_of_all_worlds(p, data, wrong_answers):
     with jax.enable_x64(True):
         found = np.asarray(
             answer_posterior(
-                np.array([p]), np.ones((1, len(p)), bool), np.array([answer]), wrong_answers
+                np.array([p]),
+                agreement(np.ones((1, len(p)), bool), np.array([answer])),
+                wrong_answers,
             )
         )[0]
     ratio = found / np.array(odds)
@@ -70,7 +72,8 @@ def test_the_posterior_is_that_of_all_worlds(p, data, wrong_answers):
 
 def posterior(p, answer, wrong_answers=5.0, votes=None):
     votes = np.ones((1, len(p)), bool) if votes is None else np.array([votes])
-    return np.asarray(answer_posterior(np.array([p]), votes, np.array([answer]), wrong_answers))[0]
+    same = agreement(votes, np.array([answer]))
+    return np.asarray(answer_posterior(np.array([p]), same, wrong_answers))[0]
 
 
 def test_one_answer_alone_is_worth_its_own_probability():

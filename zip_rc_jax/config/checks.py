@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.settings import nearest
 
 
 def require(condition: bool, value: str, reason: str, fix: str) -> None:
@@ -97,6 +98,19 @@ def check_types(config: type, values: Mapping[str, Any]) -> None:
                     "no floating-point number is so large",
                     "give a smaller number",
                 )
+
+
+def check_names(given: Iterable[Any], kind: type, where: str, reason: str) -> None:
+    """Raises UsageError with this reason unless all `given` are names of fields of a dataclass.
+
+    Args:
+      where: the section that they stand in, for the message.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            key = f"config key {shown(f'{where}.{name}')}"
+            raise UsageError(key, reason, nearest(str(name), known, "known settings are"))
 
 
 def _is_float(value: Any) -> bool:

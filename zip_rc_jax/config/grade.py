@@ -9,10 +9,17 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from zip_rc_jax.config.checks import check_types, counts, in_short, one_of, require, shown
+from zip_rc_jax.config.checks import (
+    check_names,
+    check_types,
+    counts,
+    in_short,
+    one_of,
+    require,
+    shown,
+)
 from zip_rc_jax.config.plugins import GRADERS
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.runtime.settings import nearest
 
 UNFINISHED = ("graded", "wrong")
 UNREADABLE = ("wrong", "stop")
@@ -248,9 +255,5 @@ def _known(given: Any, name: str, kind: type) -> dict[str, Any]:
         "it has settings of its own",
         f"write for example {name}.{'model=NAME' if kind is JudgeConfig else 'grader=judge'}",
     )
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in given:
-        if key not in known:
-            fix = nearest(str(key), known, "known settings are")
-            raise UsageError(f"{name}.{key}", "there is no such setting", fix)
+    check_names(given, kind, name, "there is no such setting")
     return dict(given)

@@ -8,10 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from zip_rc_jax.config.checks import check_types, one_of, require, shown
+from zip_rc_jax.config.checks import check_names, check_types, one_of, require, shown
 from zip_rc_jax.config.filters import Filter
 from zip_rc_jax.runtime.errors import UsageError
-from zip_rc_jax.runtime.settings import nearest
 
 KINDS = ("gym", "jsonl", "parquet", "csv", "hf", "tfds")
 ANSWERS_FROM = ("auto", "text", "hash", "boxed")
@@ -220,14 +219,7 @@ def made_source(given: Any, where: str) -> SourceConfig:
         "it is no source of problems",
         f"give a text or an object with `source`: {EXAMPLE}",
     )
-    known = [field.name for field in dataclasses.fields(SourceConfig)]
-    for name in values:
-        if name not in known:
-            raise UsageError(
-                f"config key {shown(f'{where}.{name}')}",
-                "no source has this setting",
-                nearest(str(name), known, "known settings are"),
-            )
+    check_names(values, SourceConfig, where, "no source has this setting")
     return SourceConfig(**values)
 
 

@@ -253,6 +253,6 @@ def online_table(found: AgainstOnline, title: str) -> Table:
         tuple(cells),
         "Same decodes: those with the same tokens of every sample, the same decisions, cost and "
         "answers. Ties differ first where two decisions are equally good (1e-6), so that the last "
-        "bits of a joint decide. Baselines decode nothing of their own; they stand at the settings "
-        "of the online table, each with a cost at the alpha for which it stands there.",
+        "bits of a joint decide. Baselines decode nothing of their own. They have the settings of "
+        "the online table, and the GenCost at its alpha.",
     )

@@ -19,9 +19,18 @@ from zip_rc_jax.grid import Grid
 LEAST = 1e-3
 
 
-def answer_posterior(
-    p_correct: jax.Array, votes: jax.Array, answer: jax.Array, wrong_answers: float
-) -> jax.Array:
+def agreement(votes: jax.Array, answer: jax.Array) -> jax.Array:
+    """[P, n, n] bool, which votes are for the same answer; a vote agrees with itself.
+
+    Args:
+      votes: [P, n] bool, prefixes that have finished with an answer.
+      answer: [P, n] int, equal for equal answers.
+    """
+    both = votes[:, :, None] & votes[:, None, :]
+    return both & (answer[:, :, None] == answer[:, None, :])
+
+
+def answer_posterior(p_correct: jax.Array, same: jax.Array, wrong_answers: float) -> jax.Array:
     """Probability that the answer of each finished prefix is right.
 
     A prefix is right with its own probability, independent of the others. If it is wrong, it gives
@@ -31,8 +40,7 @@ def answer_posterior(
 
     Args:
       p_correct: [P, n], of every prefix.
-      votes: [P, n] bool, prefixes that have finished with an answer.
-      answer: [P, n] int, equal for equal answers.
+      same: see `agreement`.
       wrong_answers: at least 1.
 
     Returns:
@@ -40,10 +48,9 @@ def answer_posterior(
     """
     p = jnp.clip(p_correct, LEAST, 1 - LEAST)
     evidence = jnp.log(p) - jnp.log1p(-p) + np.log(wrong_answers)
-    same = (answer[:, :, None] == answer[:, None, :]) & votes[:, :, None] & votes[:, None, :]
     log_odds = jnp.where(same, evidence[:, None, :], 0).sum(-1) - np.log(wrong_answers)
+    log_odds = jnp.where(same.any(-1), log_odds, -jnp.inf)
     # Each answer counts once, in its first prefix.
-    log_odds = jnp.where(votes, log_odds, -jnp.inf)
     each = jnp.where(is_first(same), log_odds, -jnp.inf)
     none = jnp.zeros((*each.shape[:-1], 1), each.dtype)
     total = jax.nn.logsumexp(jnp.concatenate([each, none], -1), -1, keepdims=True)
@@ -51,8 +58,7 @@ def answer_posterior(
 
 
 def is_first(same: jax.Array) -> jax.Array:
-    """[P, n] bool, the first prefix of each answer, from `same` [P, n, n] bool: which prefixes
-    agree."""
+    """[P, n] bool, the first prefix of each answer; `same` as in `agreement`."""
     n = same.shape[-1]
     earlier = same & np.tri(n, k=-1, dtype=bool)
     return same.any(-1) & ~earlier.any(-1)
@@ -78,9 +84,8 @@ def share_evidence(
     centres = np.asarray(grid.reward_centres)
     votes = finished & (answer >= 0)
     value = joint.sum(-1) @ jnp.asarray(centres, joint.dtype)
-    posterior = answer_posterior(value, votes, answer, wrong_answers)
-    same = (answer[:, :, None] == answer[:, None, :]) & votes[:, :, None] & votes[:, None, :]
-    worth = jnp.where(is_first(same), posterior, centres[0])
+    same = agreement(votes, answer)
+    worth = jnp.where(is_first(same), answer_posterior(value, same, wrong_answers), centres[0])
     # Between the two nearest centres: a triangle around each centre.
     left = np.diff(centres, prepend=centres[0] - 1)
     right = np.diff(centres, append=centres[-1] + 1)
