@@ -33,7 +33,7 @@ CONFIGS = {
 def rounded_to(step):
     """Another ladder of shapes: multiples of `step`."""
 
-    def bucket(size, most=None, least=8, growth=2):
+    def bucket(size, most=None, least=8):
         wanted = -(-max(size, 1) // step) * step
         return wanted if most is None else min(wanted, most)
 

@@ -148,7 +148,6 @@ def test_no_prefill_is_larger_than_those_that_the_memory_is_checked_for(most, lo
 
 
 def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypatch):
-    monkeypatch.setattr(engine_module, "needs_few_shapes", lambda lm: False)  # rows are moved
     slots, copy = [], engine_module.copy_rows
     monkeypatch.setattr(engine_module, "copy_rows", lambda *a: (slots.append(a[-1]), copy(*a))[1])
     engine = Engine(FORKING.lm(max_positions=128), FORKS, 7, ScriptedNetwork())
@@ -212,52 +211,6 @@ def test_a_prompt_whose_time_is_limited_does_not_wait():
     assert [g.job.number for g in next_to_step(groups, 1, 64)[0]] == [0, 1, 2, 3]
     groups[-1].job.config.time_budget = 1.0
     assert 4 in [g.job.number for g in next_to_step(groups, 1, 64)[0]]
-
-
-def shapes_of_a_decode(monkeypatch, prompts, few_shapes):
-    """Results, and the widths of all steps, prefills and decisions."""
-    widths = {"advance": set(), "prefill": set(), "decide": set()}
-    with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "needs_few_shapes", lambda lm: few_shapes)
-        for name, width in (
-            ("advance", lambda a: a[3].active.shape[1]),
-            ("prefill", lambda a: a[2].shape[1]),
-            ("decide", lambda a: a[0].joint.shape[0]),
-        ):
-            program = getattr(engine_module, name)
-
-            def recorded(*args, name=name, width=width, program=program, **options):
-                widths[name].add(width(args))
-                return program(*args, **options)
-
-            patch.setattr(engine_module, name, recorded)
-        config = dataclasses.replace(CONFIG, strategy="fixed", max_num_seqs=24)
-        found = {
-            event.prompt_index: event.result
-            for event in Engine(MIXED.lm(), config, 7, ScriptedNetwork()).run(prompts)
-            if isinstance(event, ResultEvent)
-        }
-    return [found[i] for i in range(len(prompts))], widths
-
-
-def test_a_small_model_on_cpu_is_compiled_for_few_widths_and_gives_the_same(monkeypatch):
-    assert engine_module.needs_few_shapes(tiny_lm()), "its programs take seconds to compile"
-    prompts = ["x", "y y", "x y z", "y", "z z z z"] * 2
-    few, widths = shapes_of_a_decode(monkeypatch, prompts, True)
-    exact, all_widths = shapes_of_a_decode(monkeypatch, prompts, False)
-    for a, b in zip(few, exact, strict=True):
-        same(a, b)
-    assert widths["advance"] <= {16, 24}
-    assert 8 in all_widths["advance"], all_widths
-    most = max(count for count, _ in largest_prefills(24 // CONFIG.n, 16))
-    assert max(widths["prefill"]) <= most, "what the memory was checked for"
-
-
-@given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=30))
-def test_few_shapes_are_the_powers_of_four_from_16(sizes):
-    stepped, width = next_to_step(groups_of(sizes), 1, 256, few_shapes=True)
-    assert width in (16, 64, 256)
-    assert sum(len(g.live()) for g in stepped) <= width
 
 
 def test_all_shards_are_stepped_to_the_same_width():

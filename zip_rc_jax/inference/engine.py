@@ -49,7 +49,6 @@ from zip_rc_jax.inference.scheduler import (
     members,
     next_batch,
     next_to_step,
-    together,
 )
 from zip_rc_jax.inference.state import (
     DecodeSpec,
@@ -104,8 +103,6 @@ JointObserver = Callable[[int, int, np.ndarray], None]
 token of a prefix that ends is not read, so what stands there means nothing."""
 
 
-# Up to so many parameters a program takes longer to compile than thousands of its steps.
-SMALL_MODEL = 4_000_000
 # What the engine decides and compiles with. All other options belong to a request.
 ENGINE_OPTIONS = (
     "n",
@@ -184,13 +181,6 @@ def prepared(lm: LanguageModel) -> Prepared:
             prepared = Prepared(*transformer_network(lm))
             _PREPARED[lm] = weakref.ref(prepared)
         return prepared
-
-
-def needs_few_shapes(lm: LanguageModel) -> bool:
-    """Whether a program takes longer to compile than the padding of many steps: a small model on
-    CPU, where a step of 256 rows takes milliseconds."""
-    small = sum(leaf.size for leaf in jax.tree.leaves(lm.params)) <= SMALL_MODEL
-    return small and lm.layout.mesh.devices.flat[0].platform == "cpu"
 
 
 def pool_slots(tokens: int, listed: bool, max_positions: int) -> int:
@@ -323,7 +313,6 @@ class Engine:
         self.branching = starts_from_root(config)
         self.shards = self.settings.network.layout.mesh.shape["data"]
         self.rows = config.seqs_per_shard(self.shards)
-        self.few_shapes = needs_few_shapes(lm)
         is_multidevice = self.settings.network.layout.mesh.size > 1
         self._launching = _LAUNCHING if is_multidevice else contextlib.nullcontext()
         # Nothing that the engine holds holds the engine: it is freed, with its copies of the model,
@@ -485,13 +474,12 @@ class Engine:
         """Prefills these prompts, from the rows of `groups` as far as they begin the same way."""
         if not any(batch):
             return pool, [], []
-        # The batch as arrays. A padded prompt costs as much as a real one, so the width is tight.
+        # The batch as arrays. The width is tight: a padded prompt costs as much as a real one.
+        width = bucket(max(map(len, batch)), self.rows, least=1)
         longest = max(len(job.ids) for part in batch for job in part)
-        padded = fine_bucket(longest, pool.tokens.shape[2], least=16)
-        most = min(self.rows, bucket(self.rows // self.config.n, least=1))
-        growth = 8 if self.few_shapes else 2
-        width = bucket(max(map(len, batch)), together(most, padded), least=1, growth=growth)
-        tokens = np.zeros((len(shards), width, padded), np.int32)
+        tokens = np.zeros(
+            (len(shards), width, fine_bucket(longest, pool.tokens.shape[2], least=16)), np.int32
+        )
         length, hashes = np.ones(tokens.shape[:2], np.int32), np.zeros(tokens.shape[:2], np.uint32)
         stems = np.zeros((*tokens.shape[:2], 2), np.int32)
         for s, part in enumerate(batch):
@@ -546,7 +534,7 @@ class Engine:
         count = [len(part) for part in moves]
         if not any(count):
             return pool
-        table = np.zeros((len(moves), bucket(max(count), least=256, growth=4), 3), np.int32)
+        table = np.zeros((len(moves), bucket(max(count), least=256), 3), np.int32)
         for part, row in zip(moves, table, strict=True):
             row[: len(part)] = np.reshape(part, (-1, 3))
         slots = fine_bucket(longest, pool.tokens.shape[2])
@@ -562,7 +550,7 @@ class Engine:
         Prefixes that have ended give their rows back.
         """
         # Which rows: those to step become the first ones of their shard.
-        stepped, width = next_to_step(groups, len(shards), self.rows, self.few_shapes)
+        stepped, width = next_to_step(groups, len(shards), self.rows)
         if not stepped:
             return pool
         pool = self._live_rows_first(pool, shards, groups, stepped, width)
@@ -787,7 +775,7 @@ class Engine:
             self.head.grid,
             self.config.n,
             self.branching,
-            bucket(len(groups), growth=4 if self.few_shapes else 2),
+            bucket(len(groups)),
             self.lm.tokenizer if self.config.evidence == "answers" else None,
         )
         choice = decide(inputs, grid=self.head.grid, config=self.config)

@@ -147,13 +147,9 @@ def fresh(jobs: list[TokenizedRequest], known: list[list[int]]) -> list[Tokenize
     return chosen
 
 
-def next_to_step(
-    groups: list[SearchTree], shards: int, rows: int, few_shapes: bool = False
-) -> tuple[list[SearchTree], int]:
+def next_to_step(groups: list[SearchTree], shards: int, rows: int) -> tuple[list[SearchTree], int]:
     """The groups to step, and the rows of every shard that are stepped for it: a rounded number, at
     most `rows`.
-
-    With `few_shapes` the number is one of 16, 64, 256, ...; else also one between.
 
     All that are ready; but where most of them fill a narrower program, the youngest wait, as a row
     that is padding costs as much as one that is live. Those whose time is limited wait last.
@@ -162,8 +158,6 @@ def next_to_step(
     size = {g.job.number: len(g.live()) for g in ready}
 
     def ladder(width: int) -> int:
-        if few_shapes:
-            return bucket(width, rows, least=16, growth=4)
         return fine_bucket(width, rows, least=8)
 
     def total(chosen: list[SearchTree]) -> int:

@@ -497,12 +497,12 @@ def copy_rows(
     return mapped(pool, source, moves, count)
 
 
-def bucket(size: int, most: int | None = None, least: int = 8, growth: int = 2) -> int:
-    """Smallest of `least`, `least` times `growth`, times its square, ... that holds `size`, at most
-    `most`: few shapes mean few compilations."""
+def bucket(size: int, most: int | None = None, least: int = 8) -> int:
+    """Smallest of `least`, 2 `least`, 4 `least`, ... that holds `size`, at most `most`: few shapes
+    mean few compilations."""
     wanted = least
     while wanted < size:
-        wanted *= growth
+        wanted *= 2
     return wanted if most is None else min(wanted, most)
 
 
