@@ -141,7 +141,7 @@ def test_a_grader_of_ones_own_decides_what_is_right(policy, tmp_path, capsys):
     ("option", "message"),
     [
         ("grade.grader=judge", "grade.judge.base_url=''"),
-        ("grade.grade=x", "grade.grade: there is no such setting. Fix: did you mean 'grader'"),
+        ("grade.grade=x", "'grade.grade': there is no such setting. Fix: did you mean 'grader'"),
         ("grade=3", "grade=3: it has settings of its own"),
         ("grade.grader=no_such:module", "no_such"),
     ],
