@@ -13,7 +13,7 @@ NEWEST ?= $(shell for p in python3.14 $(HOME)/.pyenv/versions/3.14*/bin/python p
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
 
-# COVERAGE=1 also measures how much of the package the tests run, and prints it. CI does so.
+# COVERAGE=1 also measures how much of the package the tests run, and prints it; that takes about a quarter longer.
 test: $(VENV)/.dev smollm2
 	$(BIN)/python $(if $(COVERAGE),-m coverage run) -m pytest -m "not slow"
 	$(if $(COVERAGE),$(BIN)/python -m coverage report)

@@ -388,9 +388,10 @@ def test_two_processes_of_the_launcher_stop_together_and_go_on_as_one(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
 @pytest.mark.parametrize(
-    "mesh", [(), ("mesh.data=2", "mesh.tensor=2", "mesh.fsdp=1")], ids=["fsdp", "data and tensor"]
+    ("count", "devices", "mesh"),
+    [(2, 2, ()), (4, 1, ("mesh.data=2", "mesh.tensor=2", "mesh.fsdp=1"))],
+    ids=["two with fsdp", "four with data and tensor"],
 )
 def test_several_processes_train_the_same_model_as_one(tmp_path, alone, count, devices, mesh):
     config, stage = prepare(tmp_path, steps=STEPS), tmp_path / "run" / "final"
