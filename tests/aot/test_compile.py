@@ -49,6 +49,8 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.network import TransformerNetwork
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.state import DecodeSpec, empty_rows
+from zip_rc_jax.models.attention.tpu import attend_pages
+from zip_rc_jax.models.paged_cache import PagedCache, live_pages
 from zip_rc_jax.models.transformer import init_params, param_axes, param_shapes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout, make_mesh
@@ -1124,3 +1126,35 @@ def test_decoding_qwen3_reads_what_it_must_and_moves_no_cache(topology):
     )
     assert copy.memory.aliased > 0.9 * copy.memory.outputs, "in place"
     assert prefill.beside + copy.beside > 0
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"),
+    [(16, 8, 128), (32, 8, 64), (9, 3, 64), (4, 1, 256)],
+    ids=["Qwen3", "LFM2", "SmolLM2", "Gemma 3"],
+)
+def test_the_kernel_of_pages_compiles_for_every_family(heads, kv_heads, dim):
+    """64 sequences of up to 32,768 tokens; it needs no second pool."""
+    pytest.importorskip("libtpu")
+    layout = Layout(tpu_mesh("v5e:1x1", "", MeshConfig(data=1, fsdp=1)), DECODE_RULES)
+    rows, page, pages, layers, window = 64, 128, 640, 2, 1000 if dim == 256 else 0
+
+    def abstract(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(()))
+
+    def attend(q, kv, table, length):
+        listed = live_pages(length, table, 1, page, window)
+        cache = PagedCache(kv, layers)
+        options = {"scale": 0.1, "window": window}
+        return attend_pages(layout, q, cache, jnp.int32(1), listed, length, **options)
+
+    for dtype in ("bfloat16", "float32"):
+        pool = abstract((1, layers * pages, kv_heads, page, 2 * dim), dtype)
+        arguments = (
+            abstract((rows, 1, heads, dim), dtype),
+            pool,
+            abstract((rows, 32768 // page), "int32"),
+            abstract((rows,), "int32"),
+        )
+        memory = jax.jit(attend).lower(*arguments).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < programs.shard_bytes(pool) / 20
