@@ -12,7 +12,6 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from zip_rc_jax.config import ModelConfig
-from zip_rc_jax.models import transformer
 from zip_rc_jax.models.attention.gpu import (
     BLOCK,
     PART,
@@ -245,7 +244,7 @@ def test_only_single_tokens_on_gpu_with_heads_of_a_power_of_two_are_read_in_plac
     "kinds",
     [("attention",) * 3, ("sliding", "sliding", "attention"), ("attention", "conv", "attention")],
 )
-def test_a_model_that_reads_in_place_gives_the_same_hidden_states(kinds, monkeypatch):
+def test_a_model_that_reads_in_place_gives_the_same_hidden_states(kinds):
     sizes = {
         "vocab_size": 64,
         "d_model": 32,
@@ -264,11 +263,11 @@ def test_a_model_that_reads_in_place_gives_the_same_hidden_states(kinds, monkeyp
     params, rows, slots = init_params(config, 0), 2, 16
     tokens = jax.random.randint(jax.random.key(1), (rows, 10), 0, 64)
 
-    def decoded():
+    def decoded(kernel):
         cache = Cache.empty(config, 1, rows + 1, slots, jnp.float32)
         positions = jnp.broadcast_to(jnp.arange(8), (rows, 8))
         hidden, cache = forward_cached(
-            config, params, tokens[:, :8], positions, cache, layout=LAYOUT
+            config, params, tokens[:, :8], positions, cache, layout=LAYOUT, kernel=kernel
         )
         found = [hidden[:, -1:]]
         for at in range(8, 10):
@@ -279,14 +278,11 @@ def test_a_model_that_reads_in_place_gives_the_same_hidden_states(kinds, monkeyp
                 jnp.full((rows, 1), at),
                 cache,
                 layout=LAYOUT,
+                kernel=kernel,
             )
             found.append(out)
         return np.asarray(jnp.concatenate(found, 1))
 
-    before = decoded()
-    monkeypatch.setattr(transformer, "reads_in_place", lambda layout, steps, head_dim: steps == 1)
-    original = transformer.attend_in_place
-    monkeypatch.setattr(
-        transformer, "attend_in_place", lambda *a, **k: original(*a, **k, interpret=INTERPRET)
+    np.testing.assert_allclose(
+        decoded("interpreted" if INTERPRET else "auto"), decoded("plain"), atol=2e-5
     )
-    np.testing.assert_allclose(decoded(), before, atol=2e-5)

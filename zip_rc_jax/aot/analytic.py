@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from zip_rc_jax.config import ModelConfig, TrainConfig
 from zip_rc_jax.models.attention.full import block_size, choose_attention, visible_blocks
@@ -169,6 +169,33 @@ def train_flops(config: ModelConfig, train: TrainConfig, cells: int, platform: s
         attention=attention,
         kernels=kernel * attention,
     )
+
+
+def _seen(config: ModelConfig, kind: str, length: int) -> int:
+    """Positions that a token sees in a layer, of `length` with its own."""
+    return min(length, config.sliding_window) if kind == "sliding" else length
+
+
+def step_attention_flops(config: ModelConfig, lengths: Sequence[int]) -> int:
+    """Scores and weighted values of one decode step of sequences with `lengths` tokens, each of
+    which looks at its own only."""
+    seen = sum(_seen(config, kind, n) for kind in config.kinds if kind != "conv" for n in lengths)
+    return 4 * seen * config.n_heads * config.head_dim
+
+
+def page_bytes(config: ModelConfig, lengths: Sequence[int], page: int, itemsize: int) -> int:
+    """Bytes of the pages that such a step reads; a page is read whole.
+
+    Args:
+      page: slots of a page.
+      itemsize: bytes of a number.
+    """
+
+    def pages(kind: str, length: int) -> int:
+        return -(-length // page) - (length - _seen(config, kind, length)) // page
+
+    total = sum(pages(kind, n) for kind in config.kinds if kind != "conv" for n in lengths)
+    return 2 * total * page * config.n_kv_heads * config.head_dim * itemsize
 
 
 def decode_flops(config: ModelConfig, rows: int, slots: int) -> int:

@@ -134,7 +134,8 @@ def measure(module: Module, *, per_step: bool, cache: CacheShape | None = None) 
     Args:
       per_step: one iteration of the loops whose trip count depends on data (the decode loop),
         rather than the rest of the program.
-      cache: reports what moves arrays of this shape.
+      cache: reports what moves arrays of this shape. A kernel that is given one reads a part of it,
+        which no program tells: its bytes are left out.
     """
     matmul = vector = total = 0
     kernels: collections.Counter[str] = collections.Counter()
@@ -148,9 +149,11 @@ def measure(module: Module, *, per_step: bool, cache: CacheShape | None = None) 
         matmul += e.times * sum(matmul_flops(c, i) for c, i in inside)
         vector += e.times * sum(vector_flops(c, i) for c, i in inside)
         for _, i in inside:
-            if 'custom_call_target="tpu_custom_call"' in i.attributes:
+            if _is_kernel(i):
                 kernels[_kernel_name(i)] += e.times
         total += e.times * hbm_bytes(module, e.computation, e.instruction)
+        if cache and _is_kernel(e.instruction):
+            total -= e.times * _matching_operands(e.computation, e.instruction, cache)
         for c, i in inside:
             kind = _collective_kind(c, i)
             if not kind or not _begins(c, i):
@@ -288,6 +291,19 @@ def vector_flops(computation: Computation, instruction: Instruction) -> int:
 
 
 # Bytes.
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+    """Whether it calls a hand-written kernel."""
+    return 'custom_call_target="tpu_custom_call"' in instruction.attributes
+
+
+def _matching_operands(
+    computation: Computation, instruction: Instruction, cache: CacheShape
+) -> int:
+    """Bytes of the operands in HBM that hold a cache."""
+    shapes = [shape for x in instruction.operands for shape in computation.by_name[x].shapes[:1]]
+    return sum(shape.bytes for shape in shapes if shape.space == 0 and cache.matches(shape))
 
 
 def hbm_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:

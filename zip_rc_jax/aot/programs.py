@@ -4,15 +4,24 @@ alone."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from zip_rc_jax.aot.analytic import decode_flops, kernel_flops, train_flops
+from zip_rc_jax.aot.analytic import (
+    body_weights,
+    decode_flops,
+    kernel_flops,
+    page_bytes,
+    step_attention_flops,
+    train_flops,
+)
 from zip_rc_jax.aot.costs import CacheShape, Costs, measure
 from zip_rc_jax.aot.hlo import parse_module
 from zip_rc_jax.aot.report import Memory, Part, Program, Report
@@ -30,10 +39,10 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import state as decode_rows
 from zip_rc_jax.inference.memory import abstract_pool, shard_bytes
-from zip_rc_jax.inference.network import TransformerNetwork
+from zip_rc_jax.inference.network import TransformerNetwork, page_size
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.state import DecodeState
-from zip_rc_jax.models.kv_cache import AttentionCache
+from zip_rc_jax.models.paged_cache import PagedCache
 from zip_rc_jax.models.transformer import param_axes, param_shapes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
@@ -273,6 +282,7 @@ def compile_decode(
     context: int,
     dtype: str = "bfloat16",
     prompt: int = 512,
+    lengths: Sequence[int] = (),
 ) -> Report:
     """Compiles what the decoder runs: prefill, an interval of steps, and the copy of rows (branch,
     admit, making room).
@@ -285,6 +295,8 @@ def compile_decode(
       context: slots of every row: prompt and answer, in tokens.
       dtype: of parameters and cache, one of `COMPUTE_DTYPES`.
       prompt: tokens of the prompts that one prefill takes; at most `context`.
+      lengths: tokens that the sequences hold in the step whose operations and bytes are counted,
+        repeated over all rows; empty: `context`. The program is the same.
 
     Raises:
       UsageError: as for `compile_train`, rows that do not divide over the mesh, or a context that
@@ -292,10 +304,11 @@ def compile_decode(
     """
     model, decode = config.model, config.decode
     _check_decode_sizes(model, rows=rows, context=context, dtype=dtype, prompt=prompt)
+    lengths = _lengths_of_rows(lengths, rows, context)
     layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
     layout.sharding(("batch",), (rows,))
     settings = decode_rows.DecodeSpec(
-        network=TransformerNetwork(model, layout, dtype),
+        network=TransformerNetwork(model, layout, dtype, page=page_size("tpu")),
         head=head_for(model, config.grid.grid("value"), "value"),
         vocab_size=model.vocab_size,
         filters=Filters.of([decode.sampling]),
@@ -326,8 +339,8 @@ def compile_decode(
             _prefill_part(prefill, model, params, shards * lanes, prompt, chips),
             beside=shard_bytes(pool),
         ),
-        advance.program(*_advance_parts(advance, model, params, pool, rows, width, context, chips)),
-        copy.program(*_copy_parts(copy, model, pool, width, context), beside=shard_bytes(params)),
+        advance.program(*_advance_parts(advance, model, params, pool, lengths, chips)),
+        copy.program(*_copy_parts(copy, pool, width), beside=shard_bytes(params)),
     )
     title = f"decode in {dtype}: {_sizes(model)}, {_devices(topology, layout.mesh)}"
     return Report(title, chip_of(topology), chips, programs)
@@ -353,6 +366,18 @@ def _check_decode_sizes(
         raise UsageError(
             f"rows {rows}, prompt {prompt}", "they count rows and tokens", "use positive numbers"
         )
+
+
+def _lengths_of_rows(lengths: Sequence[int], rows: int, context: int) -> list[int]:
+    """Tokens of every row. Raises UsageError for a length that no row can have."""
+    for length in lengths:
+        if not 1 <= length <= context:
+            raise UsageError(
+                f"lengths {','.join(map(str, lengths))}",
+                f"a row holds 1 to {context} tokens, and {length} is none of these",
+                "choose other lengths, or a larger context",
+            )
+    return list(itertools.islice(itertools.cycle(lengths or [context]), rows))
 
 
 def _abstract_prompts(shards: int, lanes: int, prompt: int) -> list[jax.ShapeDtypeStruct]:
@@ -397,23 +422,29 @@ def _advance_parts(
     model: ModelConfig,
     params: dict[str, Any],
     pool: DecodeState,
-    rows: int,
-    width: int,
-    context: int,
+    lengths: Sequence[int],
     chips: int,
 ) -> tuple[Part, Part]:
-    """Of one decode step (without the scratch row), and of what an interval does once."""
-    held = shard_bytes(pool.cache)
-    layer, _ = _cache_elements(pool)
-    cache = CacheShape(context, model.head_dim, layer * width // (width + 1))
-    flops = decode_flops(model, rows, context) // chips
+    """Of one decode step of rows with `lengths` tokens, and of what an interval does once."""
+    held, (page, itemsize) = shard_bytes(pool.cache), _page(pool)
+    cache = _cache_shape(pool)
+    costs = compiled.costs(per_step=True, cache=cache)
+    # The kernel is called once a layer. What a call does depends on the lengths.
+    layers = sum(kind != "conv" for kind in model.kinds)
+    calls = costs.kernels.get("attend_pages", 0) if costs else 0
+    attention = step_attention_flops(model, lengths) // chips
+    pages = page_bytes(model, lengths, page, itemsize) // chips
+    matrices = body_weights(model) + model.vocab_size * model.d_model
+    flops = 2 * len(lengths) * matrices // chips + attention
     step = Part(
-        name=f"one decode step of {rows} rows with {context} slots",
-        costs=compiled.costs(per_step=True, cache=cache),
+        name=f"one decode step of {len(lengths)} rows of {_range(lengths)} tokens",
+        costs=costs,
         useful_flops=flops,
         expected_flops=flops,
-        expected_bytes=_weight_bytes(params) + held * width // (width + 1),
-        expected="weights and cache read once",
+        expected_bytes=_weight_bytes(params) + pages,
+        expected="weights and pages read once",
+        kernel_flops=attention * calls // layers,
+        kernel_bytes=pages * calls // layers,
     )
     once = Part(
         name="once per interval of steps",
@@ -426,16 +457,16 @@ def _advance_parts(
     return step, once
 
 
-def _copy_parts(
-    compiled: _Compiled, model: ModelConfig, pool: DecodeState, width: int, context: int
-) -> tuple[Part, Part]:
+def _range(lengths: Sequence[int]) -> str:
+    least, most = min(lengths), max(lengths)
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _copy_parts(compiled: _Compiled, pool: DecodeState, width: int) -> tuple[Part, Part]:
     """Of one row copied, and of what comes on top."""
-    layer, row = _cache_elements(pool)
     copied = Part(
         name="one row copied in every shard",
-        costs=compiled.costs(
-            per_step=True, cache=CacheShape(context, model.head_dim, max(layer, row + 1))
-        ),
+        costs=compiled.costs(per_step=True, cache=_cache_shape(pool)),
         useful_flops=0,
         expected_flops=0,
         expected_bytes=2 * (shard_bytes(pool) // (width + 1)),
@@ -443,7 +474,7 @@ def _copy_parts(
     )
     besides = Part(
         name="besides",
-        costs=compiled.costs(per_step=False, cache=CacheShape(context, model.head_dim, layer)),
+        costs=compiled.costs(per_step=False, cache=_cache_shape(pool)),
         useful_flops=0,
         expected_flops=0,
         expected_bytes=0,
@@ -452,15 +483,22 @@ def _copy_parts(
     return copied, besides
 
 
-def _cache_elements(pool: DecodeState) -> tuple[int, int]:
-    """Elements of one chip's share of the keys: of one layer in all rows, and of one row in the
-    longest stack of layers."""
-    keys = [stack.k for stack in pool.cache.stacks.values() if isinstance(stack, AttentionCache)]
-    # [L, 1, R, K, S, D]: stacks of mixed layer types differ in L
-    shares = [x.sharding.shard_shape(x.shape) for x in keys]
-    return max(math.prod(share[1:]) for share in shares), max(
-        math.prod(share) // share[2] for share in shares
-    )
+def _page(pool: DecodeState) -> tuple[int, int]:
+    """Slots of a page, and bytes of a number in it."""
+    stack = next(stack for stack in pool.cache.stacks.values() if isinstance(stack, PagedCache))
+    return stack.page, stack.kv.dtype.itemsize
+
+
+def _cache_shape(pool: DecodeState) -> CacheShape:
+    """What tells the pages of one chip from other arrays, if they hold at least one layer of all
+    rows but the scratch row."""
+    stacks = [stack for stack in pool.cache.stacks.values() if isinstance(stack, PagedCache)]
+    # [1, L * P, K, page, 2 D]: stacks of mixed layer types differ in L
+    shapes = [(stack.kv.sharding.shard_shape(stack.kv.shape), stack.layers) for stack in stacks]
+    layer = max(math.prod(shape) // layers for shape, layers in shapes)
+    rows = pool.length.shape[1]
+    _, _, _, slots, width = shapes[0][0]
+    return CacheShape(slots, width, layer * (rows - 1) // rows)
 
 
 def _sizes(model: ModelConfig) -> str:

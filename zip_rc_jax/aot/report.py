@@ -42,6 +42,7 @@ class Part:
       expected: what `expected_bytes` holds.
       kernel_flops: of the calls of hand-written kernels, which no compiler counts: the number of
         calls is the program's, the operations of a call are by hand.
+      kernel_bytes: of the cache, that these calls read; by hand too.
       repeated_flops: what of `expected_flops` attention computes again in its backward pass, as
         blocks without stored scores do.
     """
@@ -53,12 +54,18 @@ class Part:
     expected_bytes: int
     expected: str
     kernel_flops: int = 0
+    kernel_bytes: int = 0
     repeated_flops: int = 0
 
     @property
     def found_flops(self) -> int:
         """Operations of all products of the compiled program; 0 if it does not fit."""
         return self.costs.matmul_flops + self.kernel_flops if self.costs else 0
+
+    @property
+    def found_bytes(self) -> int:
+        """HBM bytes of the compiled program; 0 if it does not fit."""
+        return self.costs.bytes + self.kernel_bytes if self.costs else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,15 +234,16 @@ def _part(part: Part, report: Report, lines: int) -> list[str]:
             )
     if c.kernels:
         calls = ", ".join(f"{count} x {name}" for name, count in c.kernels.items())
-        out.append(f"    kernels    {calls}: {number(part.kernel_flops)} of these")
+        read = f", which read {size(part.kernel_bytes)}" if part.kernel_bytes else ""
+        out.append(f"    kernels    {calls}: {number(part.kernel_flops)} of these{read}")
     out.append(f"    other      {number(c.vector_flops)} elementwise")
     out.append(
-        f"    HBM bytes  {size(c.bytes)}; {part.expected} {size(part.expected_bytes)} "
-        f"({_ratio(c.bytes, part.expected_bytes)})"
+        f"    HBM bytes  {size(part.found_bytes)}; {part.expected} {size(part.expected_bytes)} "
+        f"({_ratio(part.found_bytes, part.expected_bytes)})"
     )
     out.append(
         f"    time       at least {_time(part.found_flops / chip.flops)} of products, "
-        f"{_time(c.bytes / chip.bandwidth)} of HBM"
+        f"{_time(part.found_bytes / chip.bandwidth)} of HBM"
     )
     kinds = [
         f"{kind} {count:,} x, {size(total)}"

@@ -91,6 +91,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--prompt", type=int, default=512, help="tokens per prompt in prefill (default 512)"
     )
     decode.add_argument(
+        "--lengths",
+        default="",
+        metavar="N,N,...",
+        help="tokens that the rows hold in the step that is counted, such as 500,30000 for half of "
+        "the rows each (default the whole context)",
+    )
+    decode.add_argument(
         "--dtype",
         choices=COMPUTE_DTYPES,
         default="bfloat16",
@@ -152,7 +159,18 @@ def compile_from(arguments: argparse.Namespace) -> Report:
         context=arguments.context,
         dtype=arguments.dtype,
         prompt=arguments.prompt,
+        lengths=_lengths(arguments.lengths),
     )
+
+
+def _lengths(text: str) -> list[int]:
+    """The numbers of `--lengths`. Raises UsageError for anything else."""
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise UsageError(
+            f"--lengths {text!r}", "they are whole numbers of tokens", "use such as 500,30000"
+        ) from None
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import memory
 from zip_rc_jax.inference.arrays import lanes_of, search_inputs_of
-from zip_rc_jax.inference.network import Network, TransformerNetwork
+from zip_rc_jax.inference.network import Network, TransformerNetwork, page_size
 from zip_rc_jax.inference.outputs import Decision, Result
 from zip_rc_jax.inference.placement import Move, Place, Shard, live_rows_first, safe
 from zip_rc_jax.inference.requests import (
@@ -133,7 +133,8 @@ def check_head(lm: LanguageModel) -> None:
 def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
     """The network that decodes with `lm`, and its parameters.
 
-    On CPU layers are unrolled, see `models.stacks.unstack`.
+    On CPU layers are unrolled, see `models.stacks.unstack`. On TPU the cache lies in pages, and
+    each sequence is read only as far as it is long.
 
     Raises:
       UsageError: the copies that this makes do not fit into the device's memory.
@@ -146,7 +147,8 @@ def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str
     ]
     memory.check_parameters(lm.params, copied, memory.device_limit(devices.flat[0], devices.size))
     body = unstack(lm.config, lm.params["body"]) if unrolled else lm.params["body"]
-    network = TransformerNetwork(lm.config, lm.layout, str(body["embed"].dtype), unrolled)
+    dtype, page = str(body["embed"].dtype), page_size(lm.layout.platform)
+    network = TransformerNetwork(lm.config, lm.layout, dtype, unrolled, page)
     return network, {"body": body, "table": lm.folded_table()}
 
 

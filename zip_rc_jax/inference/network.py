@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.models.attention import tpu
 from zip_rc_jax.models.kv_cache import Cache
 from zip_rc_jax.models.transformer import forward_cached, logits
 from zip_rc_jax.runtime.sharding import Layout
@@ -64,6 +65,12 @@ class Network(Protocol):
         rows of each shard."""
 
 
+def page_size(platform: str) -> int:
+    """Slots of a page of the cache on a platform ("cpu", "gpu" or "tpu"); 0 for one slot that holds
+    a whole row, which XLA reads faster on CPU."""
+    return tpu.PAGE if platform == "tpu" else 0
+
+
 @dataclasses.dataclass(frozen=True)
 class TransformerNetwork:
     """`models.transformer` with params `{"body": ..., "table": [V, d] unembedding with the reserved
@@ -73,15 +80,20 @@ class TransformerNetwork:
       config, layout: of the model.
       dtype: of the cache, the parameters' own.
       unrolled: see `models.stacks.unstack`.
+      page: slots of a page of the cache; 0 for one slot that holds a whole row.
+      kernel: see `models.attention.cached.cached_attention`.
     """
 
     config: ModelConfig
     layout: Layout
     dtype: str
     unrolled: bool = False
+    page: int = 0
+    kernel: str = "auto"
 
     def empty_cache(self, shards: int, rows: int, slots: int) -> Cache:
-        return Cache.empty(self.config, shards, rows, slots, jnp.dtype(self.dtype), self.unrolled)
+        dtype = jnp.dtype(self.dtype)
+        return Cache.empty(self.config, shards, rows, slots, dtype, self.unrolled, self.page)
 
     def logits(
         self,
@@ -104,6 +116,7 @@ class TransformerNetwork:
             last=last,
             live=live,
             unrolled=self.unrolled,
+            kernel=self.kernel,
         )
         at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         return logits(self.config, at_last, params["table"]), cache_out

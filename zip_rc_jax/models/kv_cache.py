@@ -9,11 +9,19 @@ in place; its batch is `X * W` lanes.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.models.paged_cache import (
+    PAGE_AXES,
+    TABLE_AXES,
+    PagedCache,
+    identity_table,
+    pages_of,
+)
 from zip_rc_jax.models.stacks import segments
 
 # Logical axes of the keys and values of a stack of layers, for `sharding.Layout`.
@@ -225,10 +233,13 @@ class Cache:
     """The state of every row in every layer.
 
     Attributes:
-      stacks: per stack of layers (see `stacks.segments`) an `AttentionCache` or a `ConvCache`.
+      stacks: per stack of layers (see `stacks.segments`) what it keeps. Attention keeps its keys
+        and values in one slot for each row, or in pages.
+      table: `[X, R, N]` int32, the pages of every row; None without pages.
     """
 
-    stacks: dict[str, AttentionCache | ConvCache]
+    stacks: dict[str, AttentionCache | PagedCache | ConvCache]
+    table: jax.Array | None = None
 
     @classmethod
     def empty(
@@ -239,9 +250,15 @@ class Cache:
         slots: int,
         dtype: jnp.dtype,
         unrolled: bool = False,
+        page: int = 0,
     ) -> Cache:
-        """For `rows` rows in each of `shards` shards; `unrolled` as in `stacks.segments`."""
-        caches: dict[str, AttentionCache | ConvCache] = {}
+        """For `rows` rows in each of `shards` shards; `unrolled` as in `stacks.segments`.
+
+        Args:
+          page: slots of a page; 0 for one slot that holds a whole row.
+        """
+        caches: dict[str, AttentionCache | PagedCache | ConvCache] = {}
+        pages = pages_of(slots, page) if page else 0
         for stack in (
             stack for segment in segments(config.kinds, unrolled) for stack in segment.stacks
         ):
@@ -250,12 +267,22 @@ class Cache:
                 caches[stack.name] = ConvCache(
                     jnp.zeros((count, shards, rows, config.conv_kernel, config.d_model), dtype)
                 )
+            elif page:
+                paged = (config.n_kv_heads, page, 2 * config.head_dim)
+                kv = jnp.zeros((shards, count * rows * pages, *paged), dtype)
+                caches[stack.name] = PagedCache(kv, count)
             else:
                 shape = (count, shards, rows, config.n_kv_heads, slots, config.head_dim)
                 caches[stack.name] = AttentionCache(
                     jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
                 )
-        return cls(caches)
+        return cls(caches, identity_table(shards, rows, pages) if page else None)
+
+    @property
+    def page(self) -> int:
+        """Slots of a page; 0 without pages."""
+        pages = (stack.page for stack in self.stacks.values() if isinstance(stack, PagedCache))
+        return next(pages, 0)
 
     def window(self, lanes: int, slots: int | None, unrolled: bool) -> tuple[int, int, int]:
         """What a forward of `lanes` lanes looks at: shards `X`, rows of each (at least `lanes /
@@ -265,6 +292,9 @@ class Cache:
         the cache: looking at all of it then costs less than the copy that XLA makes of a part on
           CPU.
         """
+        if self.table is not None:
+            shards, _, pages = self.table.shape
+            return shards, lanes // shards, slots or pages * self.page
         _, shards, rows, _, total, _ = next(
             stack.k.shape for stack in self.stacks.values() if isinstance(stack, AttentionCache)
         )
@@ -279,19 +309,27 @@ class Cache:
         """Logical axis names of every leaf, for `sharding.Layout`."""
         attention = AttentionCache(KEY_AXES, KEY_AXES)  # type: ignore[arg-type]
         conv = ConvCache(("layers", "batch", None, None, "channels"))  # type: ignore[arg-type]
-        return Cache(
-            {
-                name: attention if isinstance(stack, AttentionCache) else conv
-                for name, stack in self.stacks.items()
-            }
-        )
+
+        def of(stack: AttentionCache | PagedCache | ConvCache) -> Any:
+            if isinstance(stack, PagedCache):
+                return PagedCache(PAGE_AXES, stack.layers)  # type: ignore[arg-type]
+            return attention if isinstance(stack, AttentionCache) else conv
+
+        table: Any = None if self.table is None else TABLE_AXES
+        return Cache({name: of(stack) for name, stack in self.stacks.items()}, table)
 
     def copy_row(self, source: Cache, from_row: jax.Array, to_row: jax.Array, slots: int) -> Cache:
         """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, in place; arrays of
         one shard."""
-        return Cache(
-            {
-                name: s.copy_row(source.stacks[name], from_row, to_row, slots)  # type: ignore[arg-type]
-                for name, s in self.stacks.items()
-            }
-        )
+
+        def copied(mine: Any, other: Any) -> Any:
+            if not isinstance(mine, PagedCache):
+                return mine.copy_row(other, from_row, to_row, slots)
+            assert self.table is not None
+            assert source.table is not None
+            from_pages, to_pages = source.table[0, from_row], self.table[0, to_row]
+            count = min(pages_of(slots, mine.page), len(from_pages), len(to_pages))
+            return mine.copy_pages(other, from_pages, to_pages, jnp.int32(count))
+
+        stacks = {name: copied(mine, source.stacks[name]) for name, mine in self.stacks.items()}
+        return Cache(stacks, self.table)

@@ -17,16 +17,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zip_rc_jax.config import ModelConfig, RopeScaling
+from zip_rc_jax.models.attention.cached import attention_scale, cached_attention
 from zip_rc_jax.models.attention.full import (
     Attention,
-    attend,
     packed_attention,
     rope_frequencies,
     rotate,
     rotation,
 )
-from zip_rc_jax.models.attention.gpu import attend_in_place, reads_in_place
-from zip_rc_jax.models.kv_cache import Cache, ConvCache, resize_rows
+from zip_rc_jax.models.kv_cache import Cache, ConvCache
 from zip_rc_jax.models.stacks import segments
 from zip_rc_jax.runtime.sharding import Layout
 
@@ -408,6 +407,7 @@ def forward_cached(
     last: jax.Array | None = None,
     live: jax.Array | None = None,
     unrolled: bool = False,
+    kernel: str = "auto",
 ) -> tuple[jax.Array, Cache]:
     """Final hidden states (after the last norm) of the next tokens of every row, and the updated
     cache.
@@ -424,6 +424,7 @@ def forward_cached(
       live: `[B]` bool, rows whose state in the cache is written (default all). The output of the
         others means nothing.
       unrolled: parameters and cache have arrays for every layer, see `stacks.unstack`.
+      kernel: see `cached_attention`.
 
     Returns:
       `[B, T, d_model]` in the dtype of the parameters, and the cache.
@@ -435,8 +436,9 @@ def forward_cached(
     last = jnp.full(batch, steps - 1) if last is None else last
     live = jnp.ones(batch, bool) if live is None else live
     ropes = _ropes_once(config, positions, unrolled)
-    shards, rows, width = cache.window(batch, slots, unrolled)
-    attentions = _cached_attentions(config, resize_rows(positions, shards, rows), width)
+    attention = cached_attention(
+        config, layout, cache, positions, live, slots=slots, unrolled=unrolled, kernel=kernel
+    )
 
     def convolve(
         block: Block, x: jax.Array, layer: jax.Array, old: ConvCache
@@ -451,28 +453,17 @@ def forward_cached(
     def mix(block: Block, x: jax.Array, layer: jax.Array, old: Any) -> tuple[jax.Array, Any]:
         if block.kind == "conv":
             return convolve(block, x, layer, old)
-        # Write the new keys and values, then attend to the cache that holds them.
-        q, k, v = block.attention_inputs(x, ropes[block.kind])
-        old = old.append(layer, positions, live, k, v)
-        if reads_in_place(layout, steps, config.head_dim):
-            length = jnp.where(live, positions[:, 0] + 1, 0)
-            window = config.sliding_window if block.kind == "sliding" else 0
-            attended = attend_in_place(
-                layout, q, old, layer, length, slots=width, scale=_scale(config), window=window
-            )
-        else:
-            attended = attentions[block.kind](
-                resize_rows(q, shards, rows), *old.read(layer, rows, width)
-            )
-            attended = resize_rows(attended, shards, batch // shards)
-        return block.attention_output(attended), old
+        attended, new = attention(
+            block.kind, layer, old, *block.attention_inputs(x, ropes[block.kind])
+        )
+        return block.attention_output(attended), new
 
     # On GPU a decode step is faster without the loop (by 2 to 9% on an H200, see docs/gpu.md).
     straight = layout.platform == "gpu" and steps == 1
     x, stacks = _run_layers(
         config, model, layout, x, mix, cache.stacks, unrolled=unrolled, straight=straight
     )
-    return _final_norm(config, model, x), Cache(stacks)
+    return _final_norm(config, model, x), Cache(stacks, cache.table)
 
 
 def _with_params(config: ModelConfig, params: Params, unrolled: bool) -> Transformer:
@@ -557,26 +548,6 @@ def _run_layers(
     return x, caches
 
 
-def _scale(config: ModelConfig) -> float:
-    return config.attention_scale or config.head_dim**-0.5
-
-
-def _cached_attentions(
-    config: ModelConfig, positions: jax.Array, slots: int
-) -> dict[str, Attention]:
-    """Per attention type, what queries at `positions [B, T]` do with the first `slots` slots of a
-    cache.
-    """
-    distance = positions[:, :, None] - jnp.arange(slots)
-    masks = {"attention": distance >= 0}
-    if config.sliding_window:
-        masks["sliding"] = masks["attention"] & (distance < config.sliding_window)
-    return {
-        kind: functools.partial(attend, mask=mask, scale=_scale(config))
-        for kind, mask in masks.items()
-    }
-
-
 def _packed_attentions(
     config: ModelConfig, layout: Layout, segment_ids: jax.Array, name: str
 ) -> dict[str, Attention]:
@@ -587,7 +558,7 @@ def _packed_attentions(
         else {"attention": 0}
     )
     return {
-        kind: packed_attention(name, layout, segment_ids, _scale(config), window)
+        kind: packed_attention(name, layout, segment_ids, attention_scale(config), window)
         for kind, window in windows.items()
     }
 

@@ -1,0 +1,62 @@
+"""Decoding from pages, as on a TPU, gives what decoding from slots gives."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from harness.engines import REAL, exact
+from harness.tiny import tiny_lm
+from zip_rc_jax.inference.engine import Engine, ResultEvent
+
+# Some begin alike, so that a prompt continues from the pages of another.
+PROMPTS = ["1 + 2 =", "wait so check", "a b c d 7 + 8 =", "3", "a b c d 7 + 9 = 1", "11 + 10 + 9 ="]
+CONFIG = dataclasses.replace(REAL, max_num_seqs=8, candidates="branching", beta=0.01)
+
+
+def results(lm, page, kernel="plain"):
+    engine = Engine(lm, CONFIG, seed=3)
+    network = dataclasses.replace(engine.settings.network, page=page, kernel=kernel)
+    engine.settings = dataclasses.replace(engine.settings, network=network)
+    events = engine.run(PROMPTS)
+    found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
+    return [found[i] for i in range(len(PROMPTS))]
+
+
+@pytest.fixture(scope="module")
+def sure():
+    """A model whose head is surer than a random one, so that prefixes fork and pause."""
+    lm = tiny_lm()
+    return dataclasses.replace(lm, params=lm.params | {"zip_rows": 3 * lm.params["zip_rows"]})
+
+
+@pytest.fixture(scope="module")
+def expected(sure):
+    return results(sure, 0)
+
+
+def test_results_are_those_of_slots_bit_for_bit(sure, expected):
+    """Forks, pauses and prompts that share their beginnings included."""
+    prefixes = [p for r in expected for p in r.prefixes]
+    assert any(p.parent >= 0 for p in prefixes)
+    assert any(p.state == "paused" for p in prefixes)
+    found = results(sure, 8)
+    assert [exact(r) for r in found] == [exact(r) for r in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert [p.logprobs for p in mine.prefixes] == [p.logprobs for p in theirs.prefixes]
+        assert [p.expected_reward for p in mine.prefixes] == [
+            p.expected_reward for p in theirs.prefixes
+        ]
+
+
+def test_so_they_are_with_the_kernel_up_to_the_order_of_sums(sure, expected):
+    found = results(sure, 16, "interpreted")
+    assert [[p.token_ids for p in r.prefixes] for r in found] == [
+        [p.token_ids for p in r.prefixes] for r in expected
+    ]
+    for mine, theirs in zip(found, expected, strict=True):
+        for a, b in zip(mine.prefixes, theirs.prefixes, strict=True):
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+            assert a.expected_reward == pytest.approx(b.expected_reward, abs=1e-4)
