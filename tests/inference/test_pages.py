@@ -20,45 +20,16 @@ from hypothesis.stateful import (
     rule,
 )
 
+from harness.page_model import Device
 from zip_rc_jax.inference.page_table import GONE, PageError, PageTable
 from zip_rc_jax.inference.pages import PageAllocator
 
-POISON = -7
 # Most begin alike, and part ways at some position.
 PROMPTS = st.builds(
     lambda common, rest: [*[0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0][:common], *rest],
     st.integers(0, 16),
     st.lists(st.integers(0, 1), min_size=1, max_size=5),
 )
-
-
-class Device:
-    """What every page of the device and of the host holds."""
-
-    def __init__(self, num_pages, page_size):
-        self.pages = [[POISON] * page_size for _ in range(num_pages)]
-        self.host = {}
-
-    def copy(self, copies):
-        """All at once, as a gather and a scatter do it."""
-        assert len({to for _, to in copies}) == len(copies)
-        for to, content in [(to, list(self.pages[page])) for page, to in copies]:
-            self.pages[to] = content
-
-    def read(self, reads):
-        for page, host in reads:
-            assert host not in self.host
-            self.host[host] = list(self.pages[page])
-
-    def write(self, writes):
-        for host, page in writes:
-            self.pages[page] = list(self.host[host])
-
-    def release(self, released):
-        for page in released.pages:
-            self.pages[page] = [POISON] * len(self.pages[page])
-        for host in released.host_pages:
-            del self.host[host]
 
 
 class Pages(RuleBasedStateMachine):
