@@ -68,9 +68,10 @@ class Run:
     def begin(self, number):
         script = self.scripts[number]
         self.pager.check(script.prompt, script.max_tokens, script.n)
-        if not self.pager.can_admit(script.ids, script.max_tokens, script.n, script.max_tokens / 2):
+        asked = (script.ids, script.max_tokens, script.n, script.max_tokens / 2)
+        if not self.pager.can_admit(*asked):
             return False
-        root, edits = self.pager.admit(number, script.ids, script.max_tokens, script.n)
+        root, edits = self.pager.admit(number, *asked)
         self.device.carry_out(edits)
         self.write(root, script.ids[root.table.length :])
         self.tokens[root.key] = script.ids

@@ -21,6 +21,7 @@ progress between any two times that it leaves.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,15 @@ from zip_rc_jax.inference.pages import PageAllocator
 ROOT = -1
 
 
+@dataclasses.dataclass
+class _Claim:
+    """What a prompt may come to: sequences, those that have begun, and pages of a full one."""
+
+    n: int
+    full: int
+    begun: int = 0
+
+
 class Pager:
     """The sequences of one shard. Every decision depends on its state alone."""
 
@@ -46,7 +56,7 @@ class Pager:
         pool: PageAllocator,
         slots: int,
         host_pages: int | None = None,
-        fill: float = 1.0,
+        fill: float = 1.35,
         value: Value = utility_per_page,
     ):
         """Args:
@@ -59,7 +69,7 @@ class Pager:
         self.fill, self.value = fill, value
         self.prompts: dict[int, dict[int, PagedSequence]] = {}  # by prompt and branch
         self._free_slots = list(range(slots))
-        self._sizes: dict[int, tuple[int, int]] = {}  # per prompt: n, pages of a full sequence
+        self._claims: dict[int, _Claim] = {}
 
     def sequences(self) -> Iterator[PagedSequence]:
         """All of them, the oldest prompt first."""
@@ -88,14 +98,21 @@ class Pager:
             return False
         needs = self.pool.open_needs(ids)
         new = [(0.0, expected / self.pool.page_size + 1)] * n
-        has_room = len(self._free_slots) >= n and needs <= self.pool.available
-        host = self._host_room((n, self.pool.pages_for(len(ids) + max_tokens)))
+        unborn = sum(self._claims[root.prompt].n for root in self._undecided())
+        has_room = len(self._free_slots) >= n + unborn and needs <= self.pool.available
+        host = self._host_room([_Claim(n, self.pool.pages_for(len(ids) + max_tokens))])
         return (
             has_room and needs <= host and self._peak(needs, new) <= self.fill * self.pool.num_pages
         )
 
     def admit(
-        self, prompt: int, ids: Sequence[int], max_tokens: int, n: int, share: bool = True
+        self,
+        prompt: int,
+        ids: Sequence[int],
+        max_tokens: int,
+        n: int,
+        expected: float,
+        share: bool = True,
     ) -> tuple[PagedSequence, Edits] | None:
         """The root of a prompt, with pages for all its tokens; None if pages are missing.
 
@@ -104,6 +121,8 @@ class Pager:
 
         Args:
           prompt: larger than those admitted before.
+          max_tokens, n, expected: as in `can_admit`. The caller sets `root.remaining` to what the
+            head predicts, as soon as it does.
           share: see `PageAllocator.open`.
         """
         if not self._free_slots:
@@ -113,8 +132,9 @@ class Pager:
             self.pool.stop(table)
             return None
         root = PagedSequence(prompt, ROOT, table, heapq.heappop(self._free_slots))
+        root.remaining = expected
         self.prompts[prompt] = {ROOT: root}
-        self._sizes[prompt] = n, self.pool.pages_for(len(ids) + max_tokens)
+        self._claims[prompt] = _Claim(n, self.pool.pages_for(len(ids) + max_tokens))
         return root, Edits(copies=copies)
 
     # What a decision does.
@@ -126,6 +146,7 @@ class Pager:
         if branch in self.prompts[parent.prompt]:
             raise PageError(f"sequence {new.key} exists already")
         self.prompts[parent.prompt][branch] = new
+        self._claims[parent.prompt].begun += 1
         if not parent.is_here:
             edits.host_copies.append((parent.key, new.key))
         elif self._free_slots:
@@ -142,6 +163,7 @@ class Pager:
         del family[sequence.branch]
         sequence.branch = branch
         family[branch] = sequence
+        self._claims[sequence.prompt].begun += 1
         if not sequence.is_here:
             edits.host_copies.append((old, sequence.key))
             edits.dropped_keys.append(old)
@@ -151,7 +173,7 @@ class Pager:
         family = self.prompts[sequence.prompt]
         del family[sequence.branch]
         if not family:
-            del self.prompts[sequence.prompt], self._sizes[sequence.prompt]
+            del self.prompts[sequence.prompt], self._claims[sequence.prompt]
         if sequence.is_here:
             heapq.heappush(self._free_slots, sequence.slot)
         else:
@@ -242,7 +264,8 @@ class Pager:
                 self._offload(victim, edits)
         # Pages that several sequences share come free with the last of them.
         for victim in leaving:
-            if self._needs(must) > self.pool.available and victim.is_here:
+            fits = victim.is_here and self._fits_host(victim)
+            if self._needs(must) > self.pool.available and fits:
                 self._offload(victim, edits)
 
     def _is_urgent(self, wanted: list[PagedSequence]) -> bool:
@@ -291,23 +314,38 @@ class Pager:
             for s in self.sequences()
             if s.live and s.is_here
         ]
+        for root in self._undecided():
+            growing += [(0.0, root.remaining / size + 1)] * self._claims[root.prompt].n
         held = self.pool.num_pages - self.pool.available + new_pages
         return predicted_peak(held, [*growing, *new])
 
-    def _host_room(self, newcomer: tuple[int, int] = (0, 0)) -> float:
-        """Pages that may be taken while all but one sequence of the first prompt still fit host
-        memory: it holds all other prompts at once, and the other sequences of any prompt at full
-        length. Every fork may add one page, the last one.
+    def _undecided(self) -> list[PagedSequence]:
+        """Roots of prompts whose sequences have not begun."""
+        return [f[ROOT] for f in self.prompts.values() if len(f) == 1 and ROOT in f]
 
-        Args:
-          newcomer: n and pages of a full sequence of a prompt to be admitted.
+    def _host_room(self, newcomers: Sequence[_Claim] = ()) -> float:
+        """Pages that may be taken while enough can leave for any prompt to finish first.
+
+        Either host memory holds everything but one sequence; a fork may add one page, the last one.
+        Or slots are no matter, and device and host together hold all tables, without counting on
+        sharing. Then two sequences are set aside: the one that runs, and one that does not fit
+        host memory as a whole.
         """
         if self.host_pages is None:
             return math.inf
-        sizes = [*self._sizes.values(), newcomer]
-        reserve = max((n - 1) * full for n, full in sizes) + sum(n for n, _ in sizes)
+        claims = [*self._claims.values(), *newcomers]
+        reserve = max((claim.n - 1) * claim.full for claim in claims)
         held = self.pool.num_pages - self.pool.available + len(self.pool.host)
-        return self.host_pages - reserve - held
+        room = self.host_pages - reserve - held - sum(claim.n for claim in claims)
+        unborn = sum(claim.n - claim.begun for claim in claims)
+        if sum(map(len, self.prompts.values())) + unborn > self.slots:
+            return room
+        both = self.host_pages + self.pool.num_pages - 2 * max(claim.full for claim in claims)
+        for prompt, family in self.prompts.items():
+            tables = [len(s.table.pages) for s in family.values()]
+            claim = self._claims[prompt]
+            both -= sum(tables) + (claim.n - claim.begun) * max(tables)
+        return max(room, both - reserve)
 
     def _fits_host(self, s: PagedSequence) -> bool:
         pages = len(self.pool.host) + len(s.table.pages)
