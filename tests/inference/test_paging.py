@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.page_model import Device
+from zip_rc_jax.inference.page_policy import (
+    PagedSequence,
+    check_worst_case,
+    predicted_peak,
+    utility_per_page,
+)
+from zip_rc_jax.inference.page_table import Edits, PageError, PageTable
 from zip_rc_jax.inference.pages import PageAllocator
-from zip_rc_jax.inference.paging import ROOT, Edits, Pager
+from zip_rc_jax.inference.paging import ROOT, Pager
 from zip_rc_jax.runtime.errors import UsageError
 
 INTERVAL = 3
@@ -181,3 +190,195 @@ def test_all_prompts_end_and_decide_as_they_do_alone(scripts, page_size, spare, 
         assert run.trace[number] == alone.trace[0]
     assert pool.available == pool.num_pages
     assert not run.device.host
+
+
+# ---- what is admitted
+
+
+@given(
+    prompt=st.integers(1, 60),
+    max_tokens=st.integers(1, 60),
+    n=st.integers(1, 9),
+    num_pages=st.integers(1, 30),
+    slots=st.integers(1, 9),
+    host=st.sampled_from([None, 0, 10, 40]),
+)
+def test_what_a_refusal_advises_is_not_refused(prompt, max_tokens, n, num_pages, slots, host):
+    pool = PageAllocator(num_pages, 4)
+
+    def refusal(max_tokens, n):
+        try:
+            check_worst_case(pool, slots, host, prompt, max_tokens, n)
+        except UsageError as error:
+            return error
+        return None
+
+    if error := refusal(max_tokens, n):
+        for name, value in re.findall(r"(max_tokens|n)=(\d+) or less", error.fix):
+            advised = {"max_tokens": max_tokens, "n": n, name: int(value)}
+            assert refusal(**advised) is None
+            assert refusal(**{**advised, name: int(value) + 1}), "and not less than needed"
+        assert pool.available == num_pages, "nothing was allocated"
+
+
+def test_a_refusal_names_the_prompt_the_pages_and_what_would_fit():
+    with pytest.raises(UsageError) as refused:
+        check_worst_case(PageAllocator(800, 128), 64, 1000, 300, 31744, 8)
+    assert str(refused.value) == (
+        "a prompt of 300 tokens with max_tokens=31744 and n=8: its sequences may take 1,994 pages "
+        "of 128 tokens and 8 slots; one device has 800 pages and 64 slots and host memory 1,000. "
+        "Fix: use max_tokens=17876 or less, or use n=4 or less."
+    )
+
+
+@given(
+    growing=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6),
+    rest=st.integers(0, 5),
+)
+def test_the_predicted_peak_is_the_most_that_a_run_by_the_predictions_holds(growing, rest):
+    held = rest + sum(own for own, _ in growing)
+    at_each_time = [
+        rest + sum(own + time for own, more in growing if time <= more) for time in range(10)
+    ]
+    assert predicted_peak(held, growing) == max(at_each_time)
+
+
+def pager_of(num_pages, slots=20, **options):
+    return Pager(PageAllocator(num_pages, 4), slots, **options)
+
+
+def begun(pager, number, tokens, n=1, **options):
+    """A prompt of four ids (one page), and `n` sequences of it that have written `tokens` each."""
+    root, _ = pager.admit(number, [number] * 4, 1000, n, tokens)
+    pager.advance(root, 4)
+    found = [pager.fork(root, branch, Edits()) for branch in range(n)]
+    pager.stop(root, Edits())
+    for sequence in found:
+        assert pager.pool.extend(sequence.table, tokens) is not None
+        pager.advance(sequence, tokens)
+        sequence.live, sequence.due = True, 4
+        for name, values in options.items():
+            setattr(sequence, name, values[sequence.branch])
+    return found
+
+
+def test_a_prompt_is_admitted_when_the_pages_that_are_predicted_are_there():
+    pager = pager_of(20, fill=1.0)
+    assert pager.can_admit([9], 1000, 8, 1000), "nothing is in flight"
+    (sequence,) = begun(pager, 0, 16)
+    sequence.remaining = 32  # eight pages; it has five now
+    assert pager.can_admit([9], 100, 1, 12)
+    assert not pager.can_admit([9], 100, 1, 44), "after 32 tokens both would hold 22 pages"
+    sequence.remaining = 0
+    assert pager.can_admit([9], 100, 1, 44), "it will have ended by then"
+    assert not pager.can_admit([9], 100, 21, 1), "slots are counted too"
+    sequence.waited = 1
+    assert not pager.can_admit([9], 100, 1, 1), "those that wait come first"
+
+
+def test_prompts_that_were_admitted_a_moment_ago_count_with_all_their_sequences():
+    pager = pager_of(20, fill=1.0)
+    assert pager.admit(0, [1], 100, 4, 12)
+    assert not pager.can_admit([9], 100, 4, 12)
+    assert pager.can_admit([9], 100, 1, 4)
+
+
+# ---- shortage
+
+
+def test_the_one_with_the_least_utility_per_page_waits():
+    pager = pager_of(8)
+    begun(pager, 0, 4)
+    begun(pager, 1, 4, utility=[3.0], remaining=[100])
+    begun(pager, 2, 4, utility=[2.0], remaining=[8])
+    edits = pager.plan()
+    assert edits.run == [(0, 0), (2, 0)], "(1, 0) is worth more, but not for its pages"
+    assert pager.prompts[1][0].live, "it waits; the search has not paused it"
+    assert not edits.reads
+
+
+def test_of_a_prompt_that_waits_anyway_more_sequences_wait_before_another_prompt_does():
+    pager = pager_of(12, value=lambda sequence, pool: sequence.utility)
+    begun(pager, 0, 4)
+    begun(pager, 1, 4, n=3, utility=[7.0, 8.0, 9.0])
+    begun(pager, 2, 4, utility=[2.0])
+    taken = PageTable()
+    pager.pool.extend(taken, 4 * (pager.pool.available - 3))
+    pager.prompts[1][0].waited = 1
+    pager._fits_host = lambda sequence: False  # nobody can leave
+    assert pager.plan().run == [(0, 0), (2, 0), (1, 2)]
+
+
+def test_what_the_search_has_paused_leaves_before_a_live_sequence_waits():
+    pager = pager_of(8)
+    begun(pager, 0, 4)
+    (paused,) = begun(pager, 1, 4, utility=[9.0])
+    begun(pager, 2, 4)
+    paused.live, paused.due = False, 0
+    taken = PageTable()
+    pager.pool.extend(taken, 4 * (pager.pool.available - 1))
+    edits = pager.plan()
+    assert [key for _, key in edits.slot_reads] == [(1, 0)]
+    assert edits.run == [(0, 0), (2, 0)]
+
+
+def test_one_that_waits_twice_in_a_row_is_offloaded_and_comes_back_when_pages_are_free():
+    pager = pager_of(7)
+    (old,) = begun(pager, 0, 4)
+    (young,) = begun(pager, 1, 4)
+    history = []
+    for next_due in (2, 2, 4, 4):
+        edits = pager.plan()
+        history.append((edits.run, [key for _, key in edits.slot_reads]))
+        for prompt, branch in edits.run:
+            pager.advance(pager.prompts[prompt][branch], pager.prompts[prompt][branch].due)
+        old.due, young.due = next_due, 4
+    assert history == [
+        ([(0, 0), (1, 0)], []),
+        ([(0, 0)], []),  # the last page
+        ([(0, 0)], [(1, 0)]),
+        ([(0, 0)], []),
+    ]
+    assert (young.live, young.due, young.is_here) == (True, 4, False)
+    assert not pager.is_settled(1), "its prompt is not decided meanwhile"
+    pager.stop(old, Edits())
+    edits = pager.plan()
+    assert edits.run == [(1, 0)]
+    assert [key for key, _ in edits.slot_writes] == [(1, 0)]
+
+
+def test_those_that_left_come_back_in_order_of_age_and_each_prompt_as_a_whole():
+    pager = pager_of(40, fill=1.0)
+    families = [begun(pager, number, 8, n=2, remaining=[4, 4]) for number in range(4)]
+    for family in families[1:]:
+        for sequence in family:
+            pager._offload(sequence, Edits())
+    taken = PageTable()
+    pager.pool.extend(taken, 4 * (pager.pool.available - 14))
+    assert pager.plan().run == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert not pager.prompts[2][0].is_here
+
+
+def test_a_fork_without_a_slot_begins_in_host_memory():
+    pager = pager_of(20, slots=3)
+    (parent,), (other,) = begun(pager, 0, 5), begun(pager, 1, 1)
+    edits = Edits()
+    assert pager.fork(parent, 1, edits).is_here
+    child = pager.fork(parent, 2, edits)
+    assert not child.is_here
+    assert edits.slot_reads == [(parent.slot, (0, 2))]
+    grandchild = pager.fork(child, 3, edits)
+    assert edits.host_copies == [(child.key, grandchild.key)]
+    pager.stop(other, edits)
+    child.live, child.due = True, 2
+    assert child.key in pager.plan().run
+    assert child.slot not in (-1, parent.slot)
+    with pytest.raises(PageError, match="exists"):
+        pager.fork(parent, 1, Edits())
+
+
+def test_utility_per_page_counts_the_pages_that_a_sequence_will_have():
+    pool = PageAllocator(9, 4)
+    table = PageTable([0, 1], 8)
+    sequence = PagedSequence(0, 0, table, 0, utility=6.0, remaining=4.0)
+    assert utility_per_page(sequence, pool) == 2.0
