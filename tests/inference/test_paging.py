@@ -159,18 +159,18 @@ class Run:
 SCRIPTS = st.lists(
     st.builds(Script, st.integers(0, 40), st.integers(1, 9), st.integers(1, 14), st.integers(1, 4)),
     min_size=1,
-    max_size=5,
+    max_size=6,
 )
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     scripts=SCRIPTS,
     page_size=st.sampled_from([1, 4, 23]),
     spare=st.integers(0, 12),
-    slots=st.integers(1, 8),
-    host=st.sampled_from([None, None, 0, 30]),
-    fill=st.sampled_from([0.7, 1.0, 2.0]),
+    slots=st.sampled_from([2, 5, 8, 30]),
+    host=st.none() | st.integers(0, 90),
+    fill=st.sampled_from([0.7, 1.35, 9.0]),
 )
 def test_all_prompts_end_and_decide_as_they_do_alone(scripts, page_size, spare, slots, host, fill):
     pool = PageAllocator(-(-23 // page_size) + spare, page_size, least_copied=2)
@@ -219,6 +219,12 @@ def test_what_a_refusal_advises_is_not_refused(prompt, max_tokens, n, num_pages,
             assert refusal(**advised) is None
             assert refusal(**{**advised, name: int(value) + 1}), "and not less than needed"
         assert pool.available == num_pages, "nothing was allocated"
+
+
+def test_a_sequence_that_is_longer_than_the_device_is_refused_whatever_the_host_holds():
+    check_worst_case(PageAllocator(10, 4), 1, None, 10, 30, 8)
+    with pytest.raises(UsageError, match="use max_tokens=30 or less"):
+        check_worst_case(PageAllocator(10, 4), 1, None, 10, 31, 8)
 
 
 def test_a_refusal_names_the_prompt_the_pages_and_what_would_fit():
@@ -347,16 +353,41 @@ def test_one_that_waits_twice_in_a_row_is_offloaded_and_comes_back_when_pages_ar
     assert [key for key, _ in edits.slot_writes] == [(1, 0)]
 
 
-def test_those_that_left_come_back_in_order_of_age_and_each_prompt_as_a_whole():
-    pager = pager_of(40, fill=1.0)
+def families_of_which_only_the_first_is_here(free, fill=1.0):
+    """Four prompts of two sequences. The first needs two pages to go on. The others need seven to
+    come back and go on, and are counted with eight: what they share is counted twice."""
+    pager = pager_of(40, fill=fill)
     families = [begun(pager, number, 8, n=2, remaining=[4, 4]) for number in range(4)]
-    for family in families[1:]:
-        for sequence in family:
-            pager._offload(sequence, Edits())
+    for sequence in [s for family in families[1:] for s in family]:
+        pager._offload(sequence, Edits())
     taken = PageTable()
-    pager.pool.extend(taken, 4 * (pager.pool.available - 14))
-    assert pager.plan().run == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert not pager.prompts[2][0].is_here
+    pager.pool.extend(taken, 4 * (pager.pool.available - free))
+    return pager
+
+
+@pytest.mark.parametrize(
+    ("free", "back"), [(2, []), (9, []), (10, [1]), (16, [1]), (17, [1, 2]), (24, [1, 2, 3])]
+)
+def test_those_that_left_come_back_in_order_of_age_and_each_prompt_as_a_whole(free, back):
+    pager = families_of_which_only_the_first_is_here(free, fill=9.0)
+    assert pager.plan().run == [(number, branch) for number in [0, *back] for branch in (0, 1)]
+
+
+def test_those_that_left_stay_while_the_pages_that_are_predicted_are_not_there():
+    pager = families_of_which_only_the_first_is_here(free=10)
+    assert pager.plan().run == [(0, 0), (0, 1)], "the predictions would fill more than the pool"
+
+
+def test_none_comes_back_while_one_that_is_here_waits():
+    pager = families_of_which_only_the_first_is_here(free=10, fill=9.0)
+    pager.prompts[0][1].due = 40
+    assert pager.plan().run == [(0, 0)]
+
+
+def test_a_prompt_that_does_not_fit_stops_the_ones_behind_it():
+    pager = families_of_which_only_the_first_is_here(free=10, fill=9.0)
+    pager.prompts[1][0].due = 400
+    assert pager.plan().run == [(0, 0), (0, 1)]
 
 
 def test_a_fork_without_a_slot_begins_in_host_memory():
