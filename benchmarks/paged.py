@@ -39,8 +39,9 @@ from zip_rc_jax.config.files import load_config
 from zip_rc_jax.config.model import ModelConfig
 from zip_rc_jax.inference.page_policy import PagedSequence
 from zip_rc_jax.inference.page_table import Edits
+from zip_rc_jax.inference.paged_sequences import ROOT
 from zip_rc_jax.inference.pages import PageAllocator
-from zip_rc_jax.inference.paging import ROOT, Pager
+from zip_rc_jax.inference.paging import Pager
 from zip_rc_jax.inference.state import fine_bucket
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
@@ -302,6 +303,20 @@ def dense(chip: Chip, sizes: Sizes, decode: DecodeConfig, prompts, intervals: in
     return slots, tokens / seconds
 
 
+def row(simulation: Simulation, prompts: int, slots: int, rate: float) -> list[str]:
+    """The cells of the table; `slots` and `rate` are those of `dense`."""
+    c, pages = simulation.counts, simulation.pager.pool.num_pages
+    many = max(1, c.loaded)
+    flight, ours = c.on_device / many, c.tokens / max(c.seconds, 1e-9)
+    return [
+        f"{pages:,}", f"{slots}", f"{flight:.1f}", f"{flight / slots:.1f}",
+        f"{c.stepped / many:.1f}", f"{c.late / many:.2f}", f"{c.used / many:.1%}",
+        f"{c.starts:,}", f"{c.copies:,}", f"{c.pauses:,}", f"{c.offloads:,}", f"{c.loops}",
+        f"{c.refused}", f"{c.tokens / prompts:,.0f}", f"{ours:,.0f}", f"{rate:,.0f}",
+        f"{ours / rate:.2f}",
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -338,21 +353,13 @@ def main() -> None:
     )
     print("|---" * 18 + "|")
     for name in args.chip:
-        chip = CHIPS[name]
-        simulation = Simulation(chip, sizes, config.decode, args.n, mean, args.fill)
-        with progress(f"{name}", args.prompts) as update:
-            c = simulation.run(prompts(args.seed, args.prompts), update)
-        slots, rate = dense(chip, sizes, config.decode, prompts(args.seed + 1, 10**9), 20_000)
-        many = max(1, c.loaded)
-        flight, ours = c.on_device / many, c.tokens / max(c.seconds, 1e-9)
-        cells = [
-            name, f"{simulation.pager.pool.num_pages:,}", slots, f"{flight:.1f}",
-            f"{flight / slots:.1f}", f"{c.stepped / many:.1f}", f"{c.late / many:.2f}",
-            f"{c.used / many:.1%}", f"{c.starts:,}", f"{c.copies:,}", f"{c.pauses:,}",
-            f"{c.offloads:,}", c.loops, c.refused, f"{c.tokens / args.prompts:,.0f}",
-            f"{ours:,.0f}", f"{rate:,.0f}", f"{ours / rate:.2f}",
-        ]  # fmt: skip
-        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        simulation = Simulation(CHIPS[name], sizes, config.decode, args.n, mean, args.fill)
+        with progress(name, args.prompts) as update:
+            simulation.run(prompts(args.seed, args.prompts), update)
+        others = prompts(args.seed + 1, 10**9)
+        intervals = min(20_000, 50 * args.prompts)
+        compared = dense(CHIPS[name], sizes, config.decode, others, intervals)
+        print(f"| {name} | {' | '.join(row(simulation, args.prompts, *compared))} |", flush=True)
 
 
 if __name__ == "__main__":
