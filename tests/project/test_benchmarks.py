@@ -39,6 +39,11 @@ SMALLEST = {
         rf"\| (plain|head|decisions) (\| {NUMBER} ){{3}}\|",
         3,
     ),
+    "paged.py": (
+        "--prompts 12 --mean-length 512 --chip v5e h200 --forks 0.3",
+        rf"\| (v5e|h200) (\| {NUMBER} ){{17}}\|",
+        2,
+    ),
     "train.py": ("--rows 1 --tokens 64 --runs 1", rf"(\| {NUMBER} ){{6}}\|", 1),
     "paper_hours.py": (
         "--configs configs/lfm2_350m.yaml",
