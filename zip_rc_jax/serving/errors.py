@@ -73,17 +73,19 @@ def json_response(
     )
 
 
-def of_usage(error: UsageError, zip_fields: Sequence[str] = ()) -> ApiError:
+def of_usage(error: UsageError, prompts: str, zip_fields: Sequence[str] = ()) -> ApiError:
     """A refusal by the decoder.
 
     Args:
+      prompts: the field that holds what is read.
       zip_fields: names that the body has inside `zip_rc`.
     """
-    found = re.match(r"([a-z_]+)=", error.value)
+    value = error.value.removeprefix("prompt 0: ")
+    found = re.match(r"([a-z_]+)=", value)
     name = found[1] if found else None
-    if error.value.startswith(("prompt 0: chat", "prompt 0: turn", "prompt 0: messages")):
-        name = "messages"
-    message = str(error).replace("prompt 0", "the prompt", 1)
+    if value.startswith(("chat ", "turn ", "messages ", "prompt ", "the prompt ")):
+        name = prompts
+    message = str(UsageError(value.replace("prompt 0", "the prompt", 1), error.reason, error.fix))
     if name is not None and name in zip_fields:
         name = f"zip_rc.{name}"
     code = "context_length_exceeded" if TOO_LONG.search(error.value) else None

@@ -135,7 +135,7 @@ class Translator:
             jobs = [self._job(processor, prompt, options) for prompt in prompts]
         except UsageError as error:
             inside = fields.model_dump(exclude_none=True)
-            raise of_usage(error, tuple(inside)) from None
+            raise of_usage(error, "messages" if chat else "prompt", tuple(inside)) from None
         choices = body.n or 1
         seeds = [(seed + i) % 2**32 for i in range(choices)]
         return Plan(
