@@ -37,8 +37,8 @@ def running(lm, config=CONFIG, **options) -> Iterator[Server]:
 
     Slots have the length that `decode` gives them for short prompts, so both share their programs.
     """
-    options = {"context": 32} | options
-    server = Server(lm, config, ServeConfig(name=NAME, port=0, **options))
+    options = {"name": NAME, "port": 0, "context": 32} | options
+    server = Server(lm, config, ServeConfig(**options))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -20,6 +21,7 @@ from zip_rc_jax.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+GATHER_SECONDS = 0.005  # that an idle engine waits for company of the first request
 Value = TypeVar("Value")
 Told = StepEvent | ResultEvent | ApiError
 
@@ -211,6 +213,7 @@ class Service:
             self._changed.clear()
             if self._stopped:
                 return
+            time.sleep(GATHER_SECONDS)  # those that come together start together
             try:
                 for event in self.engine.decode(self._queue):
                     self._call(self._deliver, event)
