@@ -10,7 +10,8 @@ import pytest
 from harness.tiny import tiny_lm
 from zip_rc_jax import DecodeConfig
 from zip_rc_jax.cli.main import build_parser, main
-from zip_rc_jax.cli.serve import _name_of
+from zip_rc_jax.cli.serve import _name_of, run
+from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.serving.server import ServeConfig, Server
 
@@ -33,6 +34,13 @@ from zip_rc_jax.serving.server import ServeConfig, Server
 def test_what_cannot_work_is_said_before_a_model_is_loaded(options, reason, capsys):
     assert main(["serve", "nowhere", *options]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_it_is_one_process(monkeypatch):
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
+    given = build_parser().parse_args(["serve", "nowhere"])
+    with pytest.raises(UsageError, match="several processes"):
+        run(given, [])
 
 
 def test_a_port_that_is_taken_is_an_error_with_a_fix(capsys):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 import httpx2
 import openai
 
-from harness.tiny import tiny_lm
 from zip_rc_jax.cli.serve import with_template
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.inference.engine import Engine
@@ -26,9 +25,9 @@ TEMPLATE = (
 SECONDS = 60  # what takes longer hangs
 
 
-def served_lm():
+def chatty(lm):
     """The tiny model with a chat template."""
-    return with_template(tiny_lm(), TEMPLATE)
+    return with_template(lm, TEMPLATE)
 
 
 @contextlib.contextmanager

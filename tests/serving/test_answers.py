@@ -8,7 +8,7 @@ import random
 import openai
 import pytest
 
-from harness.servers import CONFIG, NAME, SECONDS, TEMPLATE, client, post, running, served_lm
+from harness.servers import CONFIG, NAME, SECONDS, TEMPLATE, chatty, client, post, running
 from zip_rc_jax import Decoder, Request
 from zip_rc_jax.models.io.chat import render
 
@@ -16,13 +16,13 @@ PROMPT = "1 + 2 ="
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return served_lm()
+def chat_lm(lm):
+    return chatty(lm)
 
 
 @pytest.fixture(scope="module")
-def server(lm):
-    with running(lm) as server:
+def server(chat_lm):
+    with running(chat_lm) as server:
         yield server
 
 
@@ -32,8 +32,8 @@ def ask(server):
 
 
 @pytest.fixture(scope="module")
-def decoder(lm):
-    return Decoder(lm, CONFIG)
+def decoder(chat_lm):
+    return Decoder(chat_lm, CONFIG)
 
 
 def alone(decoder, **options):
@@ -46,7 +46,7 @@ def joined(chunks):
     return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
 
 
-def test_a_chat_is_answered_as_decode_answers_it(ask, decoder, lm):
+def test_a_chat_is_answered_as_decode_answers_it(ask, decoder, chat_lm):
     turns = [{"role": "user", "content": "1 + 2"}]
     found = ask.chat.completions.create(model=NAME, messages=turns, seed=3)
     expected = alone(decoder, prompt=turns)
@@ -98,8 +98,8 @@ def test_n_choices_are_searches_with_the_next_seeds(ask, decoder):
     assert found.usage.completion_tokens == sum(r.usage.tokens for r in wanted)
 
 
-def test_prompts_may_be_token_ids(ask, lm, decoder):
-    ids = lm.tokenizer.encode(PROMPT)
+def test_prompts_may_be_token_ids(ask, chat_lm, decoder):
+    ids = chat_lm.tokenizer.encode(PROMPT)
     text = alone(decoder, prompt=ids).text
     for prompt in (ids, [ids]):
         found = ask.completions.create(model=NAME, prompt=prompt, seed=3)
@@ -114,9 +114,9 @@ def test_prompts_may_be_token_ids(ask, lm, decoder):
         (":half_finished", {"strategy": "half_finished"}),
     ],
 )
-def test_the_name_of_the_model_may_choose_the_strategy(ask, lm, suffix, options):
+def test_the_name_of_the_model_may_choose_the_strategy(ask, chat_lm, suffix, options):
     found = ask.completions.create(model=NAME + suffix, prompt=PROMPT, seed=3)
-    expected = Decoder(lm, CONFIG, **options)([Request(PROMPT, seed=3)])[0]
+    expected = Decoder(chat_lm, CONFIG, **options)([Request(PROMPT, seed=3)])[0]
     assert found.choices[0].text == expected.text
     assert found.usage.completion_tokens == expected.usage.tokens
     assert found.model == NAME + suffix

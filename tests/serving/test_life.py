@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import pathlib
 import signal
@@ -21,12 +22,12 @@ from harness.servers import (
     CONFIG,
     NAME,
     SECONDS,
+    chatty,
     client,
     gated,
     metric,
     post,
     running,
-    served_lm,
     wait_for,
 )
 from zip_rc_jax.inference.engine import Engine
@@ -36,14 +37,14 @@ SMALL = dataclasses.replace(CONFIG, max_num_seqs=4)  # slots for one request
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return served_lm()
+def chat_lm(lm):
+    return chatty(lm)
 
 
 @pytest.fixture(scope="module")
-def server(lm):
+def server(chat_lm):
     """Has slots for one request at a time."""
-    with running(lm, SMALL) as server:
+    with running(chat_lm, SMALL) as server:
         yield server
 
 
@@ -85,20 +86,22 @@ def test_a_client_that_leaves_frees_its_slots_within_an_interval(server, monkeyp
 
 
 def test_a_slow_reader_stalls_nobody(server):
+    body = BODY | {"stream": True, "n": 48, "zip_rc": {"return_tree": True}}
+    content = json.dumps(body).encode()
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, port)) as raw:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        content = b'{"model": "tiny:fixed", "prompt": "1 + 2 =", "seed": 3, "stream": true}'
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect((host, int(port)))
         raw.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
         )
-        # Nothing was read yet, and others are answered.
-        found = [client(server).completions.create(**BODY).choices[0].text for _ in range(2)]
-        received = b""
-        while part := raw.recv(256):
-            received += part
-    assert found[0] == found[1]
+        wait_for(lambda: server.service.running())
+        # It has read nothing, and others are answered, and so are all of its own.
+        assert client(server).completions.create(**BODY).choices[0].text
+        wait_for(lambda: server.service.is_idle)
+        received = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert len(received) > 100_000
     assert b"data: [DONE]" in received
 
 
@@ -134,8 +137,8 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_error_in_it(server, monkeypat
     assert post(server, BODY).status_code == 200
 
 
-def test_a_full_queue_says_when_to_come_again(lm, pool, monkeypatch):
-    with running(lm, SMALL, max_queue=1) as server, gated(monkeypatch):
+def test_a_full_queue_says_when_to_come_again(chat_lm, pool, monkeypatch):
+    with running(chat_lm, SMALL, max_queue=1) as server, gated(monkeypatch):
         first = pool.submit(post, server, BODY)
         wait_for(lambda: server.service.running() == 1)
         second = pool.submit(post, server, BODY)
@@ -146,13 +149,16 @@ def test_a_full_queue_says_when_to_come_again(lm, pool, monkeypatch):
     assert [found.result().status_code for found in (first, second)] == [200, 200]
 
 
-def test_more_choices_than_the_queue_holds_are_refused(lm):
-    with running(lm, SMALL, max_queue=1) as server, pytest.raises(openai.RateLimitError):
-        client(server).completions.create(model=NAME, prompt="x", n=2)
+def test_more_choices_than_the_queue_holds_are_refused(chat_lm):
+    """Nor would they be taken later."""
+    with running(chat_lm, SMALL, max_queue=1) as server:
+        with pytest.raises(openai.BadRequestError, match="2 choices: at most 1") as wrong:
+            client(server).completions.create(model=NAME, prompt="1", n=2)
+        assert wrong.value.param == "n"
 
 
-def test_who_waits_too_long_for_slots_is_told_when_to_come_again(lm, pool, monkeypatch):
-    with running(lm, SMALL, max_seconds=0.3) as server, gated(monkeypatch):
+def test_who_waits_too_long_for_slots_is_told_when_to_come_again(chat_lm, pool, monkeypatch):
+    with running(chat_lm, SMALL, max_seconds=0.3) as server, gated(monkeypatch):
         first = pool.submit(post, server, BODY)
         wait_for(lambda: server.service.running() == 1)
         second = post(server, BODY)
@@ -161,9 +167,9 @@ def test_who_waits_too_long_for_slots_is_told_when_to_come_again(lm, pool, monke
     assert first.result().status_code == 200
 
 
-def test_a_request_has_the_servers_time_limit(lm):
+def test_a_request_has_the_servers_time_limit(chat_lm):
     """It gets what was ready by then."""
-    with running(lm, SMALL, max_seconds=300.0) as server:
+    with running(chat_lm, SMALL, max_seconds=300.0) as server:
         hours = itertools.count(step=3600)
         server.service.engine.clock = lambda: float(next(hours))
         account = post(server, BODY).json()["choices"][0]["zip_rc"]
@@ -171,8 +177,8 @@ def test_a_request_has_the_servers_time_limit(lm):
     assert account["tokens"] == 0
 
 
-def test_asked_to_stop_it_answers_what_runs_and_refuses_what_is_new(lm, pool, monkeypatch):
-    with running(lm, SMALL) as server:
+def test_asked_to_stop_it_answers_what_runs_and_refuses_what_is_new(chat_lm, pool, monkeypatch):
+    with running(chat_lm, SMALL) as server:
         with gated(monkeypatch) as gate:
             streamed = pool.submit(post, server, BODY | {"stream": True})
             wait_for(lambda: server.service.running() == 1)
@@ -188,8 +194,8 @@ def test_asked_to_stop_it_answers_what_runs_and_refuses_what_is_new(lm, pool, mo
         wait_for(lambda: server.should_exit)
 
 
-def test_what_is_not_ready_within_the_grace_is_handed_back(lm, pool, monkeypatch):
-    with running(lm, SMALL, grace_seconds=0.0) as server, gated(monkeypatch):
+def test_what_is_not_ready_within_the_grace_is_handed_back(chat_lm, pool, monkeypatch):
+    with running(chat_lm, SMALL, grace_seconds=0.0) as server, gated(monkeypatch):
         found = pool.submit(post, server, BODY)
         wait_for(lambda: server.service.running() == 1)
         server.handle_exit(signal.SIGTERM, None)
@@ -197,8 +203,8 @@ def test_what_is_not_ready_within_the_grace_is_handed_back(lm, pool, monkeypatch
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
 
 
-def test_the_metrics_count_what_happened(lm):
-    with running(lm, SMALL) as server:
+def test_the_metrics_count_what_happened(chat_lm):
+    with running(chat_lm, SMALL) as server:
         assert metric(server, "zip_rc_slots") == SMALL.max_num_seqs
         found = [post(server, BODY | {"seed": i}).json() for i in range(3)]
         post(server, {"model": NAME})

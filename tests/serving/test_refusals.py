@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harness.servers import NAME, client, post, running, served_lm
+from harness.servers import NAME, chatty, client, post, running
 from zip_rc_jax.serving import limits
 from zip_rc_jax.serving.schema import ChatBody, CompletionBody
 
@@ -23,13 +24,13 @@ GOOD_CHAT = {"model": NAME, "messages": TURNS, "seed": 3, "max_tokens": 4}
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return served_lm()
+def chat_lm(lm):
+    return chatty(lm)
 
 
 @pytest.fixture(scope="module")
-def server(lm):
-    with running(lm, max_body_bytes=20_000) as server:
+def server(chat_lm):
+    with running(chat_lm, max_body_bytes=20_000) as server:
         yield server
 
 
@@ -165,8 +166,8 @@ def test_no_other_site_may_ask_from_a_browser(server):
     assert form.status_code == 400
 
 
-def test_a_key_is_asked_for_under_v1_alone(lm):
-    with running(lm, api_key="secret") as server:
+def test_a_key_is_asked_for_under_v1_alone(chat_lm):
+    with running(chat_lm, api_key="secret") as server:
         assert client(server, "secret").models.list().data
         for wrong in ("x", "Secret", "secret2", "é"):
             header = {"Authorization": f"Bearer {wrong}".encode()}
@@ -179,12 +180,27 @@ def test_a_key_is_asked_for_under_v1_alone(lm):
         assert httpx2.get(f"{server.url}/metrics").status_code == 200
 
 
-def test_prompts_are_logged_only_if_asked(lm, server, caplog):
+@contextlib.contextmanager
+def everything_logged(caplog):
+    """Also what the loggers of the server keep to themselves."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access")]
     with caplog.at_level(logging.DEBUG):
+        for logger in loggers:
+            logger.addHandler(caplog.handler)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeHandler(caplog.handler)
+
+
+def test_prompts_are_logged_only_if_asked(chat_lm, server, caplog):
+    with everything_logged(caplog):
         post(server, GOOD | {"prompt": "11 + 10 ="})
         post(server, GOOD | {"prompt": "11 + 10 =", "nonsense": "11 + 10 ="})
+    assert "POST /v1/completions" in caplog.text
     assert "11 + 10" not in caplog.text
-    with running(lm, log_prompts=True) as talkative, caplog.at_level(logging.INFO):
+    with running(chat_lm, log_prompts=True) as talkative, everything_logged(caplog):
         post(talkative, GOOD | {"prompt": "11 + 10 ="})
     assert "11 + 10" in caplog.text
 

@@ -113,10 +113,14 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     from zip_rc_jax.inference.api import resolve
     from zip_rc_jax.inference.engine import check_head
     from zip_rc_jax.models.io.load import load
+    from zip_rc_jax.runtime import distributed
     from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
     from zip_rc_jax.serving.server import ServeConfig, Server
 
     # What can be checked without a model is checked before one is loaded.
+    if distributed.is_multiprocess():
+        reason = "one process serves, with all devices that it sees"
+        raise UsageError("zip-rc serve in several processes", reason, "start it in one process")
     options = from_dotlist(arguments.overrides, "option", "n=8")
     resolve(None, options)
     names = ("host", "port", "context", "max_queue", "max_seconds", "max_body_bytes")

@@ -25,7 +25,7 @@ from zip_rc_jax.serving.service import Service, Told
 from zip_rc_jax.serving.streams import ChoiceStream
 from zip_rc_jax.serving.translation import Plan, Translator
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("uvicorn.error")
 Events = asyncio.Queue[tuple[int, Told]]
 
 BODIES: dict[str, type[Body]] = {

@@ -4,7 +4,6 @@ end."""
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from types import FrameType
 from typing import Any
@@ -21,7 +20,6 @@ from zip_rc_jax.serving.metrics import Metrics
 from zip_rc_jax.serving.service import Service
 from zip_rc_jax.serving.translation import Translator
 
-log = logging.getLogger(__name__)
 ROOM_FOR_PROMPTS = 1024  # tokens, where nothing else is said
 
 

@@ -19,7 +19,7 @@ from zip_rc_jax.inference.sharing import SharedQueue
 from zip_rc_jax.serving.errors import ApiError
 from zip_rc_jax.serving.metrics import Metrics
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("uvicorn.error")
 
 GATHER_SECONDS = 0.005  # that an idle engine waits for company of the first request
 Value = TypeVar("Value")
@@ -142,8 +142,14 @@ class Service:
         """Lets requests in, behind those before them.
 
         Raises:
-          ApiError: see `check_room`.
+          ApiError: see `check_room`; or there are more than may ever wait.
         """
+        if len(jobs) > self.max_queue:
+            message = (
+                f"{len(jobs)} choices: at most {self.max_queue} may wait for slots. Fix: ask for "
+                "fewer at a time."
+            )
+            raise ApiError(400, message, param="n", code="too_many_choices")
         self.check_room(len(jobs))
         tickets = []
         for index, job in enumerate(jobs):
