@@ -184,6 +184,34 @@ def test_threads_get_what_they_get_alone():
     assert engine._loop is None
 
 
+# ---- requests with strategies of their own
+
+
+def test_requests_of_several_strategies_share_a_batch_and_decode_as_if_they_were_alone():
+    names = ["zip_rc", "fixed"]
+    requests = [Request(p, strategy=name) for p in PROMPTS[:2] for name in names]
+    found = results(list(Engine(MIXED.lm(), PRICED, 0, ScriptedNetwork()).run(requests)))
+    for i, name in enumerate(names):
+        config = dataclasses.replace(PRICED, strategy=name)
+        expected = results(list(Engine(MIXED.lm(), config, 0, ScriptedNetwork()).run(PROMPTS[:2])))
+        for a, b in zip(found[i::2], expected, strict=True):
+            same(a, b)
+
+
+@pytest.mark.parametrize(
+    ("config", "strategy", "reason"),
+    [
+        (dataclasses.replace(PRICED, candidates="branching"), "fixed", "begins otherwise"),
+        (PRICED, fixed, "a policy of your own"),
+        (dataclasses.replace(PRICED, strategy=fixed), "zip_rc_", "it must be one of"),
+        (PRICED, "length_budget", "needs a budget"),
+    ],
+)
+def test_a_strategy_that_the_engine_cannot_mix_is_refused(config, strategy, reason):
+    with pytest.raises(UsageError, match=reason):
+        Request("x", strategy=strategy).over(config)
+
+
 # ---- the decoder (a tiny transformer)
 
 SMALL = dataclasses.replace(REAL, n=2, max_num_seqs=8, max_tokens=9)

@@ -44,6 +44,11 @@ SMALLEST = {
         rf"\| (v5e|h200) (\| {NUMBER} ){{17}}\|",
         2,
     ),
+    "serve.py": (
+        "--requests 4 --concurrency 2 --n 2 --rows 4 --runs 1",
+        rf"\| (engine alone|server) (\| ({NUMBER}|-) ){{4}}\|",
+        2,
+    ),
     "train.py": ("--rows 1 --tokens 64 --runs 1", rf"(\| {NUMBER} ){{6}}\|", 1),
     "paper_hours.py": (
         "--configs configs/lfm2_350m.yaml",

@@ -27,6 +27,7 @@ FLOORS = (
     ("training",),  # losses, steps, the trainer
     ("pipeline",),  # the stages of a run, from files to files
     ("aot",),  # compiling for machines that are not here
+    ("serving",),  # a model behind HTTP
     ("cli",),  # the command line
     ("__init__", "__main__"),  # the public names, the program
 )

@@ -28,6 +28,7 @@ COMMANDS = (
     "train",
     "label",
     "decode",
+    "serve",
     "predict",
     "export",
     "evaluate",
@@ -39,9 +40,10 @@ COMMANDS = (
 EXTRAS_OF_COMMANDS = {
     **dict.fromkeys(("demo", "rollout", "grade", "train", "label", "replay"), "train"),
     "evaluate": "eval",
+    "serve": "serve",
 }
 # The others resume, if they write anything.
-STARTS_ANEW = ("problems", "predict", "export", "compile")
+STARTS_ANEW = ("problems", "serve", "predict", "export", "compile")
 
 
 def _command(name: str) -> Command:

@@ -81,12 +81,14 @@ class StepEvent:
         those that it shares with its parent.
       new_text: per prefix id, the text gained since the last event; added up it is the prefix's
         text. A character of several tokens appears with the last of them.
+      new_logprobs: per prefix id, the log-probabilities of `new_tokens`, see `Prefix.logprobs`.
     """
 
     prompt_index: int
     decision: Decision
     new_tokens: dict[int, tuple[int, ...]]
     new_text: dict[int, str]
+    new_logprobs: dict[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,9 +416,12 @@ class Engine:
                 if pool is None:
                     continue
                 # One interval of decode steps, then the next decisions.
+                before = sum(g.used for g in groups)
                 with self._launching:
                     pool = self._advance(pool, shards, groups)
+                    new = sum(g.used for g in groups) - before
                     pool, events, ended = self._decide(pool, shards, groups, stream)
+                queue.stepped(sum(self.rows - len(shard.free) for shard in shards), new)
                 yield from events
                 yield from self._results(ended)
             pool = None  # whoever keeps the error keeps this frame
@@ -768,9 +773,23 @@ class Engine:
             )
 
     def _actions(self, groups: list[SearchTree]) -> list[Action]:
-        """What the strategy decides for each group."""
-        if not groups:
-            return []
+        """What its strategy decides for each group."""
+        strategies = list[Any]()
+        for group in groups:
+            if group.job.config.strategy not in strategies:
+                strategies.append(group.job.config.strategy)
+        decided = dict[int, Action]()
+        for strategy in strategies:
+            same = [g for g in groups if g.job.config.strategy == strategy]
+            config = self.config
+            if strategy != config.strategy:
+                config = dataclasses.replace(config, strategy=strategy)
+            numbers = [g.job.number for g in same]
+            decided |= zip(numbers, self._actions_of_one(same, config), strict=True)
+        return [decided[g.job.number] for g in groups]
+
+    def _actions_of_one(self, groups: list[SearchTree], config: DecodeConfig) -> list[Action]:
+        """What the strategy of `config` decides for each group."""
         # All prompts in one call, on arrays whose shapes come in buckets.
         inputs = search_inputs_of(
             groups,
@@ -780,7 +799,7 @@ class Engine:
             bucket(len(groups)),
             self.lm.tokenizer if self.config.evidence == "answers" else None,
         )
-        choice = decide(inputs, grid=self.head.grid, config=self.config)
+        choice = decide(inputs, grid=self.head.grid, config=config)
         reward = inputs.joint.sum(-1) @ np.asarray(self.head.grid.reward_centres)
         remaining = inputs.joint.sum(-2) @ np.asarray(self.head.grid.length_midpoints)
         # Back to one record for each prompt, without the padding.

@@ -15,6 +15,7 @@ import numpy as np
 
 from zip_rc_jax.config import DecodeConfig, check_types
 from zip_rc_jax.config.checks import in_short, shown
+from zip_rc_jax.config.plugins import POLICIES
 from zip_rc_jax.config.renamed import takes_old_names
 from zip_rc_jax.inference.prompts import (
     check_encodable,
@@ -24,6 +25,7 @@ from zip_rc_jax.inference.prompts import (
 )
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.search.policies import starts_from_root
 
 TextOrChat = str | Sequence[Mapping[str, Any]]
 # A text, a chat, or token ids (a sequence of whole numbers, or a 1-D array of them).
@@ -47,6 +49,8 @@ class Request:
       seed: of the randomness. The same prompt and seed give the same tokens, also twice in one
         batch; give them different seeds to get different samples.
       n, max_tokens: at most the engine's.
+      strategy: a name of a built-in one that begins as the engine's does (with n samples, or with
+        the root alone), or the engine's own.
       alpha, beta, answer, allow_no_answer, abstain_below, temperature, top_k, top_p, min_p,
         repetition_penalty, stop, stop_token_ids, token_budget, time_budget, system,
         continue_final_message: as in `DecodeConfig`.
@@ -72,6 +76,7 @@ class Request:
     stop: tuple[str, ...] | None = None
     system: str | None = None
     continue_final_message: bool | None = None
+    strategy: Any = None
 
     def over(self, config: DecodeConfig) -> DecodeConfig:
         """`config` with this request's options.
@@ -90,7 +95,21 @@ class Request:
                     f"the engine has {name}={most}",
                     f"use at most {most}, or raise it",
                 )
-        return dataclasses.replace(config, **options) if options else config
+        if not options:
+            return config
+        mine = dataclasses.replace(config, **options)
+        if mine.strategy != config.strategy:
+            self._check_strategy(mine, config)
+        return mine
+
+    def _check_strategy(self, mine: DecodeConfig, config: DecodeConfig) -> None:
+        name = f"strategy={shown(mine.strategy)} of a request"
+        fix = f"leave it out, or make it the engine's instead of {shown(config.strategy)}"
+        if not POLICIES.is_builtin(mine.strategy):
+            raise UsageError(name, "a policy of your own reads all options of the engine", fix)
+        if starts_from_root(mine) != starts_from_root(config):
+            reason = f"with candidates={config.candidates!r} it begins otherwise than the engine's"
+            raise UsageError(name, reason, fix)
 
 
 @dataclasses.dataclass(frozen=True)

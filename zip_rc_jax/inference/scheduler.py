@@ -61,6 +61,9 @@ class Queue:
         """Numbers of requests, in flight or waiting, whose results nobody wants any more."""
         return set()
 
+    def stepped(self, slots: int, tokens: int) -> None:
+        """Is told after every interval: slots in use, and tokens that the interval generated."""
+
 
 def members(groups: Sequence[SearchTree], shards: int) -> list[list[SearchTree]]:
     """The groups of every shard, in order."""

@@ -290,17 +290,18 @@ class SearchTree:
 
     def progress(
         self, tokenizer: Tokenizer, last: bool
-    ) -> tuple[dict[int, tuple[int, ...]], dict[int, str]]:
-        """Per prefix, the tokens and the text that it has gained since the last call; `last` as in
-        `Branch.new_text`."""
-        tokens, text = {}, {}
+    ) -> tuple[dict[int, tuple[int, ...]], dict[int, str], dict[int, tuple[float, ...]]]:
+        """Per prefix, the tokens, the text and the log-probabilities that it has gained since the
+        last call; `last` as in `Branch.new_text`."""
+        tokens, text, logprobs = {}, {}, {}
         for branch in self.branches:
             if len(branch.tokens) > branch.streamed:
                 tokens[branch.id] = branch.tokens[branch.streamed :]
+                logprobs[branch.id] = branch.logprobs[branch.streamed :]
                 branch.streamed = len(branch.tokens)
             if new := branch.new_text(tokenizer, last, self.job.config.stop):
                 text[branch.id] = new
-        return tokens, text
+        return tokens, text, logprobs
 
     def _prefix(self, b: Branch, grid: Grid, tokenizer: Tokenizer) -> Prefix:
         """A branch that is not live any more, as callers see it."""

@@ -20,6 +20,9 @@ EXTRAS = {
     "tensorflow_datasets": "train",
     "gguf": "gguf",
     "datasets": "data",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "uvicorn": "serve",
 }
 # What an extra has beside its own modules.
 _INCLUDES = {
@@ -27,6 +30,7 @@ _INCLUDES = {
     "train": ("train", "eval"),
     "gguf": ("gguf",),
     "data": ("data", "train", "eval"),
+    "serve": ("serve",),
 }
 
 
@@ -51,7 +55,7 @@ def check_extra(extra: str, what: str) -> None:
     """Looks for all modules of an extra, and imports none of them.
 
     Args:
-      extra: "train", "eval", "gguf" or "data".
+      extra: "train", "eval", "gguf", "data" or "serve".
       what: needs them, for the message, e.g. "zip-rc train".
 
     Raises:
