@@ -23,7 +23,7 @@ test-slow: $(VENV)/.dev smollm2
 
 # What touches JAX: numerics, kernels, decoding, training, and programs for a TPU. At most ten minutes on two cores.
 JAX_TESTS := tests/test_head.py tests/search/test_utility.py tests/search/test_meta_actions.py tests/models/test_model.py \
-	tests/models/test_gpu_attention.py tests/models/test_pages.py tests/models/test_long_attention.py tests/inference/test_engine.py \
+	tests/models/test_gpu_attention.py tests/models/test_page_attention.py tests/models/test_long_attention.py tests/inference/test_engine.py \
 	tests/inference/test_sampling.py tests/training/test_training.py tests/training/test_golden_shardings.py \
 	tests/aot/test_compile.py::test_two_processes_compile_at_the_same_time \
 	tests/aot/test_compile.py::test_a_small_model_compiles_for_tpu
