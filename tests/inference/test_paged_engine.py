@@ -1,4 +1,4 @@
-"""Decoding from pages, as on a TPU, gives what decoding from slots gives."""
+"""Decoding from pages, as on TPU and GPU, gives what decoding from slots gives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_results_are_those_of_slots_bit_for_bit(sure, expected):
 
 
 def test_so_they_are_with_the_kernel_up_to_the_order_of_sums(sure, expected):
-    found = results(sure, 16, "interpreted")
+    found = results(sure, 16, "tpu")
     assert [[p.token_ids for p in r.prefixes] for r in found] == [
         [p.token_ids for p in r.prefixes] for r in expected
     ]

@@ -135,8 +135,8 @@ def check_head(lm: LanguageModel) -> None:
 def transformer_network(lm: LanguageModel) -> tuple[TransformerNetwork, dict[str, Any]]:
     """The network that decodes with `lm`, and its parameters.
 
-    On CPU layers are unrolled, see `models.stacks.unstack`. On TPU the cache lies in pages, and
-    each sequence is read only as far as it is long.
+    On CPU layers are unrolled, see `models.stacks.unstack`. On TPU and GPU the cache lies in
+    pages, and each sequence is read only as far as it is long.
 
     Raises:
       UsageError: the copies that this makes do not fit into the device's memory.

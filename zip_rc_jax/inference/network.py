@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from zip_rc_jax.config import ModelConfig
-from zip_rc_jax.models.attention import tpu
+from zip_rc_jax.models.attention import gpu, tpu
 from zip_rc_jax.models.kv_cache import Cache
 from zip_rc_jax.models.transformer import forward_cached, logits
 from zip_rc_jax.runtime.sharding import Layout
@@ -68,7 +68,7 @@ class Network(Protocol):
 def page_size(platform: str) -> int:
     """Slots of a page of the cache on a platform ("cpu", "gpu" or "tpu"); 0 for one slot that holds
     a whole row, which XLA reads faster on CPU."""
-    return tpu.PAGE if platform == "tpu" else 0
+    return {"tpu": tpu.PAGE, "gpu": gpu.PAGE}.get(platform, 0)
 
 
 @dataclasses.dataclass(frozen=True)

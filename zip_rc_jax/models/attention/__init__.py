@@ -2,6 +2,6 @@
 
 full   rotary positions; plain and blocked attention; the TPU kernel for long rows
 cached new tokens to the decoding cache: which of the ways below, on which platform
-gpu    one new token per row over slots, a Pallas kernel
+gpu    one new token per row over pages, a Pallas kernel
 tpu    one new token per row over pages, a Pallas kernel
 """

@@ -1,10 +1,9 @@
 """Attention of new tokens to the decoding cache: written first, then read. One function for every
 platform, chosen once per forward.
 
-- Slots on CPU, and wherever several tokens come at once: XLA reads a part of the cache.
-- Slots on GPU: the kernel of `gpu`.
-- Pages on TPU: the kernel of `tpu`.
-- Pages elsewhere: XLA gathers them.
+- Slots on CPU: XLA reads a part of the cache.
+- Pages on TPU and GPU, one token per row: the kernels of `tpu` and `gpu`.
+- Pages elsewhere, and where several tokens come at once: XLA gathers them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CachedAttention = Callable[
     [str, jax.Array, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]
 ]
 
-KERNELS = ("auto", "plain", "interpreted")
+KERNELS = ("auto", "plain", "tpu", "gpu")
 
 
 def attention_scale(config: ModelConfig) -> float:
@@ -54,24 +53,38 @@ def cached_attention(
       live: `[X * W]` bool, rows that are written.
       slots: slots of the cache to attend to, more than `max(positions)`; None for all.
       unrolled: see `stacks.unstack`.
-      kernel: "auto" takes the platform's kernel for single tokens; "plain" takes none;
-        "interpreted" runs that of slots or pages as plain JAX operations, on any platform (for
+      kernel: "auto" takes the platform's kernel of pages for single tokens; "plain" takes none.
+        "tpu" and "gpu" take that of a platform; elsewhere it runs as plain JAX operations (for
         tests).
     """
     batch, steps = positions.shape
     shards, rows, width = cache.window(batch, slots, unrolled)
-    interpret = steps == 1 and kernel == "interpreted"
-    options = {"layout": layout, "scale": attention_scale(config), "interpret": interpret}
-    if cache.table is not None:
-        table = first_rows(cache.table, batch // shards)[:, : pages_of(width, cache.page)]
-        on_tpu = kernel == "auto" and layout.platform == "tpu" and steps == 1
-        if on_tpu or interpret:
-            return _page_kernel(config, cache, positions, live, table, options)
+    if cache.table is None:
+        return _plain_slots(config, positions, live, (shards, rows, width))
+    table = first_rows(cache.table, batch // shards)[:, : pages_of(width, cache.page)]
+    chosen = layout.platform if kernel == "auto" else kernel
+    has_kernel = chosen == "tpu" or (chosen == "gpu" and gpu.takes(config.head_dim))
+    if steps > 1 or not has_kernel:
         return _gathered_pages(config, cache, positions, live, table)
-    on_gpu = kernel == "auto" and gpu.reads_in_place(layout, steps, config.head_dim)
-    if on_gpu or interpret:
-        return _slot_kernel(config, positions, live, options | {"slots": width})
-    return _plain_slots(config, positions, live, (shards, rows, width))
+    # What a kernel needs besides queries, cache and layer.
+    length = jnp.where(live, positions[:, 0] + 1, 0)
+    options: dict[str, Any] = {
+        "layout": layout,
+        "length": length,
+        "scale": attention_scale(config),
+        "interpret": chosen != layout.platform,
+    }
+    kinds = {kind: _window(config, kind) for kind in config.kinds if kind != "conv"}
+    kernels: dict[str, Callable[..., jax.Array]] = {}
+    for kind, window in kinds.items():
+        mine = options | {"window": window}
+        if chosen == "gpu":
+            kernels[kind] = functools.partial(gpu.attend_pages, table=table, **mine)
+        else:
+            # Made once a step, for all layers of a type.
+            listed = live_pages(length, table, shards, cache.page, window)
+            kernels[kind] = functools.partial(tpu.attend_pages, listed=listed, **mine)
+    return _page_kernel(kernels, positions, live, table)
 
 
 def _masked(config: ModelConfig, positions: jax.Array, slots: int) -> dict[str, Attention]:
@@ -109,57 +122,19 @@ def _plain_slots(
     return run
 
 
-def _slot_kernel(
-    config: ModelConfig, positions: jax.Array, live: jax.Array, options: dict[str, Any]
-) -> CachedAttention:
-    """Of slots, by the GPU kernel, one token per row."""
-
-    def run(
-        kind: str, layer: jax.Array, stack: Any, q: jax.Array, k: jax.Array, v: jax.Array
-    ) -> tuple[jax.Array, Any]:
-        stack = stack.append(layer, positions, live, k, v)
-        length = jnp.where(live, positions[:, 0] + 1, 0)
-        window = _window(config, kind)
-        attended = gpu.attend_in_place(
-            q=q, cache=stack, layer=layer, length=length, window=window, **options
-        )
-        return attended, stack
-
-    return run
-
-
 def _page_kernel(
-    config: ModelConfig,
-    cache: Cache,
+    kernels: dict[str, Callable[..., jax.Array]],
     positions: jax.Array,
     live: jax.Array,
     table: jax.Array,
-    options: dict[str, Any],
 ) -> CachedAttention:
-    """Of pages, by the TPU kernel, one token per row."""
-    length = jnp.where(live, positions[:, 0] + 1, 0)
-    assert cache.table is not None
-    shards, page = len(cache.table), cache.page
-    kinds = {kind for kind in config.kinds if kind != "conv"}
-    # Made once a step, for all layers of a type.
-    listed = {
-        kind: live_pages(length, table, shards, page, _window(config, kind)) for kind in kinds
-    }
+    """Of pages, by a kernel for each layer type, one token per row."""
 
     def run(
         kind: str, layer: jax.Array, stack: Any, q: jax.Array, k: jax.Array, v: jax.Array
     ) -> tuple[jax.Array, Any]:
         stack = stack.append(layer, table, positions, live, k, v)
-        attended = tpu.attend_pages(
-            q=q,
-            cache=stack,
-            layer=layer,
-            listed=listed[kind],
-            length=length,
-            window=_window(config, kind),
-            **options,
-        )
-        return attended, stack
+        return kernels[kind](q=q, cache=stack, layer=layer), stack
 
     return run
 

@@ -1,9 +1,8 @@
-"""Attention of one new token per row over the decoding cache, as a GPU kernel (Pallas, through
-Triton).
+"""Attention of one new token per row over pages, as a GPU kernel (Pallas, through Triton).
 
 XLA copies the part of the cache that is looked at before it multiplies with it, in every layer and
-step. This kernel reads the cache where it lies, each row up to its length, and leaves out the rows
-that are not live (docs/gpu.md has the figures).
+step. This kernel reads the pages where they lie, each row up to its length, and leaves out the rows
+that are not live (docs/gpu.md has figures of one without pages).
 
 A program of its grid takes one row, one key/value head and one part of the slots. It goes through
 blocks of slots with an online softmax. The parts are combined afterwards (as in FlashDecoding), so
@@ -18,9 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zip_rc_jax.models.kv_cache import KEY_AXES, AttentionCache
+from zip_rc_jax.models.paged_cache import PAGE_AXES, PagedCache
 from zip_rc_jax.runtime.sharding import Layout
 
+PAGE = 64  # slots: a block that is multiplied at once never needs two
 # slots that are multiplied at once; a matrix product in Triton takes no fewer
 BLOCK, LEAST_BLOCK = 64, 16
 STAGES = 3  # blocks in flight: one is multiplied while the next are read
@@ -31,15 +31,9 @@ PART = 512  # slots of one program
 LEAST_QUERIES = 16
 
 
-def reads_in_place(layout: Layout, steps: int, head_dim: int) -> bool:
-    """Whether `attend_in_place` takes `steps` new tokens per row: on GPU, one token, heads whose
-    size is a power of two."""
-    return (
-        layout.platform == "gpu"
-        and steps == 1
-        and head_dim & (head_dim - 1) == 0
-        and head_dim >= 16
-    )
+def takes(head_dim: int) -> bool:
+    """Whether `attend_pages` takes heads of this size: a power of two."""
+    return head_dim & (head_dim - 1) == 0 and head_dim >= 16
 
 
 def block_and_stages(head_dim: int, itemsize: int) -> tuple[int, int]:
@@ -65,14 +59,14 @@ def block_and_stages(head_dim: int, itemsize: int) -> tuple[int, int]:
     return block, stages
 
 
-def attend_in_place(
+def attend_pages(
     layout: Layout,
     q: jax.Array,
-    cache: AttentionCache,
+    cache: PagedCache,
     layer: jax.Array,
+    table: jax.Array,
     length: jax.Array,
     *,
-    slots: int,
     scale: float,
     window: int,
     interpret: bool = False,
@@ -83,12 +77,11 @@ def attend_in_place(
 
     Args:
       layout: rows and heads stay on the devices that hold them.
-      q: `[X * W, 1, H, D]`: the first `W` rows of each of the cache's `X` shards.
+      q: `[X * W, 1, H, D]`: `W` rows of each of the cache's `X` shards.
       cache: of a stack of layers.
       layer: scalar int32, which of them.
-      length: `[X * W]` int32, at most `slots`. A row of length 0 reads nothing, and its output is
-        0.
-      slots: at least the longest length.
+      table: `[X * W, N]` int32, the pages of these rows.
+      length: `[X * W]` int32. A row of length 0 reads nothing, and its output is 0.
       scale: factor of the scores.
       window: the last slots that a sliding layer sees; 0 for all.
       interpret: run as plain JAX operations, on any platform (for tests).
@@ -97,47 +90,53 @@ def attend_in_place(
       `[X * W, 1, H, D]` in the dtype of `q`.
     """
     queries = layout.spec(("batch", None, "heads", "head_dim"))
-    keys = layout.spec(KEY_AXES)
-    rows = layout.spec(("batch",))
-    local = functools.partial(_attend, slots=slots, scale=scale, window=window, interpret=interpret)
-    specs = (queries, keys, keys, jax.sharding.PartitionSpec(), rows)
+    rows, tables = layout.spec(("batch",)), layout.spec(("batch", None))
+    local = functools.partial(_attend, scale=scale, window=window, interpret=interpret)
+    specs = (queries, layout.spec(PAGE_AXES), jax.sharding.PartitionSpec(), tables, rows)
     return jax.shard_map(
         local, mesh=layout.mesh, in_specs=specs, out_specs=queries, check_vma=False
-    )(q, cache.k, cache.v, layer, length)
+    )(q, cache.kv, layer * cache.pages, table, length)
 
 
 def _attend(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    layer: jax.Array,
+    kv: jax.Array,
+    base: jax.Array,
+    table: jax.Array,
     length: jax.Array,
     *,
-    slots: int,
     scale: float,
     window: int,
     interpret: bool,
 ) -> jax.Array:
-    """`attend_in_place` on one device's rows and heads."""
+    """`attend_pages` on one device's rows and heads; `base` is the number of the layer's first
+    page."""
     # a tenth of the time that JAX takes to import, and only GPUs need it
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
     rows, _, heads, dim = q.shape
-    kv_heads = k.shape[3]
-    groups, parts = heads // kv_heads, pl.cdiv(slots, PART)
-    block, stages = block_and_stages(dim, k.dtype.itemsize)
+    _, _, kv_heads, page, _ = kv.shape
+    groups, parts = heads // kv_heads, pl.cdiv(table.shape[1] * page, PART)
+    block, stages = block_and_stages(dim, kv.dtype.itemsize)
 
     def whole(*shape: int | None) -> Any:
         """All of an array; the kernel loads what it wants. None leaves out an axis of size 1."""
         return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
 
     queries, shape = (rows, kv_heads, groups, dim), (parts, rows, kv_heads, groups)
-    keys = whole(k.shape[0], None, *k.shape[2:])
     out, log_sum = pl.pallas_call(
-        functools.partial(_kernel, groups=groups, block=block, scale=scale, window=window),
+        functools.partial(
+            _kernel, groups=groups, block=min(block, page), scale=scale, window=window
+        ),
         grid=(rows, kv_heads, parts),
-        in_specs=[whole(*queries), keys, keys, whole(1), whole(rows)],
+        in_specs=[
+            whole(*queries),
+            whole(None, *kv.shape[1:]),
+            whole(1),
+            whole(*table.shape),
+            whole(rows),
+        ],
         out_specs=[whole(*shape, dim), whole(*shape)],
         out_shape=[
             jax.ShapeDtypeStruct((*shape, dim), jnp.float32),
@@ -145,8 +144,8 @@ def _attend(
         ],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=stages),
         interpret=interpret,
-        name="attend_in_place",
-    )(q.reshape(queries), k, v, layer[None], length)
+        name="attend_pages",
+    )(q.reshape(queries), kv, base[None], table, length)
     if parts > 1:
         share = jnp.exp(log_sum - jnp.max(log_sum, axis=0))
         out = jnp.sum(out * (share / jnp.sum(share, axis=0))[..., None], axis=0)
@@ -155,9 +154,9 @@ def _attend(
 
 def _kernel(
     q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    layer_ref: Any,
+    kv_ref: Any,
+    base_ref: Any,
+    table_ref: Any,
     length_ref: Any,
     out_ref: Any,
     log_sum_ref: Any,
@@ -170,15 +169,16 @@ def _kernel(
     """One row, one key/value head, one part of the slots: the part's own mean of the values, and
     the log of its softmax's denominator.
 
-    `q_ref [W, K, G, D]`, `k_ref`, `v_ref [L, R, K, S, D]`, `layer_ref [1]`, `length_ref [W]`,
-    `out_ref [P, W, K, G, D]`, `log_sum_ref [P, W, K, G]`.
+    `q_ref [W, K, G, D]`, `kv_ref [L * P, K, page, 2 D]`, `base_ref [1]`, `table_ref [W, N]`,
+    `length_ref [W]`, `out_ref [parts, W, K, G, D]`, `log_sum_ref [parts, W, K, G]`. A page holds
+    whole blocks.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
     row, head, part = (pl.program_id(axis) for axis in range(3))
-    layer, length = layer_ref[0], length_ref[row]
-    dim = q_ref.shape[-1]
+    base, length = base_ref[0], length_ref[row]
+    dim, page = q_ref.shape[-1], kv_ref.shape[2]
     padded = max(LEAST_QUERIES, pl.next_power_of_2(groups))
     real = jnp.arange(padded) < groups
     # The mask leaves the padding out, but JAX 0.11 and later refuse a constant slice past the end.
@@ -198,14 +198,15 @@ def _kernel(
         acc, top, total = carry
         slot = i * block + jnp.arange(block)
         visible = (slot >= first) & (slot < stop)
-        at = (layer, row, head, pl.ds(i * block, block), slice(None))
-        k = plgpu.load(k_ref.at[at], mask=visible[:, None], other=0)
+        # Where the block lies: in which page, and from where on.
+        at = (base + table_ref[row, i * block // page], head, pl.ds(i * block % page, block))
+        k = plgpu.load(kv_ref.at[*at, pl.ds(0, dim)], mask=visible[:, None], other=0)
         # finite: the difference of two of them is 0 and not NaN
         scores = jnp.where(visible[None, :], product(q, k.T) * scale, -1e30)
         new = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.where(visible[None, :], jnp.exp(scores - new[:, None]), 0)
         kept = jnp.exp(top - new)
-        v = plgpu.load(v_ref.at[at], mask=visible[:, None], other=0)
+        v = plgpu.load(kv_ref.at[*at, pl.ds(dim, dim)], mask=visible[:, None], other=0)
         return (
             kept[:, None] * acc + product(weights.astype(v.dtype), v),
             new,
