@@ -3,8 +3,8 @@
     python benchmarks/paged.py [--prompts 10000] [--mean-length 4096] [--chip v5e v5p h200] [--n 8]
                                [--forks 0] [--seed 0] [--config configs/qwen3_1.7b.yaml]
 
-The allocator and the pager are the decoder's own (`inference.pages`, `inference.paging`). The model
-and the search are scripted:
+The allocator and the pager are those of the package (`inference.pages`, `inference.paging`); the
+engine does not use them yet. The model and the search are scripted:
 
 - Prompts have 300 tokens. The lengths of their samples are log-normal (sigma 0.6 between prompts,
   0.5 within one), cut at `decode.max_tokens`.
@@ -16,8 +16,8 @@ and the search are scripted:
 
 The pool is 90% of what the weights leave. Steps are bound by bandwidth: the weights once, and the
 keys and values of every stepped sequence. Pages to and from host memory take the time of the link.
-Prefill takes none. Dense: as today, every slot has the greatest possible length and one slot is
-scratch; all slots are always busy; a TPU reads all rows to the bucket of the longest one.
+Prefill takes none. Dense: every slot has the greatest possible length and one slot is scratch; all
+slots are always busy; a TPU reads all rows to the bucket of the longest one, as before version 0.2.
 
 The means are over the intervals in which prompts wait for room. A sequence that is offloaded twice
 without a token between would be a loop.
