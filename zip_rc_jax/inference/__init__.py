@@ -11,4 +11,8 @@ outputs, collect         a `Result`: the answer, every prefix, every decision, t
 
 Around it: `api` and `sharing` (the public `Decoder`, for threads and asyncio), `memory` (whether it
 fits, before anything is allocated), `arrays` and `placement` (bookkeeping of slots).
+
+To come: `pages`, `prefix_cache`, `host_pages` (who holds which page of the cache) and `paging`,
+`page_policy`, `paged_sequences` (who is admitted, and who leaves when pages run short). So far
+`benchmarks/paged.py` uses them, and the engine does not.
 """
