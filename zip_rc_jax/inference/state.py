@@ -1,8 +1,8 @@
-"""The row pool and the jitted programs on it: prefill, advance, copy. One row holds one prefix.
+"""The running batch and the jitted programs on it: prefill, advance, edit.
 
-Everything the search does to prefixes is choosing row indices. The live rows of every shard are its
-first ones, so a step works on a leading part of the pool in place, and what must move (a new
-prefix, a branch, a paused row that makes room) is copied row by row.
+A sequence has a slot, with its small state (tokens, logits, joints), and pages of the cache. The
+host says for every lane of a step which slot and which pages it has. So a sequence never moves: to
+start, fork, pause, resume and stop one is to edit tables, and at most one page is copied.
 """
 
 from __future__ import annotations
@@ -46,12 +46,15 @@ class DecodeSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepInputs:
-    """What the requests say about the rows to step, `[X, W]`.
+    """What the requests say about the sequences to step, one in each lane, `[X, W]`.
 
     The host makes it again for every interval, so the pool does not hold it.
 
     Attributes:
-      active: bool, rows to step. The others (paused or free) stay as they are.
+      slot: int32, where the small state of the lane's sequence is; past the last slot for padding.
+      table: `[X, W, N]` int32, its pages; None where lane `i` has page `i`, a whole slot of the
+        cache.
+      active: bool, lanes to step. The others stay as they are.
       key: `[X, W, 2]` uint32, data of the request's random key.
       quota: int32, generated tokens at which the row rests until the next interval.
       max_tokens: int32, generated tokens after which the row is done.
@@ -59,6 +62,8 @@ class StepInputs:
       sampling: how tokens are drawn.
     """
 
+    slot: Any
+    table: Any
     active: Any
     key: Any
     quota: Any
@@ -67,8 +72,12 @@ class StepInputs:
     sampling: Sampling
 
 
-def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> StepInputs:
-    """Shapes of `StepInputs`, to compile for."""
+def abstract_lanes(shards: int, width: int, pages: int = 0, stop_ids: int = 4) -> StepInputs:
+    """Shapes of `StepInputs`, to compile for.
+
+    Args:
+      pages: of each sequence; 0 without a table.
+    """
 
     def lane(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((shards, width, *shape), dtype)
@@ -76,6 +85,8 @@ def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> StepInputs:
     number = lane(jnp.float32)
     sampling = Sampling(number, lane(jnp.int32), number, number, number)
     return StepInputs(
+        lane(jnp.int32),
+        lane(jnp.int32, pages) if pages else None,
         lane(jnp.bool_),
         lane(jnp.uint32, 2),
         lane(jnp.int32),
@@ -88,9 +99,9 @@ def abstract_lanes(shards: int, width: int, stop_ids: int = 4) -> StepInputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """Prefixes, `[X, R]`: `R` rows in each of `X` shards of the mesh's data axis.
+    """Sequences, `[X, R]`: `R` slots in each of `X` shards of the mesh's data axis.
 
-    `S` slots hold prompt and response; `C` cells.
+    `S` tokens hold prompt and response; `C` cells.
 
     Attributes:
       tokens: `[X, R, S]` int32.
@@ -101,7 +112,7 @@ class DecodeState:
       logits: `[X, R, V]` float32, of the next token, for the whole prefix.
       ring: `[X, R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i %
         W`.
-      cache: the network's; slots `0 .. length - 1` are valid.
+      cache: the network's: pages of all sequences, and what it keeps of each besides.
     """
 
     tokens: jax.Array

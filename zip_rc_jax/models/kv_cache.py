@@ -33,6 +33,23 @@ def first_rows(x: jax.Array, width: int) -> jax.Array:
     return x[:, :width].reshape(-1, *x.shape[2:])
 
 
+def taken_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """Rows `rows [X, W]` of every shard of `[X, R, ...]`, as lanes `[X * W, ...]`; past the end, the
+    last one.
+
+    As a batched gather it stays on the shard's devices.
+    """
+    taken = jax.vmap(lambda x, at: x.at[at].get(mode="clip"))(x, rows)
+    return taken.reshape(-1, *x.shape[2:])
+
+
+def put_rows(x: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
+    """`x [X, R, ...]` with lanes `new [X * W, ...]` in the rows `rows [X, W]`; those past the end
+    are dropped."""
+    new = new.reshape(*rows.shape, *x.shape[2:])
+    return jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))(x, rows, new)
+
+
 def resize_rows(x: jax.Array, shards: int, rows: int) -> jax.Array:
     """Lanes `[X * W, ...]` as `[X * rows, ...]`: the first rows of every shard, or more of them,
     that repeat its last."""
@@ -129,33 +146,47 @@ class AttentionCache:
         return jax.lax.fori_loop(0, self.k.shape[0], layer, self)
 
     def append(
-        self, layer: jax.Array, positions: jax.Array, live: jax.Array, k: jax.Array, v: jax.Array
+        self,
+        layer: jax.Array,
+        table: jax.Array | None,
+        positions: jax.Array,
+        live: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
     ) -> AttentionCache:
         """Writes new keys and values `[X * W, T, K, D]` of one layer to slots `positions [X * W,
-        T]` of the rows that are `live`."""
-        shards = self.k.shape[1]
-        # past the end: dropped
-        slot = jnp.where(live[:, None], positions, self.slots).reshape(
-            shards, -1, positions.shape[1]
-        )
+        T]` of the rows that are `live`.
 
-        row = jnp.arange(slot.shape[1])[:, None, None]
-        head = jnp.arange(k.shape[2])[None, :, None]
+        Args:
+          table: `[X * W, 1]` int32, the row of every lane; None: lane `i` of a shard has row `i`.
+        """
+        shards, steps = self.k.shape[1], positions.shape[1]
+        # past the end: dropped
+        slot = jnp.where(live[:, None], positions, self.slots).reshape(shards, -1, steps)
+        width, head = slot.shape[1], jnp.arange(k.shape[2])[None, :, None]
+        if table is None:
+            rows = jnp.broadcast_to(jnp.arange(width), (shards, width))
+        else:
+            rows = table[:, 0].reshape(shards, width)
 
         def write(cache: jax.Array, new: jax.Array) -> jax.Array:
             new = new.reshape(shards, -1, *new.shape[1:]).swapaxes(2, 3).astype(cache.dtype)
+
+            def one(
+                cache: jax.Array, row: jax.Array, slot: jax.Array, new: jax.Array
+            ) -> jax.Array:
+                at = (layer, row[:, None, None], head, slot[:, None, :])
+                return cache.at[at].set(new, mode="drop")
+
             # without a batch axis; a reshape of the cache instead would make XLA copy all of it
             if shards == 1:
-                return cache.at[layer, 0, row, head, slot[0, :, None, :]].set(new[0], mode="drop")
-
-            def one(cache: jax.Array, slot: jax.Array, new: jax.Array) -> jax.Array:
-                return cache.at[layer, row, head, slot[:, None, :]].set(new, mode="drop")
-
-            return jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)(cache, slot, new)
+                at = (layer, 0, rows[0][:, None, None], head, slot[0, :, None, :])
+                return cache.at[at].set(new[0], mode="drop")
+            return jax.vmap(one, in_axes=(1, 0, 0, 0), out_axes=1)(cache, rows, slot, new)
 
         return AttentionCache(write(self.k, k), write(self.v, v))
 
-    def read(self, layer: jax.Array, width: int, slots: int) -> tuple[jax.Array, jax.Array]:
+    def read_first(self, layer: jax.Array, width: int, slots: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values `[X * width, K, slots, D]` of one layer: the first `slots` slots of the
         first `width` rows of each shard."""
 
@@ -165,6 +196,18 @@ class AttentionCache:
             return jax.lax.dynamic_slice(
                 cache, start, (1, shards, width, heads, slots, dim)
             ).reshape(-1, heads, slots, dim)
+
+        return part(self.k), part(self.v)
+
+    def read(
+        self, layer: jax.Array, table: jax.Array, slots: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same of any rows `table [X * W, 1]`. A copy, for prefill."""
+
+        def part(cache: jax.Array) -> jax.Array:
+            rows = table[:, 0].reshape(cache.shape[1], -1)
+            picked = jax.vmap(lambda x, at: x[at], in_axes=(0, 0))(cache[layer], rows)
+            return picked[..., :slots, :].reshape(-1, cache.shape[3], slots, cache.shape[5])
 
         return part(self.k), part(self.v)
 
@@ -185,6 +228,20 @@ class ConvCache:
         self, source: ConvCache, from_row: jax.Array, to_row: jax.Array, slots: int
     ) -> ConvCache:
         return ConvCache(copy_row(self.inputs, source.inputs, from_row, to_row, 2))
+
+    def lanes(self, rows: jax.Array) -> ConvCache:
+        """Of the rows `[X, W]` alone, in this order; past the end, the last one."""
+        picked = jax.vmap(
+            lambda x, at: x.at[:, at].get(mode="clip"), in_axes=(1, 0), out_axes=1
+        )
+        return ConvCache(picked(self.inputs, rows))
+
+    def with_lanes(self, lanes: ConvCache, rows: jax.Array) -> ConvCache:
+        """With what `lanes` has in place of the rows `[X, W]`; those past the end are dropped."""
+        put = jax.vmap(
+            lambda x, at, new: x.at[:, at].set(new, mode="drop"), in_axes=(1, 0, 1), out_axes=1
+        )
+        return ConvCache(put(self.inputs, rows, lanes.inputs))
 
     def before(self, layer: jax.Array, first: jax.Array) -> jax.Array:
         """Inputs `[X * W, taps - 1, d]` of one layer at the positions just before `first [X * W]`;
@@ -235,7 +292,8 @@ class Cache:
     Attributes:
       stacks: per stack of layers (see `stacks.segments`) what it keeps. Attention keeps its keys
         and values in one slot for each row, or in pages.
-      table: `[X, R, N]` int32, the pages of every row; None without pages.
+      table: `[X, W, N]` int32, the pages of every lane that is fed; where a page is a row of slots,
+        its number. None: lane `i` of a shard has row `i`.
     """
 
     stacks: dict[str, AttentionCache | PagedCache | ConvCache]
@@ -317,6 +375,25 @@ class Cache:
 
         table: Any = None if self.table is None else TABLE_AXES
         return Cache({name: of(stack) for name, stack in self.stacks.items()}, table)
+
+    def lanes(self, rows: jax.Array, table: jax.Array | None) -> Cache:
+        """What a forward of lanes with the small state of rows `rows [X, W]` and the pages `table
+        [X, W, N]` reads and writes."""
+        stacks = {
+            name: stack.lanes(rows) if isinstance(stack, ConvCache) else stack
+            for name, stack in self.stacks.items()
+        }
+        return Cache(stacks, table)
+
+    def with_lanes(self, lanes: Cache, rows: jax.Array) -> Cache:
+        """What is kept of `lanes` after it."""
+        stacks = {
+            name: stack.with_lanes(lanes.stacks[name], rows)  # type: ignore[arg-type]
+            if isinstance(stack, ConvCache)
+            else lanes.stacks[name]
+            for name, stack in self.stacks.items()
+        }
+        return Cache(stacks, None)
 
     def copy_row(self, source: Cache, from_row: jax.Array, to_row: jax.Array, slots: int) -> Cache:
         """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, in place; arrays of

@@ -114,8 +114,8 @@ def _plain_slots(
     def run(
         kind: str, layer: jax.Array, stack: Any, q: jax.Array, k: jax.Array, v: jax.Array
     ) -> tuple[jax.Array, Any]:
-        stack = stack.append(layer, positions, live, k, v)
-        read = stack.read(layer, rows, width)
+        stack = stack.append(layer, None, positions, live, k, v)
+        read = stack.read_first(layer, rows, width)
         attended = attentions[kind](resize_rows(q, shards, rows), *read)
         return resize_rows(attended, shards, len(q) // shards), stack
 
