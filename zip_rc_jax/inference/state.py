@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from zip_rc_jax.head import ZipHead, joint_log_probs, policy_logits
 from zip_rc_jax.inference.network import Network
 from zip_rc_jax.inference.sampler import Filters, Sampling, penalized, row_keys, sample, seen_tokens
-from zip_rc_jax.models.kv_cache import copy_row, first_rows
+from zip_rc_jax.models.kv_cache import copy_row, put_rows, taken_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,51 +134,43 @@ class DecodeState:
         named = DecodeState(**axes, cache=self.cache.axes())
         return jax.tree.map(lambda x, a: settings.network.layout.sharding(a, x.shape), self, named)
 
-    def copy_row(
-        self,
-        source: DecodeState,
-        from_row: jax.Array,
-        to_row: jax.Array,
-        branch: jax.Array,
-        slots: int,
-    ) -> DecodeState:
-        """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, with another branch
-        number unless that is -1.
-
-        In place, on the arrays of one shard.
-        """
-        names = [name for name in _SMALL if name != "tokens"]
-        small = {
-            name: copy_row(getattr(self, name), getattr(source, name), from_row, to_row, 1)
-            for name in names
-        }
-        number = jnp.where(branch < 0, source.branch[0, from_row], branch)
-        return DecodeState(
-            **small | {"branch": small["branch"].at[0, to_row].set(number)},
-            tokens=copy_row(self.tokens, source.tokens, from_row, to_row, 1, part=(2, slots)),
-            cache=self.cache.copy_row(source.cache, from_row, to_row, slots),
-        )
-
 
 _SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", "logits", "ring")
 
 
-def empty_rows(settings: DecodeSpec, rows: int, slots: int) -> DecodeState:
-    """A pool of `rows` free rows in each shard (all done), laid out on the mesh."""
-    return _maker(settings, rows, slots)()
+@dataclasses.dataclass(frozen=True)
+class PoolSizes:
+    """Of one shard of the mesh's data axis.
+
+    Attributes:
+      slots: sequences, `R`.
+      tokens: that a sequence may have, `S`.
+      pages: of the cache.
+      page: tokens of a page.
+    """
+
+    slots: int
+    tokens: int
+    pages: int
+    page: int
+
+
+def empty_pool(settings: DecodeSpec, sizes: PoolSizes) -> DecodeState:
+    """Free slots (all done) and pages, laid out on the mesh."""
+    return _maker(settings, sizes)()
 
 
 @functools.lru_cache(maxsize=16)
-def _maker(settings: DecodeSpec, rows: int, slots: int) -> Callable[[], DecodeState]:
-    """The compiled `empty_rows`, which is kept."""
+def _maker(settings: DecodeSpec, sizes: PoolSizes) -> Callable[[], DecodeState]:
+    """The compiled `empty_pool`, which is kept."""
     shards = settings.network.layout.mesh.shape["data"]
 
     def make() -> DecodeState:
         def full(value: Any, *shape: int) -> jax.Array:
-            return jnp.full((shards, rows, *shape), value)
+            return jnp.full((shards, sizes.slots, *shape), value)
 
         return DecodeState(
-            tokens=full(jnp.int32(0), slots),
+            tokens=full(jnp.int32(0), sizes.tokens),
             length=full(jnp.int32(1)),
             prompt_length=full(jnp.int32(1)),
             prompt_hash=full(jnp.uint32(0)),
@@ -186,7 +178,7 @@ def _maker(settings: DecodeSpec, rows: int, slots: int) -> Callable[[], DecodeSt
             done=full(True),
             logits=full(jnp.float32(0), settings.vocab_size),
             ring=full(jnp.float32(0), settings.window, settings.head.grid.n_cells),
-            cache=settings.network.empty_cache(shards, rows, slots),
+            cache=settings.network.empty_cache(shards, sizes.slots, sizes.pages, sizes.page),
         )
 
     return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))
@@ -234,69 +226,73 @@ def _fault(logits: jax.Array, top: jax.Array, joint: jax.Array, head: ZipHead) -
     )
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "steps"))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PrefillInputs:
+    """Prompts, one in each lane, `[X, W]`.
+
+    Attributes:
+      slot, table: as in `StepInputs`; the table is never None.
+      tokens: `[X, W, T]` int32, the whole prompts from position 0.
+      start: int32, positions whose keys and values are in the pages already, fewer than `length`.
+      length: int32 >= 1, tokens of the prompt.
+      prompt_hash: uint32.
+    """
+
+    slot: Any
+    table: Any
+    tokens: Any
+    start: Any
+    length: Any
+    prompt_hash: Any
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "steps"), donate_argnames=("pool",))
 def prefill(
-    settings: DecodeSpec,
-    params: Any,
-    tokens: jax.Array,
-    length: jax.Array,
-    prompt_hash: jax.Array,
-    pool: DecodeState | None = None,
-    stems: jax.Array | None = None,
-    steps: int = 0,
-) -> tuple[DecodeState, jax.Array]:
-    """Root prefixes of `X * N` prompts: their cache, their next-token logits and their first joint.
+    settings: DecodeSpec, params: Any, pool: DecodeState, prompts: PrefillInputs, steps: int
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """Feeds prompts to the model: their pages, their next-token logits and their first joint.
 
     Args:
       params: of the network.
-      tokens: `[X, N, S]` int32, prompts from slot 0; `S` is the slot count of the returned rows.
-      length: `[X, N]` int32 >= 1.
-      prompt_hash: `[X, N]` uint32.
-      pool: rows; some of them begin as these prompts do.
-      stems: `[X, N, 2]` int32: a row of the same shard of `pool`, and how many first tokens of the
-        prompt that row begins with, fewer than the prompt has. Their part of the cache is copied,
-        and only the rest is computed.
-      steps: with `stems`, at least the longest such rest, in tokens.
+      steps: at least the most tokens that are not in the pages yet.
 
     Returns:
-      the rows, where `done` marks prompts whose logits are at fault, and the joints `[X, N, C]`.
+      the pool; the joints `[X, W, C]`; and bool `[X, W]`, prompts whose logits are at fault.
     """
-    shards, count, slots = tokens.shape
-    wide = jnp.zeros((shards, count, settings.vocab_size), jnp.float32)
-    ring = jnp.zeros((shards, count, settings.window, settings.head.grid.n_cells), jnp.float32)
-    cache = settings.network.empty_cache(shards, count, slots)
-    rows = DecodeState(
-        tokens,
-        length,
-        length,
-        prompt_hash,
-        jnp.zeros_like(length),
-        jnp.zeros_like(length, bool),
-        wide,
-        ring,
-        cache,
+    shards, width, most = prompts.tokens.shape
+    slot = prompts.slot
+    tokens, start, length = (
+        x.reshape(-1, *x.shape[2:]) for x in (prompts.tokens, prompts.start, prompts.length)
     )
-    lanes, start = tokens.reshape(-1, slots), jnp.zeros(shards * count, jnp.int32)
-    if pool is not None and stems is not None:
-        lane = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (shards, count))
-        moves = jnp.stack([stems[..., 0], lane, jnp.zeros_like(lane)], axis=-1)
-        cache = copy_rows(
-            settings, rows, pool, moves, jnp.full(shards, count, jnp.int32), slots
-        ).cache
-        start = stems[..., 1].reshape(-1)
-    positions = start[:, None] + jnp.arange(steps or slots)
-    fed = jnp.take_along_axis(lanes, jnp.minimum(positions, slots - 1), axis=1)
-    live = jnp.ones(len(lanes), bool)
+    live = (slot < pool.length.shape[1]).reshape(-1)
+    positions = start[:, None] + jnp.arange(steps)
+    fed = jnp.take_along_axis(tokens, jnp.minimum(positions, most - 1), axis=1)
     logits, cache = settings.network.logits(
-        params, fed, positions, length.reshape(-1) - 1 - start, live, cache, slots
+        params,
+        fed,
+        positions,
+        length - 1 - start,
+        live,
+        pool.cache.lanes(slot, prompts.table),
+        most,
     )
-    logits = logits.reshape(shards, count, -1)
     joint = _joint(logits, settings.head)
     fault = _fault(logits, _top(logits, settings.head), joint, settings.head)
-    rows = dataclasses.replace(
-        rows, done=fault, logits=logits, ring=ring.at[:, :, 0].set(joint), cache=cache
-    )
-    return jax.lax.with_sharding_constraint(rows, rows.sharding(settings)), joint
+    ring = jnp.zeros((shards * width, settings.window, joint.shape[-1]), jnp.float32)
+    small = {
+        "tokens": tokens,
+        "length": length,
+        "prompt_length": length,
+        "prompt_hash": prompts.prompt_hash,
+        "branch": jnp.zeros_like(length),
+        "done": fault,
+        "logits": logits,
+        "ring": ring.at[:, 0].set(joint),
+    }
+    pool = _written(pool, small, cache, slot)
+    pool = jax.lax.with_sharding_constraint(pool, pool.sharding(settings))
+    return pool, joint.reshape(shards, width, -1), fault.reshape(shards, width)
 
 
 class Stepped(NamedTuple):
@@ -327,15 +323,16 @@ def advance(
     steps: jax.Array,
     slots: int,
 ) -> tuple[DecodeState, Stepped]:
-    """Up to `steps` decode steps of the first `W` rows of every shard, in place; stops early when
-    all active ones are done or rest.
+    """Up to `steps` decode steps of the sequences in the lanes, in place; stops early when all
+    active ones are done or rest.
 
     Args:
-      lanes: what to do with these rows.
+      lanes: which sequences, and what to do with them.
       steps: scalar int32.
-      slots: slots the stepped rows may reach; at least their longest length + steps.
+      slots: tokens that the sequences may reach; at least their longest length + steps.
     """
-    shards, width = lanes.active.shape
+    slot, table = lanes.slot, lanes.table
+    lanes = dataclasses.replace(lanes, table=None)
     lanes = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), lanes)
     seed_keys = jax.random.wrap_key_data(lanes.key)
     window = settings.window
@@ -406,8 +403,9 @@ def advance(
             changed["history"] = rows["history"].at[:, step].set(joint)
         return step + 1, rows | changed, cache
 
-    before = _before_interval(settings, pool, lanes.active, width, slots)
-    _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, pool.cache))
+    before = _before_interval(settings, pool, slot, slots)
+    cache = pool.cache.lanes(slot, table)
+    _, after, cache = jax.lax.while_loop(cond, body, (jnp.int32(0), before, cache))
     after["logits"] = jnp.where(lanes.active[:, None], after["logits"], before["logits"])
     stepped = Stepped(
         tokens=after["tokens"],
@@ -418,22 +416,27 @@ def advance(
         logprobs=after["logprobs"],
         history=after.get("history"),
     )
-    return _written(pool, after, cache, (shards, width, slots)), stepped
+    return _written(pool, after, cache, slot), stepped
 
 
 def _before_interval(
-    settings: DecodeSpec, pool: DecodeState, active: jax.Array, width: int, slots: int
+    settings: DecodeSpec, pool: DecodeState, slot: jax.Array, slots: int
 ) -> dict[str, jax.Array]:
-    """What the loop of an interval carries of the rows that it steps, without their cache."""
-    before = {name: first_rows(getattr(pool, name), width) for name in _SMALL}
-    before["tokens"] = before["tokens"][:, :slots]
-    before |= {"fault": jnp.zeros_like(active), "top": _top(before["logits"], settings.head)}
+    """What the loop of an interval carries of the sequences in slots `slot [X, W]`, without their
+    cache."""
+    parts = {name: getattr(pool, name) for name in _SMALL}
+    parts["tokens"] = parts["tokens"][:, :, :slots]
+    before = {name: taken_rows(part, slot) for name, part in parts.items()}
+    before |= {
+        "fault": jnp.zeros_like(before["done"]),
+        "top": _top(before["logits"], settings.head),
+    }
     before["logprobs"] = jnp.zeros(before["tokens"].shape, jnp.float32)
     if settings.filters.repetition:
         before["seen"] = seen_tokens(before["tokens"], before["length"], settings.vocab_size)
     if settings.history:
         cells = settings.head.grid.n_cells
-        before["history"] = jnp.zeros((active.size, settings.history, cells), jnp.float32)
+        before["history"] = jnp.zeros((slot.size, settings.history, cells), jnp.float32)
     return before
 
 
@@ -448,64 +451,83 @@ def _window_mean(rows: dict[str, jax.Array], window: int) -> jax.Array:
 
 
 def _written(
-    pool: DecodeState, after: dict[str, jax.Array], cache: Any, sizes: tuple[int, int, int]
+    pool: DecodeState, small: dict[str, jax.Array], cache: Any, slot: jax.Array
 ) -> DecodeState:
-    """The pool with the rows that an interval stepped: `(shards, rows of each, slots)`."""
-    shards, width, slots = sizes
+    """The pool with what lanes have come to: `small` leaves for slots `slot [X, W]`, and the
+    cache."""
 
     def put(name: str) -> jax.Array:
-        old, new = getattr(pool, name), after[name].reshape(shards, width, *after[name].shape[1:])
-        if name == "tokens":
-            return old.at[:, :width, :slots].set(new)
-        return old.at[:, :width].set(new)
+        old, new = getattr(pool, name), small[name]
+        if name == "tokens":  # the first ones of each sequence
+            part = put_rows(old[:, :, : new.shape[1]], slot, new)
+            return jax.lax.dynamic_update_slice(old, part, (0, 0, 0))
+        return put_rows(old, slot, new)
 
-    return DecodeState(**{name: put(name) for name in _SMALL}, cache=cache)
+    kept = pool.cache.with_lanes(cache, slot)
+    return DecodeState(**{name: put(name) for name in _SMALL}, cache=kept)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "slots"), donate_argnames=("pool",))
-def copy_rows(
-    settings: DecodeSpec,
-    pool: DecodeState,
-    source: DecodeState | None,
-    moves: jax.Array,
-    count: jax.Array,
-    slots: int,
-) -> DecodeState:
-    """Copies rows one after the other, in place: start, branch, admit and making room are all this.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PoolEdits:
+    """Copies that edits of tables ask for, per shard.
 
-    No copy crosses shards.
-
-    Args:
-      source: rows to copy from; None copies within the pool, where a move sees the moves before it.
-      moves: `[X, N, 3]` int32, per shard (from row, to row, branch number or -1 to keep it).
-      count: `[X]` int32, moves of each shard that count.
-      slots: slots to copy, at least the longest length that moves.
+    Attributes:
+      pages: `[X, N, 2]` int32, (from page, to page).
+      page_count: `[X]` int32, those that count.
+      slots: `[X, M, 3]` int32, (from slot, to slot, branch number of the new sequence).
+      slot_count: `[X]` int32.
     """
 
-    def one_shard(
-        pool: DecodeState, source: DecodeState | None, moves: jax.Array, count: jax.Array
-    ) -> DecodeState:
-        def one(i: jax.Array, pool: DecodeState) -> DecodeState:
-            from_row, to_row, branch = moves[0, i]
-            return pool.copy_row(
-                pool if source is None else source, from_row, to_row, branch, slots
-            )
+    pages: Any
+    page_count: Any
+    slots: Any
+    slot_count: Any
 
-        return jax.lax.fori_loop(0, count[0], one, pool)
 
-    layout = settings.network.layout
+@functools.partial(jax.jit, static_argnames=("settings", "tokens"), donate_argnames=("pool",))
+def edit(settings: DecodeSpec, pool: DecodeState, edits: PoolEdits, tokens: int) -> DecodeState:
+    """Carries out copies one after the other, in place. No copy crosses shards.
 
-    def specs(rows: DecodeState | None) -> Any:
-        return None if rows is None else jax.tree.map(lambda s: s.spec, rows.sharding(settings))
+    Args:
+      tokens: of a page to copy where it is a whole slot: at least the longest sequence that is
+        copied.
+    """
 
-    mapped = jax.shard_map(
+    def one_shard(pool: DecodeState, edits: PoolEdits) -> DecodeState:
+        pages, slots = edits.pages[0], edits.slots[0]
+        cache = pool.cache.copy_pages(pages[:, 0], pages[:, 1], edits.page_count[0], tokens)
+        pool = dataclasses.replace(pool, cache=cache)
+
+        def copied(i: jax.Array, pool: DecodeState) -> DecodeState:
+            source, target, branch = slots[i]
+            small = {
+                name: copy_row(getattr(pool, name), getattr(pool, name), source, target, 1)
+                for name in _SMALL
+            }
+            small["branch"] = small["branch"].at[0, target].set(branch)
+            return DecodeState(**small, cache=pool.cache.copy_slot(source, target))
+
+        return jax.lax.fori_loop(0, edits.slot_count[0], copied, pool)
+
+    specs = jax.tree.map(lambda s: s.spec, pool.sharding(settings))
+    return jax.shard_map(
         one_shard,
-        mesh=layout.mesh,
-        in_specs=(specs(pool), specs(source), PartitionSpec("data"), PartitionSpec("data")),
-        out_specs=specs(pool),
+        mesh=settings.network.layout.mesh,
+        in_specs=(specs, PartitionSpec("data")),
+        out_specs=specs,
         check_vma=False,
-    )
-    return mapped(pool, source, moves, count)
+    )(pool, edits)
+
+
+@functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("pool",))
+def clear(settings: DecodeSpec, pool: DecodeState, pages: jax.Array) -> DecodeState:
+    """Zeroes pages `[X, N]`, such as hold values that are not finite; those past the end are
+    dropped.
+
+    A masked position still counts 0 times, and 0 times NaN would reach who holds the page next.
+    """
+    return dataclasses.replace(pool, cache=pool.cache.clear_pages(pages))
 
 
 def bucket(size: int, most: int | None = None, least: int = 8) -> int:

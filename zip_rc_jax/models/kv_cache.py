@@ -172,9 +172,7 @@ class AttentionCache:
         def write(cache: jax.Array, new: jax.Array) -> jax.Array:
             new = new.reshape(shards, -1, *new.shape[1:]).swapaxes(2, 3).astype(cache.dtype)
 
-            def one(
-                cache: jax.Array, row: jax.Array, slot: jax.Array, new: jax.Array
-            ) -> jax.Array:
+            def one(cache: jax.Array, row: jax.Array, slot: jax.Array, new: jax.Array) -> jax.Array:
                 at = (layer, row[:, None, None], head, slot[:, None, :])
                 return cache.at[at].set(new, mode="drop")
 
@@ -185,6 +183,11 @@ class AttentionCache:
             return jax.vmap(one, in_axes=(1, 0, 0, 0), out_axes=1)(cache, rows, slot, new)
 
         return AttentionCache(write(self.k, k), write(self.v, v))
+
+    def clear(self, pages: jax.Array) -> AttentionCache:
+        """Zeros in the rows `[X, N]`."""
+        zero = jax.vmap(lambda x, at: x.at[:, at].set(0, mode="drop"), in_axes=(1, 0), out_axes=1)
+        return AttentionCache(zero(self.k, pages), zero(self.v, pages))
 
     def read_first(self, layer: jax.Array, width: int, slots: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values `[X * width, K, slots, D]` of one layer: the first `slots` slots of the
@@ -199,9 +202,7 @@ class AttentionCache:
 
         return part(self.k), part(self.v)
 
-    def read(
-        self, layer: jax.Array, table: jax.Array, slots: int
-    ) -> tuple[jax.Array, jax.Array]:
+    def read(self, layer: jax.Array, table: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
         """The same of any rows `table [X * W, 1]`. A copy, for prefill."""
 
         def part(cache: jax.Array) -> jax.Array:
@@ -231,9 +232,7 @@ class ConvCache:
 
     def lanes(self, rows: jax.Array) -> ConvCache:
         """Of the rows `[X, W]` alone, in this order; past the end, the last one."""
-        picked = jax.vmap(
-            lambda x, at: x.at[:, at].get(mode="clip"), in_axes=(1, 0), out_axes=1
-        )
+        picked = jax.vmap(lambda x, at: x.at[:, at].get(mode="clip"), in_axes=(1, 0), out_axes=1)
         return ConvCache(picked(self.inputs, rows))
 
     def with_lanes(self, lanes: ConvCache, rows: jax.Array) -> ConvCache:
@@ -395,18 +394,43 @@ class Cache:
         }
         return Cache(stacks, None)
 
-    def copy_row(self, source: Cache, from_row: jax.Array, to_row: jax.Array, slots: int) -> Cache:
-        """Row `to_row` becomes row `from_row` of `source`, up to `slots` slots, in place; arrays of
-        one shard."""
+    def copy_pages(
+        self, from_pages: jax.Array, to_pages: jax.Array, count: jax.Array, slots: int
+    ) -> Cache:
+        """The first `count` of the pages `to_pages [N]` become those of `from_pages [N]`, one after
+        the other, in place; arrays of one shard.
 
-        def copied(mine: Any, other: Any) -> Any:
-            if not isinstance(mine, PagedCache):
-                return mine.copy_row(other, from_row, to_row, slots)
-            assert self.table is not None
-            assert source.table is not None
-            from_pages, to_pages = source.table[0, from_row], self.table[0, to_row]
-            count = min(pages_of(slots, mine.page), len(from_pages), len(to_pages))
-            return mine.copy_pages(other, from_pages, to_pages, jnp.int32(count))
+        Args:
+          slots: to copy of a page that is a whole row.
+        """
 
-        stacks = {name: copied(mine, source.stacks[name]) for name, mine in self.stacks.items()}
+        def copied(stack: AttentionCache | PagedCache | ConvCache) -> Any:
+            if isinstance(stack, ConvCache):
+                return stack
+            if isinstance(stack, PagedCache):
+                return stack.copy_pages(stack, from_pages, to_pages, count)
+
+            def one(i: jax.Array, stack: AttentionCache) -> AttentionCache:
+                return stack.copy_row(stack, from_pages[i], to_pages[i], slots)
+
+            return jax.lax.fori_loop(0, count, one, stack)
+
+        return Cache({name: copied(stack) for name, stack in self.stacks.items()}, self.table)
+
+    def copy_slot(self, source: jax.Array, target: jax.Array) -> Cache:
+        """What is kept of a sequence besides its pages, in place; arrays of one shard."""
+        stacks = {
+            name: stack.copy_row(stack, source, target, 0)
+            if isinstance(stack, ConvCache)
+            else stack
+            for name, stack in self.stacks.items()
+        }
         return Cache(stacks, self.table)
+
+    def clear_pages(self, pages: jax.Array) -> Cache:
+        """Zeros in the pages `[X, N]`; those past the end are dropped."""
+
+        def cleared(stack: AttentionCache | PagedCache | ConvCache) -> Any:
+            return stack if isinstance(stack, ConvCache) else stack.clear(pages)
+
+        return Cache({name: cleared(stack) for name, stack in self.stacks.items()}, self.table)

@@ -102,6 +102,16 @@ class PagedCache:
         kv = kv.swapaxes(2, 3).reshape(-1, heads, count * page, width)
         return kv[..., : width // 2], kv[..., width // 2 :]
 
+    def clear(self, pages: jax.Array) -> PagedCache:
+        """Zeros in the pages `[X, N]` of every layer; those past the end are dropped."""
+        layers = jnp.arange(self.layers)[:, None] * self.pages
+
+        def one(kv: jax.Array, pages: jax.Array) -> jax.Array:
+            at = jnp.where(pages < self.pages, layers + pages, kv.shape[0])
+            return kv.at[at.reshape(-1)].set(0, mode="drop")
+
+        return self._with(jax.vmap(one)(self.kv, pages))
+
     def copy_pages(
         self, source: PagedCache, from_pages: jax.Array, to_pages: jax.Array, count: jax.Array
     ) -> PagedCache:
