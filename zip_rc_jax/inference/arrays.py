@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from zip_rc_jax.grading.votes import NO_ANSWER
 from zip_rc_jax.grid import Grid
-from zip_rc_jax.inference.requests import TokenizedRequest
+from zip_rc_jax.inference.page_policy import PagedSequence
+from zip_rc_jax.inference.requests import TokenizedRequest, prompt_hash
 from zip_rc_jax.inference.sampler import Sampling
 from zip_rc_jax.inference.state import StepInputs
 from zip_rc_jax.inference.tree import SearchTree
@@ -18,20 +20,39 @@ from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.search.inputs import SearchInputs
 
 
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """A sequence to step.
+
+    Attributes:
+      number: of the lane, over all shards.
+      sequence: it; its request, and the tokens that it may have at the end of the interval.
+    """
+
+    number: int
+    sequence: PagedSequence
+    job: TokenizedRequest
+    quota: int
+
+
 def lanes_of(
-    rows: list[tuple[int, TokenizedRequest, int]],
+    rows: list[Lane],
     stop_ids: Callable[[TokenizedRequest], tuple[int, ...]],
     most_ids: int,
     shape: tuple[int, int],
+    pages: int,
+    no_slot: int,
 ) -> StepInputs:
-    """The requests of the rows to step.
+    """The requests of the sequences to step.
 
     Args:
-      rows: (lane, job, quota), not empty.
+      rows: not empty.
       stop_ids: of a job, at most `most_ids`.
-      shape: shards and rows of each.
+      shape: shards and lanes of each.
+      pages: of a table; 0 where lanes are in the order of their pages.
+      no_slot: for lanes that are not stepped.
     """
-    jobs = list({job.number: job for _, job, _ in rows}.values())
+    jobs = list({lane.job.number: lane.job for lane in rows}.values())
     place = {job.number: i for i, job in enumerate(jobs)}
     lanes = shape[0] * shape[1]
     active, quota, which = (
@@ -39,16 +60,25 @@ def lanes_of(
         np.zeros(lanes, np.int32),
         np.zeros(lanes, np.int32),
     )
-    for lane, job, tokens in rows:  # lanes that are not stepped get the first request
-        active[lane], quota[lane], which[lane] = True, tokens, place[job.number]
+    slot, branch = np.full(lanes, no_slot, np.int32), np.zeros(lanes, np.int32)
+    table = np.zeros((lanes, pages), np.int32)
+    for lane in rows:  # lanes that are not stepped get the first request
+        at, held = lane.number, lane.sequence.table.pages
+        active[at], quota[at], which[at] = True, lane.quota, place[lane.job.number]
+        slot[at], branch[at] = lane.sequence.slot, lane.sequence.branch
+        table[at, : len(held)] = np.maximum(held, 0)[:pages]
 
     def per_lane(values: Any, dtype: Any = None) -> np.ndarray:
         chosen = np.asarray(values, dtype)[which]
         return chosen.reshape(*shape, *chosen.shape[1:])
 
     return StepInputs(
+        slot.reshape(shape),
+        table.reshape(*shape, pages) if pages else None,
         active.reshape(shape),
         per_lane([job.key for job in jobs], np.uint32),
+        per_lane([prompt_hash(job.ids) for job in jobs], np.uint32),
+        branch.reshape(shape),
         quota.reshape(shape),
         per_lane([job.config.max_tokens for job in jobs], np.int32),
         per_lane(

@@ -56,6 +56,7 @@ class StepInputs:
         cache.
       active: bool, lanes to step. The others stay as they are.
       key: `[X, W, 2]` uint32, data of the request's random key.
+      prompt_hash: uint32, and branch: int32: identity of the sequence's randomness.
       quota: int32, generated tokens at which the row rests until the next interval.
       max_tokens: int32, generated tokens after which the row is done.
       stop_ids: `[X, W, K]` int32, ids that end the row; -1 is none.
@@ -66,6 +67,8 @@ class StepInputs:
     table: Any
     active: Any
     key: Any
+    prompt_hash: Any
+    branch: Any
     quota: Any
     max_tokens: Any
     stop_ids: Any
@@ -89,6 +92,8 @@ def abstract_lanes(shards: int, width: int, pages: int = 0, stop_ids: int = 4) -
         lane(jnp.int32, pages) if pages else None,
         lane(jnp.bool_),
         lane(jnp.uint32, 2),
+        lane(jnp.uint32),
+        lane(jnp.int32),
         lane(jnp.int32),
         lane(jnp.int32),
         lane(jnp.int32, stop_ids),
@@ -107,7 +112,6 @@ class DecodeState:
       tokens: `[X, R, S]` int32.
       length: `[X, R]` int32, tokens so far, prompt included.
       prompt_length: `[X, R]` int32.
-      prompt_hash: `[X, R]` uint32 and branch `[X, R]` int32: identity of the row's randomness.
       done: `[X, R]` bool, ended by a stop id, by max_tokens or by a fault.
       logits: `[X, R, V]` float32, of the next token, for the whole prefix.
       ring: `[X, R, W, C]` float32, the last `W` joints; joint number `i` of a prefix lies at `i %
@@ -118,8 +122,6 @@ class DecodeState:
     tokens: jax.Array
     length: jax.Array
     prompt_length: jax.Array
-    prompt_hash: jax.Array
-    branch: jax.Array
     done: jax.Array
     logits: jax.Array
     ring: jax.Array
@@ -135,7 +137,7 @@ class DecodeState:
         return jax.tree.map(lambda x, a: settings.network.layout.sharding(a, x.shape), self, named)
 
 
-_SMALL = ("tokens", "length", "prompt_length", "prompt_hash", "branch", "done", "logits", "ring")
+_SMALL = ("tokens", "length", "prompt_length", "done", "logits", "ring")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +175,6 @@ def _maker(settings: DecodeSpec, sizes: PoolSizes) -> Callable[[], DecodeState]:
             tokens=full(jnp.int32(0), sizes.tokens),
             length=full(jnp.int32(1)),
             prompt_length=full(jnp.int32(1)),
-            prompt_hash=full(jnp.uint32(0)),
-            branch=full(jnp.int32(0)),
             done=full(True),
             logits=full(jnp.float32(0), settings.vocab_size),
             ring=full(jnp.float32(0), settings.window, settings.head.grid.n_cells),
@@ -236,7 +236,6 @@ class PrefillInputs:
       tokens: `[X, W, T]` int32, the whole prompts from position 0.
       start: int32, positions whose keys and values are in the pages already, fewer than `length`.
       length: int32 >= 1, tokens of the prompt.
-      prompt_hash: uint32.
     """
 
     slot: Any
@@ -244,7 +243,6 @@ class PrefillInputs:
     tokens: Any
     start: Any
     length: Any
-    prompt_hash: Any
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "steps"), donate_argnames=("pool",))
@@ -284,8 +282,6 @@ def prefill(
         "tokens": tokens,
         "length": length,
         "prompt_length": length,
-        "prompt_hash": prompts.prompt_hash,
-        "branch": jnp.zeros_like(length),
         "done": fault,
         "logits": logits,
         "ring": ring.at[:, 0].set(joint),
@@ -351,7 +347,7 @@ def advance(
         tokens, length, done = rows["tokens"], rows["length"], rows["done"]
 
         # Draw a token for every row.
-        keys = row_keys(seed_keys, rows["prompt_hash"], rows["branch"], length)
+        keys = row_keys(seed_keys, lanes.prompt_hash, lanes.branch, length)
         policy = policy_logits(rows["logits"], settings.head)
         weighed, top = policy, rows["top"]
         if settings.filters.repetition:
@@ -475,7 +471,7 @@ class PoolEdits:
     Attributes:
       pages: `[X, N, 2]` int32, (from page, to page).
       page_count: `[X]` int32, those that count.
-      slots: `[X, M, 3]` int32, (from slot, to slot, branch number of the new sequence).
+      slots: `[X, M, 2]` int32, (from slot, to slot).
       slot_count: `[X]` int32.
     """
 
@@ -500,12 +496,11 @@ def edit(settings: DecodeSpec, pool: DecodeState, edits: PoolEdits, tokens: int)
         pool = dataclasses.replace(pool, cache=cache)
 
         def copied(i: jax.Array, pool: DecodeState) -> DecodeState:
-            source, target, branch = slots[i]
+            source, target = slots[i]
             small = {
                 name: copy_row(getattr(pool, name), getattr(pool, name), source, target, 1)
                 for name in _SMALL
             }
-            small["branch"] = small["branch"].at[0, target].set(branch)
             return DecodeState(**small, cache=pool.cache.copy_slot(source, target))
 
         return jax.lax.fori_loop(0, edits.slot_count[0], copied, pool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from zip_rc_jax.config.plugins import ANSWER_CHOICES
 from zip_rc_jax.grading.votes import NO_ANSWER, answer_groups
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.outputs import Decision, Prefix, Result, Usage
-from zip_rc_jax.inference.placement import Move
+from zip_rc_jax.inference.page_policy import PagedSequence
 from zip_rc_jax.inference.requests import RejectedRequest, TokenizedRequest
 from zip_rc_jax.inference.stopping import UNFINISHED_CHARACTER, JointHistory, Stop, withheld
 from zip_rc_jax.models.io.tokenizer import Tokenizer
@@ -26,12 +26,12 @@ ROOT = -1
 
 @dataclasses.dataclass
 class Branch:
-    """One prefix. `row` is None before it first runs, and once it has ended."""
+    """One prefix. `sequence` says where it is: None before it first runs, and once it has ended."""
 
     id: int
     parent: int
     fork_position: int
-    row: int | None
+    sequence: PagedSequence | None = None
     live: bool = False
     finished: bool = False
     stopped: bool = False  # by a stop id, rather than by max_tokens
@@ -115,10 +115,9 @@ class SearchTree:
     """One prompt in flight.
 
     Attributes:
-      root_row: the prompt without any generated token, which all prefixes begin as; the last one to
+      root: the prompt without any generated token, which all prefixes begin as; the last one to
         begin takes it over.
       action: the last decision, until it has been carried out; None asks for the next.
-      ready: the rows for it are there, so its prefixes may be stepped. Until then the prompt waits.
       reason: why it was stopped before the search ended it: "error", "token_budget", "time_budget",
         or "".
       error: what went wrong.
@@ -128,9 +127,8 @@ class SearchTree:
     started: float
     root_joint: Any
     shard: int
-    root_row: int | None
+    root: PagedSequence | None
     action: Action | None = None
-    ready: bool = False
     branches: list[Branch] = dataclasses.field(default_factory=list)
     trace: list[Decision] = dataclasses.field(default_factory=list)
     steps: int = 0
@@ -145,53 +143,28 @@ class SearchTree:
     @property
     def unborn(self) -> int:
         """Prefixes that may still begin."""
-        return self.job.config.n - sum(b.row is not None or b.ended for b in self.branches)
+        return self.job.config.n - sum(b.sequence is not None or b.ended for b in self.branches)
 
-    @property
-    def account(self) -> tuple[int, int]:
-        """Rows that it may still take, and rows that it holds."""
-        root = self.root_row is not None
-        return self.unborn - root, root + sum(b.row is not None for b in self.branches)
+    def begin(self, action: Action) -> list[tuple[Branch, Branch | None]]:
+        """Makes live what `action` extends.
 
-    def wanted(self, action: Action) -> int:
-        """Rows to take for `action`."""
-        copies = zip(self.branches, action.multiplicity, strict=True)
-        new = sum(k - (b.row is not None) for b, k in copies if k and not b.ended) + (
-            action.starts or 0
-        )
-        return min(new, self.account[0])
-
-    def begin(self, action: Action, take: Callable[[], int]) -> list[Move]:
-        """Makes live what `action` extends, in rows that `take` gives.
-
-        Returns the copies that put the new prefixes there.
+        Returns the prefixes that have no sequence yet, each with the one that it begins as; None is
+        the root.
         """
-        # prefixes without a row, and the row that they begin as
-        new: list[tuple[Branch, int | None]] = []
-        unborn = self.unborn
+        new: list[tuple[Branch, Branch | None]] = []
         for branch, k in zip(list(self.branches), action.multiplicity, strict=True):
             if branch.ended:
                 continue
             branch.live = k > 0
-            if branch.live and branch.row is None:
-                new.append((branch, self.root_row))
-            new += [(self._grow(branch), branch.row) for _ in range(k - 1)]
-        new += [(self._grow(None), self.root_row) for _ in range(action.starts or 0)]
-        moves = []
-        for i, (branch, source) in enumerate(new, 1):
-            assert source is not None
-            if i == unborn:
-                assert self.root_row is not None
-                branch.row, self.root_row = self.root_row, None
-            else:
-                branch.row = take()
-            moves.append((source, branch.row, branch.id))
-        return moves
+            if branch.live and branch.sequence is None:
+                new.append((branch, None))
+            new += [(self._grow(branch), branch) for _ in range(k - 1)]
+        return new + [(self._grow(None), None) for _ in range(action.starts or 0)]
 
     def sample(self, number: int) -> Branch:
         """A prefix without any token."""
         history = JointHistory(self.root_joint[None]) if self.job.config.stop else None
-        return Branch(number, ROOT, 0, None, joint=self.root_joint, history=history)
+        return Branch(number, ROOT, 0, joint=self.root_joint, history=history)
 
     def _grow(self, parent: Branch | None) -> Branch:
         """A new live prefix: a copy of `parent`, or of the root (None)."""
@@ -204,7 +177,6 @@ class SearchTree:
                 number,
                 parent.id,
                 len(parent.tokens),
-                None,
                 live=True,
                 tokens=parent.tokens,
                 joint=parent.joint,
@@ -213,15 +185,10 @@ class SearchTree:
         self.branches.append(branch)
         return branch
 
-    def lengths(self) -> dict[int, int]:
-        """The rows that it holds, the root's first, and how many tokens lie in each."""
-        prompt = len(self.job.ids)
-        lengths = {} if self.root_row is None else {self.root_row: prompt}
-        return lengths | {b.row: prompt + len(b.tokens) for b in self.branches if b.row is not None}
-
-    def rows(self) -> list[int]:
-        """All that it holds."""
-        return list(self.lengths())
+    def sequences(self) -> list[PagedSequence]:
+        """All that it holds, the root's first."""
+        held = [self.root, *(b.sequence for b in self.branches)]
+        return [sequence for sequence in held if sequence is not None]
 
     @property
     def used(self) -> int:
