@@ -525,6 +525,32 @@ def clear(settings: DecodeSpec, pool: DecodeState, pages: jax.Array) -> DecodeSt
     return dataclasses.replace(pool, cache=pool.cache.clear_pages(pages))
 
 
+@functools.partial(jax.jit, static_argnames=("settings",))
+def read_out(
+    settings: DecodeSpec, pool: DecodeState, pages: jax.Array, slots: jax.Array
+) -> tuple[Any, Any]:
+    """What lies in pages `[X, N]` and in slots `[X, M]`, to be kept by the host and put back by
+    `write_in`, bit for bit."""
+    small = {name: taken_rows(getattr(pool, name), slots) for name in _SMALL}
+    return pool.cache.take_pages(pages), (small, pool.cache.take_slots(slots))
+
+
+@functools.partial(jax.jit, static_argnames=("settings",), donate_argnames=("pool",))
+def write_in(
+    settings: DecodeSpec,
+    pool: DecodeState,
+    pages: jax.Array,
+    page_content: Any,
+    slots: jax.Array,
+    slot_content: Any,
+) -> DecodeState:
+    """`read_out` undone; pages and slots past the end are dropped."""
+    small, rest = slot_content
+    cache = pool.cache.put_pages(pages, page_content).put_slots(slots, rest)
+    leaves = {name: put_rows(getattr(pool, name), slots, small[name]) for name in _SMALL}
+    return DecodeState(**leaves, cache=cache)
+
+
 def bucket(size: int, most: int | None = None, least: int = 8) -> int:
     """Smallest of `least`, 2 `least`, 4 `least`, ... that holds `size`, at most `most`: few shapes
     mean few compilations."""

@@ -34,10 +34,9 @@ def first_rows(x: jax.Array, width: int) -> jax.Array:
 
 
 def taken_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
-    """Rows `rows [X, W]` of every shard of `[X, R, ...]`, as lanes `[X * W, ...]`; past the end, the
-    last one.
+    """Rows `rows [X, W]` of every shard of `[X, R, ...]`, as lanes `[X * W, ...]`.
 
-    As a batched gather it stays on the shard's devices.
+    Past the end it is the last one. As a batched gather it stays on the shard's devices.
     """
     taken = jax.vmap(lambda x, at: x.at[at].get(mode="clip"))(x, rows)
     return taken.reshape(-1, *x.shape[2:])
@@ -183,6 +182,19 @@ class AttentionCache:
             return jax.vmap(one, in_axes=(1, 0, 0, 0), out_axes=1)(cache, rows, slot, new)
 
         return AttentionCache(write(self.k, k), write(self.v, v))
+
+    def take(self, pages: jax.Array) -> AttentionCache:
+        """The rows `[X, N]` alone."""
+        taken = jax.vmap(lambda x, at: x.at[:, at].get(mode="clip"), in_axes=(1, 0), out_axes=1)
+        return AttentionCache(taken(self.k, pages), taken(self.v, pages))
+
+    def put(self, pages: jax.Array, content: Any) -> AttentionCache:
+        """With `content`, an `AttentionCache` of as many rows or a number, in the rows `[X, N]`;
+        those past the end are dropped."""
+        put = jax.vmap(
+            lambda x, at, new: x.at[:, at].set(new, mode="drop"), in_axes=(1, 0, 1), out_axes=1
+        )
+        return AttentionCache(put(self.k, pages, content.k), put(self.v, pages, content.v))
 
     def clear(self, pages: jax.Array) -> AttentionCache:
         """Zeros in the rows `[X, N]`."""
@@ -423,6 +435,38 @@ class Cache:
             name: stack.copy_row(stack, source, target, 0)
             if isinstance(stack, ConvCache)
             else stack
+            for name, stack in self.stacks.items()
+        }
+        return Cache(stacks, self.table)
+
+    def take_pages(self, pages: jax.Array) -> dict[str, Any]:
+        """What lies in the pages `[X, N]`, to be put back by `put_pages`."""
+        return {
+            name: stack.take(pages)
+            for name, stack in self.stacks.items()
+            if not isinstance(stack, ConvCache)
+        }
+
+    def put_pages(self, pages: jax.Array, content: dict[str, Any]) -> Cache:
+        """`take_pages` undone; pages past the end are dropped."""
+        stacks = {
+            name: stack if isinstance(stack, ConvCache) else stack.put(pages, content[name])
+            for name, stack in self.stacks.items()
+        }
+        return Cache(stacks, self.table)
+
+    def take_slots(self, slots: jax.Array) -> dict[str, Any]:
+        """What is kept of the sequences in slots `[X, N]` besides their pages."""
+        return {
+            name: stack.lanes(slots)
+            for name, stack in self.stacks.items()
+            if isinstance(stack, ConvCache)
+        }
+
+    def put_slots(self, slots: jax.Array, content: dict[str, Any]) -> Cache:
+        """`take_slots` undone; slots past the end are dropped."""
+        stacks = {
+            name: stack.with_lanes(content[name], slots) if isinstance(stack, ConvCache) else stack
             for name, stack in self.stacks.items()
         }
         return Cache(stacks, self.table)

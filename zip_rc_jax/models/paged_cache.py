@@ -102,15 +102,25 @@ class PagedCache:
         kv = kv.swapaxes(2, 3).reshape(-1, heads, count * page, width)
         return kv[..., : width // 2], kv[..., width // 2 :]
 
+    def take(self, pages: jax.Array) -> jax.Array:
+        """`[X, L * N, K, page, 2 D]`: the pages `[X, N]` of every layer."""
+        return jax.vmap(lambda kv, at: kv.at[at].get(mode="clip"))(self.kv, self._places(pages))
+
+    def put(self, pages: jax.Array, content: jax.Array) -> PagedCache:
+        """`take` undone; pages past the end are dropped."""
+        put = jax.vmap(lambda kv, at, new: kv.at[at].set(new, mode="drop"))
+        return self._with(put(self.kv, self._places(pages), content))
+
     def clear(self, pages: jax.Array) -> PagedCache:
         """Zeros in the pages `[X, N]` of every layer; those past the end are dropped."""
-        layers = jnp.arange(self.layers)[:, None] * self.pages
+        zero = jax.vmap(lambda kv, at: kv.at[at].set(0, mode="drop"))
+        return self._with(zero(self.kv, self._places(pages)))
 
-        def one(kv: jax.Array, pages: jax.Array) -> jax.Array:
-            at = jnp.where(pages < self.pages, layers + pages, kv.shape[0])
-            return kv.at[at.reshape(-1)].set(0, mode="drop")
-
-        return self._with(jax.vmap(one)(self.kv, pages))
+    def _places(self, pages: jax.Array) -> jax.Array:
+        """`[X, L * N]`: where the pages `[X, N]` of every layer lie; past the end where they do."""
+        places = jnp.arange(self.layers)[:, None] * self.pages + pages[:, None]
+        places = jnp.where(pages[:, None] < self.pages, places, self.kv.shape[1])
+        return places.reshape(len(pages), -1)
 
     def copy_pages(
         self, source: PagedCache, from_pages: jax.Array, to_pages: jax.Array, count: jax.Array
