@@ -33,17 +33,18 @@ COMMANDS = (
     "export",
     "evaluate",
     "replay",
+    "calibrate",
     "compile",
 )
 # What must be installed before a command does any work; `decode`, `export` and `compile` need the
 # base alone.
 EXTRAS_OF_COMMANDS = {
-    **dict.fromkeys(("demo", "rollout", "grade", "train", "label", "replay"), "train"),
+    **dict.fromkeys(("demo", "rollout", "grade", "train", "label", "replay", "calibrate"), "train"),
     "evaluate": "eval",
     "serve": "serve",
 }
 # The others resume, if they write anything.
-STARTS_ANEW = ("problems", "serve", "predict", "export", "compile")
+STARTS_ANEW = ("problems", "serve", "predict", "export", "calibrate", "compile")
 
 
 def _command(name: str) -> Command:
