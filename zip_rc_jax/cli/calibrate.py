@@ -187,7 +187,7 @@ def settings_table(plan: CalibrationPlan, found: Calibration) -> Table:
     from zip_rc_jax.evaluation.tables import Table, number, percent
 
     assert plan.promise is not None
-    risk = {"errors": "errors", "loss": "loss"}[plan.promise.risk]
+    risk = plan.promise.risk
     budget = bool(plan.token_budgets)
     rows = []
     for one in found.settings:
@@ -216,8 +216,8 @@ def settings_table(plan: CalibrationPlan, found: Calibration) -> Table:
         ),
         tuple(rows),
         "A setting passes if its p is at most its level. The level of one that passes goes on to "
-        "the next. Bound: upper confidence bound at that level. A problem without an answer counts "
-        "0 in accuracy.",
+        "the next. Bound: upper confidence bound at that level, or at that of a start. A problem "
+        "without an answer counts 0 in accuracy.",
         text_columns=0,
     )
 

@@ -36,6 +36,7 @@ BETAS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 DEAREST, CHEAPEST = 1e-4, 10.0  # betas between which a price is looked for
 _FIRST, _FINER, _ROUNDS = 11, 8, 2  # betas of the first grid, of a finer one, and how many of these
 RESAMPLES = 2000
+ORDER = 0  # seed of the order in which problems are tested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,16 +185,17 @@ def check_enough(promise: Promise, problems: int, paths: Sequence[int], *, tries
     level = levels_of(promise, paths)
     if promise.risk == "errors":
         needed = needed_for_errors(promise.delta, level, exact=tries == 1)
-        best = "if all of them are answered, and none wrong"
+        what, best = "an error rate", "if all of them are answered, and none wrong"
     else:
         needed = needed_for_loss(promise.delta, level)
-        best = "for a setting that loses nothing on any of them"
+        what, best = "a loss", "for a setting that loses nothing on any of them"
     if problems < needed:
         raise UsageError(
             f"{problems} calibration problems",
-            f"a {promise.risk.rstrip('s')} rate of at most {promise.delta:g} with confidence "
+            f"{what} of at most {promise.delta:g} with confidence "
             f"{1 - promise.epsilon:g} needs {needed} of them, even {best}",
-            "take more problems, fewer betas and starts, a larger risk, or less confidence",
+            f"take at least {needed} problems, fewer betas and starts, a larger risk, or less "
+            "confidence",
         )
 
 
@@ -269,15 +271,17 @@ def _test(
     promise: Promise, one: Outcomes, threshold: float, reference: Outcomes | None, bet: float
 ) -> tuple[Callable[[float], float], float]:
     """P-value of a setting as a function of delta, and its measured risk."""
-    answered = one.value >= threshold
-    answered &= np.isfinite(one.value)
+    # Bets are placed in turn, and problems may lie in the order of their levels.
+    order = np.random.default_rng(ORDER).permutation(len(one.value))
+    one = one.part(order)
+    answered = (one.value >= threshold) & np.isfinite(one.value)
     if promise.risk == "errors":
         share, error = answered.mean(1), (answered * (1 - one.correct)).mean(1)
         risk = error.sum() / share.sum() if share.any() else float("nan")
         return lambda delta: error_p_value(error, share, delta, bet), float(risk)
     if reference is None:
         raise ValueError("the loss is measured against full samples")
-    loss = (reference.correct - answered * one.correct).mean(1)
+    loss = (reference.correct[order] - answered * one.correct).mean(1)
     return lambda delta: loss_p_value(loss, delta, bet), float(loss.mean())
 
 

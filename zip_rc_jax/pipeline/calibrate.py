@@ -49,6 +49,8 @@ from zip_rc_jax.pipeline.pool import SHAPING, held_out, make_pool, planned_pool
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import check_writable, code_version, read_json
 
+SEED = 0  # of the order of the problems
+
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationPlan:
@@ -187,7 +189,7 @@ def calibrate(plan: CalibrationPlan, load: Callable[[str], LanguageModel]) -> Ca
     outcomes = replayed_outcomes(pool, settings)
     if plan.promise is None:
         rows: list[Tested] = []
-        choice: Tested | None = _spending(outcomes[0])
+        choice: Tested | None = _spending(outcomes[0].part(priced))
     else:
         reference = full_samples(pool, source.decode) if plan.promise.risk == "loss" else None
         mine = [one.part(judged) for one in outcomes]
@@ -325,12 +327,13 @@ def _config(plan: CalibrationPlan, path: pathlib.Path, pool: pathlib.Path) -> Pi
 def _parts(plan: CalibrationPlan, problems: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the problems that a price is chosen on, and of those that a promise is tested on.
 
-    A price that is chosen on the tested problems would spoil the test, so they take turns.
+    A price that is chosen on the tested problems would spoil the test, so each gets a half. The
+    order is shuffled: problems may lie in the order of their levels.
     """
-    number = np.arange(problems)
+    order, none = np.random.default_rng(SEED).permutation(problems), np.arange(0)
     if plan.average_cost is None:
-        return number[:0], number
-    return (number, number[:0]) if plan.promise is None else (number[::2], number[1::2])
+        return none, order
+    return (order, none) if plan.promise is None else (order[::2], order[1::2])
 
 
 def _price(
