@@ -64,21 +64,19 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     add("--average-cost", type=float, metavar="COST", help="mean GenCost that beta is to spend")
     add("--confidence", type=float, default=0.9, help="that the promise holds (default 0.9)")
-    add("--betas", type=float, nargs="+", default=[], metavar="BETA", help="prices to test")
+    add("--betas", type=_floats, default=(), metavar="BETA,...", help="prices to test")
     add(
         "--token-budgets",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="TOKENS",
+        type=_integers,
+        default=(),
+        metavar="TOKENS,...",
         help="budgets of a problem to test instead; a pool needs replay.stride=1 for them",
     )
     add(
         "--thresholds",
-        type=float,
-        nargs="+",
-        default=[],
-        metavar="VALUE",
+        type=_floats,
+        default=(),
+        metavar="VALUE,...",
         help="values of abstain_below to test (default: 0 to 0.95 in steps of 0.05, 0.975, 0.99)",
     )
     add(
@@ -97,6 +95,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--problems", type=int, default=0, metavar="N", help="the first N of HELDOUT (default all)")
     add("--chat", action="store_true", help="problems are user turns for the chat template")
     add("--output", type=pathlib.Path, metavar="FILE.json", help="another copy of the record")
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    """Numbers between commas. Raises ValueError, which argparse tells of."""
+    return tuple(map(float, text.split(",")))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+_floats.__name__, _integers.__name__ = "list of numbers", "list of whole numbers"  # in messages
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -152,9 +162,9 @@ def _plan(arguments: argparse.Namespace) -> CalibrationPlan:
         promise,
         arguments.average_cost,
         options,
-        betas=tuple(arguments.betas),
-        token_budgets=tuple(arguments.token_budgets),
-        thresholds=tuple(arguments.thresholds),
+        betas=arguments.betas,
+        token_budgets=arguments.token_budgets,
+        thresholds=arguments.thresholds,
         pool=arguments.pool,
         chat=arguments.chat,
         problems=arguments.problems,

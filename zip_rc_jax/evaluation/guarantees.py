@@ -4,7 +4,8 @@ Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052). Every setting has 
 "its risk exceeds delta", and a p-value from calibration problems. A rule for many tests keeps the
 probability of even one false rejection below epsilon. So any rejected setting may be chosen, by
 any other criterion. The one assumption: calibration problems and later problems are drawn
-independently from the same distribution. arXiv 2602.03814 stops reasoning by such a rule.
+independently from the same distribution. Wang et al. (2026, arXiv 2602.03814) stop reasoning by
+such rules.
 
 Two risks:
 - errors among answered, `E[error * answered] / E[answered]`. It is a ratio of means. Where each
