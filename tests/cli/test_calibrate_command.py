@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
 import pytest
 
 from harness.stored_pools import make_pool
-from zip_rc_jax.cli.main import main
+from zip_rc_jax.cli.main import _resumes, main, parse
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.models.io.calibrations import (
     model_identity,
@@ -137,8 +138,6 @@ def test_bad_input_is_refused_before_a_model_is_loaded(calibrate, monkeypatch, a
 
 
 def _matches(message, said):
-    import re
-
     return re.search(message, " ".join(said.split()))
 
 
@@ -170,6 +169,12 @@ def test_a_pool_of_another_model_and_a_model_without_a_head_are_refused(calibrat
     status, said = calibrate("--max-error-rate", "0.9", model=tmp_path / "other")
     assert status == 2
     assert _matches(r"pool .*its samples were drawn from another model \(digest", said)
+
+
+def test_after_an_interruption_only_samples_that_are_drawn_go_on():
+    given = ["calibrate", "m", "--data", "d", "--average-cost", "1"]
+    assert not _resumes(parse(given))
+    assert _resumes(parse([*given, "--pool", "p"]))
 
 
 @pytest.mark.slow

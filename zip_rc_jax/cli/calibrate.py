@@ -179,8 +179,8 @@ def _places(arguments: argparse.Namespace) -> list[pathlib.Path]:
     beside = place_of(arguments.model, arguments.head)
     places = [place for place in (beside, arguments.output) if place is not None]
     if not places:
-        reason = "its files are not yours to write beside"
-        fix = "add --output FILE.json, or copy the model and calibrate the copy"
+        reason = "there is no file or directory of yours that the record could lie beside"
+        fix = "add --output FILE.json, or give the path of a model"
         raise UsageError(f"model {arguments.model}", reason, fix)
     for place in places:
         if place.is_dir():

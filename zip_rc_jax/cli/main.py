@@ -44,7 +44,7 @@ EXTRAS_OF_COMMANDS = {
     "serve": "serve",
 }
 # The others resume, if they write anything.
-STARTS_ANEW = ("problems", "serve", "predict", "export", "calibrate", "compile")
+STARTS_ANEW = ("problems", "serve", "predict", "export", "compile")
 
 
 def _command(name: str) -> Command:
@@ -152,6 +152,8 @@ def _resumes(arguments: argparse.Namespace) -> bool:
     """Whether the same command goes on where it was interrupted: what has an `--output` does if it
     is given.
     """
+    if arguments.command == "calibrate":
+        return bool(arguments.pool)  # finished files of samples are kept
     return arguments.command not in STARTS_ANEW and bool(getattr(arguments, "output", True))
 
 

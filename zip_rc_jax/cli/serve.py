@@ -112,7 +112,11 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     from zip_rc_jax.config.overrides import from_dotlist
     from zip_rc_jax.inference.api import resolve
     from zip_rc_jax.inference.engine import check_head
-    from zip_rc_jax.models.io.calibrations import calibration_line, stored_calibration
+    from zip_rc_jax.models.io.calibrations import (
+        calibration_line,
+        calibration_summary,
+        stored_calibration,
+    )
     from zip_rc_jax.models.io.load import load
     from zip_rc_jax.runtime import distributed
     from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
@@ -146,6 +150,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         lm = load(arguments.model, dtype=arguments.dtype, layout=layout, **zip_options(arguments))
         check_head(lm)
         record = stored_calibration(lm, arguments.model, arguments.head)
+        if record is not None:
+            serve = dataclasses.replace(serve, calibration=calibration_summary(record))
         lm = with_template(lm, template)
         server = Server(lm, resolve(None, options, lm.head, lm.generation_config), serve)
         host, port = listener.getsockname()[:2]

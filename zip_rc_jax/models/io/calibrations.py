@@ -106,3 +106,10 @@ def calibration_line(record: Mapping[str, Any]) -> str:
         f"calibrated: {RISKS[promise['risk']]} at most {promise['delta']:.1%} with confidence "
         f"{1 - promise['epsilon']:.0%}: {settings} ({counted}; GenCost {cost:.2f})"
     )
+
+
+def calibration_summary(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What clients of a server are told: no paths, and no digests."""
+    names = ("options", "promise", "average_cost", "measured")
+    told = {name: record[name] for name in names if name in record}
+    return told | {"says": calibration_line(record), "problems": record["data"]["problems"]}
