@@ -7,8 +7,9 @@ Without a pool, a made-up population is calibrated. The problems of a pool are t
 every risk is known. A run draws `--problems` of them with replacement, and calibrates on these. A
 promise fails where the true risk of the chosen setting exceeds it. Reported are the share of runs
 that fail, beside epsilon, and of runs that choose nothing; then, over the runs that chose, the
-mean true risk, share answered, accuracy and GenCost of what they chose, and the same of the
-decode without a promise (threshold 0 at the first beta).
+mean true risk, the risk on fresh problems (those that were not drawn), the share answered,
+accuracy and GenCost of what they chose, and the same of the decode without a promise (threshold
+0, at beta 0.05 for errors and at the smallest beta for losses).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from zip_rc_jax.runtime.errors import UsageError
 
 BETA = 0.05  # of the promises about errors
 HEADER = (
-    "| promise | problems | failed % | epsilon % | chose nothing % | risk % | answered % "
-    "| accuracy % | GenCost | without: risk % | accuracy % | GenCost |"
+    "| promise | problems | failed % | epsilon % | chose nothing % | risk % | fresh risk % "
+    "| answered % | accuracy % | GenCost | without: risk % | accuracy % | GenCost |"
 )
 
 
@@ -81,7 +82,8 @@ def truth(promise: Promise, one: Outcomes, threshold: float, full: Outcomes) -> 
 def calibrations(
     promise: Promise, prices: list[Outcomes], full: Outcomes, problems: int, runs: int, seed: int
 ) -> list[tuple[float, ...] | None]:
-    """What each run chose, as `truth` says; None where it chose nothing."""
+    """What each run chose, as `truth` says, with the risk on fresh problems in second place; None
+    where it chose nothing."""
     rng, found = np.random.default_rng(seed), list[tuple[float, ...] | None]()
     errors = promise.risk == "errors"
     tested = [one for one in prices if one.decode.beta == BETA] if errors else prices
@@ -92,20 +94,24 @@ def calibrations(
         mine, reference = [one.part(drawn) for one in tested], full.part(drawn)
         settings: list[Tested] = try_settings(promise, mine, thresholds, reference, details=False)
         choice = chosen(promise, settings)
-        found.append(
-            choice
-            and truth(promise, by_beta[choice.decode.beta], choice.decode.abstain_below, full)
-        )
+        if choice is None:
+            found.append(None)
+            continue
+        one, threshold = by_beta[choice.decode.beta], choice.decode.abstain_below
+        fresh = np.setdiff1d(np.arange(len(full.correct)), drawn)
+        risk, *rest = truth(promise, one, threshold, full)
+        unseen = truth(promise, one.part(fresh), threshold, full.part(fresh))[0]
+        found.append((risk, unseen, *rest))
     return found
 
 
 def row(promise: Promise, problems: int, found: list, without: tuple[float, ...]) -> str:
     """One line of the table."""
-    chose = np.array([one for one in found if one is not None]).reshape(-1, 4)
+    chose = np.array([one for one in found if one is not None]).reshape(-1, 5)
     failed = (chose[:, 0] > promise.delta + 1e-12).sum() / len(found)
     means = [f"{x:.{digits}f}" for x, digits in zip(
-        chose.mean(0) * (100, 100, 100, 1), (1, 1, 1, 2), strict=True
-    )] if len(chose) else ["-"] * 4  # fmt: skip
+        chose.mean(0) * (100, 100, 100, 100, 1), (1, 1, 1, 1, 2), strict=True
+    )] if len(chose) else ["-"] * 5  # fmt: skip
     plain = f"{100 * without[0]:.1f} | {100 * without[2]:.1f} | {without[3]:.2f}"
     nothing = 100 * (1 - len(chose) / len(found))
     return (
@@ -132,7 +138,7 @@ def main() -> None:
     promises += [Promise("loss", delta, epsilon) for delta in options.losses]
     size = len(full.correct)
     print(f"{options.runs} calibrations of a population of {size} problems")
-    print(f"{HEADER}\n|{'---|' * 12}")
+    print(f"{HEADER}\n|{'---|' * 13}")
     for promise in promises:
         first = next(one for one in prices if promise.risk == "loss" or one.decode.beta == BETA)
         without = truth(promise, first, 0.0, full)

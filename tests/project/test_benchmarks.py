@@ -24,7 +24,7 @@ SMALLEST = {
     ),
     "calibration.py": (
         "--runs 5 --problems 300 --error-rates 0.1 --losses 0.05",
-        rf"\| (errors|loss) <= {NUMBER} (\| {NUMBER} ){{11}}\|",
+        rf"\| (errors|loss) <= {NUMBER} (\| {NUMBER} ){{12}}\|",
         2,
     ),
     "decode.py": ("--prompts 1 --tokens 4 --runs 1", rf"(\| {NUMBER} ){{8}}\|", 2),
