@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import socket
 
+import httpx2
 import pytest
 
+from harness.servers import running
 from harness.tiny import tiny_lm
 from zip_rc_jax import DecodeConfig
 from zip_rc_jax.cli.main import build_parser, main
 from zip_rc_jax.cli.serve import _name_of, run
+from zip_rc_jax.models.io.calibrations import write_calibration
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.serving import server
 from zip_rc_jax.serving.server import ServeConfig, Server
 
 
@@ -99,3 +103,40 @@ def test_it_listens_here_and_logs_no_prompts_unless_told_otherwise():
 )
 def test_a_model_is_called_by_the_last_part_of_its_name(model, name):
     assert _name_of(model) == name
+
+
+RECORD = {
+    "options": {"n": 2, "beta": 0.05, "abstain_below": 0.5},
+    "promise": {"risk": "errors", "delta": 0.05, "epsilon": 0.1},
+    "measured": {"cost": 1.25},
+    "data": {"name": "pool", "problems": 100, "path": "/secret"},
+}
+
+
+def test_the_promise_of_a_calibration_is_said_at_the_start(lm, tmp_path, monkeypatch, capsys):
+    lm.save(tmp_path / "model")
+    write_calibration(lm, tmp_path / "model" / "calibration.json", RECORD)
+    made = []
+
+    class Fake:
+        def __init__(self, lm, config, serve):
+            made.append(serve)
+
+        def run(self, **_):
+            pass
+
+    monkeypatch.setattr(server, "Server", Fake)
+    assert main(["serve", str(tmp_path / "model"), "--port", "0", "max_tokens=24", "n=2"]) == 0
+    said = capsys.readouterr().out
+    assert "errors among answered at most 5.0% with confidence 90%: n=2 beta=0.05" in said
+    [serve] = made
+    assert serve.calibration["says"] in said
+    assert serve.calibration["options"] == RECORD["options"]
+    assert "secret" not in str(serve.calibration)
+
+
+def test_clients_find_the_promise_beside_the_model(lm):
+    told = {"says": "calibrated", "problems": 100}
+    with running(lm, calibration=told) as served:
+        listed = httpx2.get(f"{served.url}/v1/models").json()["data"]
+    assert [model["zip_rc"]["calibration"] for model in listed] == [told] * len(listed)

@@ -33,7 +33,8 @@ def make_pool(
     grid = lm.head.grid
     rows = list(pool_samples(found, results, recorder, grades, decode, grid, kind))
     options = to_dict(decode)
-    partial = PartialPool(directory, {"decode": {name: options[name] for name in SHAPING}})
+    shaping = {name: options[name] for name in SHAPING}
+    partial = PartialPool(directory, {"decode": shaping, "model": lm.digest()})
     size = -(-len(prompts) // files) * samples
     for number in range(files):
         partial.add(number, rows[number * size : (number + 1) * size])

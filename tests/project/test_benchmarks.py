@@ -22,6 +22,11 @@ SMALLEST = {
         rf"\| (best of|adaptive, alpha)[^|]+(\| {NUMBER} ){{6}}\|",
         3,
     ),
+    "calibration.py": (
+        "--runs 5 --problems 300 --error-rates 0.1 --losses 0.05",
+        rf"\| (errors|loss) <= {NUMBER} (\| {NUMBER} ){{12}}\|",
+        2,
+    ),
     "decode.py": ("--prompts 1 --tokens 4 --runs 1", rf"(\| {NUMBER} ){{8}}\|", 2),
     "decode_limit.py": (
         "--config configs/chain_sum_demo.yaml --rows 2 4 --context 64 --dtype float32 --steps 2 "

@@ -33,12 +33,13 @@ COMMANDS = (
     "export",
     "evaluate",
     "replay",
+    "calibrate",
     "compile",
 )
 # What must be installed before a command does any work; `decode`, `export` and `compile` need the
 # base alone.
 EXTRAS_OF_COMMANDS = {
-    **dict.fromkeys(("demo", "rollout", "grade", "train", "label", "replay"), "train"),
+    **dict.fromkeys(("demo", "rollout", "grade", "train", "label", "replay", "calibrate"), "train"),
     "evaluate": "eval",
     "serve": "serve",
 }
@@ -151,6 +152,8 @@ def _resumes(arguments: argparse.Namespace) -> bool:
     """Whether the same command goes on where it was interrupted: what has an `--output` does if it
     is given.
     """
+    if arguments.command == "calibrate":
+        return bool(arguments.pool)  # finished files of samples are kept
     return arguments.command not in STARTS_ANEW and bool(getattr(arguments, "output", True))
 
 

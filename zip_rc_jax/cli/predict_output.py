@@ -31,6 +31,7 @@ from zip_rc_jax.evaluation.token_heat_map import (
     printable,
     svg_picture,
 )
+from zip_rc_jax.models.io.calibrations import calibration_line, stored_calibration
 from zip_rc_jax.models.io.chat import check_variable
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
@@ -76,6 +77,9 @@ def run_predict(arguments: argparse.Namespace) -> None:
         items = tokenize_items(lm, texts, chat_template_kwargs=template)
     predictions = predict(lm, iter(items), batch_tokens=arguments.batch_tokens, progress=False)
     console = Console() if Console().is_terminal else Console(width=170)
+    if record := stored_calibration(lm, arguments.model, arguments.head):
+        said = calibration_line(record)
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     if not files:
         for i, (line, one) in enumerate(zip(lines, predictions, strict=True)):
             _print(console, one, _heading(line, i) if len(lines) > 1 else "")

@@ -112,6 +112,11 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     from zip_rc_jax.config.overrides import from_dotlist
     from zip_rc_jax.inference.api import resolve
     from zip_rc_jax.inference.engine import check_head
+    from zip_rc_jax.models.io.calibrations import (
+        calibration_line,
+        calibration_summary,
+        stored_calibration,
+    )
     from zip_rc_jax.models.io.load import load
     from zip_rc_jax.runtime import distributed
     from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh, mesh_sizes
@@ -144,11 +149,16 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             raise UsageError(value, reason, "choose another port, or 0 for a free one") from None
         lm = load(arguments.model, dtype=arguments.dtype, layout=layout, **zip_options(arguments))
         check_head(lm)
+        record = stored_calibration(lm, arguments.model, arguments.head)
+        if record is not None:
+            serve = dataclasses.replace(serve, calibration=calibration_summary(record))
         lm = with_template(lm, template)
         server = Server(lm, resolve(None, options, lm.head, lm.generation_config), serve)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         console.print(f"serving {serve.name} on http://{shown}:{port}/v1", markup=False)
+        if record is not None:
+            console.print(calibration_line(record), markup=False, highlight=False, soft_wrap=True)
         if not serve.api_key and not host.startswith("127.") and host != "::1":
             console.print("no API key is set: whoever reaches this address may ask", markup=False)
         server.run(sockets=[listener])

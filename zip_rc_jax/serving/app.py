@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -50,8 +50,15 @@ class EventStream(StreamingResponse):
             self._close()
 
 
-def make_app(translator: Translator, service: Service, *, log_prompts: bool = False) -> FastAPI:
-    """The application. `service` is started and stopped with it."""
+def make_app(
+    translator: Translator,
+    service: Service,
+    *,
+    log_prompts: bool = False,
+    calibration: Mapping[str, Any] | None = None,
+) -> FastAPI:
+    """The application. `service` is started and stopped with it. `calibration` is told with the
+    models."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,7 +89,9 @@ def make_app(translator: Translator, service: Service, *, log_prompts: bool = Fa
         return await answered(request, body, translator.completion)
 
     def described(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": created, "owned_by": "zip-rc"}
+        told = {"zip_rc": {"calibration": dict(calibration)}} if calibration else {}
+        own = {"id": name, "object": "model", "created": created, "owned_by": "zip-rc"}
+        return own | told
 
     @app.get("/v1/models")
     async def models() -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -38,6 +39,7 @@ class ServeConfig:
       max_body_bytes: of a body.
       grace_seconds: in which what runs may end after a signal to stop.
       log_prompts: prompts are written to the log.
+      calibration: what `zip-rc calibrate` promised of the model, for clients; None without.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ServeConfig:
     max_body_bytes: int = 4 * 2**20
     grace_seconds: float = 60.0
     log_prompts: bool = False
+    calibration: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for field in ("max_queue", "max_seconds", "max_body_bytes"):
@@ -120,7 +123,12 @@ class Server(uvicorn.Server):
             max_seconds=serve.max_seconds,
         )
         translator = Translator(engine, serve.name, context, serve.max_seconds)
-        app = make_app(translator, self.service, log_prompts=serve.log_prompts)
+        app = make_app(
+            translator,
+            self.service,
+            log_prompts=serve.log_prompts,
+            calibration=serve.calibration,
+        )
         limited = Limits(app, metrics, PATHS, serve.max_body_bytes, serve.api_key)
         super().__init__(
             uvicorn.Config(
