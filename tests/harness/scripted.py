@@ -43,38 +43,95 @@ SHARP = 1e-4  # mass outside the predicted cells
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
-    """The cache: `tokens [X, R, S]`."""
+    """The cache: `tokens [X, P, page]`, and the table `[X, W, N]` of the lanes; None: lane `i` has
+    page `i`."""
 
     tokens: jax.Array
+    table: jax.Array | None = None
 
     def axes(self) -> History:
         return History(("batch", None, None))
 
-    def copy_row(
-        self, source: History, from_row: jax.Array, to_row: jax.Array, slots: int
-    ) -> History:
-        tokens = source.tokens[0, from_row, :slots]
-        return History(self.tokens.at[0, to_row, : len(tokens)].set(tokens))
+    def lanes(self, slots, table) -> History:
+        return History(self.tokens, table)
+
+    def with_lanes(self, lanes: History, slots) -> History:
+        return History(lanes.tokens)
+
+    def copy_pages(self, from_pages, to_pages, count, slots) -> History:
+        def copy(i, tokens):
+            copied = tokens[0, from_pages[i], :slots]
+            return tokens.at[0, to_pages[i], : len(copied)].set(copied)
+
+        return History(jax.lax.fori_loop(0, count, copy, self.tokens))
+
+    def copy_slot(self, source, target) -> History:
+        return self
+
+    def take_pages(self, pages):
+        return jax.vmap(lambda x, at: x.at[at].get(mode="clip"))(self.tokens, pages)[None]
+
+    def put_pages(self, pages, content) -> History:
+        put = jax.vmap(lambda x, at, new: x.at[at].set(new, mode="drop"))
+        return History(put(self.tokens, pages, content[0]))
+
+    def take_slots(self, slots):
+        return ()
+
+    def put_slots(self, slots, content) -> History:
+        return self
+
+    def clear_pages(self, pages) -> History:
+        clear = jax.vmap(lambda x, at: x.at[at].set(-1, mode="drop"))
+        return History(clear(self.tokens, pages))
+
+    def read(self, lanes: int, slots: int) -> jax.Array:
+        """The first `slots` tokens of every lane."""
+        width = lanes // len(self.tokens)
+        if self.table is None:
+            return self.tokens[:, :width, :slots].reshape(lanes, slots)
+        pages = jax.vmap(lambda x, at: x[at])(self.tokens, self.table)
+        return pages.reshape(lanes, -1)[:, :slots]
+
+    def write(self, positions, tokens, live) -> History:
+        """`tokens [N, T]` at `positions` of the lanes that are live."""
+        shards, pages, page = self.tokens.shape
+        table = self.table
+        if table is None:
+            width = len(positions) // shards
+            table = jnp.broadcast_to(jnp.arange(width)[:, None], (shards, width, 1))
+        table = table.reshape(len(positions), -1)
+        number = jnp.take_along_axis(
+            table, jnp.minimum(positions // page, table.shape[1] - 1), axis=1
+        )
+        inside = live[:, None] & (positions < table.shape[1] * page)
+        number = jnp.where(inside, number, pages)
+
+        def by_shard(x):
+            return x.reshape(shards, -1, *x.shape[1:])
+
+        put = jax.vmap(lambda x, at, place, new: x.at[at, place].set(new, mode="drop"))
+        arguments = by_shard(number), by_shard(positions % page), by_shard(tokens)
+        return History(put(self.tokens, *arguments), self.table)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScriptedNetwork:
-    """Implements `decoding.network.Network`; its params are `Script.params`."""
+    """Implements `inference.network.Network`; its params are `Script.params`."""
 
     vocab_size: int = 64
     layout: Layout = dataclasses.field(default_factory=single_device)
+    page: int = 0
 
-    def empty_cache(self, shards: int, rows: int, slots: int) -> History:
-        return History(jnp.full((shards, rows, slots), -1, jnp.int32))
+    def empty_cache(self, shards: int, rows: int, slots: int, pages: int) -> History:
+        return History(jnp.full((shards, pages, self.page or slots), -1, jnp.int32))
 
     def logits(self, params, tokens, positions, last, live, cache, slots):
         lanes = jnp.arange(tokens.shape[0])
-        shards = cache.tokens.shape[0]
-        width = len(lanes) // shards
-        before = cache.tokens[:, :width, :slots].reshape(len(lanes), slots)
         # What is not live writes nonsense here, which must not be kept.
-        history = before.at[lanes[:, None], positions].set(
-            jnp.where(live[:, None], tokens, FIRST_PLAN)
+        history = cache.read(len(lanes), slots)
+        history = history.at[lanes[:, None], positions].set(
+            jnp.where(live[:, None], tokens, FIRST_PLAN), mode="drop"
         )
         position = positions[lanes, last]
         seen = jnp.arange(history.shape[1]) <= position[:, None]
@@ -97,10 +154,8 @@ class ScriptedNetwork:
             params["joint"][plan, jnp.clip(generated, 0, POSITIONS - 1)],
             params["root"],
         )
-        kept = jnp.where(live[:, None], history, before).reshape(shards, width, slots)
-        return logits.at[:, HEAD.first_id : HEAD.last_id].set(cells), History(
-            cache.tokens.at[:, :width, :slots].set(kept)
-        )
+        logits = logits.at[:, HEAD.first_id : HEAD.last_id].set(cells)
+        return logits, cache.write(positions, tokens, live)
 
     def temporary_bytes(self, rows, tokens, slots):
         return 4 * rows * slots

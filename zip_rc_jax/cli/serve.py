@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.config.overrides import from_dotlist
     from zip_rc_jax.inference.api import resolve
-    from zip_rc_jax.inference.engine import check_head
+    from zip_rc_jax.inference.prepared import check_head
     from zip_rc_jax.models.io.calibrations import (
         calibration_line,
         calibration_summary,

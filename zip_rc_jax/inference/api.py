@@ -17,15 +17,9 @@ from zip_rc_jax.config.checks import shown
 from zip_rc_jax.config.plugins import POLICIES
 from zip_rc_jax.config.renamed import new_names
 from zip_rc_jax.head import ZipHead
-from zip_rc_jax.inference.engine import (
-    ENGINE_OPTIONS,
-    Engine,
-    ResultEvent,
-    StepEvent,
-    check_head,
-    prepared,
-)
+from zip_rc_jax.inference.engine import ENGINE_OPTIONS, Engine, ResultEvent, StepEvent
 from zip_rc_jax.inference.outputs import Result
+from zip_rc_jax.inference.prepared import check_head, prepared
 from zip_rc_jax.inference.requests import Prompt, RejectedRequest, Request, TokenizedRequest
 from zip_rc_jax.inference.sharing import Event, OwnSession, Session, SharedEngine
 from zip_rc_jax.models.io.generation import FILE, sampling_values

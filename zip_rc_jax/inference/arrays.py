@@ -13,6 +13,7 @@ from zip_rc_jax.grading.votes import NO_ANSWER
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.page_policy import PagedSequence
 from zip_rc_jax.inference.requests import TokenizedRequest, prompt_hash
+from zip_rc_jax.inference.running_batch import table_row
 from zip_rc_jax.inference.sampler import Sampling
 from zip_rc_jax.inference.state import StepInputs
 from zip_rc_jax.inference.tree import SearchTree
@@ -26,13 +27,21 @@ class Lane:
 
     Attributes:
       number: of the lane, over all shards.
-      sequence: it; its request, and the tokens that it may have at the end of the interval.
+      sequence: it; `tree` has it.
     """
 
     number: int
     sequence: PagedSequence
-    job: TokenizedRequest
-    quota: int
+    tree: SearchTree
+
+    @property
+    def job(self) -> TokenizedRequest:
+        return self.tree.job
+
+    @property
+    def quota(self) -> int:
+        """Generated tokens that it may have at the end of the interval."""
+        return self.sequence.table.length + self.sequence.due - len(self.job.ids)
 
 
 def lanes_of(
@@ -63,10 +72,10 @@ def lanes_of(
     slot, branch = np.full(lanes, no_slot, np.int32), np.zeros(lanes, np.int32)
     table = np.zeros((lanes, pages), np.int32)
     for lane in rows:  # lanes that are not stepped get the first request
-        at, held = lane.number, lane.sequence.table.pages
+        at = lane.number
         active[at], quota[at], which[at] = True, lane.quota, place[lane.job.number]
         slot[at], branch[at] = lane.sequence.slot, lane.sequence.branch
-        table[at, : len(held)] = np.maximum(held, 0)[:pages]
+        table[at] = table_row(lane.sequence, pages)
 
     def per_lane(values: Any, dtype: Any = None) -> np.ndarray:
         chosen = np.asarray(values, dtype)[which]

@@ -52,6 +52,14 @@ class HostPages:
         if host != NOWHERE:
             self._pages[host].page = NOWHERE
 
+    def swap(self, page: int, other: int) -> None:
+        """Two pages of the device change places."""
+        new = {page: other, other: page}
+        copies = {new[p]: self._copies.pop(p) for p in new if p in self._copies}
+        for number, host in copies.items():
+            self._pages[host].page = number
+        self._copies |= copies
+
     def hold(self, host: int) -> None:
         self._pages[host].refs += 1
 

@@ -11,8 +11,21 @@ from typing import Any
 
 import jax
 
-from zip_rc_jax.inference.state import DecodeSpec, DecodeState, empty_rows
+from zip_rc_jax.config import DecodeConfig
+from zip_rc_jax.inference.page_policy import check_worst_case
+from zip_rc_jax.inference.pages import PageAllocator
+from zip_rc_jax.inference.state import (
+    PREFILL_TOKENS,
+    DecodeSpec,
+    DecodeState,
+    PoolSizes,
+    bucket,
+    empty_pool,
+    fine_bucket,
+)
 from zip_rc_jax.runtime.errors import UsageError
+
+FILL = 0.9  # share of a device's memory that is used where the number of pages is free
 
 CGROUP_LIMITS = (
     pathlib.Path("/sys/fs/cgroup/memory.max"),
@@ -26,7 +39,7 @@ class Estimate:
 
     Attributes:
       parameters: of the model, its folded unembedding included.
-      rows: of the pool: cache, logits, joints and tokens of every row.
+      rows: of the pool: pages, and logits, joints and tokens of every slot.
       temporaries: of the larger of prefill and step; an upper bound.
     """
 
@@ -39,9 +52,9 @@ class Estimate:
         return self.parameters + self.rows + self.temporaries
 
 
-def abstract_pool(settings: DecodeSpec, rows: int, slots: int) -> DecodeState:
-    """The pool of `state.empty_rows` as shapes, laid out as it is."""
-    pool = jax.eval_shape(lambda: empty_rows(settings, rows, slots))
+def abstract_pool(settings: DecodeSpec, sizes: PoolSizes) -> DecodeState:
+    """The pool of `state.empty_pool` as shapes, laid out as it is."""
+    pool = jax.eval_shape(lambda: empty_pool(settings, sizes))
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
         pool,
@@ -60,10 +73,9 @@ def shard_bytes(tree: Any) -> int:
 
 
 def estimate(
-    settings: DecodeSpec, params: Any, rows: int, slots: int, prompts: int, prompt_slots: int
+    settings: DecodeSpec, params: Any, sizes: PoolSizes, prompts: int, prompt_slots: int
 ) -> Estimate:
-    """What a pool of `rows` rows of `slots` slots per shard needs, when up to `prompts` prompts per
-    shard are prefilled at once.
+    """What a pool needs, when up to `prompts` prompts per shard are prefilled at once.
 
     Args:
       params: all parameters that are held while decoding.
@@ -73,9 +85,8 @@ def estimate(
         settings.network,
         4 * settings.vocab_size // settings.network.layout.mesh.shape["tensor"],
     )
-    pool, source = (
-        abstract_pool(settings, r, s) for r, s in ((rows + 1, slots), (prompts, prompt_slots))
-    )
+    rows, slots = sizes.slots, sizes.tokens
+    pool = abstract_pool(settings, sizes)
     # Sampling holds a few arrays as large as the logits; the small leaves are carried from step to
     # step besides the pool.
     small = shard_bytes(dataclasses.replace(pool, cache=None))
@@ -83,9 +94,10 @@ def estimate(
     # seen ids, and other logits
     kept += 5 * rows * vocab // 4 if settings.filters.repetition else 0
     step = 2 * small + kept + 4 * rows * vocab + network.temporary_bytes(rows, 1, slots)
+    # Of a prompt: its logits and joints, and those of the slots once more where XLA copies them.
     prefill = (
-        shard_bytes(source)
-        + 4 * prompts * vocab
+        small
+        + 2 * 4 * prompts * vocab
         + network.temporary_bytes(prompts, prompt_slots, prompt_slots)
     )
     return Estimate(shard_bytes(params), shard_bytes(pool), max(step, prefill))
@@ -121,13 +133,18 @@ def device_limit(device: jax.Device, count: int) -> int:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
+    return host_limit() // count
+
+
+def host_limit() -> int:
+    """Bytes that the process may hold in host memory."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     limits += [
         int(text)
         for path in CGROUP_LIMITS
         if path.is_file() and (text := path.read_text().strip()).isdigit()
     ]
-    return min(limits) // count
+    return min(limits)
 
 
 def check_fits(
@@ -220,3 +237,134 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
 def _size(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+class PoolMemory:
+    """How large the pool of an engine is, and whether the device has room for it.
+
+    It knows the engine's arrays, and not the engine.
+    """
+
+    def __init__(self, settings: DecodeSpec, held: Any, config: DecodeConfig, max_positions: int):
+        """Args: `held` are all parameters, those of the caller too: most arrays are the same."""
+        self.settings, self.held, self.config = settings, held, config
+        self.max_positions = max_positions
+        self.shards = settings.network.layout.mesh.shape["data"]
+        self.rows = config.seqs_per_shard(self.shards)
+        self.known_to_fit: set[tuple[int, int]] = set()
+
+    def check(self, tokens: int, prompt_tokens: int, listed: bool) -> None:
+        """Raises UsageError if sequences of `tokens` tokens and prompts of `prompt_tokens` do not
+        fit into the device's memory together."""
+        slots = pool_tokens(tokens, listed, self.max_positions)
+        prompt = fine_bucket(prompt_tokens, tokens, least=16)
+        if (slots, prompt) in self.known_to_fit:
+            return
+        if self.settings.network.page:
+            self._check_pages(tokens, prompt_tokens, slots, prompt)
+        else:
+            self._check_rows(slots, prompt, prompt_tokens)
+        self.known_to_fit.add((slots, prompt))
+
+    def sizes(self, tokens: int, prompt_tokens: int, listed: bool) -> tuple[PoolSizes, int]:
+        """The pool for sequences of `tokens` tokens, and pages that host memory may hold for every
+        shard. Results do not depend on either."""
+        slots = pool_tokens(tokens, listed, self.max_positions)
+        prompt = fine_bucket(prompt_tokens, tokens, least=16)
+        sizes = self._sizes(slots, prompt)
+        one = self._page_bytes(slots)
+        if self.settings.network.layout.platform == "cpu":
+            left = self._limit() - self._needed(sizes, prompt).total
+        else:
+            left = host_limit() // 2 // self.shards
+        return sizes, max(0, left // one)
+
+    def _sizes(self, slots: int, prompt: int) -> PoolSizes:
+        """Where pages are small, as many as fill `FILL` of the device, and no more than all
+        sequences can use; else one for every slot, and one for swaps."""
+        page = self.settings.network.page
+        if not page:
+            return PoolSizes(self.rows, slots, self.rows + 1)
+        each = -(-slots // page)
+        without = self._needed(PoolSizes(self.rows, slots, 1), prompt).total
+        room = (int(FILL * self._limit()) - without) // self._page_bytes(slots) + 1
+        return PoolSizes(self.rows, slots, max(1, min(self.rows * each, room)))
+
+    def _check_rows(self, slots: int, prompt: int, prompt_tokens: int) -> None:
+        def needed(rows: int, slots: int, window: int = self.config.window) -> Estimate:
+            sizes = PoolSizes(rows, slots, rows + 1)
+            return self._needed(sizes, min(prompt, slots), window)
+
+        check_fits(
+            needed,
+            self._limit(),
+            self.config.n,
+            self.rows,
+            slots,
+            prompt_tokens,
+            self.shards,
+            self.config.window,
+        )
+
+    def _check_pages(self, tokens: int, prompt_tokens: int, slots: int, prompt: int) -> None:
+        """One sequence must fit the device; its prompt's others can leave for host memory."""
+        page = self.settings.network.page
+        sizes = self._sizes(slots, prompt)
+        needed = self._needed(sizes, prompt)
+        if needed.total > self._limit():
+            raise UsageError(
+                f"max_num_seqs={self.rows * self.shards} of {tokens} tokens",
+                f"decoding needs {_size(needed.total)} per device without pages for more than one "
+                f"sequence ({_size(needed.parameters)} parameters, up to "
+                f"{_size(needed.temporaries)} temporaries), and a device has "
+                f"{_size(self._limit())}",
+                "use a smaller max_num_seqs or window, a lower precision, shorter prompts or more "
+                "devices",
+            )
+        pool = PageAllocator(sizes.pages, page)
+        check_worst_case(
+            pool, self.rows, None, prompt_tokens, max(1, tokens - prompt_tokens), self.config.n
+        )
+
+    def _needed(self, sizes: PoolSizes, prompt: int, window: int | None = None) -> Estimate:
+        settings = self.settings
+        if window is not None:
+            settings = dataclasses.replace(settings, window=window)
+        prefills = largest_prefills(max(1, sizes.slots // self.config.n), prompt)
+        estimates = [
+            estimate(settings, self.held, sizes, min(count, sizes.slots), tokens)
+            for count, tokens in prefills
+        ]
+        return max(estimates, key=lambda found: found.total)
+
+    def _page_bytes(self, slots: int) -> int:
+        """Of one page, in all layers, on one device."""
+        one, two = (
+            shard_bytes(abstract_pool(self.settings, PoolSizes(1, slots, pages)).cache)
+            for pages in (1, 2)
+        )
+        return two - one
+
+    def _limit(self) -> int:
+        devices = self.settings.network.layout.mesh.devices
+        return device_limit(devices.flat[0], devices.size)
+
+
+def pool_tokens(tokens: int, listed: bool, max_positions: int) -> int:
+    """Tokens of a sequence in a pool for sequences of `tokens`: just enough for a list, which is
+    known as a whole; else rounded, as more may come."""
+    return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, max_positions)
+
+
+def largest_prefills(most: int, longest: int) -> list[tuple[int, int]]:
+    """Upper bounds on every prefill, as (prompts, tokens of each), if `scheduler.together` lets at
+    most `most` prompts in.
+
+    Args:
+      longest: tokens that the longest prompt is padded to.
+    """
+    counts = [1 << i for i in range(bucket(most, least=1).bit_length())]
+    return [
+        (count, longest if count == 1 else min(longest, PREFILL_TOKENS // count))
+        for count in counts
+    ]

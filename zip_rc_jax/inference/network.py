@@ -23,16 +23,24 @@ class Network(Protocol):
 
     Attributes:
       layout: mesh and rules; its data axis has `X` devices.
+      page: positions of a page of the cache; 0 where a page holds a whole sequence.
     """
 
     @property
     def layout(self) -> Layout: ...
 
-    def empty_cache(self, shards: int, rows: int, slots: int) -> Any:
-        """A pytree with `axes()` and `copy_row(source, from_row, to_row, slots)`, as
-        `models.cache.Cache`.
+    @property
+    def page(self) -> int: ...
 
-        A source may have fewer slots than are copied.
+    def empty_cache(self, shards: int, rows: int, slots: int, pages: int) -> Any:
+        """A pytree with the methods of `models.kv_cache.Cache` that move pages and what is kept of
+        a sequence besides: `axes`, `lanes`, `with_lanes`, and those that end in `_pages`, `_slot`
+        and `_slots`.
+
+        Args:
+          rows: sequences of a shard.
+          slots: positions of each.
+          pages: of a shard.
         """
 
     def logits(
@@ -45,7 +53,7 @@ class Network(Protocol):
         cache: Any,
         slots: int,
     ) -> tuple[jax.Array, Any]:
-        """Feeds tokens to the first `N / X` rows of each of the `X` shards of the cache.
+        """Feeds tokens to `N / X` sequences of each of the `X` shards.
 
         One function for prefill (`T` = prompt length) and step (`T` = 1). Reserved ids carry the
         joint.
@@ -54,7 +62,10 @@ class Network(Protocol):
           tokens, positions: `[N, T]` int32.
           last: `[N]` int32, index of each row's last token that is not padding.
           live: `[N]` bool, rows whose cache is written. The logits of the others mean nothing.
-          slots: slots to look at, more than any position.
+          cache: what `lanes` gave for these sequences. Without a table, lane `i` of a shard has
+            page `i`.
+          slots: slots to look at, more than any position of a row; a token past them is padding,
+            and is not written.
 
         Returns:
           logits `[N, V]` float32 after token `last`, and the cache.
@@ -91,9 +102,9 @@ class TransformerNetwork:
     page: int = 0
     kernel: str = "auto"
 
-    def empty_cache(self, shards: int, rows: int, slots: int) -> Cache:
+    def empty_cache(self, shards: int, rows: int, slots: int, pages: int) -> Cache:
         dtype = jnp.dtype(self.dtype)
-        return Cache.empty(self.config, shards, rows, slots, dtype, self.unrolled, self.page)
+        return Cache.empty(self.config, shards, rows, slots, dtype, self.unrolled, self.page, pages)
 
     def logits(
         self,

@@ -52,14 +52,15 @@ class Edits:
     Edits of one kind do not depend on each other: all reads of a field may come before its writes.
 
     Attributes:
+      cleared: pages whose content is not finite, and that nobody holds; to be zeroed.
       reads: (page, page of the host); `slot_reads`: (slot, key) of a sequence's small state.
       writes: (page of the host, page); `slot_writes`: (key, slot).
       copies: (from, to) of pages; `slot_copies` of slots; `host_copies` of keys, in host memory.
       dropped_pages, dropped_keys: copies in host memory that nobody needs after that.
-      cleared: pages whose content is not finite; to be zeroed.
       run: the sequences to step: each writes its `due` tokens, or ends before.
     """
 
+    cleared: list[int] = dataclasses.field(default_factory=list)
     reads: list[Copy] = dataclasses.field(default_factory=list)
     slot_reads: list[tuple[int, Key]] = dataclasses.field(default_factory=list)
     writes: list[Copy] = dataclasses.field(default_factory=list)
@@ -69,5 +70,9 @@ class Edits:
     host_copies: list[tuple[Key, Key]] = dataclasses.field(default_factory=list)
     dropped_pages: list[int] = dataclasses.field(default_factory=list)
     dropped_keys: list[Key] = dataclasses.field(default_factory=list)
-    cleared: list[int] = dataclasses.field(default_factory=list)
     run: list[Key] = dataclasses.field(default_factory=list)
+
+    def add(self, later: Edits) -> None:
+        """Edits that come after these, and depend on none of them."""
+        for field in dataclasses.fields(self):
+            getattr(self, field.name).extend(getattr(later, field.name))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from zip_rc_jax.inference.page_policy import PagedSequence, Value, utility_per_page
-from zip_rc_jax.inference.page_table import Edits, PageError
+from zip_rc_jax.inference.page_table import Copy, Edits, PageError
 from zip_rc_jax.inference.pages import PageAllocator
 
 ROOT = -1
@@ -53,6 +53,10 @@ class PagedSequences:
     def sequences(self) -> Iterator[PagedSequence]:
         """All of them, the oldest prompt first."""
         return (s for family in self.prompts.values() for s in family.values())
+
+    @property
+    def slots_in_use(self) -> int:
+        return self.slots - len(self._free_slots)
 
     # What a decision does.
 
@@ -103,6 +107,34 @@ class PagedSequences:
         """An interval, or a prefill, wrote `tokens` tokens."""
         self.pool.advance(sequence.table, tokens)
         sequence.due = 0
+
+    def gather_first(self, running: Sequence[PagedSequence], width: int, scratch: int) -> list[Copy]:
+        """Where a page is a whole sequence: moves the pages of `running` below `width`.
+
+        Each takes the place of a free page if there is one, else of one that is not stepped now.
+
+        Args:
+          width: at least as many as there are.
+          scratch: a page that nobody ever holds.
+
+        Returns:
+          the copies, one after the other.
+        """
+        mine = {s.table.pages[0] for s in running}
+        left = [page for page in range(width) if page not in mine]
+        places = iter(sorted(left, key=lambda page: not self.pool.is_free(page)))
+        copies = list[Copy]()
+        for page in sorted(page for page in mine if page >= width):
+            other = next(places)
+            tables = [s.table for s in self.sequences() if s.is_here]
+            for table in tables:
+                swapped = {page: other, other: page}
+                table.pages = [swapped.get(p, p) for p in table.pages]
+            if self.pool.swap(page, other):
+                copies += [(page, scratch), (other, page), (scratch, other)]
+            else:
+                copies.append((page, other))
+        return copies
 
     def is_settled(self, prompt: int) -> bool:
         """Whether no sequence of a prompt is due, so that it can be decided."""

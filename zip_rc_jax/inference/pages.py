@@ -17,6 +17,7 @@ The device carries out what one plan returns in this order: reads, writes, copie
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 from zip_rc_jax.inference.host_pages import NOWHERE, HostPages
@@ -38,7 +39,7 @@ class PageAllocator:
         self.refs = [0] * num_pages
         self.cache = PrefixCache(page_size, least_copied)
         self.host = HostPages()
-        self._free = list(reversed(range(num_pages)))
+        self._free = list(range(num_pages))  # a heap
 
     # Counting.
 
@@ -46,6 +47,10 @@ class PageAllocator:
     def available(self) -> int:
         """Pages that can be taken now: free ones, and those that only the prefix cache keeps."""
         return len(self._free) + self.cache.num_idle
+
+    def is_free(self, page: int) -> bool:
+        """Whether nothing in it is needed."""
+        return not self.refs[page] and page not in self.cache
 
     def pages_for(self, tokens: int) -> int:
         """Pages that `tokens` tokens take."""
@@ -81,6 +86,11 @@ class PageAllocator:
         match = self.cache.match(ids)
         idle = sum(map(self.cache.is_idle, match.pages))
         return self.pages_for(len(ids)) - len(match.pages) + idle
+
+    def known_tokens(self, ids: Sequence[int]) -> int:
+        """First tokens of a prompt that `open` would find."""
+        match = self.cache.match(ids)
+        return len(match.pages) * self.page_size + match.tail_tokens
 
     # Edits.
 
@@ -201,6 +211,23 @@ class PageAllocator:
         table.pages, table.place = [], "ended"
         return released
 
+    def swap(self, page: int, other: int) -> bool:
+        """Two pages change places; the tables that name them are the caller's to change.
+
+        Returns:
+          whether anything in `other` is still needed. Otherwise a copy to it is enough.
+        """
+        other_was_free = other in self._free
+        self.refs[page], self.refs[other] = self.refs[other], self.refs[page]
+        self.cache.swap(page, other)
+        self.host.swap(page, other)
+        for mine, theirs in ((page, other), (other, page)):
+            if mine in self._free and theirs not in self._free:
+                self._free[self._free.index(mine)] = theirs
+                break
+        heapq.heapify(self._free)
+        return not other_was_free
+
     # Host memory.
 
     def offload(self, table: PageTable) -> list[Copy]:
@@ -270,7 +297,7 @@ class PageAllocator:
     def _take(self) -> int:
         if not self._free:
             self._set_free(self.cache.reclaim())
-        page = self._free.pop()
+        page = heapq.heappop(self._free)
         self.refs[page] = 1
         return page
 
@@ -295,7 +322,7 @@ class PageAllocator:
     def _set_free(self, pages: list[int]) -> None:
         for page in pages:
             self.host.unlink(page)
-            self._free.append(page)
+            heapq.heappush(self._free, page)
 
     def _drop_host(self, table: PageTable) -> tuple[int, ...]:
         """Counts one holder less of every host page; those that nobody holds are forgotten."""

@@ -22,6 +22,7 @@ progress between any two times that it leaves.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 
 from zip_rc_jax.inference.page_policy import PagedSequence, check_worst_case, predicted_peak
@@ -34,12 +35,24 @@ class Pager(PagedSequences):
 
     # Admission.
 
+    def has_room(self) -> bool:
+        """Whether any prompt may begin now: nobody waits, and there is a slot and a page."""
+        late = any(s.due and (s.waited or not s.is_here) for s in self.sequences())
+        return bool(not late and self._free_slots and self.pool.available)
+
     def check(self, prompt: int, max_tokens: int, n: int) -> None:
         """Raises UsageError for a prompt that could not finish even alone, see
         `check_worst_case`."""
         check_worst_case(self.pool, self.slots, self.host_pages, prompt, max_tokens, n)
 
-    def can_admit(self, ids: Sequence[int], max_tokens: int, n: int, expected: float) -> bool:
+    def can_admit(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        n: int,
+        expected: float,
+        begin: float | None = None,
+    ) -> bool:
         """Whether a prompt that `check` let pass should begin now.
 
         Those that wait for pages come first. Then the pages that are predicted for all sequences
@@ -48,15 +61,17 @@ class Pager(PagedSequences):
         Args:
           max_tokens, n: the most tokens of a sequence, and the most sequences.
           expected: tokens that a sequence will probably have.
+          begin: sequences that will probably begin at once; None for all.
         """
         if not self.prompts:
             return True
-        if any(s.due and (s.waited or not s.is_here) for s in self.sequences()):
+        if not self.has_room():
             return False
-        needs = self.pool.open_needs(ids)
-        new = [(0.0, expected / self.pool.page_size + 1)] * n
-        unborn = sum(self._claims[root.prompt].n for root in self._undecided())
-        has_room = len(self._free_slots) >= n + unborn and needs <= self.pool.available
+        begin = math.inf if begin is None else begin
+        needs, mine = self.pool.open_needs(ids), min(begin, n)
+        new = [(0.0, expected / self.pool.page_size + 1)] * math.ceil(mine)
+        unborn = sum(min(begin, self._claims[root.prompt].n) for root in self._undecided())
+        has_room = len(self._free_slots) >= mine + unborn and needs <= self.pool.available
         host = self._host_room([Claim(n, self.pool.pages_for(len(ids) + max_tokens))])
         return (
             has_room and needs <= host and self._peak(needs, new) <= self.fill * self.pool.num_pages

@@ -145,6 +145,16 @@ class PrefixCache:
             left += [child for alike in node.alike.values() for child in alike]
         return freed
 
+    def swap(self, page: int, other: int) -> None:
+        """Two pages change places; what they hold is found as before."""
+        new = {page: other, other: page}
+        nodes = {new[p]: self._nodes.pop(p) for p in new if p in self._nodes}
+        for number, node in nodes.items():
+            node.page = number
+        self._nodes |= nodes
+        if page in self._idle or other in self._idle:
+            self._idle = OrderedDict.fromkeys(new.get(p, p) for p in self._idle)
+
     def reclaim(self) -> list[int]:
         """Gives up the page that nobody has used for longest, and what continues it."""
         return self.forget(next(iter(self._idle)))

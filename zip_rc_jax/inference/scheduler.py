@@ -5,20 +5,16 @@ Host code; only speed depends on it, no result does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import numpy as np
-
-from zip_rc_jax.inference.placement import Shard, safe
+from zip_rc_jax.inference.page_policy import PagedSequence
 from zip_rc_jax.inference.requests import RejectedRequest, TokenizedRequest, shared_prefix
-from zip_rc_jax.inference.state import bucket, fine_bucket
-from zip_rc_jax.inference.tree import SearchTree
+from zip_rc_jax.inference.running_batch import Admitted, RunningBatch
+from zip_rc_jax.inference.state import PREFILL_TOKENS, fine_bucket
 
 # A narrower program is worth it from this width on (below, a step costs much besides its rows), for
 # this share of the live rows.
 WIDE, MOST = 32, 0.875
-# of the prompts of a shard that are prefilled together: enough to keep a device busy
-PREFILL_TOKENS = 2**14
 # that are read before the prompts in flight are stepped again; there may be any number in a row
 REFUSALS = 64
 
@@ -65,11 +61,6 @@ class Queue:
         """Is told after every interval: slots in use, and tokens that the interval generated."""
 
 
-def members(groups: Sequence[SearchTree], shards: int) -> list[list[SearchTree]]:
-    """The groups of every shard, in order."""
-    return [[g for g in groups if g.shard == s] for s in range(shards)]
-
-
 def together(most: int, tokens: int) -> int:
     """How many prompts of a shard, at most `most`, are prefilled together if they are padded to
     `tokens` tokens.
@@ -79,101 +70,93 @@ def together(most: int, tokens: int) -> int:
     return min(most, 1 << max(1, PREFILL_TOKENS // tokens).bit_length() - 1)
 
 
-def largest_prefills(most: int, longest: int) -> list[tuple[int, int]]:
-    """Upper bounds on every prefill, as (prompts, tokens of each), if `together` lets at most
-    `most` prompts in.
-
-    Args:
-      longest: tokens that the longest prompt is padded to.
-    """
-    counts = [1 << i for i in range(bucket(most, least=1).bit_length())]
-    return [
-        (count, longest if count == 1 else min(longest, PREFILL_TOKENS // count))
-        for count in counts
-    ]
-
-
 def next_batch(
-    queue: Queue, slots: int, shards: list[Shard], groups: list[SearchTree], most: int
-) -> tuple[list[list[TokenizedRequest]], list[RejectedRequest]]:
-    """Takes from the queue, per shard, the requests that its free rows can probably hold; and those
-    that cannot be decoded at all.
+    queue: Queue, running: RunningBatch | None, most: int
+) -> tuple[list[Admitted], list[RejectedRequest]]:
+    """Takes from the queue the requests that have room now, and those that cannot be decoded at
+    all.
 
-    Nothing is read before there is a free row for it, and no more than `REFUSALS` that cannot be
-    decoded. A request whose prefixes may become longer than the rows is left in the queue.
+    Nothing is read before there is room for a prompt, and no more than `REFUSALS` that cannot be
+    decoded. Three kinds of request are left in the queue: one whose sequences may become longer
+    than those of `running`, one that has to wait, and one that shares more of its beginning with a
+    request of this batch than with those before. The last one continues from what is computed now.
 
     Args:
-      slots: of the rows.
+      running: None where only requests that cannot be decoded are taken.
       most: requests of a shard that may be prefilled at once.
     """
-    batch: list[list[TokenizedRequest]] = [[] for _ in shards]
+    batch: list[Admitted] = []
     refused: list[RejectedRequest] = []
-    parts = members(groups, len(shards))
-    accounts = [[g.account for g in part] for part in parts]
-    free = [len(shard.free) for shard in shards]
-    # Free rows, less those that the prompts of the batch will probably take; none where a prompt
-    # waits for rows.
-    room = [
-        float(f) if all(g.ready for g in part) else 0.0 for f, part in zip(free, parts, strict=True)
-    ]
     longest = 0
-    while max(room) >= 1 and len(refused) < REFUSALS and (request := queue.peek()) is not None:
+    while len(refused) < REFUSALS:
+        if running is not None and not running.has_room():
+            break
+        if (request := queue.peek()) is None:
+            break
         if isinstance(request, RejectedRequest):
             refused.append(request)
-        else:
-            best = int(np.argmax(room))
-            expected, account = shards[best].expected(request.config.n), (request.config.n - 1, 1)
-            width, padded = (
-                max(len(batch[best]) + 1, *map(len, batch)),
-                fine_bucket(max(longest, len(request.ids)), slots, least=16),
-            )
-            full = request.slots > slots or room[best] < expected or width > together(most, padded)
-            if full or not safe(free[best] - 1, [*accounts[best], account]):
-                break
-            accounts[best].append(account)
-            free[best] -= 1
-            room[best] -= expected
-            batch[best].append(request)
-            longest = max(longest, len(request.ids))
+            queue.pop()
+            continue
+        if running is None or request.slots > running.sizes.tokens:
+            break
+        longest = max(longest, len(request.ids))
+        padded = fine_bucket(longest, running.sizes.tokens, least=16)
+        shards = [running.next_shard(), *(a.shard for a in batch)]
+        width = max(map(shards.count, shards))
+        if width > together(most, padded) or _continues(request, batch, running):
+            break
+        admitted = running.admit(request)
+        if admitted is None:
+            break
+        batch.append(admitted)
         queue.pop()
     return batch, refused
 
 
-def fresh(jobs: list[TokenizedRequest], known: list[list[int]]) -> list[TokenizedRequest]:
-    """Those that begin neither as one of the `known` prompts nor as one before them."""
-    chosen: list[TokenizedRequest] = []
-    for job in jobs:
-        if not any(
-            shared_prefix(job.ids, ids) for ids in [*known, *(other.ids for other in chosen)]
-        ):
-            chosen.append(job)
-    return chosen
+def _continues(
+    request: TokenizedRequest, batch: list[Admitted], running: RunningBatch
+) -> bool:
+    """Whether a prompt can take over more from one of this batch than from those before."""
+    shard = running.next_shard()
+    beside = [a.job.ids for a in batch if a.shard == shard] if running.share else []
+    shared = max((shared_prefix(request.ids, ids) for ids in beside), default=0)
+    return shared > 0 and shared > running.known_tokens(request)
 
 
-def next_to_step(groups: list[SearchTree], shards: int, rows: int) -> tuple[list[SearchTree], int]:
-    """The groups to step, and the rows of every shard that are stepped for it: a rounded number, at
-    most `rows`.
+def next_to_step(
+    planned: list[list[PagedSequence]], hurried: set[int], rows: int
+) -> tuple[list[list[PagedSequence]], int]:
+    """Of the sequences that can run, those to step, and the lanes of every shard that are stepped
+    for it: a rounded number, at most `rows`.
 
-    All that are ready; but where most of them fill a narrower program, the youngest wait, as a row
-    that is padding costs as much as one that is live. Those whose time is limited wait last.
+    All of them; but where most fill a narrower program, the youngest prompts wait, as a lane that
+    is padding costs as much as one that is live.
+
+    Args:
+      hurried: prompts whose time is limited. They wait last.
     """
-    ready = [g for g in groups if g.ready]
-    size = {g.job.number: len(g.live()) for g in ready}
 
     def ladder(width: int) -> int:
         return fine_bucket(width, rows, least=8)
 
-    def total(chosen: list[SearchTree]) -> int:
-        return sum(size[g.job.number] for g in chosen)
-
-    width = ladder(max(map(total, members(ready, shards))))
+    width = ladder(max(map(len, planned)))
     narrower = max((w for w in map(ladder, range(1, width)) if w < width), default=0)
     if narrower < WIDE:
-        return ready, width
-    some: list[SearchTree] = []
-    count = [0] * shards
-    for group in sorted(ready, key=lambda g: not g.job.config.time_budget):
-        if count[group.shard] + size[group.job.number] <= narrower:
-            some.append(group)
-            count[group.shard] += size[group.job.number]
-    return (some, narrower) if total(some) >= MOST * total(ready) else (ready, width)
+        return planned, width
+    some = [_oldest(part, hurried, narrower) for part in planned]
+    chosen, total = sum(map(len, some)), sum(map(len, planned))
+    return (some, narrower) if chosen >= MOST * total else (planned, width)
+
+
+def _oldest(
+    planned: list[PagedSequence], hurried: set[int], most: int
+) -> list[PagedSequence]:
+    """The sequences of as many prompts as `most` lanes hold, in order."""
+    by_prompt: dict[int, list[PagedSequence]] = {}
+    for sequence in planned:
+        by_prompt.setdefault(sequence.prompt, []).append(sequence)
+    chosen: list[PagedSequence] = []
+    for prompt in sorted(by_prompt, key=lambda p: (p not in hurried, p)):
+        if len(chosen) + len(by_prompt[prompt]) <= most:
+            chosen += by_prompt[prompt]
+    return chosen

@@ -138,6 +138,9 @@ class DecodeState:
 
 
 _SMALL = ("tokens", "length", "prompt_length", "done", "logits", "ring")
+PADDING = 2**30  # position of a token that is none
+# of the prompts of a shard that are prefilled together: enough to keep a device busy
+PREFILL_TOKENS = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +151,11 @@ class PoolSizes:
       slots: sequences, `R`.
       tokens: that a sequence may have, `S`.
       pages: of the cache.
-      page: tokens of a page.
     """
 
     slots: int
     tokens: int
     pages: int
-    page: int
 
 
 def empty_pool(settings: DecodeSpec, sizes: PoolSizes) -> DecodeState:
@@ -178,7 +179,7 @@ def _maker(settings: DecodeSpec, sizes: PoolSizes) -> Callable[[], DecodeState]:
             done=full(True),
             logits=full(jnp.float32(0), settings.vocab_size),
             ring=full(jnp.float32(0), settings.window, settings.head.grid.n_cells),
-            cache=settings.network.empty_cache(shards, sizes.slots, sizes.pages, sizes.page),
+            cache=settings.network.empty_cache(shards, sizes.slots, sizes.tokens, sizes.pages),
         )
 
     return jax.jit(make, out_shardings=jax.eval_shape(make).sharding(settings))
@@ -266,6 +267,8 @@ def prefill(
     live = (slot < pool.length.shape[1]).reshape(-1)
     positions = start[:, None] + jnp.arange(steps)
     fed = jnp.take_along_axis(tokens, jnp.minimum(positions, most - 1), axis=1)
+    # Padding is not written: its positions are nobody's.
+    positions = jnp.where(positions < length[:, None], positions, PADDING)
     logits, cache = settings.network.logits(
         params,
         fed,
@@ -530,8 +533,13 @@ def read_out(
     settings: DecodeSpec, pool: DecodeState, pages: jax.Array, slots: jax.Array
 ) -> tuple[Any, Any]:
     """What lies in pages `[X, N]` and in slots `[X, M]`, to be kept by the host and put back by
-    `write_in`, bit for bit."""
-    small = {name: taken_rows(getattr(pool, name), slots) for name in _SMALL}
+    `write_in`, bit for bit. All leaves are `[L, X, N, ...]` or `[L, X, M, ...]`."""
+
+    def taken(name: str) -> jax.Array:
+        leaf = getattr(pool, name)
+        return taken_rows(leaf, slots).reshape(1, *slots.shape, *leaf.shape[2:])
+
+    small = {name: taken(name) for name in _SMALL}
     return pool.cache.take_pages(pages), (small, pool.cache.take_slots(slots))
 
 
@@ -547,7 +555,7 @@ def write_in(
     """`read_out` undone; pages and slots past the end are dropped."""
     small, rest = slot_content
     cache = pool.cache.put_pages(pages, page_content).put_slots(slots, rest)
-    leaves = {name: put_rows(getattr(pool, name), slots, small[name]) for name in _SMALL}
+    leaves = {name: put_rows(getattr(pool, name), slots, small[name][0]) for name in _SMALL}
     return DecodeState(**leaves, cache=cache)
 
 

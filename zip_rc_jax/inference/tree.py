@@ -117,7 +117,7 @@ class SearchTree:
     Attributes:
       root: the prompt without any generated token, which all prefixes begin as; the last one to
         begin takes it over.
-      action: the last decision, until it has been carried out; None asks for the next.
+      steps: serial decode steps until the last decision; `since`: those after it.
       reason: why it was stopped before the search ended it: "error", "token_budget", "time_budget",
         or "".
       error: what went wrong.
@@ -128,10 +128,10 @@ class SearchTree:
     root_joint: Any
     shard: int
     root: PagedSequence | None
-    action: Action | None = None
     branches: list[Branch] = dataclasses.field(default_factory=list)
     trace: list[Decision] = dataclasses.field(default_factory=list)
     steps: int = 0
+    since: int = 0
     reason: str = ""
     error: str = ""
     dropped: int = 0  # tokens that were computed past a stop string
@@ -189,6 +189,11 @@ class SearchTree:
         """All that it holds, the root's first."""
         held = [self.root, *(b.sequence for b in self.branches)]
         return [sequence for sequence in held if sequence is not None]
+
+    @property
+    def held_as(self) -> int:
+        """The number of the prompt among those admitted."""
+        return self.sequences()[0].prompt
 
     @property
     def used(self) -> int:

@@ -216,11 +216,18 @@ class AttentionCache:
 
     def read(self, layer: jax.Array, table: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
         """The same of any rows `table [X * W, 1]`. A copy, for prefill."""
+        _, shards, _, heads, _, dim = self.k.shape
 
         def part(cache: jax.Array) -> jax.Array:
-            rows = table[:, 0].reshape(cache.shape[1], -1)
-            picked = jax.vmap(lambda x, at: x[at], in_axes=(0, 0))(cache[layer], rows)
-            return picked[..., :slots, :].reshape(-1, cache.shape[3], slots, cache.shape[5])
+            zero = jnp.zeros((), layer.dtype)
+
+            def one(cache: jax.Array, row: jax.Array) -> jax.Array:
+                start = (layer, row.astype(layer.dtype), zero, zero, zero)
+                return jax.lax.dynamic_slice(cache, start, (1, 1, heads, slots, dim))
+
+            rows = jax.vmap(one, in_axes=(None, 0))
+            picked = jax.vmap(rows, in_axes=(1, 0))(cache, table[:, 0].reshape(shards, -1))
+            return picked.reshape(-1, heads, slots, dim)
 
         return part(self.k), part(self.v)
 
@@ -238,7 +245,7 @@ class ConvCache:
     inputs: jax.Array
 
     def copy_row(
-        self, source: ConvCache, from_row: jax.Array, to_row: jax.Array, slots: int
+        self, source: ConvCache, from_row: jax.Array, to_row: jax.Array
     ) -> ConvCache:
         return ConvCache(copy_row(self.inputs, source.inputs, from_row, to_row, 2))
 
@@ -320,14 +327,17 @@ class Cache:
         dtype: jnp.dtype,
         unrolled: bool = False,
         page: int = 0,
+        pages: int | None = None,
     ) -> Cache:
         """For `rows` rows in each of `shards` shards; `unrolled` as in `stacks.segments`.
 
         Args:
-          page: slots of a page; 0 for one slot that holds a whole row.
+          page: slots of a page; 0 for arrays in which a page is a row of `slots` slots.
+          pages: of a shard. None: every row has pages of its own, and the table says which.
         """
         caches: dict[str, AttentionCache | PagedCache | ConvCache] = {}
-        pages = pages_of(slots, page) if page else 0
+        each = pages_of(slots, page) if page else 1
+        total = rows * each if pages is None else pages
         for stack in (
             stack for segment in segments(config.kinds, unrolled) for stack in segment.stacks
         ):
@@ -338,18 +348,19 @@ class Cache:
                 )
             elif page:
                 paged = (config.n_kv_heads, page, 2 * config.head_dim)
-                kv = jnp.zeros((shards, count * rows * pages, *paged), dtype)
+                kv = jnp.zeros((shards, count * total, *paged), dtype)
                 caches[stack.name] = PagedCache(kv, count)
             else:
-                shape = (count, shards, rows, config.n_kv_heads, slots, config.head_dim)
+                shape = (count, shards, total, config.n_kv_heads, slots, config.head_dim)
                 caches[stack.name] = AttentionCache(
                     jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
                 )
-        return cls(caches, identity_table(shards, rows, pages) if page else None)
+        has_table = page and pages is None
+        return cls(caches, identity_table(shards, rows, each) if has_table else None)
 
     @property
     def page(self) -> int:
-        """Slots of a page; 0 without pages."""
+        """Slots of a page; 0 where it is a whole row."""
         pages = (stack.page for stack in self.stacks.values() if isinstance(stack, PagedCache))
         return next(pages, 0)
 
@@ -361,13 +372,15 @@ class Cache:
         the cache: looking at all of it then costs less than the copy that XLA makes of a part on
           CPU.
         """
-        if self.table is not None:
+        if self.table is not None and self.page:
             shards, _, pages = self.table.shape
             return shards, lanes // shards, slots or pages * self.page
         _, shards, rows, _, total, _ = next(
             stack.k.shape for stack in self.stacks.values() if isinstance(stack, AttentionCache)
         )
         width, slots = lanes // shards, slots or total
+        if self.table is not None:
+            return shards, width, slots
         return (
             (shards, rows, total)
             if unrolled and 10 * width * slots >= 7 * rows * total
@@ -432,7 +445,7 @@ class Cache:
     def copy_slot(self, source: jax.Array, target: jax.Array) -> Cache:
         """What is kept of a sequence besides its pages, in place; arrays of one shard."""
         stacks = {
-            name: stack.copy_row(stack, source, target, 0)
+            name: stack.copy_row(stack, source, target)
             if isinstance(stack, ConvCache)
             else stack
             for name, stack in self.stacks.items()

@@ -66,7 +66,7 @@ class PagedCache:
         T]` of the rows that are `live`.
 
         Args:
-          table: `[X * W, N]` int32, the pages of these rows.
+          table: `[X * W, N]` int32, the pages of these rows. What has no page there is dropped.
         """
         shards, total, heads, page, _ = self.kv.shape
         number = jnp.take_along_axis(
@@ -103,11 +103,14 @@ class PagedCache:
         return kv[..., : width // 2], kv[..., width // 2 :]
 
     def take(self, pages: jax.Array) -> jax.Array:
-        """`[X, L * N, K, page, 2 D]`: the pages `[X, N]` of every layer."""
-        return jax.vmap(lambda kv, at: kv.at[at].get(mode="clip"))(self.kv, self._places(pages))
+        """`[L, X, N, K, page, 2 D]`: the pages `[X, N]` of every layer."""
+        taken = jax.vmap(lambda kv, at: kv.at[at].get(mode="clip"))(self.kv, self._places(pages))
+        return taken.reshape(len(taken), self.layers, -1, *taken.shape[2:]).swapaxes(0, 1)
 
     def put(self, pages: jax.Array, content: jax.Array) -> PagedCache:
         """`take` undone; pages past the end are dropped."""
+        content = content.swapaxes(0, 1)
+        content = content.reshape(len(content), -1, *content.shape[3:])
         put = jax.vmap(lambda kv, at, new: kv.at[at].set(new, mode="drop"))
         return self._with(put(self.kv, self._places(pages), content))
 

@@ -41,7 +41,7 @@ from zip_rc_jax.evaluation.calibration import (
 )
 from zip_rc_jax.evaluation.replay import ReplayPool, check_replayable, load_pool
 from zip_rc_jax.inference.api import resolve
-from zip_rc_jax.inference.engine import check_head
+from zip_rc_jax.inference.prepared import check_head
 from zip_rc_jax.models.io.digests import json_digest
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.evaluation.benchmarks import planned_benchmarks

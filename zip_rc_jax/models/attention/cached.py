@@ -61,11 +61,14 @@ def cached_attention(
     shards, rows, width = cache.window(batch, slots, unrolled)
     if cache.table is None:
         return _plain_slots(config, positions, live, (shards, rows, width))
-    table = first_rows(cache.table, batch // shards)[:, : pages_of(width, cache.page)]
+    table = first_rows(cache.table, batch // shards)
+    if not cache.page:
+        return _gathered_pages(config, positions, live, table, width)
+    table = table[:, : pages_of(width, cache.page)]
     chosen = layout.platform if kernel == "auto" else kernel
     has_kernel = chosen == "tpu" or (chosen == "gpu" and gpu.takes(config.head_dim))
     if steps > 1 or not has_kernel:
-        return _gathered_pages(config, cache, positions, live, table)
+        return _gathered_pages(config, positions, live, table, table.shape[1] * cache.page)
     # What a kernel needs besides queries, cache and layer.
     length = jnp.where(live, positions[:, 0] + 1, 0)
     options: dict[str, Any] = {
@@ -140,10 +143,9 @@ def _page_kernel(
 
 
 def _gathered_pages(
-    config: ModelConfig, cache: Cache, positions: jax.Array, live: jax.Array, table: jax.Array
+    config: ModelConfig, positions: jax.Array, live: jax.Array, table: jax.Array, slots: int
 ) -> CachedAttention:
-    """Of pages, by XLA, for any number of tokens."""
-    slots = table.shape[1] * cache.page
+    """Of the first `slots` slots in pages, by XLA, for any number of tokens."""
     attentions = _masked(config, positions, slots)
 
     def run(

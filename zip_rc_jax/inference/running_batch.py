@@ -1,0 +1,304 @@
+"""The sequences in flight: their tables on the host, their pages and slots on the device, and
+whatever moves between the two.
+
+`Pager` decides, one for each shard. Here its edits are carried out, by the programs of `state`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from zip_rc_jax.inference import state
+from zip_rc_jax.inference.host_memory import HostMemory
+from zip_rc_jax.inference.page_policy import PagedSequence
+from zip_rc_jax.inference.page_table import Copy, Edits
+from zip_rc_jax.inference.pages import PageAllocator
+from zip_rc_jax.inference.paging import Pager
+from zip_rc_jax.inference.requests import WORTH_SHARING, TokenizedRequest
+from zip_rc_jax.inference.state import DecodeSpec, PoolSizes, bucket, fine_bucket
+
+RECENT = 64
+EDITS = 256  # least number of copies that a program is compiled for
+
+
+@dataclasses.dataclass(frozen=True)
+class Admitted:
+    """A prompt that has a root, whose tokens are not computed yet."""
+
+    job: TokenizedRequest
+    shard: int
+    root: PagedSequence
+
+
+class RunningBatch:
+    """Sequences of all shards.
+
+    Attributes:
+      sizes: of each shard.
+      pagers: one for each shard.
+      pool: the arrays on the device.
+    """
+
+    def __init__(
+        self,
+        settings: DecodeSpec,
+        sizes: PoolSizes,
+        host_pages: int | None,
+        *,
+        share: bool,
+        window: int = 0,
+    ):
+        """Args:
+        host_pages: pages that host memory may hold, per shard; None for any number.
+        share: whether prompts that begin alike share pages; not where a model keeps more of a
+          sequence than its pages.
+        window: see `PageAllocator`.
+        """
+        self.settings, self.sizes, self.share = settings, sizes, share
+        network = settings.network
+        self.shards = network.layout.mesh.shape["data"]
+        # A page that holds a whole sequence: lanes are in the order of pages, and the last page is
+        # for swaps.
+        self.whole = not network.page
+        page = network.page or sizes.tokens
+        pages = sizes.pages - self.whole
+        self.pagers = [
+            Pager(PageAllocator(pages, page, window, WORTH_SHARING), sizes.slots, host_pages)
+            for _ in range(self.shards)
+        ]
+        self.pool = state.empty_pool(settings, sizes)
+        self._host = HostMemory()
+        self._pending = [Edits() for _ in range(self.shards)]
+        self._admitted, self._longest_prompt = 0, 1
+        # What prompts took lately: a guess, on which only speed depends.
+        self._begun = deque[int](maxlen=RECENT)
+        self._lengths = deque[int](maxlen=RECENT)
+
+    @property
+    def slots_in_use(self) -> int:
+        return sum(pager.slots_in_use for pager in self.pagers)
+
+    # Admission.
+
+    def admit(self, job: TokenizedRequest) -> Admitted | None:
+        """Gives a prompt a root in `next_shard`; None if it has to wait."""
+        best = self.next_shard()
+        pager, config = self.pagers[best], job.config
+        tokens = _mean(self._lengths, config.max_tokens)
+        begin = _mean(self._begun, config.n)
+        if not pager.can_admit(job.ids, config.max_tokens, config.n, tokens, begin):
+            return None
+        admitted = pager.admit(
+            self._admitted, job.ids, config.max_tokens, config.n, tokens, self.share
+        )
+        if admitted is None:
+            return None
+        self._admitted += 1
+        self._longest_prompt = max(self._longest_prompt, len(job.ids))
+        root, edits = admitted
+        self._pending[best].add(edits)
+        return Admitted(job, best, root)
+
+    def has_room(self) -> bool:
+        """Whether any prompt could be admitted."""
+        return any(pager.has_room() for pager in self.pagers)
+
+    def next_shard(self) -> int:
+        """The shard with the most room: there the next prompt is admitted."""
+        return max(range(self.shards), key=self._room)
+
+    def known_tokens(self, job: TokenizedRequest) -> int:
+        """First tokens of a prompt whose pages are there already, in `next_shard`."""
+        return self.pagers[self.next_shard()].pool.known_tokens(job.ids) if self.share else 0
+
+    def prefill(self, params: Any, admitted: Sequence[Admitted]) -> tuple[np.ndarray, np.ndarray]:
+        """Computes the prompts that were admitted.
+
+        Returns:
+          their joints `[N, C]`, and bool `[N]`: the model failed on it, and its root has ended.
+        """
+        self.carry_out()
+        # The batch as arrays. The width is tight: a padded prompt costs as much as a real one.
+        parts = [[a for a in admitted if a.shard == s] for s in range(self.shards)]
+        width = bucket(max(map(len, parts)), self.sizes.slots, least=1)
+        longest = max(len(a.job.ids) for a in admitted)
+        padded = fine_bucket(longest, self.sizes.tokens, least=16)
+        shape = (self.shards, width)
+        slot = np.full(shape, self.sizes.slots, np.int32)
+        table = np.zeros((*shape, self.table_width(padded)), np.int32)
+        tokens = np.zeros((*shape, padded), np.int32)
+        start, length = np.zeros(shape, np.int32), np.ones(shape, np.int32)
+        lane = {}
+        for s, part in enumerate(parts):
+            for i, a in enumerate(part):
+                lane[a.root.prompt] = at = s, i
+                slot[at], start[at], length[at] = a.root.slot, a.root.table.length, len(a.job.ids)
+                tokens[s, i, : len(a.job.ids)] = a.job.ids
+                table[at] = table_row(a.root, table.shape[2])
+        steps = padded
+        if start.any():
+            steps = bucket(int((length - start).max()), padded, least=16)
+        prompts = state.PrefillInputs(slot, table, tokens, start, length)
+        self.pool, joints, fault = state.prefill(
+            self.settings, params, self.pool, prompts, steps
+        )
+        joints, fault = np.asarray(joints), np.asarray(fault)
+        for a in admitted:
+            pager = self.pagers[a.shard]
+            pager.advance(a.root, len(a.job.ids) - a.root.table.length)
+            if fault[lane[a.root.prompt]]:
+                pager.stop(a.root, self._pending[a.shard], discard=True)
+            elif self.share:
+                pager.pool.publish(a.root.table, a.job.ids)
+        places = [lane[a.root.prompt] for a in admitted]
+        return np.stack([joints[at] for at in places]), np.stack([fault[at] for at in places])
+
+    def table_width(self, tokens: int) -> int:
+        """Pages of a sequence of so many tokens."""
+        return -(-tokens // (self.settings.network.page or self.sizes.tokens))
+
+    # What decisions do.
+
+    def fork(self, shard: int, parent: PagedSequence, branch: int) -> PagedSequence:
+        """A sequence that begins as `parent`."""
+        return self.pagers[shard].fork(parent, branch, self._pending[shard])
+
+    def rename(self, shard: int, root: PagedSequence, branch: int) -> PagedSequence:
+        """The root becomes its last sample."""
+        self.pagers[shard].rename(root, branch, self._pending[shard])
+        return root
+
+    def stop(self, shard: int, sequence: PagedSequence, discard: bool = False) -> None:
+        """Ends a sequence; `discard`: what it wrote is not finite."""
+        self.pagers[shard].stop(sequence, self._pending[shard], discard)
+
+    def advance(self, shard: int, sequence: PagedSequence, tokens: int) -> None:
+        """An interval wrote so many tokens."""
+        self.pagers[shard].advance(sequence, tokens)
+
+    def began(self, sequences: int) -> None:
+        """A prompt's first decision began so many."""
+        self._begun.append(sequences)
+
+    def ended(self, tokens: int) -> None:
+        """A sequence of so many generated tokens has ended."""
+        self._lengths.append(tokens)
+
+    # An interval.
+
+    def plan(self) -> list[list[PagedSequence]]:
+        """The sequences of every shard that run now. They are where they must be, and have their
+        pages."""
+        plans = [pager.plan() for pager in self.pagers]
+        if any(e.reads or e.slot_reads or e.slot_writes for e in plans):
+            self.carry_out()
+        for pending, plan in zip(self._pending, plans, strict=True):
+            pending.add(plan)
+        return [
+            [pager.prompts[prompt][branch] for prompt, branch in plan.run]
+            for pager, plan in zip(self.pagers, plans, strict=True)
+        ]
+
+    def arrange(self, running: Sequence[Sequence[PagedSequence]], width: int) -> list[list[int]]:
+        """The lane of every sequence in its shard, below `width`, once the edits are carried out."""
+        if not self.whole:
+            return [list(range(len(part))) for part in running]
+        for s, (pager, part) in enumerate(zip(self.pagers, running, strict=True)):
+            scratch = self.sizes.pages - 1
+            self._pending[s].copies += pager.gather_first(part, width, scratch)
+        return [[s.table.pages[0] for s in part] for part in running]
+
+    def step(
+        self, settings: DecodeSpec, params: Any, lanes: state.StepInputs, steps: int, longest: int
+    ) -> state.Stepped:
+        """Up to `steps` decode steps of the sequences in the lanes, read back.
+
+        Args:
+          longest: tokens that none of them exceeds.
+        """
+        self.carry_out()
+        tokens = fine_bucket(longest, self.sizes.tokens)
+        self.pool, after = state.advance(
+            settings, params, self.pool, lanes, np.int32(steps), tokens
+        )
+        return jax.tree.map(np.asarray, after)
+
+    # Carrying out.
+
+    def carry_out(self) -> None:
+        """All edits that are pending, on the device."""
+        edits, self._pending = self._pending, [Edits() for _ in range(self.shards)]
+        # Nobody holds what is to be cleared, and what comes next may take it.
+        if any(e.cleared for e in edits):
+            pages = self._numbers([e.cleared for e in edits], self.sizes.pages)
+            self.pool = state.clear(self.settings, self.pool, pages)
+        if any(e.reads or e.slot_reads for e in edits):
+            pages = self._numbers([[page for page, _ in e.reads] for e in edits], 0)
+            slots = self._numbers([[slot for slot, _ in e.slot_reads] for e in edits], 0)
+            self._host.keep(edits, *state.read_out(self.settings, self.pool, pages, slots))
+        if any(e.writes or e.slot_writes for e in edits):
+            self._write_in(edits)
+        if any(e.copies or e.slot_copies for e in edits):
+            self._copy(edits)
+        self._host.copy_and_drop(edits)
+
+    def _write_in(self, edits: Sequence[Edits]) -> None:
+        pages = self._numbers([[page for _, page in e.writes] for e in edits], self.sizes.pages)
+        slots = self._numbers([[slot for _, slot in e.slot_writes] for e in edits], self.sizes.slots)
+        page_like, slot_like = jax.eval_shape(
+            lambda pool: state.read_out(self.settings, pool, pages, slots), self.pool
+        )
+        self.pool = state.write_in(
+            self.settings,
+            self.pool,
+            pages,
+            self._host.filled_pages(edits, page_like),
+            slots,
+            self._host.filled_slots(edits, slot_like),
+        )
+
+    def _copy(self, edits: Sequence[Edits]) -> None:
+        copies = state.PoolEdits(
+            *self._pairs([e.copies for e in edits]), *self._pairs([e.slot_copies for e in edits])
+        )
+        longest = 1
+        if self.whole:  # how much of a page is copied
+            lengths = [s.table.length + s.due for p in self.pagers for s in p.sequences()]
+            longest = fine_bucket(max([self._longest_prompt, *lengths]), self.sizes.tokens)
+        self.pool = state.edit(self.settings, self.pool, copies, longest)
+
+    def _pairs(self, pairs: Sequence[Sequence[Copy]]) -> tuple[np.ndarray, np.ndarray]:
+        count = np.asarray([len(part) for part in pairs], np.int32)
+        table = np.zeros((self.shards, bucket(int(count.max()), least=EDITS), 2), np.int32)
+        for row, part in zip(table, pairs, strict=True):
+            row[: len(part)] = np.reshape(part, (-1, 2))
+        return table, count
+
+    def _numbers(self, numbers: Sequence[Sequence[int]], padding: int) -> np.ndarray:
+        size = bucket(max(map(len, numbers)), least=8)
+        return np.asarray([[*part, *[padding] * (size - len(part))] for part in numbers], np.int32)
+
+    def _room(self, shard: int) -> tuple[int, int]:
+        pager = self.pagers[shard]
+        return pager.pool.available, -pager.slots_in_use
+
+
+def table_row(sequence: PagedSequence, width: int) -> list[int]:
+    """The pages of a sequence, cut or filled up to `width`.
+
+    What it has no page for is one of its own, so that nothing of another sequence is ever read.
+    """
+    held = [page for page in sequence.table.pages if page >= 0]
+    pages = [page if page >= 0 else held[0] for page in sequence.table.pages[:width]]
+    return [*pages, *held[:1] * (width - len(pages))]
+
+
+def _mean(recent: deque[int], otherwise: int) -> float:
+    """The mean of what was seen, at most `otherwise`."""
+    return min(otherwise, sum(recent) / len(recent)) if recent else otherwise
