@@ -12,6 +12,7 @@ from harness.engines import FORKING, MIXED, exact
 from harness.scripted import ScriptedNetwork
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.inference import engine as engine_module
+from zip_rc_jax.inference import running_batch as running_module
 from zip_rc_jax.inference import scheduler as schedule_module
 from zip_rc_jax.inference.engine import Engine, ResultEvent
 from zip_rc_jax.models.transformer import param_axes
@@ -46,8 +47,9 @@ def decoded(name, prompts, rows=16, devices=1, lazy=False, buckets=False, seed=7
     lm = dataclasses.replace(script.lm(), layout=network.layout)
     with pytest.MonkeyPatch.context() as patch:
         if buckets:
-            patch.setattr(engine_module, "bucket", rounded_to(6))
-            for module in (engine_module, schedule_module):
+            for module in (engine_module, running_module):
+                patch.setattr(module, "bucket", rounded_to(6))
+            for module in (engine_module, running_module, schedule_module):
                 patch.setattr(
                     module,
                     "fine_bucket",

@@ -27,7 +27,6 @@ from zip_rc_jax import (
     decode,
     decode_stream,
 )
-from zip_rc_jax.inference import engine as engine_module
 from zip_rc_jax.inference import state
 from zip_rc_jax.inference.engine import ENGINE_OPTIONS, Engine
 from zip_rc_jax.inference.memory import shard_bytes
@@ -89,10 +88,8 @@ def test_calls_that_take_turns_get_the_events_that_they_get_alone():
 
 
 def test_their_prompts_run_in_one_batch(monkeypatch):
-    steps = []
-    monkeypatch.setattr(
-        engine_module, "advance", lambda *a: (steps.append(1), state.advance(*a))[1]
-    )
+    steps, advance = [], state.advance
+    monkeypatch.setattr(state, "advance", lambda *a: (steps.append(1), advance(*a))[1])
     for prompt in PROMPTS[:2]:
         alone([prompt])
     apart = len(steps)
@@ -121,14 +118,9 @@ def test_an_abandoned_call_gives_its_slots_to_the_next():
 
 
 def test_what_waits_for_an_abandoned_call_is_never_decoded(monkeypatch):
-    admitted = []
-    real = Engine._admit
+    admitted, prefill = [], Engine._prefill
     monkeypatch.setattr(
-        Engine,
-        "_admit",
-        lambda self, *a: (admitted.extend(j.ids for part in a[-1] for j in part), real(self, *a))[
-            1
-        ],
+        Engine, "_prefill", lambda self, *a: (admitted.extend(a[-1]), prefill(self, *a))[1]
     )
     engine = shared(dataclasses.replace(PRICED, max_num_seqs=PRICED.n))
     first, second = enter(engine, [PROMPTS[3]]), enter(engine, PROMPTS[:3])
@@ -142,9 +134,7 @@ def test_a_failure_of_the_device_is_told_to_one_call_and_the_other_begins_anew(m
     engine = shared()
     first, second = enter(engine, PROMPTS[:2]), enter(engine, PROMPTS[2:4])
     second_events = [second.next() for _ in range(3)]
-    monkeypatch.setattr(
-        engine_module, "advance", lambda *_: (_ for _ in ()).throw(RuntimeError("device"))
-    )
+    monkeypatch.setattr(state, "advance", lambda *_: (_ for _ in ()).throw(RuntimeError("device")))
     while first.inbox:
         first.next()
     with pytest.raises(RuntimeError, match="device"):
@@ -263,7 +253,7 @@ def test_every_option_may_differ_from_call_to_call(lm, decoder, expected):
 
 def test_options_of_a_request_compile_nothing(decoder):
     decoder(REAL_PROMPTS[:2], min_p=0.1)
-    programs = [f._cache_size() for f in (state.advance, state.prefill, state.copy_rows)]
+    programs = [f._cache_size() for f in (state.advance, state.prefill, state.edit)]
     decoder(
         REAL_PROMPTS[:2],
         beta=0.5,
@@ -274,7 +264,7 @@ def test_options_of_a_request_compile_nothing(decoder):
         answer="vote",
         token_budget=30,
     )
-    assert [f._cache_size() for f in (state.advance, state.prefill, state.copy_rows)] == programs
+    assert [f._cache_size() for f in (state.advance, state.prefill, state.edit)] == programs
 
 
 def test_a_call_inside_a_stream_of_the_same_thread_is_answered(decoder, expected):

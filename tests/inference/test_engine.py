@@ -37,7 +37,7 @@ from harness.tiny import TINY_GRID, TINY_MODEL, randomised
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.head import cell_log_probs
 from zip_rc_jax.inference import api
-from zip_rc_jax.inference import engine as engine_module
+from zip_rc_jax.inference import state as state_module
 from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
 from zip_rc_jax.inference.outputs import Prefix, Result
 from zip_rc_jax.inference.tree import ROOT, Branch, best_prefix, voted_prefix
@@ -565,8 +565,8 @@ def test_bad_prompts_are_refused_before_anything_is_compiled(monkeypatch, prompt
     def never(*args, **kwargs):
         raise AssertionError("compiled")
 
-    for name in ("prefill", "advance", "copy_rows", "empty_rows"):
-        monkeypatch.setattr(engine_module, name, never)
+    for name in ("prefill", "advance", "edit", "empty_pool"):
+        monkeypatch.setattr(state_module, name, never)
     with pytest.raises(UsageError, match=message):
         next(Engine(MIXED.lm(), CONFIG, 0, ScriptedNetwork()).run(prompts))
 

@@ -23,12 +23,21 @@ from zip_rc_jax.config.files import load_config
 from zip_rc_jax.evaluation.rollout_predictions import predict_rollouts
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
-from zip_rc_jax.inference import engine as engine_module
 from zip_rc_jax.inference import memory
+from zip_rc_jax.inference import prepared as prepared_module
+from zip_rc_jax.inference import state as state_module
 from zip_rc_jax.inference.engine import Engine, ResultEvent
 from zip_rc_jax.inference.network import TransformerNetwork
 from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters
-from zip_rc_jax.inference.state import DecodeSpec, abstract_lanes, advance, empty_rows, prefill
+from zip_rc_jax.inference.state import (
+    DecodeSpec,
+    PoolSizes,
+    PrefillInputs,
+    abstract_lanes,
+    advance,
+    empty_pool,
+    prefill,
+)
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.transformer import param_shapes
 from zip_rc_jax.predictions import ScoringConfig
@@ -48,6 +57,11 @@ MODEL = ModelConfig(
 )
 
 
+def rows_of(rows, slots):
+    """A pool in which a page is a whole sequence; one page more is for swaps."""
+    return PoolSizes(rows, slots, rows + 1)
+
+
 def settings_on(layout):
     grid = Grid.authors("value")
     head = ZipHead(grid, "value", MODEL.vocab_size - grid.n_cells, MODEL.vocab_size - grid.n_cells)
@@ -59,8 +73,8 @@ def settings_on(layout):
 @pytest.mark.parametrize(("data", "tensor"), [(1, 1), (2, 2)])
 def test_the_estimate_of_the_rows_is_what_the_pool_takes(data, tensor):
     settings = settings_on(Layout(make_mesh(data=data, tensor=tensor), DECODE_RULES))
-    found = memory.estimate(settings, {}, 5, 96, 1, 64)
-    pool = empty_rows(settings, 6, 96)  # with the scratch row
+    found = memory.estimate(settings, {}, rows_of(5, 96), 1, 64)
+    pool = empty_pool(settings, rows_of(5, 96))
     device = settings.network.layout.mesh.devices.flat[1 % (data * tensor)]
     held = sum(
         shard.data.nbytes
@@ -95,7 +109,7 @@ def test_the_rollouts_of_a_shipped_config_fit_a_host_of_v5e(name, chips):
     rows, prompt = r.rows // chips, 256
     assert (
         memory.estimate(
-            settings, params, rows, r.max_tokens + prompt, rows // r.samples, prompt
+            settings, params, rows_of(rows, r.max_tokens + prompt), rows // r.samples, prompt
         ).total
         < 15.75 * 2**30
     )
@@ -114,7 +128,7 @@ def test_the_compiler_needs_no_more_than_the_estimate_and_not_much_less(
     }
     scalar, pool = (
         jax.ShapeDtypeStruct((), jnp.int32),
-        memory.abstract_pool(settings, rows + 1, slots),
+        memory.abstract_pool(settings, rows_of(rows, slots)),
     )
     step = (
         advance.lower(settings, params, pool, abstract_lanes(1, rows), scalar, slots)
@@ -122,17 +136,16 @@ def test_the_compiler_needs_no_more_than_the_estimate_and_not_much_less(
         .memory_analysis()
     )
     shape = (1, prompts)
-    ids = [
-        jax.ShapeDtypeStruct(s, t)
-        for s, t in (((*shape, prompt_slots), jnp.int32), (shape, jnp.int32), (shape, jnp.uint32))
-    ]
-    first = prefill.lower(settings, params, *ids).compile().memory_analysis()
+    number = jax.ShapeDtypeStruct(shape, jnp.int32)
+    table, tokens = (jax.ShapeDtypeStruct((*shape, n), jnp.int32) for n in (1, prompt_slots))
+    inputs = PrefillInputs(number, table, tokens, number, number)
+    first = prefill.lower(settings, params, pool, inputs, prompt_slots).compile().memory_analysis()
     needed = max(
         m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in (step, first)
     )
     assert (
         needed
-        <= memory.estimate(settings, {}, rows, slots, prompts, prompt_slots).temporaries
+        <= memory.estimate(settings, {}, rows_of(rows, slots), prompts, prompt_slots).temporaries
         <= 3 * needed
     )
 
@@ -167,7 +180,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_n_and_length_that_do(
     def never(*args, **kwargs):
         raise AssertionError("allocated")
 
-    monkeypatch.setattr(engine_module, "empty_rows", never)
+    monkeypatch.setattr(state_module, "empty_pool", never)
     limit = estimate(6, 32).total
     limited(monkeypatch, limit)
     with pytest.raises(
@@ -193,7 +206,7 @@ def test_where_the_n_asked_for_fits_in_fewer_rows_it_is_not_replaced(monkeypatch
     engine = Engine(lm, config, 0)
     limited(
         monkeypatch,
-        memory.estimate(engine.settings, (lm.params, engine.params), 6, 32, 2, 16).total,
+        memory.estimate(engine.settings, (lm.params, engine.params), rows_of(6, 32), 2, 16).total,
     )
     with pytest.raises(
         UsageError,
@@ -209,7 +222,7 @@ def test_where_only_one_short_row_fits_that_is_said(monkeypatch, lm):
     engine = Engine(lm, config, 0)
     limited(
         monkeypatch,
-        memory.estimate(engine.settings, (lm.params, engine.params), 1, 64, 1, 16).total,
+        memory.estimate(engine.settings, (lm.params, engine.params), rows_of(1, 64), 1, 16).total,
     )
     fix = (
         r"Fix: use n=1 with max_num_seqs=1 and keep prompt and max_tokens within 64 tokens "
@@ -226,7 +239,7 @@ def test_the_length_that_fits_is_named_too(monkeypatch, lm):
     long = dataclasses.replace(REAL, max_tokens=80)
     engine = Engine(lm, REAL, 0)
     fits = memory.estimate(
-        engine.settings, (lm.params, engine.params), REAL.max_num_seqs, 64, 4, 16
+        engine.settings, (lm.params, engine.params), rows_of(REAL.max_num_seqs, 64), 4, 16
     ).total
     limited(monkeypatch, fits)
     with pytest.raises(
@@ -245,7 +258,7 @@ def test_a_model_whose_copies_do_not_fit_is_refused_before_they_are_made(monkeyp
     lm = dataclasses.replace(lm)  # whose copies no engine that is still there shares
     held = memory.shard_bytes((lm.params, Engine(lm, REAL, 0).params))
     monkeypatch.setattr(
-        engine_module, "unstack", lambda *_: pytest.fail("the copies are made all the same")
+        prepared_module, "unstack", lambda *_: pytest.fail("the copies are made all the same")
     )
     limited(monkeypatch, held - 1)
     with pytest.raises(
@@ -269,13 +282,13 @@ def test_the_longest_rows_and_another_requests_longest_prompt_must_fit_together(
         lambda needed, limit, n, rows, slots, *rest: asked.append(needed(rows, slots).total),
     )
     for prompts in ([long_rows], [long_prompt], [long_rows, long_prompt]):
-        engine._memory_check.known_to_fit.clear()
+        engine._memory.known_to_fit.clear()
         engine.processor.tokenize(prompts)
     monkeypatch.undo()
     first, second, _, together = asked
     assert max(first, second) < together
     limited(monkeypatch, together - 1)
-    engine._memory_check.known_to_fit.clear()
+    engine._memory.known_to_fit.clear()
     engine.processor.tokenize([long_rows])
     engine.processor.tokenize([long_prompt])
     for prompts in ([long_rows, long_prompt], [long_prompt, long_rows]):
@@ -292,7 +305,7 @@ def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch)
     engine = Engine(MIXED.lm(max_positions=128), CONFIG, 0, ScriptedNetwork())
     limited(
         monkeypatch,
-        memory.estimate(engine.settings, engine.params, CONFIG.max_num_seqs, 64, 4, 25).total,
+        memory.estimate(engine.settings, engine.params, rows_of(CONFIG.max_num_seqs, 64), 4, 25).total,
     )
     found = {
         e.prompt_index: e.result for e in engine.run(iter(prompts)) if isinstance(e, ResultEvent)
@@ -339,9 +352,9 @@ def test_a_consumer_that_stops_early_frees_everything(lm, how):
     events = decode_stream(lm, REAL_PROMPTS, REAL)
     next(events)
     held = live_bytes() - before
-    assert (
-        held > memory.estimate(Engine(lm, REAL, 0).settings, {}, REAL.max_num_seqs, 32, 1, 32).rows
-    ), "the pool is there meanwhile"
+    sizes = rows_of(REAL.max_num_seqs, 32)
+    pool = memory.estimate(Engine(lm, REAL, 0).settings, {}, sizes, 1, 32).rows
+    assert held >= pool, "the pool is there meanwhile"
     if how == "close":
         events.close()
         assert list(events) == []
@@ -462,7 +475,7 @@ def device_that_fails(lm):
 
     events = Engine(lm, REAL, 0).run(REAL_PROMPTS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "advance", failing)
+        patch.setattr(state_module, "advance", failing)
         with pytest.raises(RuntimeError, match="device"):
             list(events)
 
@@ -531,7 +544,7 @@ def test_a_window_that_is_to_blame_is_named_with_the_largest_that_fits(lm, monke
     wider = dataclasses.replace(engine.settings, window=300)
     limited(
         monkeypatch,
-        memory.estimate(wider, (lm.params, engine.params), REAL.max_num_seqs, 32, 4, 16).total,
+        memory.estimate(wider, (lm.params, engine.params), rows_of(REAL.max_num_seqs, 32), 4, 16).total,
     )
     with pytest.raises(UsageError) as refusal:
         Engine(lm, dataclasses.replace(REAL, window=5000), 0).processor.tokenize(REAL_PROMPTS[:1])

@@ -1,13 +1,12 @@
-"""Rows are lent as prefixes begin: more prompts are in flight than could all have all their rows,
-none waits for ever, and none decodes
-otherwise for it. Prompts that begin alike are prefilled once.
+"""Room is lent as prefixes begin: more prompts are in flight than could all have all their prefixes
+on the device, none waits for ever, and none decodes otherwise for it. Prompts that begin alike are
+prefilled once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,14 +17,15 @@ from harness.company import CONFIGS, PROMPTS, alone, on_mesh, same
 from harness.engines import CONFIG, FORKING, FORKS, MIXED, PRICED, REAL, REAL_PROMPTS
 from harness.scripted import Plan, Script, ScriptedNetwork
 from harness.tiny import TINY_MODEL, tiny_lm
-from zip_rc_jax.inference import engine as engine_module
 from zip_rc_jax.inference import scheduler as schedule_module
+from zip_rc_jax.inference import state
 from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
-from zip_rc_jax.inference.placement import safe
+from zip_rc_jax.inference.memory import largest_prefills
+from zip_rc_jax.inference.page_policy import PagedSequence
+from zip_rc_jax.inference.page_table import PageTable
 from zip_rc_jax.inference.requests import WORTH_SHARING, Request, shared_prefix
-from zip_rc_jax.inference.scheduler import WIDE, largest_prefills, next_to_step, together
+from zip_rc_jax.inference.scheduler import WIDE, Queue, next_to_step, together
 from zip_rc_jax.inference.state import bucket
-from zip_rc_jax.inference.tree import Branch, SearchTree
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 
 pytestmark = pytest.mark.optimized  # bits are compared between programs of several shapes
@@ -45,23 +45,7 @@ def decoded(script, config, prompts, seed=7):
     return [found[i] for i in range(len(prompts))], most
 
 
-# ---- lending rows
-
-
-@given(
-    free=st.integers(0, 6),
-    accounts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), max_size=5),
-)
-def test_lending_is_safe_if_some_order_lets_every_prompt_get_all_its_rows(free, accounts):
-    def works(order):
-        rows = free
-        for claim, held in order:
-            if claim > rows:
-                return False
-            rows += held
-        return True
-
-    assert safe(free, accounts) == any(map(works, itertools.permutations(accounts)))
+# ---- lending room
 
 
 @settings(max_examples=2, deadline=None, derandomize=True)
@@ -99,13 +83,13 @@ def test_where_every_sample_runs_no_more_prompts_are_in_flight_than_fit():
 
 def test_all_rows_are_taken_before_the_first_step(monkeypatch):
     """Also where each prompt wants fewer of them than the engine lets one have."""
-    active, advance = [], engine_module.advance
+    active, advance = [], state.advance
 
     def counted(settings, params, pool, lanes, *rest):
         active.append(int(lanes.active.sum()))
         return advance(settings, params, pool, lanes, *rest)
 
-    monkeypatch.setattr(engine_module, "advance", counted)
+    monkeypatch.setattr(state, "advance", counted)
     config = dataclasses.replace(CONFIG, strategy="fixed")
     assert (config.n, config.max_num_seqs) == (4, 16)
     decoded(MIXED, config, [Request("x", n=1, seed=s) for s in range(20)])
@@ -113,13 +97,13 @@ def test_all_rows_are_taken_before_the_first_step(monkeypatch):
 
 
 def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
-    shapes, compute = [], engine_module.prefill
+    shapes, compute = [], state.prefill
 
-    def counted(settings, params, tokens, *rest):
-        shapes.append(tokens.shape[1:])
-        return compute(settings, params, tokens, *rest)
+    def counted(settings, params, pool, prompts, steps):
+        shapes.append(prompts.tokens.shape[1:])
+        return compute(settings, params, pool, prompts, steps)
 
-    monkeypatch.setattr(engine_module, "prefill", counted)
+    monkeypatch.setattr(state, "prefill", counted)
     # short ones first: the long one must not join them
     prompts = ["x", "x y z", "z", " ".join("y" * 30), " ".join("z" * 20)]
     config = dataclasses.replace(PRICED, max_num_seqs=16)
@@ -148,8 +132,8 @@ def test_no_prefill_is_larger_than_those_that_the_memory_is_checked_for(most, lo
 
 
 def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypatch):
-    slots, copy = [], engine_module.copy_rows
-    monkeypatch.setattr(engine_module, "copy_rows", lambda *a: (slots.append(a[-1]), copy(*a))[1])
+    slots, edit = [], state.edit
+    monkeypatch.setattr(state, "edit", lambda *a: (slots.append(a[-1]), edit(*a))[1])
     engine = Engine(FORKING.lm(max_positions=128), FORKS, 7, ScriptedNetwork())
     list(engine.run([" ".join("y" * 100), "x", "z x", "y y"]))
     assert set(slots) == {64, 128}, (
@@ -157,32 +141,36 @@ def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypat
     )
 
 
-def test_the_last_prefix_to_begin_takes_over_the_row_of_the_root():
-    group = groups_of([0])[0]
-    group.branches = [Branch(i, -1, 0, None) for i in range(3)]
-    action = SimpleNamespace(multiplicity=[1, 0, 1], starts=None)
-    rows = iter([5, 6, 7])
-    assert (group.account, group.wanted(action)) == ((2, 1), 2)
-    assert group.begin(action, lambda: next(rows)) == [(9, 5, 0), (9, 6, 2)]
-    assert (group.root_row, group.account) == (9, (0, 3))
-    action = SimpleNamespace(multiplicity=[1, 1, 0], starts=None)
-    assert group.wanted(action) == 0
-    assert group.begin(action, lambda: next(rows)) == [(9, 9, 1)]
-    assert (group.root_row, group.account, sorted(group.rows())) == (None, (0, 3), [5, 6, 9])
+def test_the_last_sample_takes_over_what_the_root_has(monkeypatch):
+    """So a prompt of `n` samples copies its small state `n - 1` times."""
+    copied, edit = [], state.edit
+
+    def counted(settings, pool, edits, tokens):
+        copied.append((int(edits.slot_count.sum()), int(edits.page_count.sum())))
+        return edit(settings, pool, edits, tokens)
+
+    monkeypatch.setattr(state, "edit", counted)
+    config = dataclasses.replace(CONFIG, strategy="fixed")
+    decoded(MIXED, config, ["x", "y y"])
+    slots, pages = map(sum, zip(*copied, strict=True))
+    assert slots == 2 * (config.n - 1)
+    assert pages == 2 * (config.n - 1), "and its page, when the others first write"
 
 
-# ---- which prompts are stepped together
+# ---- which sequences are stepped together
 
 
-def groups_of(sizes, shard=0):
-    """Ready groups with so many live prefixes."""
-    found = []
-    for number, size in enumerate(sizes):
-        job = SimpleNamespace(number=number, ids=[1], config=SimpleNamespace(n=3, time_budget=0))
-        group = SearchTree(job, 0.0, np.zeros(1), shard, root_row=9, ready=True)
-        group.branches = [Branch(i, -1, 0, i, live=True) for i in range(size)]
-        found.append(group)
-    return found
+def planned(sizes, first=0):
+    """Sequences of prompts that have so many each, of one shard."""
+    return [
+        PagedSequence(first + prompt, branch, PageTable(), 0, live=True, due=1)
+        for prompt, size in enumerate(sizes)
+        for branch in range(size)
+    ]
+
+
+def prompts_of(sequences):
+    return sorted({s.prompt for s in sequences})
 
 
 @given(
@@ -194,28 +182,28 @@ def test_prompts_wait_only_where_most_others_fill_a_narrower_program(sizes, rows
         for size, total in zip(sizes, itertools.accumulate(sizes), strict=True)
         if total <= rows
     ]
-    groups = groups_of(sizes)
-    stepped, width = next_to_step(groups, 1, rows)
-    live = sum(len(g.live()) for g in stepped)
-    assert live <= width <= rows
-    assert live >= 7 / 8 * sum(sizes)
-    assert stepped[0] is groups[0], "the oldest never waits"
-    if len(stepped) < len(groups):
+    (stepped,), width = next_to_step([planned(sizes)], set(), rows)
+    assert len(stepped) <= width <= rows
+    assert len(stepped) >= 7 / 8 * sum(sizes)
+    assert stepped[0].prompt == 0, "the oldest never waits"
+    assert len(stepped) == sum(sizes[prompt] for prompt in prompts_of(stepped)), "as a whole"
+    if len(stepped) < sum(sizes):
         assert WIDE <= width < sum(sizes)
 
 
 def test_a_prompt_whose_time_is_limited_does_not_wait():
-    groups = groups_of([8] * 5 + [1])
-    assert [g.job.number for g in next_to_step(groups, 1, 64)[0]] == [0, 1, 2, 3, 4, 5]
-    groups = groups_of([8] * 4 + [1])
-    assert [g.job.number for g in next_to_step(groups, 1, 64)[0]] == [0, 1, 2, 3]
-    groups[-1].job.config.time_budget = 1.0
-    assert 4 in [g.job.number for g in next_to_step(groups, 1, 64)[0]]
+    def stepped(sizes, hurried=()):
+        (chosen,), _ = next_to_step([planned(sizes)], set(hurried), 64)
+        return prompts_of(chosen)
+
+    assert stepped([8] * 5 + [1]) == [0, 1, 2, 3, 4, 5]
+    assert stepped([8] * 4 + [1]) == [0, 1, 2, 3]
+    assert 4 in stepped([8] * 4 + [1], hurried=[4])
 
 
 def test_all_shards_are_stepped_to_the_same_width():
-    groups = groups_of([8] * 4) + groups_of([8], shard=1)
-    assert next_to_step(groups, 2, 64) == (groups, 32)
+    both = [planned([8] * 4), planned([8], first=4)]
+    assert next_to_step(both, set(), 64) == (both, 32)
 
 
 # ---- prompts that begin alike
@@ -227,22 +215,13 @@ ALIKE = [*(f"{STEM} {p}" for p in REAL_PROMPTS), *REAL_PROMPTS[:2]]
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_what_prompts_share_is_prefilled_once_and_changes_no_token(monkeypatch, devices):
-    computed, compute = [], engine_module.prefill
+    computed, compute = [], state.prefill
 
-    def counted(settings, params, tokens, length, hashes, pool=None, stems=None, steps=0):
-        computed.append(
-            (np.asarray(length) - (0 if stems is None else stems[..., 1]), steps or tokens.shape[2])
-        )
-        return compute(
-            settings,
-            params,
-            tokens,
-            length,
-            hashes,
-            *(() if pool is None else (pool, stems, steps)),
-        )
+    def counted(settings, params, pool, prompts, steps):
+        computed.append((prompts.length - prompts.start, steps))
+        return compute(settings, params, pool, prompts, steps)
 
-    monkeypatch.setattr(engine_module, "prefill", counted)
+    monkeypatch.setattr(state, "prefill", counted)
     config = dataclasses.replace(REAL, n=3, max_num_seqs=6 * devices, max_tokens=12)
     model = tiny_lm(dataclasses.replace(TINY_MODEL, max_positions=128))
     spread = on_mesh(model, devices, 1) if devices > 1 else model
@@ -281,10 +260,10 @@ def test_a_model_that_keeps_its_last_inputs_only_shares_nothing():
     mixed = dataclasses.replace(
         TINY_MODEL, n_layers=2, layer_types=("conv", "attention"), conv_kernel=3
     )
-    assert not Engine(
-        dataclasses.replace(MIXED.lm(), config=mixed), CONFIG, 0, ScriptedNetwork()
-    ).shares_prefixes
-    assert Engine(MIXED.lm(), CONFIG, 0, ScriptedNetwork()).shares_prefixes
+    mixed_lm = dataclasses.replace(MIXED.lm(), config=mixed)
+    for lm, shares in ((mixed_lm, False), (MIXED.lm(), True)):
+        engine = Engine(lm, CONFIG, 0, ScriptedNetwork())
+        assert engine._new_batch(Queue(engine.processor.tokenize(["x"]))).share == shares
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 5])

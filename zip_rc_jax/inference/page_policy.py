@@ -98,7 +98,7 @@ def check_worst_case(
     )
 
 
-def predicted_peak(held: int, growing: Iterable[tuple[float, float]]) -> float:
+def predicted_peak(held: int, growing: Iterable[tuple[int, int]]) -> int:
     """The most pages that will be held at once, if every sequence ends when it is expected to.
 
     All grow at the same pace. A sequence that ends gives its pages back.
@@ -107,7 +107,7 @@ def predicted_peak(held: int, growing: Iterable[tuple[float, float]]) -> float:
       held: pages that are held now.
       growing: of every live sequence, the pages that it holds alone, and those that it will add.
     """
-    peak, given_back = float(held), 0.0
+    peak, given_back = held, 0
     running = sorted(growing, key=lambda pair: pair[1])
     for ended, (own, more) in enumerate(running):
         peak = max(peak, held - given_back + (len(running) - ended) * more)

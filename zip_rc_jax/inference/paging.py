@@ -69,7 +69,8 @@ class Pager(PagedSequences):
             return False
         begin = math.inf if begin is None else begin
         needs, mine = self.pool.open_needs(ids), min(begin, n)
-        new = [(0.0, expected / self.pool.page_size + 1)] * math.ceil(mine)
+        more = self.pool.pages_for(math.ceil(len(ids) + expected))
+        new = [(0, more - len(ids) // self.pool.page_size)] * math.ceil(mine)
         unborn = sum(min(begin, self._claims[root.prompt].n) for root in self._undecided())
         has_room = len(self._free_slots) >= mine + unborn and needs <= self.pool.available
         host = self._host_room([Claim(n, self.pool.pages_for(len(ids) + max_tokens))])
@@ -204,7 +205,7 @@ class Pager(PagedSequences):
         for prompt in sorted({s.prompt for s in away}):
             group = [s for s in away if s.prompt == prompt]
             needs = sum(map(self._needs, group))
-            more = [(float(self._needs(s)), s.remaining / self.pool.page_size) for s in group]
+            more = [(self._needs(s), self._growth(s)) for s in group]
             fits = needs <= self.pool.available and len(group) <= len(self._free_slots)
             if prompt != first:
                 fits &= needs <= room
@@ -215,18 +216,25 @@ class Pager(PagedSequences):
             for sequence in group:
                 self._run(sequence, edits)
 
-    def _peak(self, new_pages: int, new: list[tuple[float, float]]) -> float:
+    def _peak(self, new_pages: int, new: list[tuple[int, int]]) -> float:
         """`predicted_peak` of what is on the device, and of new sequences."""
-        size = self.pool.page_size
         growing = [
-            (float(self.pool.gives_back(s.table)), s.remaining / size)
+            (self.pool.gives_back(s.table), self._growth(s))
             for s in self.sequences()
             if s.live and s.is_here
         ]
         for root in self._undecided():
-            growing += [(0.0, root.remaining / size + 1)] * self._claims[root.prompt].n
+            # A sample holds the last page of its prompt alone, once it is written.
+            partial = root.table.length % self.pool.page_size > 0
+            growing += [(0, self._growth(root) + partial)] * self._claims[root.prompt].n
         held = self.pool.num_pages - self.pool.available + new_pages
         return predicted_peak(held, [*growing, *new])
+
+    def _growth(self, s: PagedSequence) -> int:
+        """Pages that a sequence will still take, if its predicted length is right."""
+        return max(
+            0, self.pool.pages_for(math.ceil(s.table.length + s.remaining)) - len(s.table.pages)
+        )
 
     def _undecided(self) -> list[PagedSequence]:
         """Roots of prompts whose sequences have not begun."""

@@ -267,11 +267,19 @@ class RunningBatch:
         copies = state.PoolEdits(
             *self._pairs([e.copies for e in edits]), *self._pairs([e.slot_copies for e in edits])
         )
-        longest = 1
-        if self.whole:  # how much of a page is copied
-            lengths = [s.table.length + s.due for p in self.pagers for s in p.sequences()]
-            longest = fine_bucket(max([self._longest_prompt, *lengths]), self.sizes.tokens)
+        longest = self._longest_copied(edits) if self.whole else 0
         self.pool = state.edit(self.settings, self.pool, copies, longest)
+
+    def _longest_copied(self, edits: Sequence[Edits]) -> int:
+        """Where a page is a whole sequence: how much of it must be copied, rounded."""
+        longest = 1
+        for pager, mine in zip(self.pagers, edits, strict=True):
+            lengths = {s.table.pages[0]: s.table.length for s in pager.sequences() if s.is_here}
+            lengths[self.sizes.pages - 1] = 1  # for swaps: what lies there goes on to another page
+            # A page that no sequence has is of a prompt that has ended.
+            copied = [lengths.get(page, self._longest_prompt) for _, page in mine.copies]
+            longest = max([longest, *copied])
+        return fine_bucket(longest, self.sizes.tokens)
 
     def _pairs(self, pairs: Sequence[Sequence[Copy]]) -> tuple[np.ndarray, np.ndarray]:
         count = np.asarray([len(part) for part in pairs], np.int32)
