@@ -117,14 +117,16 @@ def run_with_format(
     arguments: argparse.Namespace, stage: Callable[[PipelineConfig], pathlib.Path]
 ) -> None:
     """Runs a stage that makes a dataset, and writes the dataset as `--format` says."""
+    from zip_rc_jax.pipeline.run_dir import opened
     from zip_rc_jax.runtime import distributed
 
     config = read_config(arguments)
-    directory = stage(config)
-    if arguments.format == "parquet":
-        from zip_rc_jax.pipeline.parquet import export_parquet
+    with opened(config, arguments.command):
+        directory = stage(config)
+        if arguments.format == "parquet":
+            from zip_rc_jax.pipeline.parquet import export_parquet
 
-        if distributed.is_primary():
-            export_parquet(config, directory)
-        # a process that ends waits for the others for a minute, and then ends them
-        distributed.barrier()
+            if distributed.is_primary():
+                export_parquet(config, directory)
+            # a process that ends waits for the others for a minute, and then ends them
+            distributed.barrier()

@@ -159,8 +159,9 @@ def _resumes(arguments: argparse.Namespace) -> bool:
 
 def _end(status: int, message: str) -> int:
     from zip_rc_jax.runtime import distributed
+    from zip_rc_jax.runtime.working_copy import with_addresses
 
-    print(message, file=sys.stderr)
+    print(with_addresses(message), file=sys.stderr)
     if distributed.is_multiprocess():
         distributed.end(status)
     return status
