@@ -110,7 +110,22 @@ def only_command(copy: working_copy.WorkingCopy, stage: str) -> Iterator[None]:
                 "wait for it, or use another run_dir; if that machine is gone, its place is free "
                 f"{SILENT_SECONDS:.0f} s after its last sign of life",
             )
-        yield
+
+        def guard() -> None:
+            if claims.lost(stage):
+                holder = claims.holder(stage) or {}
+                raise UsageError(
+                    f"{stage} in run_dir={copy.bucket.url!r}",
+                    "this process was cut off from the bucket, and meanwhile process "
+                    f"{holder.get('pid')} on {holder.get('host')} took over",
+                    "let that one finish",
+                )
+
+        copy.guard = guard
+        try:
+            yield
+        finally:
+            copy.guard = lambda: None
 
 
 P = ParamSpec("P")

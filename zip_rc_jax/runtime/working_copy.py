@@ -32,7 +32,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from zip_rc_jax.runtime import buckets
@@ -108,9 +108,61 @@ def fetched(url: str, what: str) -> pathlib.Path:
     """
     above, _, name = url.rstrip("/").rpartition("/")
     copy = working_copy(above, what)
-    if not copy.fetch([name]):
+    # Of a training directory its model, without the checkpoints.
+    if not copy.fetch([f"{name}/model"]) and not copy.fetch([name]):
         raise UsageError(f"{what}={url!r}", "there is nothing in the bucket", "correct the address")
     return copy.root / name
+
+
+class PublishedLater:
+    """Publishes directories of a working copy from a thread, so that nobody waits.
+
+    Nothing for local paths.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: UsageError | None = None
+
+    def publish(self, folder: pathlib.Path, when: pathlib.Path) -> None:
+        """`folder` is synchronized as soon as `when` exists, a path that appears when it is whole.
+
+        Waits for the call before. Raises its UsageError.
+        """
+        copy = copy_of(folder)
+        if copy is None:
+            return
+        self.wait()
+        self._stop = threading.Event()
+
+        def run() -> None:
+            try:
+                while not when.exists():
+                    if self._stop.wait(0.1):
+                        return
+                copy.sync(folder)
+            except UsageError as error:
+                self._failure = error
+
+        self._thread = threading.Thread(target=run, name="zip-rc-publish", daemon=True)
+        self._thread.start()
+
+    def wait(self, *, give_up: bool = False) -> None:
+        """Until everything lies in the bucket.
+
+        Args:
+          give_up: if what it waits for is not there now, it never will be.
+
+        Raises UsageError if it could not be written.
+        """
+        if self._thread is not None:
+            if give_up:
+                self._stop.set()
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
 
 def with_addresses(text: str) -> str:
@@ -127,6 +179,7 @@ class WorkingCopy:
       bucket: where everything finished lies.
       root: the folder.
       is_open: whether a stage is at work in it.
+      guard: called before anything is published; raises UsageError where another process took over.
     """
 
     def __init__(self, bucket: Bucket):
@@ -149,9 +202,11 @@ class WorkingCopy:
         self._folder = folder
         # What the bucket has, as far as this process made it or saw it.
         self._loose: dict[str, str] = {}  # name -> digest
+        self._stamps: dict[str, tuple[int, int]] = {}  # name -> bytes, time of the local file
         self._units: dict[str, dict[str, Any]] = {}  # name -> files of its marker
         self._lock = threading.RLock()
-        self.is_open = False  # a stage is at work
+        self.is_open = False
+        self.guard: Callable[[], None] = lambda: None
 
     def name(self, path: pathlib.Path) -> str:
         """The name of a path below the root."""
@@ -309,9 +364,10 @@ class WorkingCopy:
     def publish(self, path: pathlib.Path) -> None:
         """A file, a unit, or everything in a folder lies in the bucket when this returns.
 
-        Raises UsageError if it cannot be written.
+        Raises UsageError if it cannot be written, or if this process may not any more (`guard`).
         """
         with self._lock:
+            self.guard()
             name = self.name(path)
             if path.is_dir():
                 units, loose = self._here(path)
@@ -332,24 +388,28 @@ class WorkingCopy:
             else:
                 self._fetch_file(name)
 
-    def sync(self, *, additions_only: bool = False) -> None:
+    def sync(self, folder: pathlib.Path | None = None, *, additions_only: bool = False) -> None:
         """Publishes everything finished, then deletes in the bucket what is gone here.
 
         Args:
+          folder: this one alone.
           additions_only: deletes nothing: other processes know better.
 
         Raises UsageError; then nothing was deleted.
         """
         with self._lock:
-            self.publish(self.root)
+            folder = self.root if folder is None else folder
+            self.publish(folder)
             if additions_only:
                 return
-            units, loose = self._here(self.root)
-            for unit in sorted(set(self._units) - set(units)):
+            units, loose = self._here(folder)
+            prefix = "" if folder == self.root else f"{self.name(folder)}/"
+            mine = {x for x in self._units if x.startswith(prefix)}
+            for unit in sorted(mine - set(units)):
                 # The marker first: without it the unit is absent.
                 self.bucket.delete([f"{unit}/{MARKER}"])
                 self.bucket.delete([f"{unit}/{file}" for file in self._units.pop(unit)])
-            gone = sorted(set(self._loose) - set(loose))
+            gone = sorted({x for x in self._loose if x.startswith(prefix)} - set(loose))
             self.bucket.delete(gone)
             for name in gone:
                 del self._loose[name]
@@ -374,35 +434,39 @@ class WorkingCopy:
     def _put(self, name: str) -> None:
         path = self.root / name
         try:
+            status = path.stat()
+            stamp = status.st_size, status.st_mtime_ns
+            if name in self._loose and self._stamps.get(name) == stamp:
+                return
             digest = _digest(path)
             if self._loose.get(name) != digest:
                 self.bucket.upload(path, name)
                 self._loose[name] = digest
+            self._stamps[name] = stamp
         except FileNotFoundError:
             return  # it was temporary
 
     def _put_unit(self, name: str) -> None:
         """Files first, then the marker; of an earlier unit there, the marker is deleted before."""
-        folder = self.root / name
-        files: dict[str, Any] = {}
-        for path in _files(folder):
-            rel = path.relative_to(folder).as_posix()
-            if not _is_temporary(rel):
-                status = path.stat()
-                files[rel] = {
-                    "bytes": status.st_size,
-                    "digest": _digest(path),
-                    "time_ns": status.st_mtime_ns,
-                }
-        if self._units.get(name) == files or not files:
-            return
-        before = self._marker(name)
-        if before == files:  # a try of ours whose answer was lost, or another process
-            self._units[name] = files
-            return
-        if before is not None:
-            self.bucket.delete([f"{name}/{MARKER}"])
-        at_once(lambda file: self.bucket.upload(folder / file, f"{name}/{file}"), list(files))
+        folder, known = self.root / name, self._units.get(name, {})
+        paths = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+        paths = {rel: path for rel, path in paths.items() if not _is_temporary(rel)}
+        try:
+            stamps = {rel: path.stat() for rel, path in paths.items()}
+            if all(
+                rel in known and known[rel]["time_ns"] == x.st_mtime_ns for rel, x in stamps.items()
+            ):
+                return  # as it was; or it is being removed here, file by file
+            files = {
+                rel: {"bytes": x.st_size, "digest": _digest(paths[rel]), "time_ns": x.st_mtime_ns}
+                for rel, x in stamps.items()
+            }
+            before = self._marker(name)
+            if before is not None:
+                self.bucket.delete([f"{name}/{MARKER}"])
+            at_once(lambda rel: self.bucket.upload(paths[rel], f"{name}/{rel}"), list(files))
+        except FileNotFoundError:
+            return  # it is being removed here
         marker = {"format": 1, "files": files}
         self.bucket.write(f"{name}/{MARKER}", json.dumps(marker, indent=1).encode())
         self._units[name] = files

@@ -1,0 +1,294 @@
+"""Runs in buckets: machines share chunks, whatever fails, and the result is that of one machine on
+a local disk, byte for byte."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from harness.rollouts import make_rollouts
+from harness.stores import gcs_emulator, machine, memory_store, now_and_then
+from zip_rc_jax.cli.main import main
+from zip_rc_jax.data.rollouts import PartialRollouts, write_rollouts
+from zip_rc_jax.pipeline import chunks
+from zip_rc_jax.pipeline.chunks import write_in_chunks
+from zip_rc_jax.pipeline.run_dir import CLAIMS
+from zip_rc_jax.runtime import claims, working_copy
+from zip_rc_jax.runtime.buckets import Bucket
+from zip_rc_jax.runtime.claims import Claims
+from zip_rc_jax.runtime.errors import UsageError
+
+URL = "memory://b/run"
+ITEMS = make_rollouts(46)
+SIZE = 4  # of a chunk, so that the last one is short
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    monkeypatch.setattr(chunks, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "SILENT_SECONDS", 0.5)
+    with memory_store() as store:
+        yield store
+
+
+def graded(part):
+    return [dataclasses.replace(x, correct=float(x.seed % 2)) for x in part]
+
+
+def files(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("alone") / "graded"
+    write_in_chunks("grade", directory, {"a": 1}, ITEMS, SIZE, graded)
+    return files(directory)
+
+
+def share(copies, make=graded, settings=None):
+    """The same stage on several machines at once. Returns what each raised."""
+    raised = []
+
+    def run(copy):
+        try:
+            write_in_chunks("grade", copy.root / "graded", settings or {"a": 1}, ITEMS, SIZE, make)
+            copy.sync()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(copy,)) for copy in copies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def fetched(alone):
+    reader = machine(URL, 99)
+    assert reader.fetch(["graded"])
+    assert files(reader.root / "graded") == alone
+    left = [x for x in reader.bucket.names() if not x.startswith(("graded/", ".claims/"))]
+    assert left == [], "no chunk is left"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_machines_share_the_chunks_and_make_each_of_them_once(memory, alone, count):
+    made = collections.Counter()
+
+    def make(part):
+        made[part[0].seed] += 1
+        time.sleep(0.002)
+        return graded(part)
+
+    assert share([machine(URL, n) for n in range(count)], make) == []
+    assert sorted(made.values()) == [1] * 12
+    fetched(alone)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_lost_among_failures_and_listings_that_lag(memory, alone, seed):
+    memory.before = staticmethod(now_and_then(0.15, seed))
+    memory.after = staticmethod(now_and_then(0.1, seed + 100))
+    memory.lag = seed * 3
+    assert share([machine(URL, n) for n in range(3)]) == []
+    memory.before = memory.after = staticmethod(lambda operation, path: None)
+    memory.lag = 0
+    fetched(alone)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_chunks_of_a_machine_that_fails_are_made_by_the_others(memory, alone, seed):
+    draw, lock = random.Random(seed), threading.Lock()
+    left = [3]  # machines that may fail
+
+    def make(part):
+        with lock:
+            if left[0] > 1 and draw.random() < 0.3:
+                left[0] -= 1
+                raise ZeroDivisionError
+        return graded(part)
+
+    raised = share([machine(URL, n) for n in range(3)], make)
+    assert len(raised) == 3 - left[0]
+    fetched(alone)
+
+
+def test_permission_that_is_taken_away_in_the_middle_stops_with_a_word_and_resumes(memory, alone):
+    taken = []
+
+    def refuse(operation, path):
+        if taken:
+            raise PermissionError(13, "denied")
+
+    def make(part):
+        if part[0] is ITEMS[20]:
+            taken.append(True)
+        return graded(part)
+
+    memory.before = staticmethod(refuse)
+    [error] = share([machine(URL)], make)
+    assert isinstance(error, UsageError)
+    assert "access is denied" in str(error)
+    taken.clear()
+    made = []
+
+    def rest(part):
+        made.append(part[0].seed)
+        return graded(part)
+
+    assert share([machine(URL, 1)], rest) == []
+    assert 0 < len(made) < 12, "finished chunks are kept"
+    fetched(alone)
+
+
+def test_a_machine_that_comes_when_all_is_done_makes_nothing(memory, alone):
+    assert share([machine(URL)]) == []
+
+    def never(part):
+        raise AssertionError
+
+    assert share([machine(URL, 1)], never) == []
+    fetched(alone)
+
+
+def test_a_machine_with_other_settings_is_refused_and_told_which(memory):
+    PartialRollouts(
+        machine(URL).root / ".graded.partial", fingerprint={"a": 1, "chunk_size": SIZE}
+    ).add(0, ITEMS[:SIZE])
+    [error] = share([machine(URL, 1)], settings={"a": 2})
+    assert isinstance(error, UsageError)
+    assert "a" in str(error)
+    assert "restore these settings" in str(error)
+
+
+def test_a_damaged_chunk_in_the_bucket_is_named(memory):
+    copy = machine(URL)
+    PartialRollouts(copy.root / ".graded.partial", fingerprint={"a": 1, "chunk_size": SIZE}).add(
+        0, graded(ITEMS[:SIZE])
+    )
+    name = ".graded.partial/chunk-00000000.jsonl"
+    bucket = Bucket(URL)
+    bucket.write(name, bucket.read(name).replace(b'"correct": 1.0', b'"correct": 0.0'))
+    [error] = share([machine(URL, 1)])
+    assert "do not fit the digest" in str(error)
+
+
+# ---- commands
+
+
+@pytest.fixture
+def rollouts_in_bucket(memory, tmp_path):
+    """What `zip-rc grade` reads, in the bucket and in a local run directory."""
+    items = [dataclasses.replace(x, correct=float("nan"), response=f"so {x.answer}") for x in ITEMS]
+    copy = machine(URL)
+    for directory in (copy.root, tmp_path / "run"):
+        write_rollouts(directory / "rollouts", items, metadata={"rollout": {}})
+    copy.sync()
+    return tmp_path
+
+
+def grade(run_dir):
+    return main(["grade", "configs/chain_sum_demo.yaml", f"run_dir={run_dir}"])
+
+
+def test_a_command_on_a_bucket_gives_the_files_of_a_local_run(rollouts_in_bucket, capsys):
+    assert grade(rollouts_in_bucket / "run") == 0
+    said = capsys.readouterr().err
+    assert grade(URL) == 0
+    assert capsys.readouterr().err.splitlines()[:-1] == said.splitlines()[:-1]
+    reader = machine(URL, 1)
+    reader.fetch(["graded", "grades.json"])
+    assert files(reader.root / "graded") == files(rollouts_in_bucket / "run" / "graded")
+    assert json.loads((reader.root / "grades.json").read_bytes())["all"]["responses"] == 46
+    assert grade(URL) == 0, "it is there already"
+    # Another process's command, which has nothing yet.
+    working_copy._copies.clear()
+    assert grade(URL) == 0
+
+
+def test_a_bucket_without_permission_is_refused_before_any_work(memory, capsys):
+    def refuse(operation, path):
+        if operation == "pipe_file":
+            raise PermissionError(13, "denied")
+
+    memory.before = staticmethod(refuse)
+    assert grade(URL) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("zip-rc grade: run_dir: memory://b/run/.zip_rc_")
+    assert "access is denied" in said
+    assert "storage.objectAdmin" in said
+
+
+def test_missing_inputs_are_named_by_their_address(memory, capsys):
+    assert grade(URL) == 2
+    assert "memory://b/run/rollouts: there is no such directory" in capsys.readouterr().err
+
+
+def test_two_commands_of_one_training_are_kept_apart(memory, capsys):
+    with Claims(Bucket(URL), CLAIMS) as holder:
+        holder.take("critic")
+        config = "configs/chain_sum_demo.yaml"
+        assert main(["train", config, "--stage", "critic", f"run_dir={URL}"]) == 2
+    said = capsys.readouterr().err
+    assert f"process {os.getpid()} on " in said
+    assert "is at work there" in said
+
+
+# ---- processes, on the emulator
+
+
+def started(arguments, tmp_path, number):
+    log = (tmp_path / f"log-{number}").open("wb")
+    return subprocess.Popen(
+        [sys.executable, "-m", "zip_rc_jax", *arguments],
+        stderr=log,
+        stdout=log,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "ZIP_RC_WORK": str(tmp_path / f"work-{number}")},
+    )
+
+
+SMALL = ["rollout.prompts=96", "rollout.rows=8", "rollout.max_tokens=48", "rollout.samples=2"]
+
+
+@pytest.mark.slow
+def test_killed_processes_on_a_bucket_end_with_the_bytes_of_one_on_a_disk(tmp_path):
+    """Three processes sample; each is killed or stopped at a random time; others go on."""
+    config, draw = "configs/chain_sum_demo.yaml", random.Random(1)
+    command = ["rollout", config, *SMALL]
+    assert started([*command, f"run_dir={tmp_path / 'run'}"], tmp_path, "alone").wait() == 0
+    with gcs_emulator("runs") as url:
+        target = [*command, "run_dir=gs://runs/mine"]
+        bucket = Bucket("gs://runs/mine")
+        for number, how in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
+            process = started(target, tmp_path, number)
+            before = len(bucket.names(".rollouts.partial"))
+            deadline = time.monotonic() + 240
+            while len(bucket.names(".rollouts.partial")) <= before + 1:
+                assert process.poll() is None, (tmp_path / f"log-{number}").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(draw.random())
+            process.send_signal(how)
+            assert process.wait() == (130 if how == signal.SIGTERM else -9)
+            assert not bucket.exists(f"rollouts/{working_copy.MARKER}")
+        last = [started(target, tmp_path, n) for n in ("a", "b")]
+        assert [x.wait() for x in last] == [0, 0], (tmp_path / "log-a").read_text()
+        made = [(tmp_path / f"log-{n}").read_text() for n in ("a", "b")]
+        assert all("done in" in text for text in made)
+        reader = machine("gs://runs/mine")
+        assert reader.fetch(["rollouts"])
+        assert files(reader.root / "rollouts") == files(tmp_path / "run" / "rollouts")
+        assert bucket.names(".rollouts.partial") == []
+        assert url in os.environ["STORAGE_EMULATOR_HOST"]
