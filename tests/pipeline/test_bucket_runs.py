@@ -8,18 +8,24 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 
+import jax
+import numpy as np
 import pytest
 
+from harness.processes import prepare, records
+from harness.processes import started as processes
 from harness.rollouts import make_rollouts
 from harness.stores import gcs_emulator, machine, memory_store, now_and_then
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.data.rollouts import PartialRollouts, write_rollouts
+from zip_rc_jax.models.io.load import load
 from zip_rc_jax.pipeline import chunks
 from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.run_dir import CLAIMS
@@ -27,6 +33,7 @@ from zip_rc_jax.runtime import claims, working_copy
 from zip_rc_jax.runtime.buckets import Bucket
 from zip_rc_jax.runtime.claims import Claims
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.working_copy import MARKER
 
 URL = "memory://b/run"
 ITEMS = make_rollouts(46)
@@ -126,14 +133,15 @@ def test_the_chunks_of_a_machine_that_fails_are_made_by_the_others(memory, alone
 
 
 def test_permission_that_is_taken_away_in_the_middle_stops_with_a_word_and_resumes(memory, alone):
-    taken = []
+    taken, begun = [], []
 
     def refuse(operation, path):
         if taken:
             raise PermissionError(13, "denied")
 
     def make(part):
-        if part[0] is ITEMS[20]:
+        begun.append(part[0].seed)
+        if len(begun) == 6:
             taken.append(True)
         return graded(part)
 
@@ -149,7 +157,8 @@ def test_permission_that_is_taken_away_in_the_middle_stops_with_a_word_and_resum
         return graded(part)
 
     assert share([machine(URL, 1)], rest) == []
-    assert 0 < len(made) < 12, "finished chunks are kept"
+    assert not set(made) & set(begun[:5]), "finished chunks are kept"
+    assert sorted(made + begun[:5]) == sorted(x.seed for x in ITEMS[::SIZE])
     fetched(alone)
 
 
@@ -259,7 +268,7 @@ def started(arguments, tmp_path, number):
     )
 
 
-SMALL = ["rollout.prompts=96", "rollout.rows=8", "rollout.max_tokens=48", "rollout.samples=2"]
+SMALL = ["rollout.prompts=480", "rollout.rows=8", "rollout.max_tokens=48", "rollout.samples=2"]
 
 
 @pytest.mark.slow
@@ -282,7 +291,7 @@ def test_killed_processes_on_a_bucket_end_with_the_bytes_of_one_on_a_disk(tmp_pa
             time.sleep(draw.random())
             process.send_signal(how)
             assert process.wait() == (130 if how == signal.SIGTERM else -9)
-            assert not bucket.exists(f"rollouts/{working_copy.MARKER}")
+            assert not bucket.exists(f"rollouts/{MARKER}")
         last = [started(target, tmp_path, n) for n in ("a", "b")]
         assert [x.wait() for x in last] == [0, 0], (tmp_path / "log-a").read_text()
         made = [(tmp_path / f"log-{n}").read_text() for n in ("a", "b")]
@@ -292,3 +301,39 @@ def test_killed_processes_on_a_bucket_end_with_the_bytes_of_one_on_a_disk(tmp_pa
         assert files(reader.root / "rollouts") == files(tmp_path / "run" / "rollouts")
         assert bucket.names(".rollouts.partial") == []
         assert url in os.environ["STORAGE_EMULATOR_HOST"]
+
+
+@pytest.mark.slow
+def test_a_training_killed_on_a_bucket_goes_on_elsewhere_bit_for_bit(tmp_path):
+    """Every process has a disk of its own, so all that it goes on from lay in the bucket."""
+    config = prepare(tmp_path, steps=60, save_seconds=0.2)
+    command = ["train", config, "--stage", "final"]
+    with processes(command, tmp_path) as here:
+        assert here.wait() == [0], here.text()
+    with gcs_emulator("runs"):
+        bucket = Bucket("gs://runs/mine")
+        command.append("run_dir=gs://runs/mine")
+        for how in (signal.SIGKILL, signal.SIGTERM):
+            before = checkpoints(bucket)
+            with processes(command, tmp_path) as here:
+                while max(checkpoints(bucket)) <= max(before):
+                    assert here.processes[0].poll() is None, here.text()
+                    time.sleep(0.05)
+                here.processes[0].send_signal(how)
+                assert here.wait() == [130 if how == signal.SIGTERM else -9], here.text()
+        reached = max(checkpoints(bucket))
+        with processes(command, tmp_path) as here:
+            assert here.wait() == [0], here.text()
+        assert 0 < reached < 60
+        reader = machine("gs://runs/mine")
+        reader.fetch(["final"])
+        assert len(checkpoints(bucket)) <= 3, "old checkpoints are deleted there too"
+        assert records(reader.root / "final") == records(tmp_path / "run" / "final")
+        found, expected = load(reader.root / "final"), load(tmp_path / "run" / "final")
+        jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def checkpoints(bucket):
+    """Steps of the complete checkpoints, and 0."""
+    found = (re.fullmatch(rf"final/checkpoints/(\d+)/{MARKER}", x) for x in bucket.names("final"))
+    return {0, *(int(match[1]) for match in found if match)}

@@ -18,7 +18,7 @@ from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.signals import Interrupted, stop_signal
 from zip_rc_jax.runtime.temporaries import remove_leftovers
-from zip_rc_jax.runtime.working_copy import WorkingCopy, copy_of, publish, refresh
+from zip_rc_jax.runtime.working_copy import MARKER, WorkingCopy, copy_of, publish, refresh
 
 CLAIMS = ".claims"
 WAIT_SECONDS = 2.0  # between looks at what other machines have finished
@@ -132,33 +132,31 @@ class _Work:
 def _make_by_claims(work: _Work, claims: Claims, copy: WorkingCopy) -> pathlib.Path:
     """The dataset, of whose chunks other machines may make any."""
     title, directory = work.title, work.directory
+
+    def is_finished() -> bool:
+        """Whether a machine has joined the chunks. It publishes the dataset, and only then removes
+        chunks and claims: who misses one of these and asks this afterwards knows why."""
+        return copy.exists(directory / MARKER)
+
     with stop_signal() as received:
-        # Another machine may have finished, and removed the chunks, since we looked.
-        refresh(directory)
-        if directory.is_dir():
-            copy.remove(work.partial.directory)
-            return directory
         made, before = 0, len(work.partial.done())
         with progress(title, work.total, min(before * work.size * work.each, work.total)) as bar:
-            for number in _claimed(work, claims, received):
+            for number in _claimed(work, claims, received, is_finished):
                 work.make_chunk(number)
                 made += 1
                 there = len(work.partial.done())
                 bar(min(there * work.size * work.each, work.total), None)
-                if received:
-                    break
             if received:
                 raise Interrupted(f"{title}: stopped after {made} chunks of its own")
         # One machine joins them; the others wait for what it publishes.
-        while not claims.take("join"):
-            refresh(directory)
-            if directory.is_dir():
-                return directory
+        while not claims.take("join") and not is_finished():
             if received:
                 raise Interrupted(f"{title}: stopped while another machine joined the chunks")
             time.sleep(WAIT_SECONDS)
-        refresh(directory)
-        if not directory.is_dir():
+        if is_finished():
+            refresh(directory)
+            copy.remove(work.partial.directory)  # it may have been begun anew
+        else:
             work.join(received)
             copy.bucket.delete(copy.bucket.names(claims.folder))
         if received:
@@ -166,7 +164,9 @@ def _make_by_claims(work: _Work, claims: Claims, copy: WorkingCopy) -> pathlib.P
     return directory
 
 
-def _claimed(work: _Work, claims: Claims, received: Sequence[int]) -> Iterator[int]:
+def _claimed(
+    work: _Work, claims: Claims, received: Sequence[int], is_finished: Callable[[], bool]
+) -> Iterator[int]:
     """Numbers of the chunks that this process is to make, until all of them are there.
 
     A chunk that a living process has claimed is left to it. When nothing else is left, it waits
@@ -176,22 +176,19 @@ def _claimed(work: _Work, claims: Claims, received: Sequence[int]) -> Iterator[i
     while not received:
         done = work.partial.done()
         missing = [n for n in range(work.count) if n not in done]
-        if not missing:
-            return
         taken = False
         for number in sorted(missing, key=lambda n: (n - first) % work.count):
             if received:
                 return
             if claims.take(f"{number:08d}") and not work.partial.has(number):
+                if is_finished():
+                    return
                 taken = True
                 yield number
+        # A listing may lag, so each of those that others make is asked for.
         if not taken:
-            # A listing may lag, so each of them is asked for.
-            if all(work.partial.has(number) for number in missing):
+            if is_finished() or all(work.partial.has(number) for number in missing):
                 return
-            refresh(work.directory)
-            if work.directory.is_dir():
-                return  # another machine has joined them meanwhile
             time.sleep(WAIT_SECONDS)
 
 
