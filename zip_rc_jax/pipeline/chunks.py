@@ -145,7 +145,7 @@ def _make_by_claims(work: _Work, claims: Claims, copy: WorkingCopy) -> pathlib.P
                 work.make_chunk(number)
                 made += 1
                 there = len(work.partial.done())
-                bar(min(there * work.size * work.each, work.total), None)
+                bar(min(there * work.size * work.each, work.total), f"{made} chunks here")
             if received:
                 raise Interrupted(f"{title}: stopped after {made} chunks of its own")
         # One machine joins them; the others wait for what it publishes.

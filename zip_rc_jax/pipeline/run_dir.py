@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import jax
+
 from zip_rc_jax.config import TRAIN_STAGES, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.models.io.load import embedded, load
@@ -18,6 +20,12 @@ from zip_rc_jax.runtime import distributed, working_copy
 from zip_rc_jax.runtime.buckets import is_bucket
 from zip_rc_jax.runtime.claims import SILENT_SECONDS, Claims
 from zip_rc_jax.runtime.errors import UsageError
+from zip_rc_jax.runtime.progress_file import (
+    BUCKET_SECONDS,
+    ProgressFile,
+    local_file,
+    recorded,
+)
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, Layout, make_mesh
 from zip_rc_jax.runtime.storage import check_writable
 
@@ -75,8 +83,10 @@ def opened(config: PipelineConfig, stage: str) -> Iterator[pathlib.Path]:
         settings: TrainConfig = getattr(config, stage)
         reads += () if config.data else ("graded" if settings.label == "correct" else "labelled",)
         reads += (f"{settings.rows_from}/model",) if settings.rows_from else ()
+    processes = jax.process_count() if distributed.is_multiprocess() else 1
     if not is_bucket(config.run_dir):
-        yield directory
+        with recorded(local_file(directory, stage, processes)):
+            yield directory
         return
     if distributed.is_multiprocess() and stage in TRAIN_STAGES:
         raise UsageError(
@@ -88,7 +98,10 @@ def opened(config: PipelineConfig, stage: str) -> Iterator[pathlib.Path]:
     copy = working_copy.working_copy(config.run_dir)
     alone = stage not in SHARED and distributed.is_primary() and not copy.is_open
     held = only_command(copy, stage) if alone else contextlib.nullcontext()
-    with held, working_copy.opened(config.run_dir, reads):
+    file = ProgressFile(
+        stage, copy.bucket.write, BUCKET_SECONDS, processes=processes, background=True
+    )
+    with held, recorded(file), working_copy.opened(config.run_dir, reads):
         yield directory
 
 

@@ -23,6 +23,8 @@ EXTRAS = {
     "fastapi": "serve",
     "prometheus_client": "serve",
     "uvicorn": "serve",
+    "fsspec": "buckets",
+    "gcsfs": "buckets",
 }
 # What an extra has beside its own modules.
 _INCLUDES = {
@@ -31,6 +33,7 @@ _INCLUDES = {
     "gguf": ("gguf",),
     "data": ("data", "train", "eval"),
     "serve": ("serve",),
+    "buckets": ("buckets",),
 }
 
 
@@ -55,7 +58,7 @@ def check_extra(extra: str, what: str) -> None:
     """Looks for all modules of an extra, and imports none of them.
 
     Args:
-      extra: "train", "eval", "gguf", "data" or "serve".
+      extra: "train", "eval", "gguf", "data", "serve" or "buckets".
       what: needs them, for the message, e.g. "zip-rc train".
 
     Raises:
