@@ -337,3 +337,53 @@ def checkpoints(bucket):
     """Steps of the complete checkpoints, and 0."""
     found = (re.fullmatch(rf"final/checkpoints/(\d+)/{MARKER}", x) for x in bucket.names("final"))
     return {0, *(int(match[1]) for match in found if match)}
+
+
+STAGES = ("rollout", "grade", "train critic", "label", "train lite", "train final")
+TINY = [
+    *("rollout.prompts=24", "rollout.rows=8", "rollout.max_tokens=12", "decode.max_tokens=12"),
+    *("evaluate.prompts=8", "evaluate.betas=[0.05]", "evaluate.bootstrap=50", "replay.samples=8"),
+    *(f"{x}.steps=3" for x in ("critic", "lite", "final")),
+    *(f"{x}.batch_rows=4" for x in ("critic", "lite", "final")),
+    *(f"{x}.eval_rollouts=8" for x in ("critic", "lite", "final")),
+]
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_a_bucket_is_the_one_on_a_disk(memory, tmp_path, capsys):
+    """Every command starts with nothing but the bucket, as on a new machine."""
+
+    def command(words, run_dir):
+        working_copy._copies.clear()
+        name, *stage = words.split()
+        overrides = [f"run_dir={run_dir}", *TINY]
+        stage = ["--stage", *stage] if stage else []
+        status = main([name, "configs/chain_sum_demo.yaml", *stage, *overrides])
+        said = capsys.readouterr()
+        assert status == 0, said.err
+        return re.sub(r"(?m)^.*(ETA|done in|tok/s).*\n?", "", said.err).replace(str(run_dir), "RUN")
+
+    for words in (*STAGES, "evaluate", "replay", "replay"):
+        local, there = command(words, tmp_path / "run"), command(words, URL)
+        assert without_paths(there) == without_paths(local), words
+    reader = machine(URL, 1)
+    reader.fetch(["rollouts", "graded", "labelled", "report", "replay", "final", "pool"])
+    for name in ("rollouts", "graded", "pool"):
+        ours, theirs = files(tmp_path / "run" / name), files(reader.root / name)
+        if name == "pool":  # it names the times of the model's files
+            for changing in ("metadata.json", "digests.json"):
+                ours.pop(changing), theirs.pop(changing)
+        assert ours == theirs
+    for name in ("report/results.jsonl", "report/pool.jsonl", "report/table.json"):
+        assert stable(reader.root / name) == stable(tmp_path / "run" / name)
+    found, expected = load(reader.root / "final"), load(tmp_path / "run" / "final")
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def stable(path):
+    """A file without the seconds in it."""
+    return without_paths(re.sub(r'"[a-z_]*(seconds|time)[a-z_]*": [^,}]*', "", path.read_text()))
+
+
+def without_paths(text):
+    return re.sub(r"(/tmp\S+|memory:\S+)", "PATH", text)

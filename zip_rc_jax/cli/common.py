@@ -18,7 +18,8 @@ DATA_HELP = (
     "end with any end token of\npolicy.path are finished; data_ends=table takes its own column."
 )
 OVERRIDE_HELP = (
-    "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; "
+    "settings to override, e.g. run_dir=runs/mine (or gs://BUCKET/run) decode.beta=0.02 "
+    "critic.steps=2000; "
     "unknown keys are errors"
 )
 

@@ -200,7 +200,12 @@ def source_path(config: PipelineConfig, stage: str) -> pathlib.Path:
     """
     if is_bucket(config.data):
         return working_copy.fetched(config.data, "data")
-    return pathlib.Path(config.data) if config.data else run_directory(config) / stage
+    if config.data:
+        return pathlib.Path(config.data)
+    path = run_directory(config) / stage
+    if not path.exists():
+        working_copy.refresh(path)
+    return path
 
 
 def load_policy(
