@@ -4,6 +4,7 @@ Cloud Storage, and several machines in one process."""
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
 import random
@@ -179,6 +180,70 @@ def gcs_emulator(*bucket_names: str) -> Iterator[str]:
         server.kill()
         server.wait()
         working_copy._copies.clear()
+
+
+@contextlib.contextmanager
+def faulty_proxy(target: str, fault: Callable[[int], int | str | None]) -> Iterator[list[int]]:
+    """In front of an emulator: `gs://` leads to it. Yields the statuses that it answered.
+
+    Args:
+      fault: of the number of a request: None passes it on, a status is the answer instead, "drop"
+        hangs up, and "lost" passes it on and then hangs up.
+    """
+    lock, statuses = threading.Lock(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with lock:
+                how = fault(len(statuses))
+                statuses.append(how if isinstance(how, int) else 0 if how else 200)
+            if how == "drop":
+                self.close_connection = True
+                return
+            status, data, headers = how, b'{"error": {"message": "injected"}}', []
+            if not isinstance(how, int):
+                kept = {k: v for k, v in self.headers.items() if k not in ("Host", "Connection")}
+                request = urllib.request.Request(
+                    target + self.path, body or None, kept, method=self.command
+                )
+                try:
+                    with urllib.request.urlopen(request, timeout=30) as found:
+                        status, data, headers = found.status, found.read(), found.getheaders()
+                except urllib.error.HTTPError as error:
+                    status, data, headers = error.code, error.read(), list(error.headers.items())
+            if how == "lost":
+                self.close_connection = True
+                return
+            self.send_response(status)
+            for name, value in headers:
+                if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = answer
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    before = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    os.environ["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{server.server_port}"
+    sys.modules["gcsfs"].GCSFileSystem.clear_instance_cache()
+    try:
+        yield statuses
+    finally:
+        os.environ["STORAGE_EMULATOR_HOST"] = before
+        sys.modules["gcsfs"].GCSFileSystem.clear_instance_cache()
+        server.shutdown()
+        server.server_close()
 
 
 def post(url: str, value: Any) -> None:

@@ -22,7 +22,7 @@ import pytest
 from harness.processes import prepare, records
 from harness.processes import started as processes
 from harness.rollouts import make_rollouts
-from harness.stores import gcs_emulator, machine, memory_store, now_and_then
+from harness.stores import faulty_proxy, gcs_emulator, machine, memory_store, now_and_then
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.data.rollouts import PartialRollouts, write_rollouts
 from zip_rc_jax.models.io.load import load
@@ -337,6 +337,52 @@ def checkpoints(bucket):
     """Steps of the complete checkpoints, and 0."""
     found = (re.fullmatch(rf"final/checkpoints/(\d+)/{MARKER}", x) for x in bucket.names("final"))
     return {0, *(int(match[1]) for match in found if match)}
+
+
+def at_random(rate, seed):
+    """HTTP failures, never more than three in a row."""
+    draw, row, lock = random.Random(seed), [0], threading.Lock()
+
+    def fault(number):
+        with lock:
+            if row[0] < 3 and draw.random() < rate:
+                row[0] += 1
+                return draw.choice([429, 503, "drop", "lost"])
+            row[0] = 0
+            return None
+
+    return fault
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_among_http_failures_of_the_emulator(alone, tmp_path, monkeypatch):
+    """The requests of gcsfs itself: refused, dropped, and carried out without an answer."""
+    monkeypatch.setattr(chunks, "WAIT_SECONDS", 0.1)
+    with gcs_emulator("runs") as url:
+        machine("gs://runs/warm")  # gcsfs is imported
+        with faulty_proxy(url, at_random(0.1, 1)) as statuses:
+            assert share([machine("gs://runs/mine", n) for n in range(2)]) == []
+        assert {429, 503, 0} <= set(statuses)
+        reader = machine("gs://runs/mine", 9)
+        assert reader.fetch(["graded"])
+        assert files(reader.root / "graded") == alone
+
+
+@pytest.mark.slow
+def test_permission_taken_away_on_the_emulator_is_said_and_nothing_is_lost(alone, monkeypatch):
+    monkeypatch.setattr(claims, "SILENT_SECONDS", 0.5)
+    with gcs_emulator("runs") as url:
+        machine("gs://runs/warm")
+        with faulty_proxy(url, lambda number: 403 if number > 20 else None):
+            [error] = share([machine("gs://runs/mine")])
+        assert isinstance(error, UsageError)
+        assert "access is denied" in str(error)
+        before = len(Bucket("gs://runs/mine").names(".graded.partial"))
+        assert before > 1
+        assert share([machine("gs://runs/mine", 1)]) == []
+        reader = machine("gs://runs/mine", 2)
+        assert reader.fetch(["graded"])
+        assert files(reader.root / "graded") == alone
 
 
 STAGES = ("rollout", "grade", "train critic", "label", "train lite", "train final")
