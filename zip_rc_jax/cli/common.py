@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext as nothing
 from typing import Any, Protocol
 
 from zip_rc_jax.config import LABELS, LENGTH_COUNTS, PipelineConfig
@@ -67,6 +68,19 @@ def add_format(parser: argparse.ArgumentParser, stage: str) -> None:
     )
 
 
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    """Adds `--fleet`; see `pipeline/fleet.py`."""
+    parser.add_argument(
+        "--fleet",
+        metavar="auto|HOST:PORT",
+        help="have the chunks made by all machines of a Ray cluster (extra `fleet`): one engine on "
+        "each, on its own accelerators. auto: the cluster of this machine; HOST:PORT: as `ray "
+        "start --head` prints it. Machines may come and go; the result is that of one process. "
+        "All must see the model, and run_dir where the stage reads it (a bucket, or a shared file "
+        "system)",
+    )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the model and what says how to read checkpoints of the paper's authors."""
     parser.add_argument(
@@ -122,7 +136,10 @@ def run_with_format(
     from zip_rc_jax.runtime import distributed
 
     config = read_config(arguments)
-    with opened(config, arguments.command):
+    if arguments.fleet:
+        from zip_rc_jax.pipeline.fleet import fleet
+    made_by = fleet(arguments.fleet, arguments.command, config) if arguments.fleet else nothing()
+    with made_by, opened(config, arguments.command):
         directory = stage(config)
         if arguments.format == "parquet":
             from zip_rc_jax.pipeline.parquet import export_parquet

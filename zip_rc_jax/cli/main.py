@@ -113,7 +113,9 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     started, compiling = time.monotonic(), _count_compiling()
     try:
         # compile is for topologies which are not here, and status for work of others
-        if arguments.command not in ("compile", "status"):
+        if getattr(arguments, "fleet", None):  # the accelerators are for the worker of this machine
+            jax.config.update("jax_platforms", "cpu")
+        elif arguments.command not in ("compile", "status"):
             distributed.start(together=getattr(arguments, "together", False))
         status = _command(arguments.command).run(arguments, argv)
         if status is not None:

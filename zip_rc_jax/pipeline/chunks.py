@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from zip_rc_jax.data.rollouts import PartialRollouts, Rollout, write_rollouts
 from zip_rc_jax.runtime import distributed
@@ -54,10 +54,14 @@ def write_in_chunks(
       Interrupted: a signal to stop came: after the chunk in hand, or at once while the chunks are
         joined. All finished chunks are kept.
     """
+    if isinstance(together, _Server):
+        together.serve(Work(title, directory, settings, items, size, make, each))
     if distributed.is_primary():
         remove_leftovers(directory.parent, directory.name)
     partial = PartialRollouts(_partial(directory), fingerprint=settings | {"chunk_size": size})
-    work = _Work(title, directory, settings, items, size, make, each, partial)
+    work = Work(title, directory, settings, items, size, make, each, partial)
+    if isinstance(together, _Driver):
+        return _make_by_fleet(work, together)
     copy = copy_of(directory)
     if copy is not None and not distributed.is_multiprocess():
         with Claims(copy.bucket, f"{CLAIMS}/{directory.name}") as claims:
@@ -92,8 +96,51 @@ def write_in_chunks(
     return directory
 
 
+@runtime_checkable
+class _Server(Protocol):
+    """A worker of a fleet (see `fleet.Worker`)."""
+
+    def serve(self, work: Work) -> None: ...
+
+
+@runtime_checkable
+class _Driver(Protocol):
+    """The driver of a fleet (see `fleet.Fleet`)."""
+
+    def hand_out(
+        self, work: Work, received: Sequence[int], bar: Callable[[int, str | None], None]
+    ) -> None: ...
+
+
+# What makes the chunks of this process, if not the process itself.
+together: _Server | _Driver | None = None
+
+
+def is_worker() -> bool:
+    """Whether this process makes chunks for the driver of a fleet."""
+    return isinstance(together, _Server)
+
+
+def _make_by_fleet(work: Work, driver: _Driver) -> pathlib.Path:
+    """The dataset, whose chunks other machines make and this process stores."""
+    from zip_rc_jax.pipeline.fleet import alone
+
+    title = work.title
+    with stop_signal() as received, alone(work):
+        before = min(len(work.partial.done()) * work.size * work.each, work.total)
+        with progress(title, work.total, before) as bar:
+            driver.hand_out(work, received, bar)
+            if received:
+                there = len(work.partial.done())
+                raise Interrupted(f"{title}: stopped with {there} of {work.count} chunks")
+        work.join(received)
+        if received:
+            raise Interrupted(f"{title}: stopped. {work.directory} is finished")
+    return work.directory
+
+
 @dataclasses.dataclass(frozen=True)
-class _Work:
+class Work:
     """What `write_in_chunks` was asked for, and where its chunks lie."""
 
     title: str
@@ -103,7 +150,12 @@ class _Work:
     size: int
     make: Callable[[Any], list[Rollout]]
     each: int
-    partial: PartialRollouts
+    stored: PartialRollouts | None = None
+
+    @property
+    def partial(self) -> PartialRollouts:
+        assert self.stored is not None
+        return self.stored
 
     @property
     def count(self) -> int:
@@ -115,9 +167,12 @@ class _Work:
         """Of the rollouts."""
         return len(self.items) * self.each
 
+    def made(self, number: int) -> list[Rollout]:
+        """The rollouts of a chunk, which are stored nowhere."""
+        return self.make(self.items[number * self.size : (number + 1) * self.size])
+
     def make_chunk(self, number: int) -> None:
-        part = self.items[number * self.size : (number + 1) * self.size]
-        self.partial.add(number, self.make(part))
+        self.partial.add(number, self.made(number))
 
     def join(self, received: Sequence[int]) -> None:
         """Makes the dataset of all chunks, and removes them."""
@@ -129,7 +184,7 @@ class _Work:
         self.partial.remove()
 
 
-def _make_by_claims(work: _Work, claims: Claims, copy: WorkingCopy) -> pathlib.Path:
+def _make_by_claims(work: Work, claims: Claims, copy: WorkingCopy) -> pathlib.Path:
     """The dataset, of whose chunks other machines may make any."""
     title, directory = work.title, work.directory
 
@@ -165,7 +220,7 @@ def _make_by_claims(work: _Work, claims: Claims, copy: WorkingCopy) -> pathlib.P
 
 
 def _claimed(
-    work: _Work, claims: Claims, received: Sequence[int], is_finished: Callable[[], bool]
+    work: Work, claims: Claims, received: Sequence[int], is_finished: Callable[[], bool]
 ) -> Iterator[int]:
     """Numbers of the chunks that this process is to make, until all of them are there.
 

@@ -16,6 +16,7 @@ from zip_rc_jax.config import TRAIN_STAGES, PipelineConfig, TrainConfig, to_dict
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.models.io.load import embedded, load
 from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.pipeline import chunks
 from zip_rc_jax.runtime import distributed, working_copy
 from zip_rc_jax.runtime.buckets import is_bucket
 from zip_rc_jax.runtime.claims import SILENT_SECONDS, Claims
@@ -83,6 +84,12 @@ def opened(config: PipelineConfig, stage: str) -> Iterator[pathlib.Path]:
         settings: TrainConfig = getattr(config, stage)
         reads += () if config.data else ("graded" if settings.label == "correct" else "labelled",)
         reads += (f"{settings.rows_from}/model",) if settings.rows_from else ()
+    if chunks.is_worker():
+        # A worker of a fleet reads; its driver writes.
+        if is_bucket(config.run_dir):
+            working_copy.working_copy(config.run_dir).fetch(reads)
+        yield directory
+        return
     processes = jax.process_count() if distributed.is_multiprocess() else 1
     if not is_bucket(config.run_dir):
         with recorded(local_file(directory, stage, processes)):

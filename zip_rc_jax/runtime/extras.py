@@ -25,6 +25,7 @@ EXTRAS = {
     "uvicorn": "serve",
     "fsspec": "buckets",
     "gcsfs": "buckets",
+    "ray": "fleet",
 }
 # What an extra has beside its own modules.
 _INCLUDES = {
@@ -34,6 +35,7 @@ _INCLUDES = {
     "data": ("data", "train", "eval"),
     "serve": ("serve",),
     "buckets": ("buckets",),
+    "fleet": ("fleet",),
 }
 
 
@@ -58,7 +60,7 @@ def check_extra(extra: str, what: str) -> None:
     """Looks for all modules of an extra, and imports none of them.
 
     Args:
-      extra: "train", "eval", "gguf", "data", "serve" or "buckets".
+      extra: "train", "eval", "gguf", "data", "serve", "buckets" or "fleet".
       what: needs them, for the message, e.g. "zip-rc train".
 
     Raises:
