@@ -18,12 +18,13 @@ import pytest
 
 from harness.processes import ROOT
 from zip_rc_jax.cli.main import main
+from zip_rc_jax.models.io.load import load
 from zip_rc_jax.pipeline.fleet import check_address, worker_environment, worker_options
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.locks import only_process
 
 CONFIG = "configs/chain_sum_demo.yaml"
-SMALL = ["rollout.rows=8", "rollout.max_tokens=48", "rollout.samples=2"]
+SMALL = ["rollout.rows=2", "rollout.max_tokens=48", "rollout.samples=2"]
 SECONDS = 400  # a command that takes longer hangs
 
 
@@ -121,11 +122,11 @@ def files(directory):
 
 
 def workers(run_dir):
-    """Process ids of the workers that have made chunks, as the progress file says."""
+    """Process ids of the workers that live, as the progress file says."""
     for path in (run_dir / ".progress").glob("rollout.*.json"):
         with contextlib.suppress(OSError, ValueError):
             found = re.findall(r":(\d+) [\d.e+]+/s", json.loads(path.read_bytes())["note"])
-            return [int(pid) for pid in found]
+            return [int(pid) for pid in found if is_alive(int(pid))]
     return []
 
 
@@ -154,9 +155,8 @@ def test_workers_killed_ten_times_end_with_the_bytes_of_one_process(tmp_path, al
         with command(run_dir, "rollout.prompts=600", address=machines.address) as process:
             for number in range(10):
                 seen = wait_until(lambda: workers(run_dir), process)
-                time.sleep(draw.random() * 3)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(draw.choice(seen), signal.SIGKILL)
+                time.sleep(draw.random() * 2)
+                os.kill(draw.choice(seen), signal.SIGKILL)
                 said = number + 1
                 wait_until(lambda n=said: process.log().count("was lost") >= n, process)
             finish(process)
@@ -189,7 +189,7 @@ def test_a_fleet_that_is_stopped_keeps_its_chunks_and_one_process_goes_on(tmp_pa
                 pids = wait_until(lambda: workers(run_dir), process)
                 process.send_signal(how)
                 assert process.wait(60) == 130
-                assert re.search(r"stopped with \d+ of 38 chunks.*resumes", process.log())
+                assert re.search(r"stopped with \d+ of 150 chunks.*resumes", process.log())
             end = time.monotonic() + 30
             while any(map(is_alive, pids)):
                 assert time.monotonic() < end, "workers end with the fleet"
@@ -238,8 +238,6 @@ def test_machines_that_do_not_fit_are_named_with_the_reason(tmp_path):
         machines.remove_node(other)
         model = tmp_path / "home"
         model.mkdir()
-        from zip_rc_jax.models.io.load import load
-
         load("embedded:chain_sum_policy").save(model / "policy")
         machines.add_node(num_cpus=1, env_vars={"HOME": "/nowhere"})
         os.environ["HOME"], before = str(model), os.environ["HOME"]

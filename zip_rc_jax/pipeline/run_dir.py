@@ -190,6 +190,8 @@ def check_output(config: PipelineConfig, name: str, *parts: str) -> None:
     Raises:
       UsageError: a file has that name, or nothing can be written there.
     """
+    if chunks.is_worker():
+        return  # its driver writes
     directory = run_directory(config) / name
     if directory.exists() and not directory.is_dir():
         raise UsageError(
