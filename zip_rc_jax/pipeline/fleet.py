@@ -46,6 +46,7 @@ LOOK_SECONDS = 2.0  # between looks for new machines
 RETRY_SECONDS = 1.0  # before a worker is started again where one was lost; twice as long each time
 MOST_LOSSES = 5  # on one machine without a chunk in between: then it is left alone
 WAIT_SECONDS = 120.0  # for the first worker
+CONNECT_SECONDS = 60.0
 ACCELERATORS = ("TPU", "GPU")  # Ray's own names
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):(\d{1,5})")
 
@@ -157,7 +158,7 @@ class _Member:
     Attributes:
       waits: for what: "hello", "prepare", or "" when it can make chunks.
       made: rollouts so far.
-      since: when it was ready.
+      since: when it was asked for, or ready.
     """
 
     node: str
@@ -166,7 +167,7 @@ class _Member:
     host: str = ""
     pid: int = 0
     made: int = 0
-    since: float = 0.0
+    since: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def rate(self) -> float:
@@ -219,6 +220,11 @@ class Fleet:
                     member.made += len(found)
                     self._losses[member.node] = 0
                     bar(min(len(done) * work.size * work.each, work.total), self.rates())
+                for member in list(self._members.values()):
+                    slow = time.monotonic() - member.since > WAIT_SECONDS
+                    if member.waits == "hello" and slow:
+                        late = TimeoutError(f"it did not start within {WAIT_SECONDS:.0f} s")
+                        self._lose(member, -1, late)
                 ready_once = ready_once or any(not m.waits for m in self._members.values())
                 if not ready_once and time.monotonic() - began > WAIT_SECONDS and not self._refs:
                     raise UsageError(
@@ -411,7 +417,7 @@ def fleet(address: str, stage: str, config: PipelineConfig) -> Iterator[None]:
     with optional_import():
         import ray
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _connect(ray, address)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         said = " ".join(str(error).split())
         mismatch = "mismatch" in said.lower()
@@ -429,6 +435,26 @@ def fleet(address: str, stage: str, config: PipelineConfig) -> Iterator[None]:
     finally:
         chunks.together = None
         ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Joins a cluster. Raises what Ray raises; TimeoutError where it would try for minutes."""
+    answer: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            answer.put(None)
+        except BaseException as error:
+            answer.put(error)
+
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        error = answer.get(timeout=CONNECT_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no Ray cluster answered there for {CONNECT_SECONDS:.0f} s") from None
+    if error is not None:
+        raise error
 
 
 @contextlib.contextmanager
