@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,9 +17,11 @@ import time
 import pytest
 
 from harness.processes import ROOT
+from harness.stores import gcs_emulator, machine
 from zip_rc_jax.cli.main import main
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.pipeline.fleet import check_address, worker_environment, worker_options
+from zip_rc_jax.runtime.claims import Claims
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.locks import only_process
 
@@ -97,11 +100,11 @@ def cluster(nodes=2):
 
 
 @contextlib.contextmanager
-def command(run_dir, *arguments, address=None, stage="rollout"):
+def command(run_dir, *arguments, address=None, stage="rollout", logs=None):
     """A command in a process of its own; `log` is what it has said so far."""
     fleet = ["--fleet", address] if address else []
     words = [sys.executable, "-m", "zip_rc_jax", stage, CONFIG, *SMALL, f"run_dir={run_dir}"]
-    path = run_dir.parent / f"log-{time.monotonic_ns()}"
+    path = (logs or run_dir.parent) / f"log-{time.monotonic_ns()}"
     with path.open("wb") as log:
         process = subprocess.Popen([*words, *arguments, *fleet], stdout=log, stderr=log, cwd=ROOT)
     process.log = path.read_text
@@ -267,3 +270,29 @@ def test_an_address_where_something_else_listens_is_refused(tmp_path):
         with command(tmp_path / "run", "rollout.prompts=64", address=address) as process:
             assert process.wait(SECONDS) == 2
         assert re.search(r"--fleet 127.0.0.1:\d+: .*ray start", process.log(), re.S)
+
+
+@pytest.mark.slow
+def test_a_fleet_on_a_bucket_reads_there_and_its_driver_writes_there(tmp_path):
+    """Grades of rollouts that lie in the bucket alone; a second fleet is refused meanwhile."""
+    tiny = ["rollout.prompts=64"]
+    for stage in ("rollout", "grade"):
+        with command(tmp_path / "run", *tiny, stage=stage) as process:
+            finish(process)
+    with gcs_emulator("runs"), cluster() as machines:
+        url = "gs://runs/mine"
+        copy = machine(url)
+        shutil.copytree(tmp_path / "run" / "rollouts", copy.root / "rollouts")
+        copy.sync()
+        address = machines.address
+        with Claims(copy.bucket, ".claims/graded") as other:
+            other.take("join")
+            with command(url, address=address, stage="grade", logs=tmp_path) as process:
+                assert process.wait(SECONDS) == 2
+            assert f"process {os.getpid()} on {os.uname().nodename}" in process.log()
+        with command(url, address=address, stage="grade", logs=tmp_path) as process:
+            finish(process)
+        reader = machine(url, 1)
+        assert reader.fetch(["graded"])
+        assert files(reader.root / "graded") == files(tmp_path / "run" / "graded")
+        assert reader.bucket.names(".graded.partial") == []
