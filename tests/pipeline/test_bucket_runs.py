@@ -305,6 +305,27 @@ def test_killed_processes_on_a_bucket_end_with_the_bytes_of_one_on_a_disk(tmp_pa
 
 
 @pytest.mark.slow
+def test_processes_that_know_each_other_share_a_bucket_too(tmp_path):
+    """As on a TPU pod, where they divide the chunks beforehand; then training is refused."""
+    words = ["configs/chain_sum_demo.yaml", *SMALL, "rollout.prompts=96"]
+    with processes(["rollout", *words, f"run_dir={tmp_path / 'run'}"], tmp_path) as here:
+        assert here.wait() == [0], here.text()
+    with gcs_emulator("runs"):
+        there = [*words, "run_dir=gs://runs/mine"]
+        with processes(["rollout", *there], tmp_path, count=2) as here:
+            assert here.wait() == [0, 0], here.text()
+        with processes(["grade", *there], tmp_path, count=2) as here:
+            assert here.wait() == [0, 0], here.text()
+        reader = machine("gs://runs/mine")
+        assert reader.fetch(["rollouts", "graded"]) == ["rollouts", "graded"]
+        assert files(reader.root / "rollouts") == files(tmp_path / "run" / "rollouts")
+        assert not [x for x in reader.bucket.names() if ".partial" in x]
+        with processes(["train", *there, "--stage", "critic"], tmp_path, count=2) as here:
+            assert here.wait() == [2, 2], here.text()
+        assert "mount the bucket (gcsfuse)" in here.text()
+
+
+@pytest.mark.slow
 def test_a_training_killed_on_a_bucket_goes_on_elsewhere_bit_for_bit(tmp_path):
     """Every process has a disk of its own, so all that it goes on from lay in the bucket."""
     config = prepare(tmp_path, steps=60, save_seconds=0.2)
