@@ -20,7 +20,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "With --format parquet also run_dir/rollouts.parquet; after the sampling too, which is "
         "not repeated for it.\n\n"
         "example: zip-rc rollout configs/chain_sum_demo.yaml rollout.prompts=1000 "
-        "run_dir=runs/small --format parquet",
+        "run_dir=runs/small --format parquet\n"
+        "example: zip-rc rollout configs/chain_sum_demo.yaml run_dir=runs/many --fleet auto",
         together=True,
     )
     add_format(parser, "rollouts")
