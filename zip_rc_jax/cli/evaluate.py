@@ -65,6 +65,13 @@ def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
     """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level
     is in the report).
     """
+    from zip_rc_jax.pipeline.run_dir import opened
+
+    with opened(config, "evaluate"):
+        _evaluate(config, argv)
+
+
+def _evaluate(config: PipelineConfig, argv: Sequence[str]) -> None:
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.evaluation.benchmark_table import alphas_of, prediction_tables, text_table
     from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table

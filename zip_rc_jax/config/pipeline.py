@@ -431,7 +431,8 @@ class PipelineConfig:
     """The whole pipeline: one section per stage, one run directory.
 
     Attributes:
-      run_dir: where every stage writes, and reads what the stages before it wrote.
+      run_dir: where every stage writes, and reads what the stages before it wrote: a directory, or
+        an address in a bucket such as gs://BUCKET/run (extra `buckets`).
       data: rollouts to use instead of those of run_dir: a directory written by `zip-rc`, a Parquet
         file, or a directory of Parquet files in the authors' schema. What grade, label and train
         read.

@@ -32,7 +32,7 @@ from zip_rc_jax.pipeline.evaluation.benchmarks import (
 )
 from zip_rc_jax.pipeline.problems import HeldOutProblems
 from zip_rc_jax.pipeline.provenance import prompt_record
-from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
+from zip_rc_jax.pipeline.run_dir import in_run_dir, load_policy, run_directory
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import run_metadata, write_json, write_jsonl
 
@@ -73,6 +73,7 @@ def evaluate(
     return report.evaluations[benchmark.name]
 
 
+@in_run_dir("evaluate")
 def evaluate_benchmarks(
     config: PipelineConfig,
     lm: LanguageModel,
