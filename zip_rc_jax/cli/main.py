@@ -34,6 +34,7 @@ COMMANDS = (
     "evaluate",
     "replay",
     "calibrate",
+    "explore",
     "compile",
 )
 # What must be installed before a command does any work; `decode`, `export` and `compile` need the
@@ -44,7 +45,7 @@ EXTRAS_OF_COMMANDS = {
     "serve": "serve",
 }
 # The others resume, if they write anything.
-STARTS_ANEW = ("problems", "serve", "predict", "export", "compile")
+STARTS_ANEW = ("problems", "serve", "predict", "export", "compile", "explore")
 
 
 def _command(name: str) -> Command:

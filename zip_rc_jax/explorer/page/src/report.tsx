@@ -1,0 +1,82 @@
+// Tables, pictures and settings of a report.
+import type { Data, Table } from "./data";
+
+export function TableView({ table }: { table: Table }) {
+  return (
+    <section class="card" aria-label={table.title}>
+      <div class="wide" tabIndex={0} role="region" aria-label={table.title}>
+        <table>
+          <caption>{table.title}</caption>
+          <thead>
+            <tr>
+              {table.columns.map((name, i) => (
+                <th key={i} class={i < table.text_columns ? "text" : ""}>
+                  {name}
+                </th>
+              ))}
+            </tr>
+          </thead>
+          <tbody>
+            {table.rows.map((row, k) => (
+              <tr key={k}>
+                {row.map((cell, i) => (
+                  <td key={i} class={i < table.text_columns ? "text" : ""}>
+                    {cell}
+                  </td>
+                ))}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+      {table.note ? <p class="note">{table.note}</p> : null}
+    </section>
+  );
+}
+
+export function ReportView({ data }: { data: Data }) {
+  return (
+    <div class="report">
+      {data.links.length ? (
+        <section class="card" aria-label="Benchmarks">
+          <h2>Benchmarks</h2>
+          <ul>
+            {data.links.map((link) => (
+              <li key={link.href}>
+                <a href={link.href}>{link.title}</a>
+              </li>
+            ))}
+          </ul>
+        </section>
+      ) : null}
+      {data.tables.map((table, i) => (
+        <TableView key={i} table={table} />
+      ))}
+      {data.images.map((image) => (
+        <section class="card" key={image.title} aria-label={image.title}>
+          <h2>{image.title}</h2>
+          <img alt={image.title} src={image.source} />
+        </section>
+      ))}
+      {data.about.length ? (
+        <section class="card" aria-label="What ran">
+          <h2>What ran</h2>
+          <dl>
+            {data.about.map(([name, value]) => (
+              <div key={name}>
+                <dt>{name}</dt>
+                <dd>{value}</dd>
+              </div>
+            ))}
+          </dl>
+          {data.settings ? (
+            <details>
+              <summary>All settings</summary>
+              <pre>{data.settings}</pre>
+            </details>
+          ) : null}
+        </section>
+      ) : null}
+    </div>
+  );
+}
