@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from zip_rc_jax.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from zip_rc_jax.inference.outputs import Result
 
 RESULTS, POOL = "results.jsonl", "pool.jsonl"
 
@@ -82,7 +86,8 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
             "give the report alone, or decodes alone",
         )
     if reports:
-        data = report_page(reports[0].parent, arguments.title)
+        directory = reports[0].parent
+        data = report_page(directory, arguments.title, lambda names: _searches(directory, names))
     else:
         files = [read_results(path, name) for path, name in zip(paths, _names(paths), strict=True)]
         title = arguments.title or f"ZIP-RC: {', '.join(file.name for file in files)}"
@@ -110,6 +115,20 @@ def _resolved(path: pathlib.Path) -> pathlib.Path:
     if not path.exists():
         raise UsageError(f"path {path}", "there is nothing", f"name a {RESULTS} or its directory")
     return path
+
+
+def _searches(directory: pathlib.Path, names: Sequence[str]) -> list[tuple[str, int, Result]]:
+    """The results of runs, from what an evaluation keeps to be resumed; none where that is gone."""
+    from zip_rc_jax.inference.outputs import Result
+    from zip_rc_jax.pipeline.evaluation.runner import read_stored, stored_path
+
+    found = []
+    tries = 1 + sum(1 for _ in (directory / ".partial").glob("try_*"))
+    for name in names:
+        stored = read_stored(stored_path(directory / ".partial", name))
+        results = [Result.from_dict(row) for row in stored.get("results", [])]
+        found += [(name, i * tries, result) for i, result in enumerate(results)]
+    return found
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,13 @@ from zip_rc_jax.evaluation.tables import (
     prediction_table,
 )
 from zip_rc_jax.explorer.page import page_data, table_data
+from zip_rc_jax.explorer.searches import search_data
+from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import plain, read_json
 
 NOT_ANSWERS = ("pass",)  # curves whose accuracy is that of no answer that could be given
+MOST_TREES = 4_000_000  # bytes of a page
 AGAIN = "run the same zip-rc evaluate again"
 
 
@@ -47,7 +50,12 @@ def comparison_parts(
       prompts: a text per problem, or empty.
       answer: "value" or "vote", of the runs.
     """
-    told = [_baseline(point) for name, curve in curves.items() for point in curve if name not in NOT_ANSWERS]
+    told = [
+        _baseline(point)
+        for name, curve in curves.items()
+        for point in curve
+        if name not in NOT_ANSWERS
+    ]
     own = [_online(run, pool, answer) for run in runs]
     names = [run["name"] for run in (*own, *told)]
     first = None
@@ -62,7 +70,7 @@ def comparison_parts(
         "headline": first,
         "runs": own + told,
         "problems": [_problem(pool, i, prompts) for i in range(pool.n_prompts)],
-        "reward_bins": _bins(reliability(pool.value.ravel(), pool.correct.ravel())),
+        "reward_bins": bin_rows(reliability(pool.value.ravel(), pool.correct.ravel())),
     }
 
 
@@ -111,7 +119,8 @@ def _short(values: np.ndarray) -> list[float | None]:
     return [float(f"{x:.5g}") if math.isfinite(x) else None for x in values.tolist()]
 
 
-def _bins(bins: Sequence[CalibrationBin]) -> list[dict[str, Any]]:
+def bin_rows(bins: Sequence[CalibrationBin]) -> list[dict[str, Any]]:
+    """Bins of a calibration for the page."""
     return [{"predicted": b.predicted, "observed": b.observed, "count": b.count} for b in bins]
 
 
@@ -131,14 +140,16 @@ def about(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def settings_text(metadata: Mapping[str, Any]) -> str:
+    """All settings, for people."""
     return json.dumps(plain(metadata["config"]), indent=1, ensure_ascii=False)
 
 
 def cells(table: Table) -> dict[str, Any]:
+    """A table for the page."""
     return table_data(table.title, table.columns, table.rows, table.note, table.text_columns)
 
 
-def tables(
+def report_tables(
     pool: SamplePool,
     curves: Mapping[str, tuple[BaselinePoint, ...]],
     runs: Sequence[OnlineRun],
@@ -164,14 +175,54 @@ def tables(
     return [cells(table) for table in told if table.rows]
 
 
+def search_parts(
+    searches: Sequence[tuple[str, int, Result]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Parts of a page: the trees of some searches. The worst ones for the run are kept first, up to
+    `MOST_TREES` bytes; the page says how many are left out.
+
+    Args:
+      searches: the run's name, the row of the pool, and the result.
+      runs: of the page.
+    """
+    place = {run["name"]: i for i, run in enumerate(runs)}
+    known = [(name, row, result) for name, row, result in searches if name in place]
+
+    def worst(one: tuple[str, int, Result]) -> tuple[float, int]:
+        return runs[place[one[0]]]["correct"][one[1]] or 0.0, one[1]
+
+    kept, size = [], 0
+    for name, row, result in sorted(known, key=worst):
+        data = plain(search_data(result.to_dict(), place[name], row))
+        size += len(json.dumps(data))
+        if size > MOST_TREES:
+            break
+        kept.append(data)
+    notes = []
+    if len(kept) < len(known):
+        notes.append(
+            f"The trees of {len(kept)} of {len(known)} searches are here, those that went wrong "
+            "first; the page would be too large with all."
+        )
+    kept.sort(key=lambda one: (one["run"], one["problem"]))
+    return {"searches": kept, "notes": notes}
+
+
 # ---- from the files of a report
 
 
-def report_page(directory: pathlib.Path, title: str = "") -> dict[str, Any]:
+def report_page(
+    directory: pathlib.Path,
+    title: str = "",
+    searches: Callable[[Sequence[str]], Sequence[tuple[str, int, Result]]] = lambda _: (),
+) -> dict[str, Any]:
     """The page of a report, from its results.jsonl, pool.jsonl and metadata.json.
 
     Curves are computed from the pool again. Baselines that asked another model, and pictures, are
     in the page that `zip-rc evaluate` wrote.
+
+    Args:
+      searches: gives the results of the named runs, as far as they were kept.
 
     Raises:
       UsageError: a file is missing, damaged, or does not fit the others.
@@ -199,10 +250,12 @@ def report_page(directory: pathlib.Path, title: str = "") -> dict[str, Any]:
     rows = headline(
         runs, curves, pool, alphas=alphas, headline_beta=betas, resamples=resamples, seed=seed
     )
+    compared = comparison_parts(pool, curves, runs, alphas, rows, prompts, answer)
+    first = list(dict.fromkeys(row.run.name for row in rows))
     return page_data(
         title or f"ZIP-RC evaluation: {directory.name or directory}",
-        **comparison_parts(pool, curves, runs, alphas, rows, prompts, answer),
-        tables=tables(
+        **compared | search_parts(searches(first), compared["runs"]),
+        tables=report_tables(
             pool, curves, runs, alphas, rows, quality, drift, predictions, answer, resamples, seed
         ),
         about=about(metadata),
@@ -250,9 +303,7 @@ def _level_names(names: Mapping[int, str], level: np.ndarray) -> tuple[str, ...]
     return tuple(names.get(i, str(i)) for i in range(int(level.max()) + 1))
 
 
-def _runs(
-    rows: list[dict[str, Any]], pool: SamplePool
-) -> tuple[tuple[OnlineRun, ...], list[str]]:
+def _runs(rows: list[dict[str, Any]], pool: SamplePool) -> tuple[tuple[OnlineRun, ...], list[str]]:
     """The runs of results.jsonl, and a text per problem (none where they were left out)."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from zip_rc_jax.config import DecodeConfig, to_dict
-from zip_rc_jax.inference.introspection import explain_decisions
-from zip_rc_jax.inference.outputs import Result
+from zip_rc_jax.inference.introspection import explain_decisions, texts_of
+from zip_rc_jax.inference.outputs import Prefix, Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.predictions import TokenPredictions, predict
 from zip_rc_jax.search.explain import Explanation
@@ -39,7 +39,7 @@ def introspections(
     assert lm.head is not None
     for result in results:
         along = [next(read) if prefix.token_ids else None for prefix in result.prefixes]
-        explained = explain_decisions(result, config, lm.head.grid)
+        explained = explain_decisions(result.trace, texts_of(result), config, lm.head.grid)
         yield introspection(result, along, explained, config, lm.head.grid.to_dict())
 
 
@@ -59,7 +59,7 @@ def introspection(
       grid: as a dict.
     """
     prefixes = [
-        None if one is None else _tokens(one, prefix.fork_position)
+        None if one is None else _tokens(one, prefix)
         for prefix, one in zip(result.prefixes, along, strict=True)
     ]
     first = next((one for one in along if one is not None), None)
@@ -91,16 +91,21 @@ def _short(values: np.ndarray) -> list[float | None]:
     return [float(f"{x:.7g}") if np.isfinite(x) else None for x in values.tolist()]
 
 
-def _tokens(one: TokenPredictions, fork_position: int) -> dict[str, Any]:
-    """What the head says after the tokens of a prefix from its fork on."""
-    first = one.prompt_tokens + fork_position
-    return {"pieces": list(one.pieces[first:]), **_packed(one, first, len(one))}
+def _tokens(one: TokenPredictions, prefix: Prefix) -> dict[str, Any]:
+    """What the head says after the tokens of a prefix from its fork on. What it says after the end
+    means nothing, and is NaN."""
+    first = one.prompt_tokens + prefix.fork_position
+    kept = _packed(one, first, len(one), ended=prefix.state == "finished")
+    return {"pieces": list(one.pieces[first:]), **kept}
 
 
-def _packed(one: TokenPredictions, first: int, last: int) -> dict[str, Any]:
+def _packed(one: TokenPredictions, first: int, last: int, ended: bool = False) -> dict[str, Any]:
+    reward, remaining = one.p_correct[first:last].copy(), one.remaining[first:last].copy()
+    if ended and len(reward):
+        reward[-1] = remaining[-1] = np.nan
     return {
-        "p_correct": packed(one.p_correct[first:last], "<f4"),
-        "remaining": packed(one.remaining[first:last], "<f4"),
+        "p_correct": packed(reward, "<f4"),
+        "remaining": packed(remaining, "<f4"),
         "joint": packed_joint(one.joint[first:last]),
     }
 

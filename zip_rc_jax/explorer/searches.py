@@ -150,6 +150,7 @@ def search_data(
         "usage": usage,
         "settings": told.get("settings"),
         "grid": told.get("grid"),
+        "root": told.get("root"),
         "prefixes": prefixes,
         "trace": trace,
     }
@@ -211,7 +212,9 @@ def results_page(
 
 def _run(file: ResultFile, places: Sequence[int], count: int) -> dict[str, Any]:
     """A run for the page; problems that it does not have are null."""
-    settings = next((r["introspection"]["settings"] for r in file.rows if r.get("introspection")), {})
+    settings: Mapping[str, Any] = next(
+        (r["introspection"]["settings"] for r in file.rows if r.get("introspection")), {}
+    )
     columns: dict[str, list[Any]] = {
         name: [None] * count for name in ("correct", "compute", "latency", "p")
     }

@@ -157,8 +157,8 @@ def _write(one: Benchmark, lm: LanguageModel, evaluation: Evaluation) -> None:
     title = "ZIP-RC evaluation"
     if one.config.evaluate.benchmarks:
         title = f"{title}: {one.title}"
-    write_report(one.directory, evaluation, title)
     questions = [p.question for p in one.problems.found.problems]
+    write_report(one.directory, evaluation, title, questions)
     write_jsonl(
         one.directory / "results.jsonl", result_rows(evaluation.runs, evaluation.pool, questions)
     )

@@ -4,7 +4,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 
 const here = new URL(".", import.meta.url);
-const options = { bundle: true, minify: true, write: false, charset: "utf8", legalComments: "none" };
+const options = { bundle: true, minify: true, write: false, charset: "utf8", legalComments: "none", lineLimit: 160 };
 const target = ["chrome112", "firefox113", "safari16.4"];
 
 async function bundled(entry, extra = {}) {

@@ -107,6 +107,7 @@ class Decodes:
       start_change: `[P]`, by how much plain sampling got better from the starting policy to the
         final one, in the same try.
       traced: the result whose trace shows most.
+      searches: of the headline's runs in the first try, see `Evaluation.searches`.
     """
 
     pool: SamplePool
@@ -115,6 +116,7 @@ class Decodes:
     start_samples: list[list[Rollout]]
     start_change: np.ndarray
     traced: Result | None
+    searches: tuple[tuple[str, int, Result], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +172,7 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
     assert head is not None
     partial = benchmark.directory / ".partial"
     pools, runs, samples = list[SamplePool](), dict[str, list[OnlineRun]](), list[Any]()
-    traced = None
+    traced, searches = None, list[tuple[str, int, Result]]()
     for number in range(benchmark.tries):
         place = partial / f"try_{number + 1}" if number else partial
         bench = EvaluationRunner(config, found, grader, place, number)
@@ -191,6 +193,10 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
             runs.setdefault(name, []).append(online_run(name, setting, decoded))
             if traced is None and _is_headline(setting, config):
                 traced = most_eventful(decoded, found.problems)
+            if number == 0 and _is_headline(setting, config):
+                searches += [
+                    (name, i * benchmark.tries, result) for i, result in enumerate(decoded.results)
+                ]
     start_pool = sample_pool(found.problems, start, config.decode)
     return Decodes(
         joined_pools(pools),
@@ -199,6 +205,7 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
         _rollouts(start, found.problems, models.lm, config),
         pools[0].correct.mean(1) - start_pool.correct.mean(1),
         traced,
+        tuple(searches),
     )
 
 
@@ -330,6 +337,7 @@ def compare(
         for p, flag in zip(row, flags, strict=True)
         if flag
     ]
+    lengths = length_errors(ended)
     return Evaluation(
         metadata={},
         pool=pool,
@@ -367,10 +375,10 @@ def compare(
             found,
             chosen_prompts(found, problems, known, e.joint_prompts),
         ),
-        calibration=plots.calibration_figure(
-            pool.value.ravel(), pool.correct.ravel(), length_errors(ended)
-        ),
+        calibration=plots.calibration_figure(pool.value.ravel(), pool.correct.ravel(), lengths),
         trace=plots.trace_figure(decodes.traced) if decodes.traced else None,
+        lengths=lengths,
+        searches=decodes.searches,
         resamples=e.bootstrap,
         seed=e.seed,
     )

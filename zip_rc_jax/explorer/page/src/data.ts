@@ -64,6 +64,7 @@ export interface Search {
   usage: { prompt_tokens: number; tokens: number; serial_steps: number; seconds: number };
   settings: Record<string, unknown> | null;
   grid: Grid | null;
+  root: Packed | null;
   prefixes: Prefix[];
   trace: Decision[];
   live?: boolean;
@@ -187,11 +188,19 @@ function joined<T extends Float32Array | Uint16Array>(
 
 // The joint after piece i, as rows of rewards; null where it is not known.
 export function jointAt(track: Track | null, i: number, grid: Grid | null): number[][] | null {
-  if (!track?.cells || !grid || i < 0) return null;
+  if (!track?.cells || !grid || i < 0 || Number.isNaN(track.p[i])) return null;
   const width = grid.length_edges.length - 1;
   const size = grid.reward_centres.length * width;
   const cells = Array.from({ length: size }, (_, c) => track.cells![i * size + c] / track.scale);
   return grid.reward_centres.map((_, b) => cells.slice(b * width, (b + 1) * width));
+}
+
+// The joint after the prompt.
+export function rootJoint(search: Search): number[][] | null {
+  const root = search.root;
+  if (!root) return null;
+  const cells = new Uint16Array(bytes(root.joint));
+  return jointAt({ pieces: [], p: [], remaining: [], at: [], cells, scale: CELL, shared: 0 }, 0, search.grid);
 }
 
 // ---- the course of a search

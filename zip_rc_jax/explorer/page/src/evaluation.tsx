@@ -23,6 +23,14 @@ interface Point {
   accuracy: number;
 }
 
+// A little more than what the values span, so that no point lies on the edge.
+function around(values: number[]): [number, number] {
+  const least = Math.min(...values);
+  const most = Math.max(...values);
+  const room = (most - least) * 0.06 || Math.max(0.05, Math.abs(most) * 0.1);
+  return values.length ? [least - room, most + room] : [0, 1];
+}
+
 function belongs(run: Run, alpha: number): boolean {
   return run.kind !== "search" || run.alpha === null || Math.abs(run.alpha - alpha) < 1e-9;
 }
@@ -113,12 +121,16 @@ export function EvaluationView({ data, open }: Props) {
               marginRight: 24,
               marginTop: 26,
               marginBottom: 40,
-              x: { label: unit, grid: true, nice: true, ticks: width / 90 },
-              y: { label: word, grid: true, tickFormat: (v: number) => `${+(100 * v).toFixed(1)}%`, nice: true },
+              x: { label: unit, grid: true, domain: around(points.map((p) => p.cost)), ticks: width / 90 },
+              y: {
+                label: word,
+                grid: true,
+                domain: around(points.map((p) => p.accuracy)),
+                tickFormat: (v: number) => `${+(100 * v).toFixed(1)}%`,
+              },
               color: {
                 domain: series,
                 range: series.map((_, i) => palette.series[i % palette.series.length]),
-                legend: true,
               },
               symbol: { domain: series, range: series.map((_, i) => SYMBOLS[i % SYMBOLS.length]), legend: true },
               marks: [

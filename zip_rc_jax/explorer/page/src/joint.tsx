@@ -1,6 +1,6 @@
 // The joint at one token as a heat map, and predicted against true remaining length.
 import { Chart, Plot } from "./chart";
-import { type Grid, jointAt, number, type Prefix, type Search, trackOf } from "./data";
+import { type Grid, jointAt, number, type Prefix, rootJoint, type Search, trackOf } from "./data";
 
 function lengthNames(grid: Grid): string[] {
   const edges = grid.length_edges;
@@ -25,6 +25,10 @@ export function JointPanel({ search, prefix, token, decision }: Props) {
     const column = d ? d.prefix_ids.indexOf(prefix.id) : -1;
     joint = (column >= 0 && d.joints?.[column]) || null;
     where = joint ? `prefix ${prefix.id} at decision ${decision + 1}` : "";
+  }
+  if (!joint && prefix && search.trace[decision] && !search.trace[decision].tokens[prefix.id]) {
+    joint = rootJoint(search);
+    where = joint ? "after the question" : "";
   }
   if (!grid || !joint) {
     return (
@@ -92,16 +96,22 @@ const MOST_POINTS = 1000;
 export function RemainingPanel({ search, prefix, token }: { search: Search; prefix: Prefix | undefined; token: number }) {
   const track = prefix ? trackOf(search, prefix) : null;
   if (!prefix || !track || track.pieces.length < 2) return null;
+  const length = track.pieces.length;
   const ended = prefix.state === "finished" && prefix.finish_reason === "stop";
   const every = Math.max(1, Math.ceil(track.pieces.length / MOST_POINTS));
   const points: { at: number; tokens: number; kind: string }[] = [];
-  for (let i = 0; i < track.pieces.length; i += every) {
+  for (let i = 0; i < length; i += every) {
     points.push({ at: track.at[i], tokens: track.remaining[i], kind: "predicted" });
     if (ended) points.push({ at: track.at[i], tokens: prefix.length - track.at[i], kind: "true" });
   }
   let error = 0;
-  for (let i = 0; i < track.pieces.length; i++) error += Math.abs(track.remaining[i] - (prefix.length - track.at[i]));
-  error /= track.pieces.length;
+  let read = 0;
+  for (let i = 0; i < length; i++) {
+    if (Number.isNaN(track.remaining[i])) continue;
+    error += Math.abs(track.remaining[i] - (prefix.length - track.at[i]));
+    read++;
+  }
+  error /= Math.max(1, read);
   const said = ended
     ? `mean absolute error ${number(error, 1)} tokens`
     : prefix.state === "finished"

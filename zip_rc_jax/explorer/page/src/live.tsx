@@ -22,6 +22,7 @@ function empty(prompt: string): Search {
     usage: { prompt_tokens: 0, tokens: 0, serial_steps: 0, seconds: 0 },
     settings: null,
     grid: null,
+    root: null,
     prefixes: [],
     trace: [],
     live: true,
@@ -173,7 +174,8 @@ export function LiveView({ data, live }: { data: Data; live: Live }) {
     let now = empty(question);
     setSearch(now);
     try {
-      const fields = { n, alpha, beta, strategy, introspect: true, return_tree: true };
+      const asked = strategy === "default" ? {} : { strategy };
+      const fields = { n, alpha, beta, ...asked, introspect: true, return_tree: true };
       const common = { model: live.model, stream: true, max_tokens: most, zip_rc: fields, ...(seed.trim() ? { seed: Number(seed) } : {}) };
       const body = chat ? { ...common, messages: [{ role: "user", content: question }] } : { ...common, prompt: question };
       const response = await fetch(chat ? "v1/chat/completions" : "v1/completions", {

@@ -20,7 +20,7 @@ export function TableView({ table }: { table: Table }) {
             {table.rows.map((row, k) => (
               <tr key={k}>
                 {row.map((cell, i) => (
-                  <td key={i} class={i < table.text_columns ? "text" : ""}>
+                  <td key={i} class={i < table.text_columns ? "text" : ""} data-label={table.columns[i]}>
                     {cell}
                   </td>
                 ))}

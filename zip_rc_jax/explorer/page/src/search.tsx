@@ -53,7 +53,7 @@ interface Props {
 }
 
 export function SearchView({ data, search, follow, compact }: Props) {
-  const [decision, setDecision] = useState(0);
+  const [decision, setDecision] = useState(Math.max(0, search.trace.length - 1));
   const [selected, setSelected] = useState(Math.max(0, search.prefix_id));
   const [token, setToken] = useState(-1);
   const [fixed, setFixed] = useState(false);
@@ -64,7 +64,7 @@ export function SearchView({ data, search, follow, compact }: Props) {
   const current = follow ? count - 1 : Math.min(decision, count - 1);
   const prefix = search.prefixes.find((one) => one.id === selected);
   useEffect(() => {
-    setDecision(0);
+    setDecision(Math.max(0, search.trace.length - 1));
     setSelected(Math.max(0, search.prefix_id));
     setToken(-1);
     setFixed(false);

@@ -31,7 +31,8 @@ function parts(search: Search, course: Course): Segment[] {
     for (let step = segment.from; step < segment.to; step += most) {
       const to = Math.min(segment.to, step + most);
       const token = Math.min(first + to - segment.from, track.p.length) - 1;
-      const end = token >= 0 ? track.p[token] : segment.end;
+      const read = token >= 0 ? track.p[token] : segment.end;
+      const end = Number.isNaN(read) ? before : read;
       cut.push({ ...segment, from: step, to, p: before, end });
       before = end;
     }
@@ -103,7 +104,9 @@ export function Tree({ search, decision, selected, onPick, compact }: Props) {
                 interpolate: "rgb",
                 legend: !compact,
                 label: "P(correct)",
-                width: 180,
+                width: 200,
+                marginLeft: 12,
+                marginRight: 12,
                 ticks: 3,
               },
               marks: [
