@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -227,7 +228,12 @@ def _run(file: ResultFile, places: Sequence[int], count: int) -> dict[str, Any]:
         "name": file.name,
         "series": file.name,
         "kind": "other",
-        "alpha": settings.get("alpha"),
-        "beta": settings.get("beta"),
+        "alpha": _price(settings.get("alpha")),
+        "beta": _price(settings.get("beta")),
         **columns,
     }
+
+
+def _price(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None

@@ -1,5 +1,5 @@
 // The text of every prefix, coloured token by token. Text of a model is put into text nodes alone.
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { number, type Prefix, type Search, tokensAt, type Track, trackOf } from "./data";
 
 export type Mode = "p" | "remaining" | "none";
@@ -59,13 +59,25 @@ function TokenText({ search, prefix, most, until, cursor, onPoint }: TextProps) 
   const track = trackOf(search, prefix);
   const shown = useRef<HTMLElement | null>(null);
   const pieces = track?.pieces.length ?? 0;
+  const [near, setNear] = useState(false);
   useEffect(() => {
-    if (track) fill(place.current!, track, most);
+    // A text far below the window is plain until a reader comes near.
+    if (!track) return;
+    const observer = new IntersectionObserver(
+      (entries) => entries.some((entry) => entry.isIntersecting) && setNear(true),
+      { rootMargin: "400px" },
+    );
+    observer.observe(place.current!);
+    return () => observer.disconnect();
+  }, [track === null]);
+  useEffect(() => {
+    if (track && (near || cursor >= 0)) fill(place.current!, track, most);
+    else if (track) place.current!.textContent = track.pieces.join("");
     shown.current = null;
-  }, [track, pieces, most]);
+  }, [track, pieces, most, near || cursor >= 0]);
   useEffect(() => {
     // Blocks and tokens after the decision are dimmed.
-    if (!track) return;
+    if (!track || !place.current!.firstElementChild) return;
     let count = 0;
     while (count < track.pieces.length && track.at[count] <= until) count++;
     Array.from(place.current!.children).forEach((block, b) => {
@@ -78,13 +90,13 @@ function TokenText({ search, prefix, most, until, cursor, onPoint }: TextProps) 
         block.toggleAttribute("data-mixed", mixed);
       }
     });
-  }, [track, pieces, until, most]);
+  }, [track, pieces, until, most, near || cursor >= 0]);
   useEffect(() => {
     shown.current?.classList.remove("at");
     const block = cursor < 0 ? null : place.current!.children[Math.floor(cursor / BLOCK)];
     shown.current = (block?.children[cursor % BLOCK] as HTMLElement) ?? null;
     shown.current?.classList.add("at");
-  }, [cursor, track, pieces, most]);
+  }, [cursor, track, pieces, most, near]);
   if (!track) return <div class="tokens plain">{prefix.text}</div>;
   return (
     <div
@@ -112,10 +124,14 @@ const STATES: Record<string, string> = { finished: "finished", paused: "left unf
 export function Texts({ search, decision, mode, setMode, selected, cursor, onSelect, onPoint }: Props) {
   const begun = search.prefixes.filter((prefix) => prefix.length > 0 || prefix.text);
   const tracks = begun.map((prefix) => trackOf(search, prefix));
-  const most = tracks.reduce((top, track) => {
-    for (let i = 0; track && i < track.remaining.length; i++) top = Math.max(top, track.remaining[i] || 0);
-    return top;
-  }, 0);
+  const most = useMemo(
+    () =>
+      tracks.reduce((top, track) => {
+        for (let i = 0; track && i < track.remaining.length; i++) top = Math.max(top, track.remaining[i] || 0);
+        return top;
+      }, 0),
+    [search],
+  );
   const coloured = tracks.some((track) => track !== null);
   const modes: [Mode, string][] = [
     ["p", "P(correct)"],
