@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from harness.browser import browser, page_of
+from harness.browser import browser, page_of, settled
 from harness.explored import large_row, made_evaluation, made_result, write_files
 from zip_rc_jax import Decoder
 from zip_rc_jax.explorer.page import page_text
@@ -38,9 +38,10 @@ def written(folder, name, data):
 @pytest.fixture(scope="module")
 def rows(lm):
     """Results with what was weighed; of branching, so that prefixes are paused and forked."""
-    options = {"n": 4, "interval": 4, "window": 3, "max_tokens": 24, "beta": 0.03}
+    options = {"n": 4, "interval": 4, "window": 3, "max_tokens": 24, "alpha": 1.0, "beta": 0.3}
     decoder = Decoder(lm, **options, candidates="branching")
     results = decoder(PROMPTS, return_joints=True)
+    assert any(p.parent >= 0 for r in results for p in r.prefixes), "none is forked"
     told = introspections(lm, results, decoder.config)
     rows = [r.to_dict() | {"introspection": t} for r, t in zip(results, told, strict=True)]
     for i, row in enumerate(rows):
@@ -72,6 +73,11 @@ def report(folder):
 
 def text_of(page, selector):
     return " ".join(page.inner_text(selector).split())
+
+
+def press(page, key):
+    page.keyboard.press(key)
+    settled(page)
 
 
 def card(page, name):
@@ -191,25 +197,25 @@ def test_keys_move_over_decisions_prefixes_and_tokens(chrome, searches, rows):
     with page_of(chrome, searches) as page:
         where = page.locator(".scrubber output")
         assert where.inner_text().startswith(f"{count} / {count}"), "it begins at the end"
-        page.keyboard.press("Home")
+        press(page, "Home")
         assert where.inner_text() == f"1 / {count}, step 0"
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("ArrowLeft")
+        press(page, "ArrowRight")
+        press(page, "ArrowRight")
+        press(page, "ArrowLeft")
         step = rows[0]["trace"][1]["step"]
         assert where.inner_text() == f"2 / {count}, step {step}"
         assert slider(page).get_attribute("aria-valuetext") == f"decision 2 of {count}, step {step}"
-        page.keyboard.press("ArrowUp")
+        press(page, "ArrowUp")
         before = page.locator(".texts li.selected .name").inner_text()
-        page.keyboard.press("j")
+        press(page, "j")
         after = page.locator(".texts li.selected .name").inner_text()
         assert int(after.split()[-1]) == int(before.split()[-1]) + 1
         for _ in range(3):
-            page.keyboard.press(".")
-        page.keyboard.press(",")
+            press(page, ".")
+        press(page, ",")
         assert "after token 2" in text_of(page, "section[aria-label=Joint]")
         assert page.locator(".t.at").count() == 1
-        page.keyboard.press("Escape")
+        press(page, "Escape")
         assert page.locator(".t.at").count() == 0
 
 
@@ -232,9 +238,11 @@ def test_the_joint_at_the_token_under_the_pointer_is_that_of_the_record(chrome, 
             has=page.get_by_text(f"prefix {number}", exact=True)
         )
         place.scroll_into_view_if_needed()
+        settled(page)
         tokens = place.locator(".t")
         for token in (0, 3, len(joints) - 2):
             tokens.nth(fork + token).hover()
+            settled(page)
             panel = card(page, "Joint")
             assert f"prefix {number} after token {fork + token + 1}" in " ".join(
                 panel.inner_text().split()
@@ -252,6 +260,7 @@ def test_tokens_are_coloured_by_p_correct_or_by_the_remaining_length(chrome, sea
     with page_of(chrome, searches) as page:
         place = page.locator(".texts li").first
         place.scroll_into_view_if_needed()
+        settled(page)
         tokens = place.locator(".t")
         assert tokens.count() == len(p)
         colours = [tokens.nth(i).evaluate(background) for i in range(len(p))]
@@ -270,6 +279,7 @@ def test_what_is_written_after_the_decision_is_dimmed(chrome, searches, rows):
     with page_of(chrome, searches) as page:
         slider(page).fill("1")
         page.locator(".texts li").first.scroll_into_view_if_needed()
+        settled(page)
         written = rows[0]["trace"][1]["tokens"][0]
         first = page.locator(".texts li").first
         assert first.locator(".t:not(.later)").count() == written
@@ -323,7 +333,9 @@ def test_a_token_that_is_markup_is_text(chrome, folder, rows):
     address = written(folder, "tokens", results_page("x", [ResultFile("x", (row,))]))
     with page_of(chrome, address) as page:
         page.locator(".texts li").first.scroll_into_view_if_needed()
+        settled(page)
         page.locator(".t").first.hover()
+        settled(page)
         assert page.locator(".t").first.text_content() == HOSTILE
         assert page.locator("code.piece").text_content() == HOSTILE
         assert page.evaluate("window.hacked") is None
@@ -348,7 +360,7 @@ def test_a_point_of_the_picture_opens_its_problems(chrome, report):
         cost = run.cost(evaluation.pool.mean_length, 0.1).gen_cost.mean()
         assert f"A: accuracy {100 * run.correct_by_value.mean():.1f}%, cost {cost:.2f}" in said
         page.get_by_role("button", name="majority@3:").focus()
-        page.keyboard.press("Enter")
+        press(page, "Enter")
         assert chosen(page) == "majority@3"
 
 
@@ -520,10 +532,10 @@ def test_everything_that_is_pressed_or_drawn_has_a_name(chrome, report, searches
 
 def test_tabs_are_reached_with_the_keyboard(chrome, report):
     with page_of(chrome, report[0]) as page:
-        page.keyboard.press("Tab")
+        press(page, "Tab")
         assert page.evaluate("document.activeElement.textContent") == "Evaluation"
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("ArrowRight")
+        press(page, "ArrowRight")
+        press(page, "ArrowRight")
         assert page.evaluate("document.activeElement.textContent") == "Report"
         assert page.get_by_role("tabpanel", name="Report").count() == 1
 
@@ -557,6 +569,7 @@ def test_eight_prefixes_of_four_thousand_tokens_and_five_hundred_problems(chrome
         page.wait_for_selector(".tree svg")
         assert page.locator(".t").count() < 3 * 4096
         page.locator(".texts li").nth(7).scroll_into_view_if_needed()
+        settled(page)
         page.locator(".texts li").nth(7).locator(".t").first.wait_for()
         assert page.locator(".texts li").nth(7).locator(".t").count() == 4096
         page.get_by_role("tab", name="Evaluation").click()

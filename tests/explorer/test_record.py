@@ -12,13 +12,14 @@ from zip_rc_jax import Decoder, UsageError, predict
 from zip_rc_jax.explorer.record import CELL, introspections, packed_joint
 
 PROMPTS = ["1 + 2 =", "3 + 4 = 7 so"]
-OPTIONS = {"n": 4, "interval": 4, "window": 3, "max_tokens": 24, "beta": 0.03}
+OPTIONS = {"n": 4, "interval": 4, "window": 3, "max_tokens": 24, "alpha": 1.0, "beta": 0.4}
 
 
 @pytest.fixture(scope="module")
 def recorded(lm):
     decoder = Decoder(lm, **OPTIONS, candidates="branching")
     results = decoder(PROMPTS, return_joints=True)
+    assert any(p.parent >= 0 for r in results for p in r.prefixes), "none is forked"
     rows = [json.loads(json.dumps(x)) for x in introspections(lm, results, decoder.config)]
     return results, rows
 

@@ -45,12 +45,13 @@ def browser() -> Iterator[object]:
 
 
 @contextlib.contextmanager
-def page_of(launched, url, *, width=1280, height=900, scheme="light", offline=True):
+def page_of(launched, url, *, width=1280, height=900, scheme="light", offline=True, may_fail=None):
     """A page that has drawn itself. Leaving it checks that nothing failed on it, and that it asked
     nobody for anything but its own address.
 
     Args:
       offline: whether it is a file, which may fetch nothing at all.
+      may_fail: words of an error that is meant to be on its console.
     """
     context = launched.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, offline=offline
@@ -68,7 +69,14 @@ def page_of(launched, url, *, width=1280, height=900, scheme="light", offline=Tr
         page.wait_for_timeout(50)
     finally:
         context.close()
+    failures = [x for x in failures if may_fail is None or may_fail not in x]
     assert not failures, failures
     own = url.partition("#")[0]
     others = [x for x in asked if not x.startswith((own, "data:", "blob:"))]
     assert not others, others
+
+
+def settled(page) -> None:
+    """Waits until what was done last is drawn."""
+    frames = "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(go)))"
+    page.evaluate(f"() => new Promise(go => {frames})")
