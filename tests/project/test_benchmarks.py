@@ -34,6 +34,11 @@ SMALLEST = {
         rf"(\| {NUMBER} ){{7}}\|",
         2,
     ),
+    "explorer.py": (
+        "--tokens 64 --prefixes 2 --problems 4 --runs 1",
+        rf"\| [\w() ]+ \| {NUMBER} \| {NUMBER} \|",
+        10,
+    ),
     "loss.py": (
         "--vocab 512 --positions 64 --width 16 --chunk 16 --compare",
         rf"\w+ +chunked +{NUMBER} .* differ by {NUMBER}",

@@ -132,9 +132,13 @@ export function RemainingPanel({ search, prefix, token }: { search: Search; pref
           marginLeft: 48,
           x: { label: "tokens written", tickFormat: ",d", ticks: 6 },
           y: { label: "remaining tokens", grid: true, zero: true, ticks: 5 },
-          color: { domain: ["predicted", "true"], range: [palette.series[0], palette.series[1]], legend: true },
+          color: {
+            domain: ended ? ["predicted", "true"] : ["predicted"],
+            range: palette.series.slice(0, 2),
+            legend: true,
+          },
           marks: [
-            Plot.line(points, { x: "at", y: "tokens", stroke: "kind", z: "kind", strokeWidth: 2, strokeDasharray: undefined }),
+            Plot.line(points, { x: "at", y: "tokens", stroke: "kind", z: "kind", strokeWidth: 2 }),
             token >= 0 ? Plot.ruleX([track.at[token]], { stroke: "var(--fg)", strokeDasharray: "3 3" }) : null,
           ],
         })}

@@ -4,6 +4,7 @@ import { number, type Prefix, type Search, tokensAt, type Track, trackOf } from 
 
 export type Mode = "p" | "remaining" | "none";
 export const LEVELS = 10;
+const SHORT = 512; // tokens that are always laid out
 const BLOCK = 256; // tokens that are laid out together
 
 export function level(x: number): number {
@@ -59,9 +60,9 @@ function TokenText({ search, prefix, most, until, cursor, onPoint }: TextProps) 
   const track = trackOf(search, prefix);
   const shown = useRef<HTMLElement | null>(null);
   const pieces = track?.pieces.length ?? 0;
-  const [near, setNear] = useState(false);
+  const [near, setNear] = useState(pieces <= SHORT);
   useEffect(() => {
-    // A text far below the window is plain until a reader comes near.
+    // A long text far below the window is plain until a reader comes near.
     if (!track) return;
     const observer = new IntersectionObserver(
       (entries) => entries.some((entry) => entry.isIntersecting) && setNear(true),
