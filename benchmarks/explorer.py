@@ -155,12 +155,14 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=path, args=flags)
         version = browser.version
         for run in range(given.runs):
-            page = browser.new_page(viewport={"width": 1280, "height": 2400})
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.add_init_script(DRAWN)
             page.goto(page_file.as_uri())
             page.wait_for_selector(".tree svg")
             page.wait_for_timeout(500)
             times["open"].append(page.evaluate("window.drawn"))
+            page.locator(".texts").scroll_into_view_if_needed()
+            page.wait_for_selector(".t", state="attached")
             for name, action in ACTIONS.items():
                 times[name].append(page.evaluate(TIMER % action, 10 + run))
             page.close()

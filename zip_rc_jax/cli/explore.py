@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "explore",
         help="write the page that shows why a search decided as it did",
-        description="Reads what `zip-rc decode --output` or `zip-rc evaluate` wrote, and writes "
+        description="Reads what `zip-rc evaluate`, or a decode with --output, wrote, and writes "
         "one page of HTML.\n"
         "It holds its data, loads nothing, and works from a file.\n\n"
         "A decode shows every search: the tree over steps, every decision, and the texts. Decode "
@@ -27,8 +27,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "says after every token.\n"
         "A report shows accuracy against cost, calibration, and a table of problems. Several "
         "decodes of the same problems\nare compared side by side.\n\n"
-        "example: zip-rc decode MODEL --input questions.jsonl --output answers --introspect n=8 "
-        "beta=0.05\n"
+        "example: zip-rc decode MODEL --input questions.jsonl --output answers --introspect n=8\n"
         "         zip-rc explore answers\n"
         "example: zip-rc explore answers other_answers --output both.html\n"
         "example: zip-rc explore runs/demo/report",
