@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "A report shows accuracy against cost, calibration, and a table of problems. Several "
         "decodes of the same problems\nare compared side by side.\n\n"
         "example: zip-rc decode MODEL --input questions.jsonl --output answers --introspect n=8\n"
-        "         zip-rc explore answers\n"
+        "example: zip-rc explore answers\n"
         "example: zip-rc explore answers other_answers --output both.html\n"
         "example: zip-rc explore runs/demo/report",
         formatter_class=argparse.RawDescriptionHelpFormatter,
