@@ -11,6 +11,7 @@ import pytest
 from harness.browser import browser, page_of, settled
 from harness.explored import large_row, made_evaluation, made_result, write_files
 from zip_rc_jax import Decoder
+from zip_rc_jax.evaluation.explored import ExploredSearch
 from zip_rc_jax.explorer.page import page_text
 from zip_rc_jax.explorer.record import CELL, introspections
 from zip_rc_jax.explorer.searches import ResultFile, results_page
@@ -66,7 +67,9 @@ def made(folder):
 def report(folder):
     """A report of 40 problems with the trees of its headline, and what it is of."""
     name = made_evaluation().headline[0].run.name
-    evaluation = made_evaluation(searches=[(name, i, made_result(f"p{i}")) for i in range(40)])
+    evaluation = made_evaluation(
+        searches=[ExploredSearch(name, i, made_result(f"p{i}")) for i in range(40)]
+    )
     write_files(folder / "report", evaluation, [f"problem {i}" for i in range(40)])
     return (folder / "report" / "report.html").as_uri(), evaluation
 

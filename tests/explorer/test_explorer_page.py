@@ -213,7 +213,8 @@ def test_a_damaged_tree_is_refused_by_its_line(tmp_path, damage, words):
 
 
 def test_the_files_of_a_report_give_the_page_that_evaluate_wrote(tmp_path):
-    evaluation, prompts = made_evaluation(), [f"problem {i}" for i in range(40)]
+    prompts = [f"problem {i}" for i in range(40)]
+    evaluation = made_evaluation()
     write_files(tmp_path, evaluation, prompts)
     written = data_of((tmp_path / "report.html").read_text())
     read = json.loads(json.dumps(report_page(tmp_path)))
@@ -258,9 +259,9 @@ def test_the_trees_of_a_report_are_those_that_went_wrong_first(monkeypatch):
 
     evaluation = made_evaluation()
     name = evaluation.runs[0].name
-    searches = [(name, i, made_result(f"p{i}")) for i in range(40)]
+    searches = [explored.ExploredSearch(name, i, made_result(f"p{i}")) for i in range(40)]
     right = evaluation.runs[0].correct_by_value
-    one = len(json.dumps(search_data(searches[0][2].to_dict(), 0, 0)))
+    one = len(json.dumps(search_data(searches[0].result.to_dict(), 0, 0)))
     monkeypatch.setattr(explored, "MOST_TREES", 10 * one)
     runs = [{"name": name, "correct": right.tolist()}]
     parts = explored.search_parts(searches, runs)

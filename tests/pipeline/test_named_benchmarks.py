@@ -243,6 +243,11 @@ def test_every_benchmark_has_a_page_and_a_page_leads_to_them(evaluated):
     for name in ("gsm8k", "math500"):
         assert (report / name / "pareto.png").is_file()
         assert (report / name / "metadata.json").is_file()
+    for name in ("gsm8k", "math500"):
+        searches = data_of(report / name / "report.html")["searches"]
+        assert searches
+        assert any(d["actions"] for one in searches for d in one["trace"])
+        assert (report / name / "introspection.jsonl").is_file()
     assert (report / "math500" / "joint_prompts.png").is_file(), "asked for by id"
     assert not (report / "gsm8k" / "joint_prompts.png").exists(), "none of its ids was asked for"
     assert "Both_50%" in json.dumps(index)

@@ -19,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Decodes `evaluate.prompts` held-out problems online with every setting of the sweep and "
         "with the baselines,\n"
         "under one cost meter, on all accelerators of the host.\n"
-        "Output: run_dir/report with report.html, pareto.png, results.jsonl, pool.jsonl, "
+        "Output: run_dir/report with report.html (see `zip-rc explore --help`), pareto.png, results.jsonl, pool.jsonl, "
         "metadata.json,\n"
         "and the table of methods and benchmarks: table.json, table.csv, table.md, table.tex. With "
         "benchmarks, each has a directory there.\n"

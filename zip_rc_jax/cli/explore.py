@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zip_rc_jax.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from zip_rc_jax.inference.outputs import Result
+    from zip_rc_jax.evaluation.explored import ExploredSearch
 
 RESULTS, POOL = "results.jsonl", "pool.jsonl"
 
@@ -116,17 +116,18 @@ def _resolved(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _searches(directory: pathlib.Path, names: Sequence[str]) -> list[tuple[str, int, Result]]:
+def _searches(directory: pathlib.Path, names: Sequence[str]) -> list[ExploredSearch]:
     """The results of runs, from what an evaluation keeps to be resumed; none where that is gone."""
+    from zip_rc_jax.evaluation.explored import ExploredSearch
     from zip_rc_jax.inference.outputs import Result
     from zip_rc_jax.pipeline.evaluation.runner import read_stored, stored_path
 
-    found = []
+    found = list[ExploredSearch]()
     tries = 1 + sum(1 for _ in (directory / ".partial").glob("try_*"))
     for name in names:
         stored = read_stored(stored_path(directory / ".partial", name))
         results = [Result.from_dict(row) for row in stored.get("results", [])]
-        found += [(name, i * tries, result) for i, result in enumerate(results)]
+        found += [ExploredSearch(name, i * tries, one) for i, one in enumerate(results)]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -30,8 +31,25 @@ from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import plain, read_json
 
 NOT_ANSWERS = ("pass",)  # curves whose accuracy is that of no answer that could be given
-MOST_TREES = 4_000_000  # bytes of a page
+MOST_TREES = 6_000_000  # bytes of a page
+INTROSPECTION = "introspection.jsonl"
 AGAIN = "run the same zip-rc evaluate again"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExploredSearch:
+    """A search whose tree a report shows.
+
+    Attributes:
+      run: its name.
+      row: of the pool.
+      introspection: what `explorer.record` made of it; None where nothing was recorded.
+    """
+
+    run: str
+    row: int
+    result: Result
+    introspection: Mapping[str, Any] | None = None
 
 
 def comparison_parts(
@@ -176,28 +194,32 @@ def report_tables(
 
 
 def search_parts(
-    searches: Sequence[tuple[str, int, Result]], runs: Sequence[Mapping[str, Any]]
+    searches: Sequence[ExploredSearch], runs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Parts of a page: the trees of some searches. The worst ones for the run are kept first, up to
-    `MOST_TREES` bytes; the page says how many are left out.
+    """Parts of a page: the trees of some searches. Those with an introspection are kept first, then
+    the worst ones for the run, up to `MOST_TREES` bytes, at last without what the head says after
+    every token. The page says how many are left out.
 
     Args:
-      searches: the run's name, the row of the pool, and the result.
       runs: of the page.
     """
     place = {run["name"]: i for i, run in enumerate(runs)}
-    known = [(name, row, result) for name, row, result in searches if name in place]
+    known = [one for one in searches if one.run in place]
 
-    def worst(one: tuple[str, int, Result]) -> tuple[float, int]:
-        return runs[place[one[0]]]["correct"][one[1]] or 0.0, one[1]
+    def worst(one: ExploredSearch) -> tuple[bool, float, int]:
+        right = runs[place[one.run]]["correct"][one.row] or 0.0
+        return one.introspection is None, right, one.row
 
     kept, size = [], 0
-    for name, row, result in sorted(known, key=worst):
-        data = plain(search_data(result.to_dict(), place[name], row))
-        size += len(json.dumps(data))
-        if size > MOST_TREES:
-            break
-        kept.append(data)
+    for one in sorted(known, key=worst):
+        row = one.result.to_dict() | {"introspection": one.introspection}
+        for tokens in (True, False):
+            data = plain(search_data(row, place[one.run], one.row, tokens=tokens))
+            length = len(json.dumps(data))
+            if size + length <= MOST_TREES:
+                size += length
+                kept.append(data)
+                break
     notes = []
     if len(kept) < len(known):
         notes.append(
@@ -214,7 +236,7 @@ def search_parts(
 def report_page(
     directory: pathlib.Path,
     title: str = "",
-    searches: Callable[[Sequence[str]], Sequence[tuple[str, int, Result]]] = lambda _: (),
+    searches: Callable[[Sequence[str]], Sequence[ExploredSearch]] = lambda _: (),
 ) -> dict[str, Any]:
     """The page of a report, from its results.jsonl, pool.jsonl and metadata.json.
 
@@ -251,16 +273,41 @@ def report_page(
         runs, curves, pool, alphas=alphas, headline_beta=betas, resamples=resamples, seed=seed
     )
     compared = comparison_parts(pool, curves, runs, alphas, rows, prompts, answer)
+    told = _introspections(directory)
     first = list(dict.fromkeys(row.run.name for row in rows))
     return page_data(
         title or f"ZIP-RC evaluation: {directory.name or directory}",
-        **compared | search_parts(searches(first), compared["runs"]),
+        **compared
+        | search_parts(
+            [
+                dataclasses.replace(one, introspection=told.get((one.run, one.row)))
+                for one in searches(first)
+            ],
+            compared["runs"],
+        ),
         tables=report_tables(
             pool, curves, runs, alphas, rows, quality, drift, predictions, answer, resamples, seed
         ),
         about=about(metadata),
         settings=settings_text(metadata),
     )
+
+
+def _introspections(directory: pathlib.Path) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """Of a run and a row, as `introspection_rows` wrote them; {} where nothing was written."""
+    path = directory / INTROSPECTION
+    if not path.exists():
+        return {}
+    return {(row["run"], row["row"]): row["introspection"] for row in _rows(path)}
+
+
+def introspection_rows(searches: Sequence[ExploredSearch]) -> list[dict[str, Any]]:
+    """Lines of `introspection.jsonl`."""
+    return [
+        {"run": one.run, "row": one.row, "introspection": one.introspection}
+        for one in searches
+        if one.introspection is not None
+    ]
 
 
 def _number(value: Any) -> float:

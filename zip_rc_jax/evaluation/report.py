@@ -22,6 +22,7 @@ from zip_rc_jax.evaluation.benchmark_table import (
 from zip_rc_jax.evaluation.compare import HeadlineRow
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.explored import (
+    ExploredSearch,
     about,
     bin_rows,
     cells,
@@ -32,7 +33,6 @@ from zip_rc_jax.evaluation.explored import (
 )
 from zip_rc_jax.evaluation.metrics import LengthCalibration
 from zip_rc_jax.explorer.page import page_data, page_text
-from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.runtime.extras import optional_import
 from zip_rc_jax.runtime.storage import write_text
 
@@ -122,8 +122,7 @@ class Evaluation:
       joint, joints, calibration, trace: figures from `plots`; None leaves them out. `joint` is the
         mean over the prompts of each level, `joints` has single prompts.
       lengths: calibration of the remaining length; None leaves it out.
-      searches: results of runs, for the page to show: the run's name, the row of the pool, and the
-        result.
+      searches: whose trees the page shows.
       resamples, seed: of the bootstrap in the level table.
     """
 
@@ -142,7 +141,7 @@ class Evaluation:
     calibration: Figure | None = None
     trace: Figure | None = None
     lengths: LengthCalibration | None = None
-    searches: tuple[tuple[str, int, Result], ...] = ()
+    searches: tuple[ExploredSearch, ...] = ()
     resamples: int = 2000
     seed: int = 0
 

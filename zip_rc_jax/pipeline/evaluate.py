@@ -15,6 +15,7 @@ from zip_rc_jax.evaluation.benchmark_table import (
     benchmark_table,
     write_table,
 )
+from zip_rc_jax.evaluation.explored import INTROSPECTION, introspection_rows
 from zip_rc_jax.evaluation.report import (
     Evaluation,
     pool_rows,
@@ -163,6 +164,9 @@ def _write(one: Benchmark, lm: LanguageModel, evaluation: Evaluation) -> None:
         one.directory / "results.jsonl", result_rows(evaluation.runs, evaluation.pool, questions)
     )
     write_jsonl(one.directory / "pool.jsonl", pool_rows(evaluation.pool))
+    told = introspection_rows(evaluation.searches)
+    if told:
+        write_jsonl(one.directory / INTROSPECTION, told)
     record = {
         **evaluation.metadata,
         **prompt_record(one.config, lm.tokenizer),

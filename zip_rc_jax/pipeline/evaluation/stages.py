@@ -19,6 +19,7 @@ from zip_rc_jax.evaluation.baselines import SamplePool
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.draws import Draws
+from zip_rc_jax.evaluation.explored import ExploredSearch
 from zip_rc_jax.evaluation.pool_curves import Curves, Readings, in_rows, pool_curves
 from zip_rc_jax.evaluation.report import Evaluation
 from zip_rc_jax.evaluation.reward_model import RewardModelScorer
@@ -35,6 +36,7 @@ from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.evaluation.benchmarks import Benchmark
 from zip_rc_jax.pipeline.evaluation.drift import drift
+from zip_rc_jax.pipeline.evaluation.introspection import introspected
 from zip_rc_jax.pipeline.evaluation.pool import (
     joined_pools,
     joined_runs,
@@ -116,7 +118,7 @@ class Decodes:
     start_samples: list[list[Rollout]]
     start_change: np.ndarray
     traced: Result | None
-    searches: tuple[tuple[str, int, Result], ...] = ()
+    searches: tuple[ExploredSearch, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +174,7 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
     assert head is not None
     partial = benchmark.directory / ".partial"
     pools, runs, samples = list[SamplePool](), dict[str, list[OnlineRun]](), list[Any]()
-    traced, searches = None, list[tuple[str, int, Result]]()
+    traced, searches = None, list[ExploredSearch]()
     for number in range(benchmark.tries):
         place = partial / f"try_{number + 1}" if number else partial
         bench = EvaluationRunner(config, found, grader, place, number)
@@ -194,8 +196,10 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
             if traced is None and _is_headline(setting, config):
                 traced = most_eventful(decoded, found.problems)
             if number == 0 and _is_headline(setting, config):
+                told = introspected(bench, models.lm, setting, decoded)
                 searches += [
-                    (name, i * benchmark.tries, result) for i, result in enumerate(decoded.results)
+                    ExploredSearch(name, i * benchmark.tries, result, told.get(i))
+                    for i, result in enumerate(decoded.results)
                 ]
     start_pool = sample_pool(found.problems, start, config.decode)
     return Decodes(

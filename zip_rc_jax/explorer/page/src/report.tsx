@@ -5,22 +5,22 @@ export function TableView({ table }: { table: Table }) {
   return (
     <section class="card" aria-label={table.title}>
       <div class="wide" tabIndex={0} role="region" aria-label={table.title}>
-        <table>
+        <table role="table" class={table.columns.length > 3 ? "large" : ""}>
           <caption>{table.title}</caption>
-          <thead>
-            <tr>
+          <thead role="rowgroup">
+            <tr role="row">
               {table.columns.map((name, i) => (
-                <th key={i} class={i < table.text_columns ? "text" : ""}>
+                <th key={i} role="columnheader" class={i < table.text_columns ? "text" : ""}>
                   {name}
                 </th>
               ))}
             </tr>
           </thead>
-          <tbody>
+          <tbody role="rowgroup">
             {table.rows.map((row, k) => (
-              <tr key={k}>
+              <tr key={k} role="row">
                 {row.map((cell, i) => (
-                  <td key={i} class={i < table.text_columns ? "text" : ""} data-label={table.columns[i]}>
+                  <td key={i} role="cell" class={i < table.text_columns ? "text" : ""} data-label={table.columns[i]}>
                     {cell}
                   </td>
                 ))}

@@ -150,7 +150,7 @@ export function Texts({ search, decision, mode, setMode, selected, cursor, onSel
             </button>
           ))}
         </div>
-        <Ramp mode={mode} most={most} />
+        {coloured ? <Ramp mode={mode} most={most} /> : null}
       </div>
       {coloured ? null : (
         <p class="note">

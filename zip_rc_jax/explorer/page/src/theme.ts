@@ -54,7 +54,7 @@ export const PALETTES: Record<Theme, Palette> = {
     soft: "#8a8f98",
     accent: "#0b57a4",
     heat: ["#f4f6f8", "#9fc3e0", "#0b4f94"],
-    series: ["#0072b2", "#d55e00", "#009e73", "#a4578b", "#7a6a00", "#3b8fc4", "#555b63", "#000000"],
+    series: ["#0072b2", "#d55e00", "#009e73", "#a4578b", "#7a6a00", "#8c5a2b", "#555b63", "#000000"],
   },
   dark: {
     low: "#ff9a4d",
@@ -63,6 +63,6 @@ export const PALETTES: Record<Theme, Palette> = {
     soft: "#7d858f",
     accent: "#7cc0ff",
     heat: ["#1b2027", "#2f6a9e", "#a8dcff"],
-    series: ["#56b4e9", "#ff8c42", "#3fcf9f", "#e5a0c8", "#e6d34a", "#9ad0f5", "#b4bac2", "#ffffff"],
+    series: ["#56b4e9", "#ff8c42", "#3fcf9f", "#e5a0c8", "#e6d34a", "#c9a27a", "#b4bac2", "#ffffff"],
   },
 };

@@ -129,6 +129,17 @@ export function Tree({ search, decision, selected, onPick, compact }: Props) {
                   strokeDasharray: "2 3",
                 }),
                 Plot.link(cut, {
+                  // A model without a head says nothing.
+                  filter: (s) => s.live && !high && Number.isNaN(s.p) && Number.isNaN(s.end),
+                  x1: "from",
+                  x2: "to",
+                  y1: "prefix",
+                  y2: "prefix",
+                  stroke: palette.soft,
+                  strokeWidth: 8,
+                  strokeLinecap: "butt",
+                }),
+                Plot.link(cut, {
                   filter: (s) => s.live,
                   x1: "from",
                   x2: "to",
