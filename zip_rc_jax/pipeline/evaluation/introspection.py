@@ -17,7 +17,6 @@ from zip_rc_jax.pipeline.evaluation.pool import online_run
 from zip_rc_jax.pipeline.evaluation.runner import Decoded, EvaluationRunner
 from zip_rc_jax.pipeline.seeds import try_seed, with_own_samples
 
-
 MOST_TOKENS = 65536  # of all prefixes: about 110 bytes each in a file
 
 
