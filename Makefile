@@ -60,8 +60,8 @@ compile-check: .venv-tpu/.done
 	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]' pytest hypothesis
 	@touch $@
 
-# Builds the explorer's page from zip_rc_jax/explorer/page. Versions are those of its lock file, so the same bytes come out.
-PAGE := zip_rc_jax/explorer/page
+# Builds the explorer's page from zip_rc_jax/explorer/web. Versions are those of its lock file, so the same bytes come out.
+PAGE := zip_rc_jax/explorer/web
 explorer:
 	cd $(PAGE) && npm ci --no-audit --no-fund --ignore-scripts && npx tsc --noEmit && node build.mjs
 

@@ -21,7 +21,7 @@ from zip_rc_jax.explorer.searches import ResultFile, read_results, results_page,
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import write_jsonl
 
-SOURCES = pathlib.Path(__file__).parents[2] / "zip_rc_jax" / "explorer" / "page"
+SOURCES = pathlib.Path(__file__).parents[2] / "zip_rc_jax" / "explorer" / "web"
 HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror=hacked=1><!-- \u2028 @DATA@ &lt;"
 )
