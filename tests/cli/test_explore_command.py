@@ -173,3 +173,23 @@ def test_a_model_without_a_head_has_nothing_to_introspect(lm, tmp_path, capsys):
 
 def test_the_command_starts_anew_each_time():
     assert not _resumes(parse(["explore", "answers"]))
+
+
+def test_what_was_promised_of_the_model_stands_on_the_page(lm, home, decoded, tmp_path):
+    from zip_rc_jax.models.io.calibrations import calibration_line, write_calibration
+
+    record = {
+        "data": {"problems": 20, "name": "pool"},
+        "options": {"n": 3, "beta": 0.02},
+        "measured": {"cost": 1.25},
+        "promise": {"risk": "errors", "delta": 0.1, "epsilon": 0.05},
+    }
+    lm.save(tmp_path / "model")
+    write_calibration(lm, tmp_path / "model" / "calibration.json", record)
+    given = ["decode", str(tmp_path / "model"), "--input", str(home / "questions.jsonl")]
+    output = ["--output", str(tmp_path / "kept"), "--introspect", *OPTIONS]
+    assert main([*given, *output]) == 0
+    page = tmp_path / "page.html"
+    paths = [str(tmp_path / "kept"), str(decoded / "told")]
+    assert main(["explore", *paths, "--output", str(page)]) == 0
+    assert data_of(page)["notes"] == [f"kept: {calibration_line(record)}"]

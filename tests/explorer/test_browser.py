@@ -116,15 +116,15 @@ def test_the_tree_tells_every_start_fork_pause_resume_and_end(chrome, made):
         assert page.locator(".tree [aria-label=dot] > *").count() == len(events)
 
 
-def test_the_lines_are_coloured_by_p_correct(chrome, made):
+def test_the_lines_are_colored_by_p_correct(chrome, made):
     """Orange is low and blue is high."""
     with page_of(chrome, made) as page:
         page.wait_for_selector(".tree [aria-label=link] > *", state="attached")
-        colours = page.eval_on_selector_all(
+        colors = page.eval_on_selector_all(
             ".tree [aria-label=link] > *",
             "lines => lines.map(x => [x.getAttribute('stroke'), x.parentNode.ariaLabel])",
         )
-        found = [c for own, _ in colours if own for c in [tuple(map(int, own[4:-1].split(",")))]]
+        found = [c for own, _ in colors if own for c in [tuple(map(int, own[4:-1].split(",")))]]
         warmth = [red - blue for red, _, blue in found]
         assert max(warmth) > 60, "prefix 0 falls to 0.3"
         assert min(warmth) < -100, "the answer rises to 0.95"
@@ -256,7 +256,7 @@ def test_the_joint_at_the_token_under_the_pointer_is_that_of_the_record(chrome, 
         assert tokens.nth(fork).inner_text() == kept["pieces"][0]
 
 
-def test_tokens_are_coloured_by_p_correct_or_by_the_remaining_length(chrome, searches, rows):
+def test_tokens_are_colored_by_p_correct_or_by_the_remaining_length(chrome, searches, rows):
     kept = rows[0]["introspection"]["prefixes"][0]
     p = np.frombuffer(base64.b64decode(kept["p_correct"]), "<f4")
     background = "x => getComputedStyle(x).backgroundColor"
@@ -266,14 +266,14 @@ def test_tokens_are_coloured_by_p_correct_or_by_the_remaining_length(chrome, sea
         settled(page)
         tokens = place.locator(".t")
         assert tokens.count() == len(p)
-        colours = [tokens.nth(i).evaluate(background) for i in range(len(p))]
+        colors = [tokens.nth(i).evaluate(background) for i in range(len(p))]
         levels = np.round(10 * p[:-1].astype(float))
         for i in range(len(p) - 1):
             for k in range(i):
                 near = abs(10 * p[i] % 1 - 0.5) < 1e-3 or abs(10 * p[k] % 1 - 0.5) < 1e-3
-                assert near or (colours[i] == colours[k]) == (levels[i] == levels[k])
+                assert near or (colors[i] == colors[k]) == (levels[i] == levels[k])
         page.get_by_role("button", name="remaining", exact=True).click()
-        assert [tokens.nth(i).evaluate(background) for i in range(len(p))] != colours
+        assert [tokens.nth(i).evaluate(background) for i in range(len(p))] != colors
         page.get_by_role("button", name="plain").click()
         assert {tokens.nth(i).evaluate(background) for i in range(len(p))} == {"rgba(0, 0, 0, 0)"}
 
@@ -457,9 +457,9 @@ CONTRAST = """
     return 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
   };
   const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-  const over = (colour, below) => {
+  const over = (color, below) => {
     canvas.fillStyle = `rgb(${below.join(',')})`; canvas.fillRect(0, 0, 1, 1);
-    canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
   };
   const behind = element => {
@@ -467,7 +467,7 @@ CONTRAST = """
     for (let x = element; x; x = x.parentElement) {
       chain.unshift(getComputedStyle(x).backgroundColor);
     }
-    return chain.reduce((below, colour) => over(colour, below), [255, 255, 255]);
+    return chain.reduce((below, color) => over(color, below), [255, 255, 255]);
   };
   const found = [];
   for (const element of document.querySelectorAll('#app *')) {
@@ -493,13 +493,13 @@ def test_text_can_be_read_in_light_and_dark(chrome, report, searches, scheme):
             assert page.evaluate(CONTRAST) == []
 
 
-def test_the_reader_may_choose_the_colours(chrome, made):
+def test_the_reader_may_choose_the_colors(chrome, made):
     back = "() => getComputedStyle(document.body).backgroundColor"
     with page_of(chrome, made) as page:
         before = page.evaluate(back)
-        page.get_by_label("Colours").select_option("dark")
+        page.get_by_label("Colors").select_option("dark")
         assert page.evaluate(back) != before
-        page.get_by_label("Colours").select_option("light")
+        page.get_by_label("Colors").select_option("light")
         assert page.evaluate(back) == before
     with page_of(chrome, made, scheme="dark") as page:
         assert page.evaluate(back) != before
@@ -543,7 +543,7 @@ def test_tabs_are_reached_with_the_keyboard(chrome, report):
         assert page.get_by_role("tabpanel", name="Report").count() == 1
 
 
-def test_signs_differ_in_shape_too_for_those_who_see_no_colours(chrome, report):
+def test_signs_differ_in_shape_too_for_those_who_see_no_colors(chrome, report):
     with page_of(chrome, report[0]) as page:
         page.wait_for_selector(".pressable")
         names = page.locator(".pressable").evaluate_all(

@@ -126,3 +126,9 @@ def test_the_page_of_an_engine_that_branches_offers_what_can_be_mixed(chat_lm):
 
     with running(chat_lm, dataclasses.replace(CONFIG, candidates="branching")) as server:
         assert live_data(httpx2.get(server.url).text)["options"]["strategies"] == ["zip"]
+
+
+def test_what_was_promised_of_the_model_stands_on_the_page(chat_lm):
+    promised = {"says": "calibrated: errors at most 10%"}
+    with running(chat_lm, calibration=promised) as server:
+        assert live_data(httpx2.get(server.url).text)["calibration"] == promised["says"]

@@ -300,8 +300,11 @@ def _decode_into_directory(
     rows = _graded(problems, results, grade, arguments.output)
     if arguments.introspect:
         from zip_rc_jax.explorer.record import introspections
+        from zip_rc_jax.models.io.calibrations import calibration_line, stored_calibration
 
-        told = introspections(lm, results, config)
+        record = stored_calibration(lm, arguments.model, arguments.head)
+        said = "" if record is None else calibration_line(record)
+        told = introspections(lm, results, config, said)
         rows = [row | {"introspection": one} for row, one in zip(rows, told, strict=True)]
     write_jsonl(output.results, rows)
     metadata = run_metadata({"decode": to_dict(config)}, argv, started)

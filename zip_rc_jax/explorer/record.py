@@ -20,10 +20,13 @@ CELL = 65535  # joints are kept as whole numbers of this part: 16 bits a cell
 
 
 def introspections(
-    lm: LanguageModel, results: Sequence[Result], config: DecodeConfig
+    lm: LanguageModel, results: Sequence[Result], config: DecodeConfig, calibration: str = ""
 ) -> Iterator[dict[str, Any]]:
     """What `introspection` records of every result. One forward pass over its prefixes says what
     the decoder saw after every token, up to rounding.
+
+    Args:
+      calibration: what `zip-rc calibrate` promised of the model, in a line.
 
     Raises:
       UsageError: a result has no joints.
@@ -40,7 +43,8 @@ def introspections(
     for result in results:
         along = [next(read) if prefix.token_ids else None for prefix in result.prefixes]
         explained = explain_decisions(result.trace, texts_of(result), config, lm.head.grid)
-        yield introspection(result, along, explained, config, lm.head.grid.to_dict())
+        told = introspection(result, along, explained, config, lm.head.grid.to_dict())
+        yield told | ({"calibration": calibration} if calibration else {})
 
 
 def introspection(

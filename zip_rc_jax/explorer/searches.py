@@ -194,7 +194,7 @@ def results_page(
                 left_out += 1
             size += length
             searches.append(one)
-    notes = []
+    notes = _promises(files)
     if left_out:
         notes.append(
             f"What the head says after every token is left out of {left_out} of {len(searches)} "
@@ -209,6 +209,19 @@ def results_page(
         searches=searches,
         notes=notes,
     )
+
+
+def _promises(files: Sequence[ResultFile]) -> list[str]:
+    """What `zip-rc calibrate` promised of the models that decoded."""
+    found = dict[str, list[str]]()
+    for file in files:
+        said = {(row.get("introspection") or {}).get("calibration") for row in file.rows}
+        for one in sorted(x for x in said if isinstance(x, str) and x):
+            found.setdefault(one, []).append(file.name)
+    return [
+        one if len(names) == len(files) else f"{', '.join(names)}: {one}"
+        for one, names in found.items()
+    ]
 
 
 def _run(file: ResultFile, places: Sequence[int], count: int) -> dict[str, Any]:

@@ -55,7 +55,7 @@ function parentsAfter(decision: Decision | undefined): { parent: number; fork: n
 }
 
 // The search with one more decision. What the head says after every token is not sent, so a text is
-// coloured by intervals.
+// colored by intervals.
 export function grown(before: Search, step: Step): Search {
   const decision: Decision = { ...step.decision, actions: step.actions };
   const prefixes = before.prefixes.map((p) => ({ ...p }));

@@ -79,8 +79,8 @@ function App({ data }: { data: Data }) {
           </div>
         ) : null}
         <label class="theme">
-          <span class="hidden">Colours</span>
-          <select value={choice} aria-label="Colours" onChange={(event) => choose(event.currentTarget.value as Choice)}>
+          <span class="hidden">Colors</span>
+          <select value={choice} aria-label="Colors" onChange={(event) => choose(event.currentTarget.value as Choice)}>
             <option value="auto">auto</option>
             <option value="light">light</option>
             <option value="dark">dark</option>

@@ -1,4 +1,4 @@
-// The text of every prefix, coloured token by token. Text of a model is put into text nodes alone.
+// The text of every prefix, colored token by token. Text of a model is put into text nodes alone.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { number, type Prefix, type Search, tokensAt, type Track, trackOf } from "./data";
 
@@ -133,7 +133,7 @@ export function Texts({ search, decision, mode, setMode, selected, cursor, onSel
       }, 0),
     [search],
   );
-  const coloured = tracks.some((track) => track !== null);
+  const colored = tracks.some((track) => track !== null);
   const modes: [Mode, string][] = [
     ["p", "P(correct)"],
     ["remaining", "remaining"],
@@ -143,16 +143,16 @@ export function Texts({ search, decision, mode, setMode, selected, cursor, onSel
     <section class="card" aria-label="Texts of all prefixes">
       <div class="row">
         <h2>Texts</h2>
-        <div class="choice" role="group" aria-label="Colour of a token">
+        <div class="choice" role="group" aria-label="Color of a token">
           {modes.map(([key, name]) => (
-            <button type="button" key={key} aria-pressed={mode === key} disabled={!coloured} onClick={() => setMode(key)}>
+            <button type="button" key={key} aria-pressed={mode === key} disabled={!colored} onClick={() => setMode(key)}>
               {name}
             </button>
           ))}
         </div>
-        {coloured ? <Ramp mode={mode} most={most} /> : null}
+        {colored ? <Ramp mode={mode} most={most} /> : null}
       </div>
-      {coloured ? null : (
+      {colored ? null : (
         <p class="note">
           What the head says after every token was not recorded. <code>zip-rc decode --introspect</code> records it.
         </p>

@@ -1,4 +1,4 @@
-// Light and dark, and the colours of charts: orange is low and blue is high, which colour-blind
+// Light and dark, and the colors of charts: orange is low and blue is high, which color-blind
 // readers can tell apart.
 import { useEffect, useState } from "preact/hooks";
 

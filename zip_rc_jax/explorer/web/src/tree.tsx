@@ -87,7 +87,7 @@ export function Tree({ search, decision, selected, onPick, compact }: Props) {
           least={compact ? 240 : 320}
           draw={(width, palette) => {
             const y = (s: { prefix: number; p: number }) => (high ? s.p : s.prefix);
-            const colour = (s: Segment) => (Number.isNaN(s.end) ? s.p : s.end);
+            const color = (s: Segment) => (Number.isNaN(s.end) ? s.p : s.end);
             const forks = course.events.filter((e) => e.kind === "fork" && lanes.includes(e.parent));
             return {
               marginLeft: compact ? 40 : 58,
@@ -145,7 +145,7 @@ export function Tree({ search, decision, selected, onPick, compact }: Props) {
                   x2: "to",
                   y1: y,
                   y2: (s) => (high ? s.end : s.prefix),
-                  stroke: colour,
+                  stroke: color,
                   strokeWidth: (s) => (high ? (s.prefix === selected ? 4 : 2) : 8),
                   strokeLinecap: "butt",
                 }),
