@@ -412,6 +412,8 @@ def test_two_decodes_of_a_problem_stand_side_by_side(chrome, folder, rows):
         page.get_by_role("button", name=PROMPTS[1], exact=True).click()
         sides = page.get_by_role("region", name="Two runs side by side")
         assert sides.locator(".search").count() == 2
+        settled(page)
+        assert sides.evaluate("x => x.getBoundingClientRect().top < innerHeight")
         assert sides.locator(".prompt").all_inner_texts() == [PROMPTS[1]] * 2
         left, right = (sides.locator(".search").nth(i).bounding_box() for i in range(2))
         assert left["y"] == right["y"]

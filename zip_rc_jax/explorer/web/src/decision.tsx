@@ -168,7 +168,7 @@ export function DecisionPanel({ search, index, selected, onSelect }: Props) {
           <table>
             <caption>
               Actions, the best first
-              {actions.count ? ` (${actions.count} different ones were compared)` : ""}
+              {actions.count ? ` (${actions.count} compared)` : ""}
             </caption>
             <thead>
               <tr>

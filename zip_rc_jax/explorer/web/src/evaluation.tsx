@@ -1,5 +1,5 @@
 // Accuracy against cost, calibration, and the problems behind them.
-import { useMemo, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { Chart, Plot, pressable } from "./chart";
 import { type Bin, type Data, mean, number, type Run, signed } from "./data";
 import { SearchView } from "./search";
@@ -24,11 +24,11 @@ interface Point {
 }
 
 // A little more than what the values span, so that no point lies on the edge.
-function around(values: number[]): [number, number] {
+function around(values: number[], top = Infinity): [number, number] {
   const least = Math.min(...values);
   const most = Math.max(...values);
   const room = (most - least) * 0.06 || Math.max(0.05, Math.abs(most) * 0.1);
-  return values.length ? [least - room, most + room] : [0, 1];
+  return values.length ? [least - room, Math.min(most + room, top)] : [0, 1];
 }
 
 function belongs(run: Run, alpha: number): boolean {
@@ -125,7 +125,7 @@ export function EvaluationView({ data, open }: Props) {
               y: {
                 label: word,
                 grid: true,
-                domain: around(points.map((p) => p.accuracy)),
+                domain: around(points.map((p) => p.accuracy), 1.01),
                 tickFormat: (v: number) => `${+(100 * v).toFixed(1)}%`,
               },
               color: {
@@ -277,6 +277,8 @@ function Problems(props: ProblemsProps) {
   const [down, setDown] = useState(false);
   const [most, setMost] = useState(FIRST_ROWS);
   const [side, setSide] = useState<number | null>(null);
+  const beside = useRef<HTMLDivElement>(null);
+  useEffect(() => beside.current?.scrollIntoView({ block: "start" }), [side]);
   const a = data.runs[first];
   const b = data.runs[second];
   const measure = (run: Run, i: number) => (graded ? run.correct[i] : (run.p?.[i] ?? null));
@@ -439,7 +441,7 @@ function Problems(props: ProblemsProps) {
         </button>
       ) : null}
       {side !== null ? (
-        <div class="sides" role="region" aria-label="Two runs side by side">
+        <div class="sides" role="region" aria-label="Two runs side by side" ref={beside}>
           <div class="row">
             <h2>Problem {side}, side by side</h2>
             <button type="button" onClick={() => setSide(null)}>

@@ -19,13 +19,18 @@ function first(data: Data, tabs: Tab[]): [Tab, number] {
   return [wanted, Number.isInteger(place) && place >= 0 && place < data.searches.length ? place : 0];
 }
 
+function explained(search: Search): boolean {
+  return search.trace.some((decision) => decision.actions);
+}
+
 function title(data: Data, search: Search, i: number): string {
   const runs = data.runs.length > 1 && data.runs[search.run] ? ` · ${data.runs[search.run].name}` : "";
   const right = data.runs[search.run]?.correct[search.problem];
   const mark = right === null || right === undefined ? "" : right >= 0.5 ? "✓ " : "✗ ";
   const text = search.prompt.replace(/\s+/g, " ");
   const short = text.length > 70 ? `…${text.slice(-69)}` : text;
-  return `${mark}${i}${runs}: ${short}`;
+  const some = data.searches.some(explained) && !data.searches.every(explained);
+  return `${mark}${i}${runs}: ${short}${some && explained(search) ? " (explained)" : ""}`;
 }
 
 function App({ data }: { data: Data }) {
