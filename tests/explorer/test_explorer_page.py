@@ -4,6 +4,7 @@ markup."""
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import json
@@ -15,6 +16,7 @@ import subprocess
 import pytest
 
 from harness.explored import large_row, made_evaluation, made_result, write_files
+from zip_rc_jax.evaluation import explored
 from zip_rc_jax.evaluation.explored import report_page
 from zip_rc_jax.explorer.page import ASSET, page_data, page_text
 from zip_rc_jax.explorer.searches import ResultFile, read_results, results_page, search_data
@@ -227,9 +229,7 @@ def test_the_files_of_a_report_give_the_page_that_evaluate_wrote(tmp_path):
 
 def test_a_report_compares_the_headline_with_best_of_n_that_spends_at_least_as_much():
     evaluation = made_evaluation()
-    from zip_rc_jax.evaluation.explored import comparison_parts
-
-    parts = comparison_parts(
+    parts = explored.comparison_parts(
         evaluation.pool, evaluation.curves, evaluation.runs, evaluation.alphas,
         evaluation.headline, [], "value",
     )  # fmt: skip
@@ -255,8 +255,6 @@ def test_a_damaged_report_is_refused(tmp_path, name):
 
 
 def test_the_trees_of_a_report_are_those_that_went_wrong_first(monkeypatch):
-    from zip_rc_jax.evaluation import explored
-
     evaluation = made_evaluation()
     name = evaluation.runs[0].name
     searches = [explored.ExploredSearch(name, i, made_result(f"p{i}")) for i in range(40)]
@@ -270,3 +268,43 @@ def test_the_trees_of_a_report_are_those_that_went_wrong_first(monkeypatch):
     assert 5 < len(kept) < 40
     assert set(kept) >= set(wrong[: len(kept)])
     assert f"{len(kept)} of 40" in parts["notes"][0]
+
+
+def test_a_long_curve_is_thinned_and_keeps_what_the_headline_is_compared_with():
+    evaluation = made_evaluation(prompts=6, samples=40)
+    curve = evaluation.curves["weighted_best_of_n"]
+    kept = explored.thinned(curve, {"weighted_best_of_n@29"})
+    numbers = [point.n for point in kept]
+    assert len(numbers) <= explored.MOST_POINTS + 1
+    assert {1, 2, 3, 29, 40} <= set(numbers)
+    assert numbers == sorted(numbers)
+    assert explored.thinned(curve[:12]) == list(curve[:12])
+    parts = explored.comparison_parts(
+        evaluation.pool, evaluation.curves, evaluation.runs, evaluation.alphas,
+        evaluation.headline, [], "value",
+    )  # fmt: skip
+    assert parts["headline"] is not None
+
+
+def test_the_tries_of_a_problem_are_rows_of_their_own():
+    evaluation = made_evaluation(prompts=6)
+    pool = dataclasses.replace(evaluation.pool, tries=2)
+    parts = explored.comparison_parts(
+        pool, evaluation.curves, evaluation.runs, evaluation.alphas, (), ["a", "b", "c"], "vote"
+    )
+    texts = [problem["prompt"] for problem in parts["problems"]]
+    assert texts == [f"{text} (try {k})" for text in "abc" for k in (1, 2)]
+    assert parts["headline"] is None
+
+
+def test_a_tree_that_is_too_large_loses_its_tokens_before_it_is_left_out(monkeypatch):
+    row = large_row(256, 2, 64, 0, True)
+    small = len(json.dumps(search_data(row, 0, 0, tokens=False)))
+    monkeypatch.setattr(explored, "MOST_TREES", 2 * small)
+    told = row["introspection"]
+    result = dataclasses.replace(made_result(), trace=(), prefixes=())
+    monkeypatch.setattr(type(result), "to_dict", lambda _: {k: row[k] for k in row})
+    one = explored.ExploredSearch("run", 0, result, told)
+    parts = explored.search_parts([one], [{"name": "run", "correct": [1.0]}])
+    assert [p["tokens"] for p in parts["searches"][0]["prefixes"]] == [None, None]
+    assert parts["searches"][0]["trace"][0]["actions"] is not None

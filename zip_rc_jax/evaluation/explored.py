@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import plain, read_json
 
 NOT_ANSWERS = ("pass",)  # curves whose accuracy is that of no answer that could be given
+MOST_POINTS = 12  # of a curve
 MOST_TREES = 6_000_000  # bytes of a page
 INTROSPECTION = "introspection.jsonl"
 AGAIN = "run the same zip-rc evaluate again"
@@ -68,20 +69,20 @@ def comparison_parts(
       prompts: a text per problem, or empty.
       answer: "value" or "vote", of the runs.
     """
+    row = next((row for row in rows if row.answer == answer), rows[0]) if rows else None
+    needed = set() if row is None else {f"weighted_best_of_n@{row.weighted.n:g}"}
     told = [
         _baseline(point)
         for name, curve in curves.items()
-        for point in curve
+        for point in thinned(curve, needed)
         if name not in NOT_ANSWERS
     ]
     own = [_online(run, pool, answer) for run in runs]
     names = [run["name"] for run in (*own, *told)]
     first = None
-    if rows:
-        row = next((row for row in rows if row.answer == answer), rows[0])
-        baseline = f"weighted_best_of_n@{row.weighted.n:g}"
-        if baseline in names:
-            first = {"run": names.index(row.run.name), "baseline": names.index(baseline)}
+    if row is not None and needed <= set(names):
+        (baseline,) = needed
+        first = {"run": names.index(row.run.name), "baseline": names.index(baseline)}
     return {
         "unit": "samples",
         "alphas": [float(alpha) for alpha in alphas],
@@ -90,6 +91,16 @@ def comparison_parts(
         "problems": [_problem(pool, i, prompts) for i in range(pool.n_prompts)],
         "reward_bins": bin_rows(reliability(pool.value.ravel(), pool.correct.ravel())),
     }
+
+
+def thinned(curve: Sequence[BaselinePoint], needed: Collection[str] = ()) -> list[BaselinePoint]:
+    """At most `MOST_POINTS` points of a curve, closer together where they are few, and those whose
+    names are `needed`. A page holds every problem of every point."""
+    count = len(curve)
+    if count <= MOST_POINTS:
+        return list(curve)
+    kept = {round(x) - 1 for x in np.geomspace(1, count, MOST_POINTS)}
+    return [p for i, p in enumerate(curve) if i in kept or p.name in needed]
 
 
 def _problem(pool: SamplePool, row: int, prompts: Sequence[str]) -> dict[str, Any]:
