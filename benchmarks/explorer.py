@@ -29,7 +29,7 @@ EDGES = [0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 CENTRES = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
 ACTIONS = {
     "scrub to another decision": "r.value = k;r.dispatchEvent(new Event('input', {bubbles: true}))",
-    "select another prefix": "document.querySelectorAll('button.name')[k % 8].click()",
+    "select another prefix": "names[k % names.length].click()",
     "point at another token": "document.querySelectorAll('.t')[40 + k]"
     ".dispatchEvent(new PointerEvent('pointerover', {bubbles: true}))",
     "color by remaining length": "by('remaining').click()",
@@ -45,6 +45,7 @@ TIMER = """async (k) => {
   const r = document.querySelector('input[type=range]');
   const by = (name, n = 0) => [...document.querySelectorAll('button')]
     .filter(b => b.textContent == name)[n];
+  const names = document.querySelectorAll('button.name');
   await frame();
   const begun = performance.now();
   %s;
