@@ -127,6 +127,7 @@ def test_a_report_becomes_a_page(tmp_path, capsys):
     [
         (["nowhere"], ("nowhere", "there is nothing", "results.jsonl")),
         (["empty"], ("directory", "no results.jsonl", "zip-rc decode --output")),
+        (["several"], ("several benchmarks", "name the directory of one: aime24, gsm8k")),
         (["unfinished"], ("not finished", "run the same zip-rc decode again")),
         (["note.txt"], ("note.txt, line 1", "no JSON")),
         (["answers.jsonl"], ("line 1", "no search tree", "--introspect")),
@@ -140,6 +141,9 @@ def test_what_cannot_be_shown_is_refused(tmp_path, monkeypatch, capsys, argument
     for name in ("empty", "unfinished", "told"):
         (tmp_path / name).mkdir()
     (tmp_path / "unfinished" / "results.partial.jsonl").write_text("{}\n")
+    for name in ("gsm8k", "aime24"):
+        (tmp_path / "several" / name).mkdir(parents=True)
+        (tmp_path / "several" / name / "pool.jsonl").write_text("")
     (tmp_path / "note.txt").write_text("a note\n")
     write_jsonl(tmp_path / "answers.jsonl", [{"prompt": "a", "answer": "b"}])
     write_jsonl(tmp_path / "told" / "results.jsonl", [made_result().to_dict()])

@@ -108,6 +108,10 @@ def _resolved(path: pathlib.Path) -> pathlib.Path:
         partial = path / "results.partial.jsonl"
         reason = f"there is no {RESULTS}"
         fix = "name the directory of `zip-rc decode --output` or the report of `zip-rc evaluate`"
+        parts = sorted(pool.parent.name for pool in path.glob(f"*/{POOL}"))
+        if parts:
+            reason = "it is the report of several benchmarks"
+            fix = f"name the directory of one: {', '.join(parts)}"
         if partial.exists():
             reason, fix = "its decode is not finished", "run the same zip-rc decode again"
         raise UsageError(f"directory {path}", reason, fix)
