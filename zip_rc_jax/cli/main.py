@@ -34,6 +34,7 @@ COMMANDS = (
     "evaluate",
     "replay",
     "calibrate",
+    "explore",
     "status",
     "compile",
 )
@@ -45,7 +46,7 @@ EXTRAS_OF_COMMANDS = {
     "serve": "serve",
 }
 # The others resume, if they write anything.
-STARTS_ANEW = ("problems", "serve", "predict", "export", "status", "compile")
+STARTS_ANEW = ("problems", "serve", "predict", "explore", "export", "status", "compile")
 
 
 def _command(name: str) -> Command:
