@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 NEWEST ?= $(shell for p in python3.14 $(HOME)/.pyenv/versions/3.14*/bin/python python3.13 $(HOME)/.pyenv/versions/3.13*/bin/python \
 	python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do $$p -c 'import venv' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo test test-slow test-newest package-check docs lint format clean embedded smollm2 qwen compile-check
+.PHONY: explorer chromium demo test test-slow test-newest package-check docs lint format clean embedded smollm2 qwen compile-check
 
 demo: $(VENV)/.runtime
 	$(BIN)/zip-rc demo
@@ -59,6 +59,21 @@ compile-check: .venv-tpu/.done
 	$(PYTHON) -m venv .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[tpu]' pytest hypothesis
 	@touch $@
+
+# Builds the explorer's page from zip_rc_jax/explorer/web. Versions are those of its lock file, so the same bytes come out.
+PAGE := zip_rc_jax/explorer/web
+explorer:
+	cd $(PAGE) && npm ci --no-audit --no-fund --ignore-scripts && npx tsc --noEmit && node build.mjs
+
+# A Chromium for the tests of the explorer, where there is none: by apt, which needs root. Without one those tests are skipped.
+chromium:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do command -v $$name > /dev/null && exit 0; done; \
+	test -z "$$ZIP_RC_CHROMIUM" || exit 0; \
+	if test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null; then \
+		echo "make chromium: skipped, for apt-get needs root; tests in a browser are skipped, too"; exit 0; fi; \
+	echo "make chromium: installing it by apt"; install="apt-get install --yes --quiet chromium"; \
+	$$install > /dev/null 2>&1 || { apt-get update --quiet > /dev/null && $$install > /dev/null; } || \
+	echo "make chromium: apt-get could not install it; tests in a browser are skipped"
 
 # The documentation site, strictly, into build/site.
 docs: $(VENV)/.dev

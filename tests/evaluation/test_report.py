@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import io
 import json
 import re
@@ -147,54 +146,27 @@ def evaluation():
     )
 
 
-class Page(html.parser.HTMLParser):
-    """Checks nesting and collects what a page shows and loads."""
-
-    def __init__(self):
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.images: list[str] = []
-        self.tags: set[str] = set()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.images += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("img", "meta"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
+def data_of(path):
+    """What the page of a report holds."""
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
 
 
 def test_report_is_self_contained_and_escaped(evaluation, tmp_path):
     path = report.write_report(tmp_path / "new", evaluation, title="A & B")
-    page = Page()
-    source = path.read_text(encoding="utf-8")
-    page.feed(source)
-    assert page.open == []
-    assert page.tags.isdisjoint({"script", "link", "iframe", "b"})
-    assert len(page.images) == 5
-    assert all(image.startswith("data:image/png;base64,") for image in page.images)
-    text = "\n".join(page.text)
-    for shown in (
-        "A & B",
-        "zip-rc evaluate 'name=<b>&'",
-        r"reward <0.4> $\x$",
-        "majority@5",
-        "pass@1",
-        "drift/kl",
-        "0.00123",
-        "binary/f1",
-    ):
-        assert shown in text, shown
+    data, source = data_of(path), path.read_text(encoding="utf-8")
+    assert data["title"] == "A & B"
+    assert "<title>A &amp; B</title>" in source
     assert "<0.4>" not in source
+    assert dict(data["about"])["command"] == "zip-rc evaluate 'name=<b>&'"
+    assert r"reward <0.4> $\x$" in [run["name"] for run in data["runs"]]
+    assert [image["title"] for image in data["images"]] == ["Predicted against empirical joint"]
+    assert all(image["source"].startswith("data:image/png;base64,") for image in data["images"])
+    cells = {cell for table in data["tables"] for row in table["rows"] for cell in row}
+    assert {"majority@5", "pass@1", "drift/kl", "0.00123", "binary/f1"} <= cells
     for row in evaluation.headline:
-        assert tables.percent(row.accuracy) in text
-        assert f"{100 * row.majority.difference:+.1f} [" in text
+        assert tables.percent(row.accuracy) in cells
+        assert any(cell.startswith(f"{100 * row.majority.difference:+.1f} [") for cell in cells)
     names = {
         "report.html",
         "pareto.png",
@@ -206,14 +178,30 @@ def test_report_is_self_contained_and_escaped(evaluation, tmp_path):
     assert {p.name for p in path.parent.iterdir()} == names  # no temporary files left
 
 
+def test_every_point_of_the_page_has_the_numbers_of_its_problems(evaluation, tmp_path):
+    data, pool = data_of(report.write_report(tmp_path, evaluation)), evaluation.pool
+    runs = {run["name"]: run for run in data["runs"]}
+    for run in evaluation.runs:
+        mine, cost = runs[run.name], run.cost(pool.mean_length, 0.5)
+        assert mine["correct"] == run.correct_by_value.tolist()
+        assert mine["compute"] == pytest.approx(cost.compute, rel=1e-4)
+        assert mine["latency"] == pytest.approx(cost.latency, rel=1e-4)
+    for method in ("majority", "best_of_n", "weighted_best_of_n"):
+        for point in evaluation.curves[method]:
+            assert runs[point.name]["correct"] == pytest.approx(point.accuracy, abs=1e-4)
+    assert [p["level"] for p in data["problems"]] == [f"level {x}" for x in pool.level]
+    bins = [(b["predicted"], b["observed"], b["count"]) for b in data["reward_bins"]]
+    found = metrics.reliability(pool.value.ravel(), pool.correct.ravel())
+    assert bins == [(b.predicted, b.observed, b.count) for b in found]
+
+
 def test_sections_without_data_are_left_out(evaluation, tmp_path):
     bare = report.Evaluation(
         **{**vars(evaluation), "drift": {}, "joint": None, "calibration": None, "trace": None}
     )
-    text = report.write_report(tmp_path, bare).read_text(encoding="utf-8")
-    assert "Policy drift" not in text
-    assert "One problem" not in text
-    assert text.count("<img") == 2
+    data = data_of(report.write_report(tmp_path, bare))
+    assert "Policy drift" not in [table["title"] for table in data["tables"]]
+    assert (data["images"], data["searches"], data["length_bins"]) == ([], [], [])
 
 
 def test_figures_have_content_and_nothing_runs_off_the_canvas(evaluation, tmp_path):

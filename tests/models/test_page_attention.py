@@ -36,8 +36,11 @@ every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 LAYERS = 2
 # Slots, pages and rows of the kernel's tests.
 PAGES, ROWS, MOST = 24, 5, 4
-# Heads, key/value heads and channels of Qwen3, SmolLM2 and Gemma 3, with as few heads as show it.
-SHAPES = [(4, 2, 128), (9, 3, 64), (4, 1, 256)]
+# Heads, key/value heads and channels of Qwen3, SmolLM2 and Gemma 3, with as few heads as show it;
+# and more queries for each key than a product on a GPU takes at least.
+SHAPES = [(4, 2, 128), (9, 3, 64), (4, 1, 256), (18, 1, 32)]
+# Channels that are no power of two: the GPU leaves them to XLA.
+ODD = (3, 3, 24)
 
 
 def pool_and_queries(heads, kv_heads, dim, page, dtype=jnp.float32, shards=1, seed=0):
@@ -54,8 +57,15 @@ def tables(seed, shards=1):
     return table.astype(np.int32)
 
 
-@every_kernel
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), SHAPES)
+@pytest.mark.parametrize(
+    ("kernel", "heads", "kv_heads", "dim"),
+    [
+        (kernel, *shape)
+        for kernel in KERNELS
+        for shape in [*SHAPES, ODD]
+        if kernel != "gpu" or shape != ODD
+    ],
+)
 def test_every_row_sees_the_positions_of_its_own_pages(heads, kv_heads, dim, kernel):
     """Lengths at the borders of pages, no length at all, and a page that all rows share."""
     cache, q = pool_and_queries(heads, kv_heads, dim, 16)
@@ -217,6 +227,12 @@ def test_a_model_reads_from_pages_what_it_reads_from_slots():
         found = decoded(config, 8, kernel, table=shuffled)
         for mine, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize(("kernel", "dim"), [("triton", 16), ("gpu", 24)])
+def test_a_kernel_that_is_asked_for_is_never_replaced_by_another(kernel, dim):
+    with pytest.raises(ValueError, match=kernel):
+        decoded(dataclasses.replace(LLAMA, head_dim=dim), 8, kernel)
 
 
 def test_so_it_does_in_several_shards():

@@ -23,7 +23,8 @@ from zip_rc_jax.config import (
 from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.grading.grader import Grader
 from zip_rc_jax.inference.collect import run_all
-from zip_rc_jax.pipeline.evaluation import runner
+from zip_rc_jax.pipeline.evaluation import introspection, runner
+from zip_rc_jax.pipeline.evaluation.introspection import introspected
 from zip_rc_jax.pipeline.evaluation.pool import online_run, sample_pool
 from zip_rc_jax.pipeline.evaluation.runner import Decoded, EvaluationRunner
 from zip_rc_jax.pipeline.seeds import evaluation_seed, with_own_samples
@@ -144,7 +145,7 @@ from zip_rc_jax.config import DecodeConfig, PipelineConfig
 from zip_rc_jax.data.problems import Problem, ProblemSet
 from zip_rc_jax.inference.tree import ROOT
 from zip_rc_jax.inference.outputs import Prefix, Result, Usage
-from zip_rc_jax.pipeline.evaluation import runner
+from zip_rc_jax.pipeline.evaluation import introspection, runner
 
 here, word = pathlib.Path(sys.argv[1]), "\\u00e9"
 assert (here / "probe").open("w").encoding.lower() not in ("utf-8", "utf8")
@@ -193,3 +194,51 @@ def test_what_other_code_decoded_is_decoded_anew(lm, bench, monkeypatch):
         monkeypatch.setattr(runner, "code_version", lambda version=version: version)
         bench.decode(lm, FIXED, "fixed")
         assert decoded
+
+
+ADAPTIVE = dataclasses.replace(FIXED, strategy="zip_rc", n=3, beta=0.1)
+
+
+def explaining(tmp_path, most):
+    config = dataclasses.replace(
+        CONFIG, evaluate=dataclasses.replace(CONFIG.evaluate, introspect=most)
+    )
+    return EvaluationRunner(config, SET, Grader(), tmp_path)
+
+
+def test_searches_are_explained_as_they_were_decoded_wrong_ones_first(lm, tmp_path):
+    bench = explaining(tmp_path, 2)
+    found = bench.decode(lm, ADAPTIVE, "search")
+    right = [[float(i != 1)] * len(r.prefixes) for i, r in enumerate(found.results)]
+    told = introspected(bench, lm, ADAPTIVE, Decoded(found.results, right, found.seconds))
+    assert next(iter(told)) == 1
+    assert len(told) == 2
+    for i, record in told.items():
+        trace = found.results[i].trace
+        assert [d["multiplicity"][0] for d in record["decisions"]] == [
+            list(d.multiplicity) for d in trace
+        ]
+        lengths = [len(p.token_ids) - p.fork_position for p in found.results[i].prefixes]
+        kept = [0 if p is None else len(p["pieces"]) for p in record["prefixes"]]
+        assert kept == lengths
+    # Equal problems have samples of their own, also when only one of them is decoded again.
+    only = explaining(tmp_path, 3)
+    assert introspected(only, lm, ADAPTIVE, found).keys() == {0, 1, 2}
+
+
+def test_a_search_that_comes_out_otherwise_is_not_explained(lm, tmp_path):
+    bench = explaining(tmp_path, 3)
+    found = bench.decode(lm, ADAPTIVE, "search")
+    other = dataclasses.replace(found.results[1], trace=found.results[1].trace[:-1])
+    results = [found.results[0], other, found.results[2]]
+    told = introspected(bench, lm, ADAPTIVE, dataclasses.replace(found, results=results))
+    assert told.keys() == {0, 2}
+
+
+def test_none_is_explained_where_none_is_asked_for_or_all_are_too_long(lm, tmp_path, monkeypatch):
+    found = explaining(tmp_path, 0).decode(lm, ADAPTIVE, "search")
+    assert introspected(explaining(tmp_path, 0), lm, ADAPTIVE, found) == {}
+    monkeypatch.setattr(introspection, "MOST_TOKENS", 3)
+    assert introspected(explaining(tmp_path, 3), lm, ADAPTIVE, found) == {}
+    with pytest.raises(UsageError, match="evaluate.introspect=-1"):
+        EvaluateConfig(introspect=-1)

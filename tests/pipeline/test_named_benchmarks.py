@@ -226,20 +226,31 @@ def test_full_and_lite_stand_side_by_side(evaluated):
     whole = found["gsm8k"]["full"]
     assert 0 < whole["TV, noise floor"] < 1
     assert 0 < whole["TV at the root"] <= 1
-    page = (evaluated / "report" / "gsm8k" / "report.html").read_text()
-    assert "<th>Lite</th>" in page
+    page = data_of(evaluated / "report" / "gsm8k" / "report.html")
+    assert any(table["columns"] == ["metric", "full", "Lite"] for table in page["tables"])
+
+
+def data_of(page):
+    """What the page of a report holds."""
+    return json.loads(page.read_text().partition('id="data">')[2].partition("</script>")[0])
 
 
 def test_every_benchmark_has_a_page_and_a_page_leads_to_them(evaluated):
     report = evaluated / "report"
-    index = (report / "report.html").read_text()
+    index = data_of(report / "report.html")
+    links = [link["href"] for link in index["links"]]
+    assert links == ["gsm8k/report.html", "math500/report.html"]
     for name in ("gsm8k", "math500"):
-        assert f'href="{name}/report.html"' in index
         assert (report / name / "pareto.png").is_file()
         assert (report / name / "metadata.json").is_file()
+    for name in ("gsm8k", "math500"):
+        searches = data_of(report / name / "report.html")["searches"]
+        assert searches
+        assert any(d["actions"] for one in searches for d in one["trace"])
+        assert (report / name / "introspection.jsonl").is_file()
     assert (report / "math500" / "joint_prompts.png").is_file(), "asked for by id"
     assert not (report / "gsm8k" / "joint_prompts.png").exists(), "none of its ids was asked for"
-    assert "Both_50%" in index
+    assert "Both_50%" in json.dumps(index)
 
 
 def test_the_same_command_decodes_nothing_again(evaluated, home, monkeypatch):

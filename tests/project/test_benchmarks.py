@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from harness.browser import chromium
 from zip_rc_jax.config import KL_KINDS
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
@@ -33,6 +34,11 @@ SMALLEST = {
         "--runs 1",
         rf"(\| {NUMBER} ){{7}}\|",
         2,
+    ),
+    "explorer.py": (
+        "--tokens 64 --prefixes 2 --problems 4 --runs 1",
+        rf"\| [\w() ]+ \| {NUMBER} \| {NUMBER} \|",
+        10,
     ),
     "loss.py": (
         "--vocab 512 --positions 64 --width 16 --chunk 16 --compare",
@@ -87,6 +93,8 @@ def test_no_benchmark_is_left_out():
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_runs_and_prints_its_table(name, smollm2_gguf):
     arguments, line, count = SMALLEST[name]
+    if name == "explorer.py":
+        chromium()  # without one there is nothing to measure
     # on one device, as its users run it
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, str(BENCHMARKS / name), *arguments.split()]

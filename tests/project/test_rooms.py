@@ -23,6 +23,7 @@ FLOORS = (
     ("grading",),  # answers and their graders
     ("inference",),  # decoding
     ("predictions",),  # reading the head off any text
+    ("explorer",),  # the page that shows searches and evaluations
     ("evaluation",),  # baselines, metrics, reports
     ("training",),  # losses, steps, the trainer
     ("pipeline",),  # the stages of a run, from files to files

@@ -36,7 +36,7 @@ def run_without(modules, *arguments, directory):
 def test_every_optional_module_is_in_the_extra_that_its_error_names():
     listed = {
         extra: names(PROJECT["optional-dependencies"][extra])
-        for extra in ("eval", "train", "gguf", "data", "serve")
+        for extra in ("eval", "train", "gguf", "data", "serve", "buckets", "fleet")
     }
     assert {
         module: extra for extra in listed for module in listed[extra] - {"zip_rc_jax"}
@@ -47,7 +47,7 @@ def test_every_optional_module_is_in_the_extra_that_its_error_names():
 def test_training_includes_what_evaluation_needs_and_all_includes_everything():
     extras = PROJECT["optional-dependencies"]
     assert "zip-rc-jax[eval]" in extras["train"]
-    assert extras["all"] == ["zip-rc-jax[train,eval,gguf,data,serve]"]
+    assert extras["all"] == ["zip-rc-jax[train,eval,gguf,data,serve,buckets,fleet]"]
     assert "zip-rc-jax[train]" in extras["data"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext as nothing
 from typing import Any, Protocol
 
 from zip_rc_jax.config import LABELS, LENGTH_COUNTS, PipelineConfig
@@ -18,7 +19,8 @@ DATA_HELP = (
     "end with any end token of\npolicy.path are finished; data_ends=table takes its own column."
 )
 OVERRIDE_HELP = (
-    "settings to override, e.g. run_dir=runs/mine decode.beta=0.02 critic.steps=2000; "
+    "settings to override, e.g. run_dir=runs/mine (or gs://BUCKET/run) decode.beta=0.02 "
+    "critic.steps=2000; "
     "unknown keys are errors"
 )
 
@@ -63,6 +65,19 @@ def add_format(parser: argparse.ArgumentParser, stage: str) -> None:
         default="tfds",
         help=f"parquet: write run_dir/{stage}.parquet too, from run_dir/{stage}, in the schema of "
         "the ZIP-RC authors' code",
+    )
+
+
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    """Adds `--fleet`; see `pipeline/fleet.py`."""
+    parser.add_argument(
+        "--fleet",
+        metavar="auto|HOST:PORT",
+        help="have the chunks made by all machines of a Ray cluster (extra `fleet`): one engine on "
+        "each, on its own accelerators. auto: the cluster of this machine; HOST:PORT: as `ray "
+        "start --head` prints it. Machines may come and go; the result is that of one process. "
+        "All must see the model, and run_dir where the stage reads it (a bucket, or a shared file "
+        "system)",
     )
 
 
@@ -117,14 +132,19 @@ def run_with_format(
     arguments: argparse.Namespace, stage: Callable[[PipelineConfig], pathlib.Path]
 ) -> None:
     """Runs a stage that makes a dataset, and writes the dataset as `--format` says."""
+    from zip_rc_jax.pipeline.run_dir import opened
     from zip_rc_jax.runtime import distributed
 
     config = read_config(arguments)
-    directory = stage(config)
-    if arguments.format == "parquet":
-        from zip_rc_jax.pipeline.parquet import export_parquet
+    if arguments.fleet:
+        from zip_rc_jax.pipeline.fleet import fleet
+    made_by = fleet(arguments.fleet, arguments.command, config) if arguments.fleet else nothing()
+    with made_by, opened(config, arguments.command):
+        directory = stage(config)
+        if arguments.format == "parquet":
+            from zip_rc_jax.pipeline.parquet import export_parquet
 
-        if distributed.is_primary():
-            export_parquet(config, directory)
-        # a process that ends waits for the others for a minute, and then ends them
-        distributed.barrier()
+            if distributed.is_primary():
+                export_parquet(config, directory)
+            # a process that ends waits for the others for a minute, and then ends them
+            distributed.barrier()

@@ -88,6 +88,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     parser.add_argument("--stream", action="store_true", help="show every decision as it is made")
+    parser.add_argument(
+        "--introspect",
+        action="store_true",
+        help="results.jsonl also holds what `zip-rc explore` shows of a decision and of a token: "
+        "the utility of every action that was weighed, and the joint (about 110 bytes a token)",
+    )
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -126,6 +132,9 @@ def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         )
         config = resolve(None, options, lm.head, lm.generation_config)
         decode = _decode
+        if lm.head is None and arguments.introspect:
+            reason = "what is recorded is what the head says"
+            raise UsageError("--introspect of a model without a head", reason, "leave it out")
         if lm.head is None:
             lm, decode = sampleable(lm, config, arguments.stream), _decode_headless
         if arguments.output:
@@ -149,7 +158,14 @@ def _decode(
     from zip_rc_jax.cli.live import decode_prompts
 
     return decode_prompts(
-        lm, prompts, config, arguments.seed, template, journal=journal, live=arguments.stream
+        lm,
+        prompts,
+        config,
+        arguments.seed,
+        template,
+        journal=journal,
+        live=arguments.stream,
+        joints=arguments.introspect,
     )
 
 
@@ -189,6 +205,9 @@ def _checked_options(
         raise UsageError(
             "prompts", "give either --prompt (once or more) or --input FILE", "add one of them"
         )
+    if arguments.introspect and not arguments.output:
+        reason = "it records into results.jsonl, and there is no place for it"
+        raise UsageError("--introspect without --output", reason, "add --output DIRECTORY")
     if arguments.output:
         check_writable(arguments.output, "--output")
     for name in template:
@@ -268,6 +287,8 @@ def _decode_into_directory(
     }
     if grade != GradeConfig():
         asked["grade"] = grade.record()
+    if arguments.introspect:
+        asked["introspect"] = True
     output = DecodeOutput(arguments.output, lm, prompts, template, asked)
     if output.finished:
         console.print(f"{output.results} holds the results of these settings already", markup=False)
@@ -277,6 +298,14 @@ def _decode_into_directory(
         results = decode(lm, prompts, config, template, arguments, journal)
     # The files, complete at once; the journal goes last.
     rows = _graded(problems, results, grade, arguments.output)
+    if arguments.introspect:
+        from zip_rc_jax.explorer.record import introspections
+        from zip_rc_jax.models.io.calibrations import calibration_line, stored_calibration
+
+        record = stored_calibration(lm, arguments.model, arguments.head)
+        said = "" if record is None else calibration_line(record)
+        told = introspections(lm, results, config, said)
+        rows = [row | {"introspection": one} for row, one in zip(rows, told, strict=True)]
     write_jsonl(output.results, rows)
     metadata = run_metadata({"decode": to_dict(config)}, argv, started)
     write_json(output.metadata, metadata | {"fingerprint": output.fingerprint})

@@ -19,8 +19,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Decodes `evaluate.prompts` held-out problems online with every setting of the sweep and "
         "with the baselines,\n"
         "under one cost meter, on all accelerators of the host.\n"
-        "Output: run_dir/report with report.html, pareto.png, results.jsonl, pool.jsonl, "
-        "metadata.json,\n"
+        "Output: run_dir/report with report.html (the explorer), pareto.png, results.jsonl, "
+        "pool.jsonl, metadata.json,\n"
         "and the table of methods and benchmarks: table.json, table.csv, table.md, table.tex. With "
         "benchmarks, each has a directory there.\n"
         "Finished settings and tries survive Ctrl-C.\n\n"
@@ -65,6 +65,13 @@ def run_evaluation(config: PipelineConfig, argv: Sequence[str]) -> None:
     """Evaluates `run_dir/final` on all accelerators, and prints the tables (the long one by level
     is in the report).
     """
+    from zip_rc_jax.pipeline.run_dir import opened
+
+    with opened(config, "evaluate"):
+        _evaluate(config, argv)
+
+
+def _evaluate(config: PipelineConfig, argv: Sequence[str]) -> None:
     from zip_rc_jax.cli.console import console
     from zip_rc_jax.evaluation.benchmark_table import alphas_of, prediction_tables, text_table
     from zip_rc_jax.evaluation.tables import full_table, headline_table, metric_table, print_table

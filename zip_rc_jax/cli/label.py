@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from zip_rc_jax.cli.common import DATA_HELP, add_format, add_stage_parser, run_with_format
+from zip_rc_jax.cli.common import (
+    DATA_HELP,
+    add_fleet,
+    add_format,
+    add_stage_parser,
+    run_with_format,
+)
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -24,6 +30,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         together=True,
     )
     add_format(parser, "labelled")
+    add_fleet(parser)
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ def decode_prompts(
     *,
     journal: Journal | None = None,
     live: bool = False,
+    joints: bool = False,
 ) -> list[Result]:
     """Results of all prompts, in order: those that the journal holds, and the others, which it gets
     as they come.
@@ -43,6 +44,7 @@ def decode_prompts(
       chat: variables of the chat template.
       live: print every decision (per prefix P(correct), tokens left, the action, and what it has
         written since), not a progress bar.
+      joints: decisions carry what they were made on, also in the journal.
     """
     results = {x["index"]: Result.from_dict(x["result"]) for x in journal.values} if journal else {}
     if results:
@@ -61,7 +63,12 @@ def decode_prompts(
         # What a prompt gives does not depend on the others, so nothing shows that some were decoded
         # before.
         for event in decode_stream(
-            lm, [prompts[i] for i in rest], config, seed=seed, chat_template_kwargs=chat
+            lm,
+            [prompts[i] for i in rest],
+            config,
+            seed=seed,
+            chat_template_kwargs=chat,
+            return_joints=joints,
         ):
             event = dataclasses.replace(event, prompt_index=rest[event.prompt_index])
             if live:
@@ -70,7 +77,8 @@ def decode_prompts(
                 results[event.prompt_index] = event.result
                 tokens += event.result.usage.tokens
                 if journal:
-                    journal.add({"index": event.prompt_index, "result": event.result.to_dict()})
+                    kept = event.result.to_dict(joints=joints)
+                    journal.add({"index": event.prompt_index, "result": kept})
                 if bar:
                     bar(len(results), f"{tokens:,} tokens")
     return [results[i] for i in range(len(prompts))]

@@ -34,6 +34,8 @@ COMMANDS = (
     "evaluate",
     "replay",
     "calibrate",
+    "explore",
+    "status",
     "compile",
 )
 # What must be installed before a command does any work; `decode`, `export` and `compile` need the
@@ -44,7 +46,7 @@ EXTRAS_OF_COMMANDS = {
     "serve": "serve",
 }
 # The others resume, if they write anything.
-STARTS_ANEW = ("problems", "serve", "predict", "export", "compile")
+STARTS_ANEW = ("problems", "serve", "predict", "explore", "export", "status", "compile")
 
 
 def _command(name: str) -> Command:
@@ -111,7 +113,10 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     _quiet()
     started, compiling = time.monotonic(), _count_compiling()
     try:
-        if arguments.command != "compile":  # that is for topologies which are not here
+        # compile is for topologies which are not here, and status for work of others
+        if getattr(arguments, "fleet", None):  # the accelerators are for the worker of this machine
+            jax.config.update("jax_platforms", "cpu")
+        elif arguments.command not in ("compile", "status"):
             distributed.start(together=getattr(arguments, "together", False))
         status = _command(arguments.command).run(arguments, argv)
         if status is not None:
@@ -138,7 +143,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         return _end(
             130, f"zip-rc {arguments.command}: {gone}. The same command, in all of them, resumes."
         )
-    if distributed.is_primary():
+    if distributed.is_primary() and arguments.command != "status":
         seconds = time.monotonic() - started
         print(
             f"zip-rc {arguments.command}: done in {seconds:.0f} s, {sum(compiling):.0f} s of it "
@@ -159,8 +164,9 @@ def _resumes(arguments: argparse.Namespace) -> bool:
 
 def _end(status: int, message: str) -> int:
     from zip_rc_jax.runtime import distributed
+    from zip_rc_jax.runtime.working_copy import with_addresses
 
-    print(message, file=sys.stderr)
+    print(with_addresses(message), file=sys.stderr)
     if distributed.is_multiprocess():
         distributed.end(status)
     return status

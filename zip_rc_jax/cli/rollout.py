@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from zip_rc_jax.cli.common import add_format, add_stage_parser, run_with_format
+from zip_rc_jax.cli.common import add_fleet, add_format, add_stage_parser, run_with_format
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -20,10 +20,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "With --format parquet also run_dir/rollouts.parquet; after the sampling too, which is "
         "not repeated for it.\n\n"
         "example: zip-rc rollout configs/chain_sum_demo.yaml rollout.prompts=1000 "
-        "run_dir=runs/small --format parquet",
+        "run_dir=runs/small --format parquet\n"
+        "example: zip-rc rollout configs/chain_sum_demo.yaml run_dir=runs/many --fleet auto",
         together=True,
     )
     add_format(parser, "rollouts")
+    add_fleet(parser)
 
 
 def run(arguments: argparse.Namespace, argv: Sequence[str]) -> None:

@@ -362,6 +362,8 @@ class EvaluateConfig:
         no draws of orders.
       joint_prompts: ids of problems whose predicted and empirical joints are drawn. Empty: of
         every benchmark the hardest and the easiest problem, and two in between.
+      introspect: how many searches of a headline's run the report explains decision by decision,
+        wrong ones first, and 65,536 tokens in all. They are decoded once more, with their joints.
     """
 
     benchmarks: tuple[Any, ...] = ()
@@ -379,6 +381,7 @@ class EvaluateConfig:
     reward_model: RewardModelConfig = RewardModelConfig()
     baselines: str = "all"
     joint_prompts: tuple[str, ...] = ()
+    introspect: int = 8
 
     def __post_init__(self) -> None:
         check_types(EvaluateConfig, vars(self))
@@ -404,6 +407,12 @@ class EvaluateConfig:
         _problems("evaluate.prompts", self.prompts)
         for field in ("samples", "bootstrap", "drift_rollouts"):
             counts(f"evaluate.{field}", getattr(self, field))
+        require(
+            self.introspect >= 0,
+            f"evaluate.introspect={self.introspect}",
+            "it counts searches",
+            "use 0 for none",
+        )
         absent = [beta for beta in self.headline_beta if beta not in self.betas]
         require(
             not absent,
@@ -431,7 +440,8 @@ class PipelineConfig:
     """The whole pipeline: one section per stage, one run directory.
 
     Attributes:
-      run_dir: where every stage writes, and reads what the stages before it wrote.
+      run_dir: where every stage writes, and reads what the stages before it wrote: a directory, or
+        an address in a bucket such as gs://BUCKET/run (extra `buckets`).
       data: rollouts to use instead of those of run_dir: a directory written by `zip-rc`, a Parquet
         file, or a directory of Parquet files in the authors' schema. What grade, label and train
         read.

@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import json
 import os
-import pathlib
 import uuid
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from zip_rc_jax.models.io.chat import reads_clock, template_time
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import write_json
+from zip_rc_jax.runtime.working_copy import publish_first, run_directory
 
 
 def prompt_texts(
@@ -78,7 +78,7 @@ def prompt_time(config: PipelineConfig, tokenizer: Tokenizer) -> datetime.dateti
         or not reads_clock(tokenizer.chat_template)
     ):
         return None
-    path = pathlib.Path(config.run_dir) / "prompt_time.json"
+    path = run_directory(config.run_dir) / "prompt_time.json"
     try:
         if not path.exists():
             now = datetime.datetime.now().replace(microsecond=0).isoformat()
@@ -89,6 +89,7 @@ def prompt_time(config: PipelineConfig, tokenizer: Tokenizer) -> datetime.dateti
                 pass
             finally:
                 mine.unlink()
+            publish_first(path)
         return datetime.datetime.fromisoformat(json.loads(path.read_bytes())["time"])
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -36,6 +36,7 @@ from zip_rc_jax.runtime.storage import (
     write_text,
 )
 from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_directory
+from zip_rc_jax.runtime.working_copy import check_first_settings, copy_of, publish, refresh
 
 METADATA = "metadata.json"
 SUMMARY = "summary.npz"
@@ -464,6 +465,7 @@ class PartialRollouts:
                 self._again,
             ) from error
         remove_leftovers(self.directory)
+        refresh(settings)
         if os.path.lexists(settings):
             check_same_settings(
                 f"partial rollouts {self.directory}",
@@ -479,19 +481,32 @@ class PartialRollouts:
             )
         else:
             write_json(settings, fingerprint)
+            # In a bucket the settings of the first machine decide.
+            what = f"partial rollouts {self.directory}"
+            check_first_settings(settings, fingerprint, what, START_AGAIN)
         self._fingerprint = json.dumps(fingerprint, sort_keys=True, default=str).encode()
 
     def done(self) -> set[int]:
-        """Ids of the complete chunks.
+        """Ids of the complete chunks; in a bucket, those of all machines.
 
         Raises UsageError where something else has the name of a chunk.
         """
+        if copy := copy_of(self.directory):
+            # Objects are complete or absent. Whoever joins them reads them, and nobody else.
+            found = map(_CHUNK.fullmatch, copy.listed(self.directory))
+            return {int(match[1]) for match in found if match}
         begun = {
             int(match[1])
             for path in self.directory.iterdir()
             if (match := _CHUNK.fullmatch(path.name))
         }
         return {chunk_id for chunk_id in begun if self._last_line(chunk_id) is not None}
+
+    def has(self, chunk_id: int) -> bool:
+        """Whether a chunk is complete. In a bucket its name is asked for, and nothing is listed."""
+        if copy := copy_of(self.directory):
+            return copy.exists(self._path(chunk_id))
+        return self._path(chunk_id).exists() and self._last_line(chunk_id) is not None
 
     def add(self, chunk_id: int, rollouts: Iterable[Rollout]) -> None:
         """Stores a chunk; an existing one is replaced."""
@@ -503,7 +518,7 @@ class PartialRollouts:
         for line in lines:
             hasher.update(line.encode())
         last = json.dumps({"rollouts": len(lines), "digest": hasher.hexdigest()})
-        write_text(self._path(chunk_id), "".join([*lines, last, "\n"]))
+        publish(write_text(self._path(chunk_id), "".join([*lines, last, "\n"])))
 
     def all(self, chunk_ids: Iterable[int] | None = None) -> Iterator[Rollout]:
         """The rollouts of all chunks, or of these, in the order of the chunk ids.
@@ -511,12 +526,18 @@ class PartialRollouts:
         Raises:
           UsageError: a chunk is damaged. Its rollouts may have been given before that is known.
         """
-        for chunk_id in sorted(self.done() if chunk_ids is None else chunk_ids):
+        wanted = sorted(self.done() if chunk_ids is None else chunk_ids)
+        for number, chunk_id in enumerate(wanted):
+            if number % 64 == 0 and (copy := copy_of(self.directory)):  # several at once
+                copy.fetch(copy.name(self._path(x)) for x in wanted[number : number + 64])
             yield from self._read(chunk_id)
 
     def remove(self) -> None:
         """Deletes all of it: what it held has been written as a dataset."""
-        shutil.rmtree(self.directory)
+        if copy := copy_of(self.directory):
+            copy.remove(self.directory)
+        else:
+            shutil.rmtree(self.directory)
 
     def _read(self, chunk_id: int) -> Iterator[Rollout]:
         path, hasher, count = self._path(chunk_id), self._hasher(chunk_id), 0

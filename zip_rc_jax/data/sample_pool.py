@@ -35,6 +35,7 @@ from zip_rc_jax.runtime.storage import (
     write_json,
 )
 from zip_rc_jax.runtime.temporaries import remove_leftovers, temporary_path
+from zip_rc_jax.runtime.working_copy import publish
 
 METADATA, DIGESTS, FINGERPRINT = "metadata.json", "digests.json", "fingerprint.json"
 READINGS = "readings.npz"
@@ -237,7 +238,9 @@ class PartialPool:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         # A file without this note counts as absent.
-        write_json(self._note(number), {"digest": _digest(path), "samples": count})
+        note = write_json(self._note(number), {"digest": _digest(path), "samples": count})
+        publish(path)
+        publish(note)  # last
 
     def records(self, count: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The fields of the samples of files 0 to `count - 1` in order, see `PoolFiles.records`."""

@@ -1,12 +1,10 @@
-"""The report of an evaluation: one self-contained HTML page, and the JSON files next to it."""
+"""The report of an evaluation: the explorer's page, and the JSON files and pictures next to it."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 import io
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,30 +21,23 @@ from zip_rc_jax.evaluation.benchmark_table import (
 )
 from zip_rc_jax.evaluation.compare import HeadlineRow
 from zip_rc_jax.evaluation.cost import OnlineRun
-from zip_rc_jax.evaluation.tables import (
-    Table,
-    full_table,
-    headline_table,
-    level_table,
-    metric_table,
-    prediction_table,
+from zip_rc_jax.evaluation.explored import (
+    ExploredSearch,
+    about,
+    bin_rows,
+    cells,
+    comparison_parts,
+    report_tables,
+    search_parts,
+    settings_text,
 )
+from zip_rc_jax.evaluation.metrics import LengthCalibration
+from zip_rc_jax.explorer.page import page_data, page_text
 from zip_rc_jax.runtime.extras import optional_import
-from zip_rc_jax.runtime.storage import plain, write_text
+from zip_rc_jax.runtime.storage import write_text
 
 with optional_import():
     from matplotlib.figure import Figure
-
-_CSS = """
-:root{color-scheme:light dark;--fg:#1c1c1c;--bg:#fff;--line:#ccc;--soft:#f3f3f3}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e6e6;--bg:#161616;--line:#444;--soft:#222}}
-body{color:var(--fg);background:var(--bg);font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.4rem;border-bottom:1px solid var(--line)}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;font-weight:600;padding:.3rem 0}th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);white-space:nowrap}
-th{text-align:right;background:var(--soft)}td{text-align:right}.text{text-align:left}
-.note{font-size:.86rem;opacity:.8}img{max-width:100%;background:#fff;border-radius:6px}pre{background:var(--soft);padding:.8rem;overflow-x:auto}
-"""  # noqa: E501
 
 
 def result_rows(
@@ -107,51 +98,11 @@ def _place(row: int, tries: int) -> dict[str, int]:
     return {"prompt_idx": row // tries} | ({"try_idx": row % tries} if tries > 1 else {})
 
 
-def _html_table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = (' class="text"' if i < table.text_columns else "" for i in range(len(cells)))
-        return (
-            "<tr>"
-            + "".join(
-                f"<{tag}{kind}>{html.escape(cell)}</{tag}>"
-                for cell, kind in zip(cells, kinds, strict=True)
-            )
-            + "</tr>"
-        )
-
-    body = "".join(row(cells, "td") for cells in table.rows)
-    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
-    caption = f"<caption>{html.escape(table.title)}</caption>"
-    return f'<div class="wide"><table>{caption}<thead>{row(table.columns, "th")}</thead><tbody>{body}</tbody></table></div>{note}'  # noqa: E501
-
-
-def _image(figure: Figure, title: str) -> str:
+def _image(figure: Figure, title: str) -> dict[str, str]:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="{html.escape(title, quote=True)}" src="data:image/png;base64,{data}">'
-
-
-def _about(metadata: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())
-    lines = {
-        "command": metadata["command"],
-        "commit": metadata["commit"] or "not a git checkout",
-        "versions": f"{versions}; Python {metadata['python']}",
-        "device": f"{', '.join(metadata['devices'])}; {metadata['platform']}",
-        **({"problems": "; ".join(metadata["notes"])} if metadata.get("notes") else {}),
-        "time": f"{metadata['time']}"
-        + ("" if metadata["seconds"] is None else f", {metadata['seconds']:.1f} seconds"),
-    }
-    rows = "".join(
-        f'<tr><th class="text">{name}</th><td class="text">{html.escape(value)}</td></tr>'
-        for name, value in lines.items()
-    )
-    settings = html.escape(json.dumps(plain(metadata["config"]), indent=1, ensure_ascii=False))
-    return (
-        f'<div class="wide"><table>{rows}</table></div><details><summary>All '
-        f"settings</summary><pre>{settings}</pre></details>"
-    )
+    return {"title": title, "source": f"data:image/png;base64,{data}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +119,10 @@ class Evaluation:
       drift: how far the final policy moved from the starting one (accuracy, KL, ...), slash keys;
         {} if not measured.
       predictions: head ("full", "Lite") -> metric -> value: the prediction table.
-      joint, joints, calibration, trace: figures from `plots`; None leaves the section out. `joint`
-        is the mean over the prompts of each level, `joints` has single prompts.
+      joint, joints, calibration, trace: figures from `plots`; None leaves them out. `joint` is the
+        mean over the prompts of each level, `joints` has single prompts.
+      lengths: calibration of the remaining length; None leaves it out.
+      searches: whose trees the page shows.
       resamples, seed: of the bootstrap in the level table.
     """
 
@@ -187,15 +140,23 @@ class Evaluation:
     joints: Figure | None = None
     calibration: Figure | None = None
     trace: Figure | None = None
+    lengths: LengthCalibration | None = None
+    searches: tuple[ExploredSearch, ...] = ()
     resamples: int = 2000
     seed: int = 0
 
 
 def write_report(
-    directory: str | pathlib.Path, evaluation: Evaluation, title: str = "ZIP-RC evaluation"
+    directory: str | pathlib.Path,
+    evaluation: Evaluation,
+    title: str = "ZIP-RC evaluation",
+    prompts: Sequence[str] = (),
 ) -> pathlib.Path:
-    """Writes `report.html` (self-contained: no scripts, no network), `pareto.png`,
+    """Writes `report.html` (the explorer's page, self-contained), `pareto.png`,
     `pareto_hardest.png` and the given figures.
+
+    Args:
+      prompts: a text per problem, or empty.
 
     Returns:
       The path of `report.html`.
@@ -213,42 +174,41 @@ def write_report(
         "calibration": e.calibration,
         "trace": e.trace,
     }
-    images = {
-        name: _image(figure, name.replace("_", " "))
-        for name, figure in figures.items()
-        if figure is not None
+    for name, figure in figures.items():
+        if figure is not None:
+            drawing.save(figure, directory / f"{name}.png")
+    titles = {
+        "joint": "Predicted against empirical joint",
+        "joint_prompts": "Joints of single problems",
     }
-    for name in images:
-        drawing.save(figures[name], directory / f"{name}.png")  # type: ignore[arg-type]
-    levels = level_table(
-        e.runs, e.curves, e.pool, answer=e.answer, resamples=e.resamples, seed=e.seed
+    compared = comparison_parts(e.pool, e.curves, e.runs, e.alphas, e.headline, prompts, e.answer)
+    parts = compared | search_parts(e.searches, compared["runs"])
+    data = page_data(
+        title,
+        **parts,
+        length_bins=[] if e.lengths is None else bin_rows(e.lengths.table),
+        tables=report_tables(
+            e.pool,
+            e.curves,
+            e.runs,
+            e.alphas,
+            e.headline,
+            e.quality,
+            e.drift,
+            e.predictions,
+            e.answer,
+            e.resamples,
+            e.seed,
+        ),
+        images=[
+            _image(figure, titles[name])
+            for name, figure in figures.items()
+            if figure is not None and name in titles
+        ],
+        about=about(e.metadata),
+        settings=settings_text(e.metadata),
     )
-    quality = metric_table(
-        "Prediction quality",
-        e.quality,
-        "The within-prompt AUC decides whether selection can help at all; 0.5 is chance.",
-    )
-    drift = (
-        metric_table("Policy drift", e.drift, "The trained policy against the starting policy.")
-        if e.drift
-        else None
-    )
-    sections = [
-        ("What ran", _about(e.metadata)),
-        ("Headline", _html_table(headline_table(e.headline))),
-        ("Accuracy against cost", images["pareto"]),
-        (f"Hardest level ({e.pool.level_title(hardest)})", images["pareto_hardest"]),
-        ("All methods", _html_table(full_table(e.runs, e.curves, e.pool, e.alphas))),
-        ("Levels", _html_table(levels)),
-        ("Prediction quality", _html_table(quality)),
-        ("Heads", _html_table(prediction_table(e.predictions)) if e.predictions else ""),
-        ("Policy drift", _html_table(drift) if drift else ""),
-        ("Predicted against empirical joint", images.get("joint", "")),
-        ("Joints of single problems", images.get("joint_prompts", "")),
-        ("Calibration", images.get("calibration", "")),
-        ("One problem, step by step", images.get("trace", "")),
-    ]
-    return _write_page(directory / "report.html", title, sections)
+    return write_text(directory / "report.html", page_text(data))
 
 
 def write_index(
@@ -265,38 +225,12 @@ def write_index(
     Returns:
       Its path, `report.html`.
     """
-    links = "".join(
-        f'<li><a href="{name}/report.html">{html.escape(table.titles[name])}</a></li>'
-        for name in pages
+    by_alpha = [text_table(table, alpha) for alpha in alphas_of(table)]
+    data = page_data(
+        "ZIP-RC benchmarks",
+        links=[{"title": table.titles[name], "href": f"{name}/report.html"} for name in pages],
+        tables=[cells(one) for one in (*by_alpha, *prediction_tables(table))],
+        about=about(metadata),
+        settings=settings_text(metadata),
     )
-    sections = [
-        ("What ran", _about(metadata)),
-        ("Benchmarks", f"<ul>{links}</ul>"),
-        *(
-            (f"Alpha {alpha:g}", _html_table(text_table(table, alpha)))
-            for alpha in alphas_of(table)
-        ),
-        ("Heads", "".join(_html_table(one) for one in prediction_tables(table))),
-    ]
-    return _write_page(directory / "report.html", "ZIP-RC benchmarks", sections)
-
-
-def _write_page(
-    path: pathlib.Path, title: str, sections: Sequence[tuple[str, str]]
-) -> pathlib.Path:
-    """A page of (heading, HTML); empty sections are left out."""
-    body = "".join(
-        f"<section><h2>{html.escape(heading)}</h2>{content}</section>\n"
-        for heading, content in sections
-        if content
-    )
-    name = html.escape(title)
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{name}</title><style>{_CSS}</style>'
-    )
-    page = (
-        "<!doctype html><html "
-        f'lang="en"><head>{head}</head><body><h1>{name}</h1>\n{body}</body></html>\n'
-    )
-    return write_text(path, page)
+    return write_text(directory / "report.html", page_text(data))

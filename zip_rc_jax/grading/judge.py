@@ -34,6 +34,8 @@ from zip_rc_jax.grading.grader import Gradable, Grader
 from zip_rc_jax.runtime.distributed import is_multiprocess
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import json_line, writing
+from zip_rc_jax.runtime.temporaries import this_process
+from zip_rc_jax.runtime.working_copy import copy_of
 
 LONGEST_WAIT = 60.0  # seconds between two attempts, unless the server asks for more
 LONGEST_REPLY = 4_000_000  # bytes of an answer of the server
@@ -362,7 +364,9 @@ class _Journal:
     def _open(self) -> None:
         """A file that no other process writes."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        index = jax.process_index() if is_multiprocess() else 0
+        index = str(jax.process_index() if is_multiprocess() else 0)
+        if copy_of(self._directory):  # other machines publish their replies beside ours
+            index = f"{this_process()}-{index}"
         for number in itertools.count(1):
             name = f"{index}.jsonl" if number == 1 else f"{index}-{number}.jsonl"
             self._file = open(self._directory / name, "a+b", buffering=0)  # noqa: SIM115

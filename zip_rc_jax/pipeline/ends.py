@@ -10,7 +10,7 @@ from zip_rc_jax.data.ends import finish_at_ends
 from zip_rc_jax.data.rollouts import Rollout, RolloutSource
 from zip_rc_jax.models.io.load import load_tokenizer
 from zip_rc_jax.models.io.tokenizer import Tokenizer
-from zip_rc_jax.pipeline.run_dir import run_directory
+from zip_rc_jax.pipeline.run_dir import trained_policy
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import console
@@ -54,11 +54,10 @@ def with_all_ends(
 
 def _policy_tokenizer(config: PipelineConfig) -> Tokenizer | None:
     """None where no policy is named and none was trained."""
-    trained = run_directory(config) / "policy"
-    if not config.policy.path and not trained.is_dir():
+    if not config.policy.path and not trained_policy(config).is_dir():
         return None
     try:
-        return load_tokenizer(config.policy.path or trained)
+        return load_tokenizer(config.policy.path or trained_policy(config))
     except UsageError as error:
         fix = f"{error.fix}; or set data_ends=table, which needs no model"
         raise UsageError(error.value, error.reason, fix) from None

@@ -15,6 +15,7 @@ from zip_rc_jax.evaluation.benchmark_table import (
     benchmark_table,
     write_table,
 )
+from zip_rc_jax.evaluation.explored import INTROSPECTION, introspection_rows
 from zip_rc_jax.evaluation.report import (
     Evaluation,
     pool_rows,
@@ -32,7 +33,7 @@ from zip_rc_jax.pipeline.evaluation.benchmarks import (
 )
 from zip_rc_jax.pipeline.problems import HeldOutProblems
 from zip_rc_jax.pipeline.provenance import prompt_record
-from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
+from zip_rc_jax.pipeline.run_dir import in_run_dir, load_policy, run_directory
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import run_metadata, write_json, write_jsonl
 
@@ -73,6 +74,7 @@ def evaluate(
     return report.evaluations[benchmark.name]
 
 
+@in_run_dir("evaluate")
 def evaluate_benchmarks(
     config: PipelineConfig,
     lm: LanguageModel,
@@ -157,12 +159,15 @@ def _write(one: Benchmark, lm: LanguageModel, evaluation: Evaluation) -> None:
     title = "ZIP-RC evaluation"
     if one.config.evaluate.benchmarks:
         title = f"{title}: {one.title}"
-    write_report(one.directory, evaluation, title)
     questions = [p.question for p in one.problems.found.problems]
+    write_report(one.directory, evaluation, title, questions)
     write_jsonl(
         one.directory / "results.jsonl", result_rows(evaluation.runs, evaluation.pool, questions)
     )
     write_jsonl(one.directory / "pool.jsonl", pool_rows(evaluation.pool))
+    told = introspection_rows(evaluation.searches)
+    if told:
+        write_jsonl(one.directory / INTROSPECTION, told)
     record = {
         **evaluation.metadata,
         **prompt_record(one.config, lm.tokenizer),

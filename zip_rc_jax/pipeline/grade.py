@@ -18,16 +18,24 @@ from zip_rc_jax.grading.summary import summarize, to_json
 from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.ends import with_all_ends
 from zip_rc_jax.pipeline.provenance import check_same_source
-from zip_rc_jax.pipeline.run_dir import check_output, random_access, run_directory, source_path
+from zip_rc_jax.pipeline.run_dir import (
+    check_output,
+    in_run_dir,
+    random_access,
+    run_directory,
+    source_path,
+)
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import console
 from zip_rc_jax.runtime.storage import read_json, write_json
+from zip_rc_jax.runtime.working_copy import publish
 
 GRADED_ROLLOUTS = 1024  # of a chunk: minutes of work at most, and an interruption loses one chunk
 JUDGED_ROLLOUTS = 64  # a judge takes longer; what it said is kept in any case
 
 
+@in_run_dir("grade")
 def make_grades(config: PipelineConfig) -> pathlib.Path:
     """Grades the rollouts with the task's own scorer, those without a task as free-form
     mathematics, or all of them with `grade.grader`; result in `run_dir/graded`.
@@ -58,6 +66,7 @@ def make_grades(config: PipelineConfig) -> pathlib.Path:
             scores = grader.grade_many(
                 (r if r.task else dataclasses.replace(r, task=MATH), r.response) for r in part
             )
+            publish(run_directory(config) / "judge")  # what was paid for is not lost
             return [
                 dataclasses.replace(
                     r,

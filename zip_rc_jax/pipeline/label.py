@@ -14,13 +14,20 @@ from zip_rc_jax.models.io.load import load
 from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.ends import with_all_ends
 from zip_rc_jax.pipeline.provenance import check_same_source
-from zip_rc_jax.pipeline.run_dir import check_output, random_access, run_directory, source_path
+from zip_rc_jax.pipeline.run_dir import (
+    check_output,
+    in_run_dir,
+    random_access,
+    run_directory,
+    source_path,
+)
 from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime.sharding import TRAIN_RULES, devices_worth_using, side_by_side
 
 LABELLED_ROLLOUTS = 1024  # of a chunk: minutes of work at most, and an interruption loses one chunk
 
 
+@in_run_dir("label")
 def make_labels(config: PipelineConfig) -> pathlib.Path:
     """Labels the rollouts with the critic's value; result in `run_dir/labelled`.
 

@@ -14,7 +14,7 @@ from zip_rc_jax.data.parquet import (
     write_parquet,
 )
 from zip_rc_jax.data.rollouts import RolloutSource, summary_of
-from zip_rc_jax.pipeline.run_dir import load_policy, run_directory
+from zip_rc_jax.pipeline.run_dir import load_policy, run_directory, source_path
 from zip_rc_jax.runtime.errors import UsageError
 
 
@@ -48,7 +48,7 @@ def _generation(
     while parent := origin.get("graded") or origin.get("rollouts"):
         origin = parent
     if "parquet" in origin:
-        if not config.data or open_rollouts(config.data)[1] != origin:
+        if not config.data or open_rollouts(source_path(config, ""))[1] != origin:
             raise UsageError(
                 "format=parquet",
                 "these rollouts come from a Parquet file, and its model_id, temperature, ... "
@@ -56,7 +56,7 @@ def _generation(
                 "pass the same data=FILE to `zip-rc grade --format parquet`, then "
                 "data=run_dir/graded.parquet to `zip-rc label`",
             )
-        return read_generation(config.data)
+        return read_generation(source_path(config, ""))
     policy = load_policy(config, dtype=config.dtype)
     if origin.get("policy") != policy.digest():
         raise UsageError(

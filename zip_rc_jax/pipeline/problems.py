@@ -27,6 +27,7 @@ from zip_rc_jax.pipeline.run_dir import run_directory, source_path
 from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import console
+from zip_rc_jax.runtime.working_copy import refresh
 
 MOST_WORDS = 15  # of an answer; more read as a worked solution
 _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
@@ -187,6 +188,8 @@ def trained_on(config: PipelineConfig, stage: str = "final") -> TrainedOn | None
     The records of 0.1 and 0.2 name a task.
     """
     path = run_directory(config) / stage / "settings.json"
+    refresh(path)
+    refresh(path.with_name(TRAINED_ON))
     try:
         data = json.loads(path.read_bytes())["source"]["data"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -50,7 +50,7 @@ from zip_rc_jax.pipeline.pool import (
     readings_settings,
 )
 from zip_rc_jax.pipeline.rollouts import sampling_layout
-from zip_rc_jax.pipeline.run_dir import check_output, run_directory
+from zip_rc_jax.pipeline.run_dir import check_output, in_run_dir, run_directory
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.progress import progress
 from zip_rc_jax.runtime.storage import read_json, run_metadata, write_json
@@ -127,6 +127,7 @@ def run_replay(config: PipelineConfig, *, argv: Sequence[str]) -> ReplayReport:
     return report
 
 
+@in_run_dir("replay")
 def replay_benchmarks(
     config: PipelineConfig, *, argv: Sequence[str], beside_online: bool = False
 ) -> dict[str, ReplayReport]:

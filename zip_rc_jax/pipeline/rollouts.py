@@ -18,12 +18,19 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.chunks import write_in_chunks
 from zip_rc_jax.pipeline.problems import training_problems
 from zip_rc_jax.pipeline.provenance import added_record, check_same_source, prompt_record
-from zip_rc_jax.pipeline.run_dir import check_output, check_policy, load_policy, run_directory
+from zip_rc_jax.pipeline.run_dir import (
+    check_output,
+    check_policy,
+    in_run_dir,
+    load_policy,
+    run_directory,
+)
 from zip_rc_jax.pipeline.seeds import with_own_samples
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, devices_worth_using, side_by_side
 
 
+@in_run_dir("rollout")
 def make_rollouts(config: PipelineConfig) -> pathlib.Path:
     """Samples the policy on the training problems; result in `run_dir/rollouts`. Finished chunks
     survive an interruption.

@@ -19,6 +19,7 @@ from zip_rc_jax.pipeline.problems import TRAINED_ON
 from zip_rc_jax.pipeline.run_dir import (
     check_output,
     load_policy,
+    opened,
     random_access,
     run_directory,
     source_path,
@@ -41,6 +42,11 @@ def train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
         raise UsageError(
             f"stage {stage!r}", f"the stages are {', '.join(TRAIN_STAGES)}", "choose one of them"
         )
+    with opened(config, stage):
+        return _train_stage(config, stage)
+
+
+def _train_stage(config: PipelineConfig, stage: str) -> LanguageModel:
     if not (run_directory(config) / stage / "model").is_dir():
         check_output(config, stage, "checkpoints")
     if stage == "policy":

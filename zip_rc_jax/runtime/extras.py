@@ -23,6 +23,9 @@ EXTRAS = {
     "fastapi": "serve",
     "prometheus_client": "serve",
     "uvicorn": "serve",
+    "fsspec": "buckets",
+    "gcsfs": "buckets",
+    "ray": "fleet",
 }
 # What an extra has beside its own modules.
 _INCLUDES = {
@@ -31,6 +34,8 @@ _INCLUDES = {
     "gguf": ("gguf",),
     "data": ("data", "train", "eval"),
     "serve": ("serve",),
+    "buckets": ("buckets",),
+    "fleet": ("fleet",),
 }
 
 
@@ -55,7 +60,7 @@ def check_extra(extra: str, what: str) -> None:
     """Looks for all modules of an extra, and imports none of them.
 
     Args:
-      extra: "train", "eval", "gguf", "data" or "serve".
+      extra: "train", "eval", "gguf", "data", "serve", "buckets" or "fleet".
       what: needs them, for the message, e.g. "zip-rc train".
 
     Raises:

@@ -13,4 +13,6 @@ process,
   {PROCESS_ID}=I           which one this is, from 0
 On CPUs also set JAX_PLATFORMS=cpu.
 If one ends, the others end too, after at most {HEARTBEAT} (60).
-Started again, all go on from the last checkpoint."""
+Started again, all go on from the last checkpoint.
+With run_dir=gs://BUCKET/run, `rollout`, `grade` and `label` need none of this: each process that is
+started, on any machine and at any time, takes chunks that no other one has."""

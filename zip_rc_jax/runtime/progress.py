@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from zip_rc_jax.runtime.distributed import is_primary
+from zip_rc_jax.runtime.progress_file import active
 
 console = Console(stderr=True)
 _LINE_SECONDS = 15.0
@@ -31,7 +32,8 @@ def progress(
 ) -> Iterator[Callable[[int, str | None], None]]:
     """Yields `update(done, status)`; a status of None keeps the last one.
 
-    Of several processes only the first shows anything.
+    Of several processes only the first shows anything. What it shows is recorded in the progress
+    file of the stage, too (see `progress_file.recorded`).
 
     Args:
       total: None where it is not known; then there is no ETA.
@@ -39,6 +41,24 @@ def progress(
     if not is_primary():
         yield lambda now, status: None
         return
+    file = active()
+    if file is None:
+        with _shown(title, total, done) as show:
+            yield show
+        return
+    file.begin(title, total, done)
+
+    def both(now: int, status: str | None) -> None:
+        show(now, status)
+        file.update(now, status)
+
+    with _shown(title, total, done) as show:
+        yield both
+
+
+@contextlib.contextmanager
+def _shown(title: str, total: int | None, done: int) -> Iterator[Callable[[int, str | None], None]]:
+    """`progress` for the reader of the terminal or of the log."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),

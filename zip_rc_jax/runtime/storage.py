@@ -170,7 +170,8 @@ def in_short(error: BaseException) -> str:
 # backslash for a slash, "gs:" for a bucket, and no bytes that are not UTF-8.
 UNFIT = {
     "\0": "no file system allows it",
-    "://": "addresses are not supported; a bucket is used through a mount, such as gcsfuse's",
+    "://": "only run_dir, data and models may be addresses; elsewhere a bucket is used through a "
+    "mount, such as gcsfuse's",
     "[": "Orbax takes it for a pattern and would lose the weights",
     "*": "Orbax takes it for a pattern and may mix in the weights of other directories",
     "?": "Orbax takes it for a pattern and may mix in the weights of other directories",

@@ -121,6 +121,21 @@ def remove_leftovers(directory: pathlib.Path, name: str = "") -> list[pathlib.Pa
     return removed
 
 
+def this_process() -> str:
+    """MACHINE-PID-START of this process: tells it from all others of all machines."""
+    return f"{_machine()}-{os.getpid()}-{_start(os.getpid()) or 0}"
+
+
+def is_gone(process: object) -> bool:
+    """Whether a process (see `this_process`) of this machine has ended; false of other machines',
+    which cannot be seen."""
+    match = re.fullmatch(r"([0-9a-f]{8})-([0-9]+)-([0-9]+)", str(process))
+    if match is None or match[1] != _machine():
+        return False
+    pid, start = int(match[2]), int(match[3])
+    return not _exists(pid) or (start != 0 and _start(pid) not in (start, None))
+
+
 def _cut(name: str) -> str:
     return os.fsencode(name)[:LONGEST_NAME].decode("utf-8", "ignore")
 

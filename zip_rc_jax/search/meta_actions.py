@@ -262,6 +262,15 @@ def _in_blocks(inputs: SearchInputs, grid: Grid, settings: SearchSettings) -> Me
 
 @functools.partial(jax.jit, static_argnames=("grid", "settings"))
 def _search(inputs: SearchInputs, *, grid: Grid, settings: SearchSettings) -> MetaAction:
+    problem, _ = search_problem(inputs, grid, settings)
+    multiplicity, bin_index, utility = SEARCHES[settings.candidates](problem)
+    return MetaAction(multiplicity, jnp.asarray(planned_pause_bins(grid))[bin_index], utility)
+
+
+def search_problem(
+    inputs: SearchInputs, grid: Grid, settings: SearchSettings
+) -> tuple[candidates.SearchProblem, jax.Array]:
+    """What a search is given, and the unit of cost `N` [P] in tokens. Traced by JAX."""
     joint, dtype = inputs.joint, inputs.joint.dtype
     exists = (
         inputs.exists
@@ -319,8 +328,7 @@ def _search(inputs: SearchInputs, *, grid: Grid, settings: SearchSettings) -> Me
         score,
         settings.add_back,
     )
-    multiplicity, bin_index, utility = SEARCHES[settings.candidates](problem)
-    return MetaAction(multiplicity, jnp.asarray(planned_pause_bins(grid))[bin_index], utility)
+    return problem, scale
 
 
 def _utility(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zip_rc_jax.config import to_dict
 from zip_rc_jax.evaluation.cost import gen_cost
+from zip_rc_jax.explorer.record import explanation_record, introspection
+from zip_rc_jax.grid import Grid
+from zip_rc_jax.inference.introspection import explain_decisions, texts_of
 from zip_rc_jax.inference.outputs import Decision, Prefix, Result
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.serving.errors import ApiError
@@ -73,8 +78,8 @@ def progress(decision: Decision) -> dict[str, Any]:
     }
 
 
-def account(result: Result, plan: Plan, index: int) -> dict[str, Any]:
-    """The whole account of one choice."""
+def account(result: Result, plan: Plan, index: int, grid: Grid) -> dict[str, Any]:
+    """The whole account of one choice; `grid` is the head's."""
     job = plan.jobs[index]
     kept = {
         "p_correct": result.expected_reward,
@@ -95,8 +100,53 @@ def account(result: Result, plan: Plan, index: int) -> dict[str, Any]:
         "strategy": job.config.strategy if isinstance(job.config.strategy, str) else "custom",
     }
     if plan.return_tree:
-        kept["tree"] = result.to_dict()
+        tree = kept["tree"] = result.to_dict()
+        if plan.introspect:
+            explained = explain_decisions(
+                result.trace, texts_of(result), job.config, grid, plan.slots
+            )
+            nothing = [None] * len(result.prefixes)
+            told = introspection(result, nothing, explained, job.config, grid.to_dict())
+            tree["introspection"] = told
     return plain_numbers(kept)
+
+
+def weighed(
+    decision: Decision,
+    texts: Mapping[int, str],
+    new_text: Mapping[int, str],
+    plan: Plan,
+    index: int,
+    grid: Grid,
+) -> dict[str, Any]:
+    """A decision of one choice, with the utility of every action that was weighed.
+
+    Args:
+      texts: of every prefix so far.
+      new_text: what each has gained since the decision before.
+    """
+    config = plan.jobs[index].config
+    ended = {
+        number: texts.get(number, "")
+        for number, done in zip(decision.prefix_ids, decision.finished, strict=True)
+        if done
+    }
+    (explained,) = explain_decisions([decision], ended, config, grid, plan.slots)
+    told = {
+        field.name: getattr(decision, field.name)
+        for field in dataclasses.fields(decision)
+        if field.name != "joints"
+    }
+    assert decision.joints is not None
+    told["joints"] = decision.joints.round(5).astype(float).round(5).tolist()
+    said = {
+        "decision": told,
+        "actions": explanation_record(explained),
+        "new_text": {str(number): text for number, text in new_text.items()},
+    }
+    if not decision.step:
+        said |= {"grid": grid.to_dict(), "settings": to_dict(config)}
+    return plain_numbers(said)
 
 
 def refusal(result: Result, config_below: float) -> str | None:
@@ -178,7 +228,9 @@ def logprobs_of(
     }
 
 
-def completion(plan: Plan, results: Sequence[Result], tokenizer: Tokenizer) -> dict[str, Any]:
+def completion(
+    plan: Plan, results: Sequence[Result], tokenizer: Tokenizer, grid: Grid
+) -> dict[str, Any]:
     """The whole answer to a request that is not streamed."""
     choices = []
     for index, result in enumerate(results):
@@ -193,6 +245,6 @@ def completion(plan: Plan, results: Sequence[Result], tokenizer: Tokenizer) -> d
             logprobs_of(plan, tokenizer, *tokens_of(result)) if plan.logprobs else None
         )
         choice["finish_reason"] = FINISH_REASONS[result.finish_reason]
-        choice["zip_rc"] = account(result, plan, index)
+        choice["zip_rc"] = account(result, plan, index, grid)
         choices.append(choice)
     return header(plan, False) | {"choices": choices, "usage": usage(plan, results)}

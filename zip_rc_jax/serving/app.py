@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
+from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.engine import ResultEvent, StepEvent
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.io.tokenizer import Tokenizer
@@ -32,7 +33,16 @@ BODIES: dict[str, type[Body]] = {
     "/v1/chat/completions": ChatBody,
     "/v1/completions": CompletionBody,
 }
-PATHS = frozenset({*BODIES, "/v1/models", "/health", "/metrics"})
+PATHS = frozenset({*BODIES, "/", "/v1/models", "/health", "/metrics"})
+
+
+# The page has a policy of its own; no other page may frame it.
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 class EventStream(StreamingResponse):
@@ -56,9 +66,10 @@ def make_app(
     *,
     log_prompts: bool = False,
     calibration: Mapping[str, Any] | None = None,
+    page: str = "",
 ) -> FastAPI:
     """The application. `service` is started and stopped with it. `calibration` is told with the
-    models."""
+    models. `page` is what `/` answers with."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +80,7 @@ def make_app(
     # The pages of FastAPI load scripts from elsewhere, so there are none.
     app = FastAPI(title="zip-rc serve", lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_errors(app)
-    tokenizer = translator.engine.lm.tokenizer
+    tokenizer, grid = translator.engine.lm.tokenizer, translator.engine.head.grid
     created = int(time.time())
 
     async def answered(request: Request, body: Body, plan_of: Callable[[Any], Plan]) -> Response:
@@ -78,7 +89,7 @@ def make_app(
             given = body.model_dump(include={"messages", "prompt"})
             log.info("%s %s", request.url.path, json.dumps(given))
         plan = await asyncio.to_thread(plan_of, body)
-        return await _answer(request, plan, service, tokenizer)
+        return await _answer(request, plan, service, tokenizer, grid)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatBody) -> Response:
@@ -102,6 +113,10 @@ def make_app(
     async def model(name: str) -> Response:
         translator.check_model(name)
         return json_response(described(name))
+
+    @app.get("/", include_in_schema=False)
+    async def explorer() -> Response:
+        return Response(page, headers=PAGE_HEADERS, media_type="text/html; charset=utf-8")
 
     @app.get("/health")
     async def health() -> Response:
@@ -140,7 +155,9 @@ def _add_errors(app: FastAPI) -> None:
         return ApiError(500, "the server failed on this request; its log says why").response()
 
 
-async def _answer(request: Request, plan: Plan, service: Service, tokenizer: Tokenizer) -> Response:
+async def _answer(
+    request: Request, plan: Plan, service: Service, tokenizer: Tokenizer, grid: Grid
+) -> Response:
     entered = time.monotonic()
     events: Events = asyncio.Queue()
     tickets = service.submit(plan.jobs, events)
@@ -151,14 +168,21 @@ async def _answer(request: Request, plan: Plan, service: Service, tokenizer: Tok
             if first is not None:
                 if isinstance(first[1], ApiError):
                     raise first[1]
-                chunks = _chunks(plan, service, tokenizer, events, first, entered)
+                chunks = _chunks(plan, service, tokenizer, grid, events, first, entered)
                 streamed, tickets = tickets, []
                 return EventStream(chunks, lambda: service.cancel(streamed))
         elif (results := await _unless_gone(request, _results(events, len(tickets)))) is not None:
-            return json_response(answers.completion(plan, results, tokenizer))
+            # What was weighed is computed again, which takes its time.
+            run = asyncio.to_thread if plan.introspect else _at_once
+            return json_response(await run(answers.completion, plan, results, tokenizer, grid))
         return Response(status_code=499)  # nobody reads it
     finally:
         service.cancel(tickets)
+
+
+async def _at_once(function: Callable[..., Any], *given: Any) -> Any:
+    """What `asyncio.to_thread` gives, without a thread."""
+    return function(*given)
 
 
 async def _unless_gone(request: Request, work: Any) -> Any:
@@ -194,13 +218,15 @@ async def _chunks(
     plan: Plan,
     service: Service,
     tokenizer: Tokenizer,
+    grid: Grid,
     events: Events,
     first: tuple[int, Told],
     entered: float,
 ) -> AsyncIterator[str]:
     """The events of a stream, as lines. The queue holds what a slow reader has not read yet."""
     header = answers.header(plan, True)
-    streams = [ChoiceStream(plan, i, header, tokenizer) for i in range(len(plan.jobs))]
+    streams = [ChoiceStream(plan, i, header, tokenizer, grid) for i in range(len(plan.jobs))]
+    run = asyncio.to_thread if plan.introspect else _at_once
     for stream in streams:
         for chunk in stream.begin():
             yield _line(chunk)
@@ -212,10 +238,10 @@ async def _chunks(
             if isinstance(event, ApiError):
                 raise event
             if isinstance(event, StepEvent):
-                yield _line(streams[index].step(event))
+                yield _line(await run(streams[index].step, event))
             else:
                 results[index] = event.result
-                yield _line(streams[index].end(event.result))
+                yield _line(await run(streams[index].end, event.result))
             if not told and streams[index].has_text:
                 told = True
                 service.metrics.first.observe(time.monotonic() - entered)

@@ -48,6 +48,8 @@ class ZipFields(Strict):
       strategy: a built-in one; "zip" is short for "zip_rc".
       token_budget, time_budget: tokens and seconds that one answer may take.
       return_tree: the account holds the whole search tree.
+      introspect: every event of a stream, and the tree of the account, hold the utility of every
+        action that was weighed.
       stream: "certain" streams only what the answer will surely begin with; "best" streams the
         best prefix at the time, and corrects it by `revise` events.
     """
@@ -60,6 +62,7 @@ class ZipFields(Strict):
     time_budget: float | None = Field(default=None, gt=0)
     abstain_below: float | None = None
     return_tree: bool | None = None
+    introspect: bool | None = None
     stream: Literal["certain", "best"] | None = None
 
 

@@ -17,6 +17,7 @@ from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.serving.app import PATHS, make_app
 from zip_rc_jax.serving.limits import Limits
+from zip_rc_jax.serving.live_page import live_page
 from zip_rc_jax.serving.metrics import Metrics
 from zip_rc_jax.serving.service import Service
 from zip_rc_jax.serving.translation import Translator
@@ -128,6 +129,7 @@ class Server(uvicorn.Server):
             self.service,
             log_prompts=serve.log_prompts,
             calibration=serve.calibration,
+            page=live_page(translator, bool(serve.api_key), serve.calibration),
         )
         limited = Limits(app, metrics, PATHS, serve.max_body_bytes, serve.api_key)
         super().__init__(

@@ -12,6 +12,7 @@ from typing import Any
 
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.config.plugins import ANSWER_CHOICES
+from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.engine import StepEvent
 from zip_rc_jax.inference.outputs import Decision, Result
 from zip_rc_jax.inference.stopping import UNFINISHED_CHARACTER
@@ -131,8 +132,10 @@ class BestStream:
 class ChoiceStream:
     """The chunks of one choice."""
 
-    def __init__(self, plan: Plan, index: int, header: dict[str, Any], tokenizer: Tokenizer):
-        self._plan, self._index, self._header = plan, index, header
+    def __init__(
+        self, plan: Plan, index: int, header: dict[str, Any], tokenizer: Tokenizer, grid: Grid
+    ):
+        self._plan, self._index, self._header, self._grid = plan, index, header, grid
         self._tokenizer, self._config = tokenizer, plan.jobs[index].config
         self._texts, self._logprobs_sent = PrefixTexts(), 0
         best = plan.mode == "best"
@@ -154,6 +157,9 @@ class ChoiceStream:
             ids = self._texts.tokens[number][: delta.tokens]
             logprobs = self._logprobs(ids, self._texts.logprobs[number][: delta.tokens])
         said = answers.plain_numbers(answers.progress(event.decision))
+        if self._plan.introspect:
+            told = self._texts.text, event.new_text, self._plan, self._index, self._grid
+            said["introspection"] = answers.weighed(event.decision, *told)
         return self._text_chunk(delta, logprobs, None, said)
 
     def end(self, result: Result) -> dict[str, Any]:
@@ -161,7 +167,7 @@ class ChoiceStream:
         delta = self._stream.end(result)
         logprobs = self._logprobs(*answers.tokens_of(result), last=True)
         reason = answers.FINISH_REASONS[result.finish_reason]
-        said = answers.account(result, self._plan, self._index)
+        said = answers.account(result, self._plan, self._index, self._grid)
         refusal = answers.refusal(result, self._config.abstain_below)
         return self._text_chunk(delta, logprobs, reason, said, refusal)
 

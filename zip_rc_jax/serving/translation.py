@@ -35,6 +35,8 @@ class Plan:
       include_usage: whether the last event tells the usage.
       logprobs: whether log-probabilities of tokens are told.
       return_tree: whether the account holds the tree.
+      introspect: whether decisions are told with what they were weighed against.
+      slots: the engine's `n`.
     """
 
     model: str
@@ -47,6 +49,8 @@ class Plan:
     include_usage: bool
     logprobs: bool
     return_tree: bool
+    introspect: bool
+    slots: int
 
 
 class Translator:
@@ -136,13 +140,15 @@ class Translator:
         except UsageError as error:
             inside = fields.model_dump(exclude_none=True)
             raise of_usage(error, "messages" if chat else "prompt", tuple(inside)) from None
-        choices = body.n or 1
+        choices, introspect = body.n or 1, bool(fields.introspect)
         seeds = [(seed + i) % 2**32 for i in range(choices)]
         return Plan(
             model=body.model,
             chat=chat,
             jobs=tuple(
-                dataclasses.replace(job, key=key_data(s), streamed=bool(body.stream))
+                dataclasses.replace(
+                    job, key=key_data(s), streamed=bool(body.stream), joints=introspect
+                )
                 for job in jobs
                 for s in seeds
             ),
@@ -153,6 +159,8 @@ class Translator:
             include_usage=bool(body.stream_options and body.stream_options.include_usage),
             logprobs=logprobs,
             return_tree=bool(fields.return_tree),
+            introspect=introspect,
+            slots=self.engine.config.n,
         )
 
     def _options(self, body: Body, fields: ZipFields, max_tokens: int | None) -> dict[str, Any]:

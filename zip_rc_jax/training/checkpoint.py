@@ -18,6 +18,7 @@ from zip_rc_jax.runtime import distributed
 from zip_rc_jax.runtime.errors import UsageError, shortened
 from zip_rc_jax.runtime.settings import check_same_settings
 from zip_rc_jax.runtime.storage import fit_path, writing
+from zip_rc_jax.runtime.working_copy import PublishedLater
 from zip_rc_jax.training.step import TrainState
 
 # beside the position of the data: {"state": {path: digest}, "json": digest of position and
@@ -39,6 +40,7 @@ class Checkpoints:
         self.settings = settings
         self.directory = fit_path(directory, "checkpoint directory").absolute()
         self._last: int | None = None  # the step whose save was begun last
+        self._published = PublishedLater()
         import orbax.checkpoint as ocp  # a third of the time that JAX takes to import
 
         with writing(f"checkpoint directory {self.directory}"):
@@ -69,6 +71,8 @@ class Checkpoints:
             # Forced: Orbax would leave it out while the one before is still being written.
             self.manager.save(int(state.step), args=args, force=True)
             self._last = int(state.step)
+        # Its name appears when it is whole: Orbax renames it.
+        self._published.publish(self.directory.parent, self.directory / str(self._last))
 
     def _finish_last(self) -> None:
         """Waits until the last save is over.
@@ -196,6 +200,7 @@ class Checkpoints:
                 self._finish_last()
             finally:
                 self.manager.close()
+        self._published.wait(give_up=True)
 
     def _failures(self) -> contextlib.AbstractContextManager[None]:
         return writing(f"checkpoint in {self.directory}", self._kept)

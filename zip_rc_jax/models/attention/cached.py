@@ -56,7 +56,14 @@ def cached_attention(
       kernel: "auto" takes the platform's kernel of pages for single tokens; "plain" takes none.
         "tpu" and "gpu" take that of a platform; elsewhere it runs as plain JAX operations (for
         tests).
+
+    Raises:
+      ValueError: a kernel that is asked for by name does not exist, or does not take these heads.
     """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel {kernel!r} is none of {', '.join(KERNELS)}")
+    if kernel == "gpu" and not gpu.takes(config.head_dim):
+        raise ValueError(f"kernel 'gpu' takes no heads of {config.head_dim} channels; use 'plain'")
     batch, steps = positions.shape
     shards, rows, width = cache.window(batch, slots, unrolled)
     if cache.table is None:

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from zip_rc_jax.models.io.digests import array_digest
 from zip_rc_jax.models.io.head_files import BUILTIN, body_digest
 from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.runtime.buckets import is_bucket
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.storage import read_json, with_digest, without_digest, write_json
+from zip_rc_jax.runtime.working_copy import fetched, publish, refresh
 
 FORMAT = "zip_rc_jax/calibration/1"
 FILE, ENDING = "calibration.json", ".calibration.json"
@@ -44,7 +46,11 @@ def place_of(model: str, head: str | None = None) -> pathlib.Path | None:
     """
     if (head or "").startswith(BUILTIN) or model.startswith("embedded:"):
         return None
-    path = pathlib.Path(head or model)
+    if is_bucket(head or model):
+        path = fetched(head or model, "model")
+        refresh(path / FILE if path.is_dir() else path.with_name(path.name + ENDING))
+    else:
+        path = pathlib.Path(head or model)
     if path.is_dir():
         return path / FILE
     return path.with_name(path.name + ENDING) if path.is_file() else None
@@ -55,7 +61,9 @@ def write_calibration(
 ) -> pathlib.Path:
     """Writes a record of `lm`, complete or not at all. One that is there is replaced."""
     content = {"format": FORMAT, "model": model_identity(lm), **record}
-    return write_json(path, with_digest(content))
+    written = write_json(path, with_digest(content))
+    publish(written)
+    return written
 
 
 def read_calibration(lm: LanguageModel, path: str | pathlib.Path) -> dict[str, Any]:

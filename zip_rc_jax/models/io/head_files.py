@@ -22,10 +22,12 @@ from safetensors.numpy import save as tensors_to_bytes
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.models.io.digests import array_digest, json_digest, named_leaves
 from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.runtime.buckets import is_bucket
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.settings import nearest
 from zip_rc_jax.runtime.storage import fix_for, in_short, writing
 from zip_rc_jax.runtime.temporaries import whole_file
+from zip_rc_jax.runtime.working_copy import fetched
 
 FORMAT = "zip_rc_jax/head/1"
 BUILTIN = "builtin:"
@@ -180,6 +182,8 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 
 def _path(source: str) -> pathlib.Path:
+    if is_bucket(source):
+        return fetched(source, "head")
     if not source.startswith(BUILTIN):
         return pathlib.Path(source)
     name = source.removeprefix(BUILTIN)

@@ -26,9 +26,11 @@ from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.models.io.weights import load_params, read_params
 from zip_rc_jax.models.language_model import FORMAT, LanguageModel
 from zip_rc_jax.models.transformer import param_axes, param_shapes, unembedding
+from zip_rc_jax.runtime.buckets import is_bucket
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import Layout, single_device
 from zip_rc_jax.runtime.storage import in_short, writing
+from zip_rc_jax.runtime.working_copy import fetched
 
 ZIP_BLOCK = "zip_rc"
 
@@ -159,6 +161,8 @@ def _local(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
     name = str(path)
     if name.startswith("embedded:"):
         return embedded(name.removeprefix("embedded:"))
+    if is_bucket(name):
+        return fetched(name, "model")
     return huggingface.local_copy(path, weights=weights)
 
 

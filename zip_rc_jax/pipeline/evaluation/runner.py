@@ -29,6 +29,7 @@ from zip_rc_jax.runtime.storage import (
     write_json,
 )
 from zip_rc_jax.runtime.temporaries import remove_leftovers
+from zip_rc_jax.runtime.working_copy import publish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ class EvaluationRunner:
                 "results": [r.to_dict() for r in found],
             }
             # before the grades, so that an interruption or a failure among them loses no decode
-            write_json(path, with_digest(stored))
+            publish(write_json(path, with_digest(stored)))
         results = [Result.from_dict(r) for r in stored["results"]]
         if stored["grades"] is None:
             items = [
@@ -117,7 +118,7 @@ class EvaluationRunner:
             ]
             scores = iter([correct(s) for s in self.grader.grade_many(items)])
             stored["grades"] = [[next(scores) for _ in r.prefixes] for r in results]
-            write_json(path, with_digest(stored))
+            publish(write_json(path, with_digest(stored)))
         never = self.config.grade.unfinished == "wrong"
         grades = [
             [

@@ -19,6 +19,7 @@ from zip_rc_jax.evaluation.baselines import SamplePool
 from zip_rc_jax.evaluation.compare import headline
 from zip_rc_jax.evaluation.cost import OnlineRun
 from zip_rc_jax.evaluation.draws import Draws
+from zip_rc_jax.evaluation.explored import ExploredSearch
 from zip_rc_jax.evaluation.pool_curves import Curves, Readings, in_rows, pool_curves
 from zip_rc_jax.evaluation.report import Evaluation
 from zip_rc_jax.evaluation.reward_model import RewardModelScorer
@@ -35,6 +36,7 @@ from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.evaluation.benchmarks import Benchmark
 from zip_rc_jax.pipeline.evaluation.drift import drift
+from zip_rc_jax.pipeline.evaluation.introspection import introspected
 from zip_rc_jax.pipeline.evaluation.pool import (
     joined_pools,
     joined_runs,
@@ -107,6 +109,7 @@ class Decodes:
       start_change: `[P]`, by how much plain sampling got better from the starting policy to the
         final one, in the same try.
       traced: the result whose trace shows most.
+      searches: of the headline's runs in the first try, see `Evaluation.searches`.
     """
 
     pool: SamplePool
@@ -115,6 +118,7 @@ class Decodes:
     start_samples: list[list[Rollout]]
     start_change: np.ndarray
     traced: Result | None
+    searches: tuple[ExploredSearch, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +174,7 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
     assert head is not None
     partial = benchmark.directory / ".partial"
     pools, runs, samples = list[SamplePool](), dict[str, list[OnlineRun]](), list[Any]()
-    traced = None
+    traced, searches = None, list[ExploredSearch]()
     for number in range(benchmark.tries):
         place = partial / f"try_{number + 1}" if number else partial
         bench = EvaluationRunner(config, found, grader, place, number)
@@ -191,6 +195,12 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
             runs.setdefault(name, []).append(online_run(name, setting, decoded))
             if traced is None and _is_headline(setting, config):
                 traced = most_eventful(decoded, found.problems)
+            if number == 0 and _is_headline(setting, config):
+                told = introspected(bench, models.lm, setting, decoded)
+                searches += [
+                    ExploredSearch(name, i * benchmark.tries, result, told.get(i))
+                    for i, result in enumerate(decoded.results)
+                ]
     start_pool = sample_pool(found.problems, start, config.decode)
     return Decodes(
         joined_pools(pools),
@@ -199,6 +209,7 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
         _rollouts(start, found.problems, models.lm, config),
         pools[0].correct.mean(1) - start_pool.correct.mean(1),
         traced,
+        tuple(searches),
     )
 
 
@@ -330,6 +341,7 @@ def compare(
         for p, flag in zip(row, flags, strict=True)
         if flag
     ]
+    lengths = length_errors(ended)
     return Evaluation(
         metadata={},
         pool=pool,
@@ -367,10 +379,10 @@ def compare(
             found,
             chosen_prompts(found, problems, known, e.joint_prompts),
         ),
-        calibration=plots.calibration_figure(
-            pool.value.ravel(), pool.correct.ravel(), length_errors(ended)
-        ),
+        calibration=plots.calibration_figure(pool.value.ravel(), pool.correct.ravel(), lengths),
         trace=plots.trace_figure(decodes.traced) if decodes.traced else None,
+        lengths=lengths,
+        searches=decodes.searches,
         resamples=e.bootstrap,
         seed=e.seed,
     )
