@@ -377,7 +377,7 @@ def families_of_which_only_the_first_is_here(free, fill=1.0):
     """Four prompts of two sequences. The first needs two pages to go on. The others need seven to
     come back and go on, and are counted with eight: what they share is counted twice."""
     pager = pager_of(40, fill=fill)
-    families = [begun(pager, number, 8, n=2, remaining=[4, 4]) for number in range(4)]
+    families = [begun(pager, number, 8, n=2, remaining=[8, 8]) for number in range(4)]
     for sequence in [s for family in families[1:] for s in family]:
         pager._offload(sequence, Edits())
     taken = PageTable()

@@ -19,8 +19,15 @@ ROOT = -1
 
 @dataclasses.dataclass
 class Claim:
-    """What a prompt may come to: sequences, those that have begun, and pages of a full one."""
+    """What a prompt may come to.
 
+    Attributes:
+      tokens: of the prompt.
+      n: sequences, and `begun`: those that have begun.
+      full: pages of a full one.
+    """
+
+    tokens: int
     n: int
     full: int
     begun: int = 0

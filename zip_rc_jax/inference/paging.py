@@ -67,16 +67,19 @@ class Pager(PagedSequences):
             return True
         if not self.has_room():
             return False
-        begin = math.inf if begin is None else begin
-        needs, mine = self.pool.open_needs(ids), min(begin, n)
-        more = self.pool.pages_for(math.ceil(len(ids) + expected))
-        new = [(0, more - len(ids) // self.pool.page_size)] * math.ceil(mine)
-        unborn = sum(min(begin, self._claims[root.prompt].n) for root in self._undecided())
-        has_room = len(self._free_slots) >= mine + unborn and needs <= self.pool.available
-        host = self._host_room([Claim(n, self.pool.pages_for(len(ids) + max_tokens))])
-        return (
-            has_room and needs <= host and self._peak(needs, new) <= self.fill * self.pool.num_pages
-        )
+        begin = n if begin is None else math.ceil(begin)
+        undecided = [self._claims[root.prompt] for root in self._undecided()]
+        slots = min(begin + 1, n) + sum(min(begin, claim.n - 1) for claim in undecided)
+        needs = self.pool.open_needs(ids)
+        if slots > len(self._free_slots) or needs > self.pool.available:
+            return False
+        claim = self._claim(ids, max_tokens, n)
+        if needs > self._host_room([claim]):
+            return False
+        new = self._samples(claim, expected, begin)
+        for root in self._undecided():
+            new += self._samples(self._claims[root.prompt], root.remaining, begin)
+        return self._peak(needs, new) <= self.fill * self.pool.num_pages
 
     def admit(
         self,
@@ -107,7 +110,7 @@ class Pager(PagedSequences):
         root = PagedSequence(prompt, ROOT, table, heapq.heappop(self._free_slots))
         root.remaining = expected
         self.prompts[prompt] = {ROOT: root}
-        self._claims[prompt] = Claim(n, self.pool.pages_for(len(ids) + max_tokens))
+        self._claims[prompt] = self._claim(ids, max_tokens, n)
         return root, Edits(copies=copies)
 
     # An interval.
@@ -205,10 +208,13 @@ class Pager(PagedSequences):
         for prompt in sorted({s.prompt for s in away}):
             group = [s for s in away if s.prompt == prompt]
             needs = sum(map(self._needs, group))
-            more = [(self._needs(s), self._growth(s)) for s in group]
+            more = [(self._needs(s), self._growth(s, s.due)) for s in group]
             fits = needs <= self.pool.available and len(group) <= len(self._free_slots)
             if prompt != first:
                 fits &= needs <= room
+                for root in self._undecided():
+                    claim = self._claims[root.prompt]
+                    more += self._samples(claim, root.remaining, claim.n)
                 fits &= self._peak(needs, more) <= self.fill * self.pool.num_pages
                 room -= needs
             if not fits:
@@ -223,18 +229,29 @@ class Pager(PagedSequences):
             for s in self.sequences()
             if s.live and s.is_here
         ]
-        for root in self._undecided():
-            # A sample holds the last page of its prompt alone, once it is written.
-            partial = root.table.length % self.pool.page_size > 0
-            growing += [(0, self._growth(root) + partial)] * self._claims[root.prompt].n
         held = self.pool.num_pages - self.pool.available + new_pages
         return predicted_peak(held, [*growing, *new])
 
-    def _growth(self, s: PagedSequence) -> int:
-        """Pages that a sequence will still take, if its predicted length is right."""
-        return max(
-            0, self.pool.pages_for(math.ceil(s.table.length + s.remaining)) - len(s.table.pages)
-        )
+    def _growth(self, s: PagedSequence, due: int = 0) -> int:
+        """Pages that a sequence will still take, if its predicted length is right, besides those
+        for `due` tokens."""
+        length = s.table.length
+        held = max(len(s.table.pages), self.pool.pages_for(length + due))
+        return max(0, self.pool.pages_for(math.ceil(length + s.remaining)) - held)
+
+    def _samples(self, claim: Claim, expected: float, begin: int) -> list[tuple[int, int]]:
+        """The samples that a prompt begins with, as `predicted_peak` has them.
+
+        Each has a last page of the prompt for itself once it writes. The root keeps its own, or the
+        last sample takes it over.
+        """
+        size, count = self.pool.page_size, min(begin, claim.n)
+        more = self.pool.pages_for(math.ceil(claim.tokens + expected)) - claim.tokens // size
+        takes_over = count == claim.n and claim.tokens % size > 0
+        return [(0, more)] * (count - takes_over) + [(0, more - 1)] * takes_over
+
+    def _claim(self, ids: Sequence[int], max_tokens: int, n: int) -> Claim:
+        return Claim(len(ids), n, self.pool.pages_for(len(ids) + max_tokens))
 
     def _undecided(self) -> list[PagedSequence]:
         """Roots of prompts whose sequences have not begun."""

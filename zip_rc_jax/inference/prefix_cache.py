@@ -69,6 +69,10 @@ class PrefixCache:
     def is_idle(self, page: int) -> bool:
         return page in self._idle
 
+    def tokens_in(self, page: int) -> int:
+        """Tokens of a page that prompts may find; 0 where it is not here."""
+        return len(self._nodes[page].ids) if page in self else 0
+
     def retire(self, page: int) -> None:
         """The last holder of a page has left. It is the most recently used one now."""
         self._idle[page] = None

@@ -75,7 +75,7 @@ class RunningBatch:
         self.pool = state.empty_pool(settings, sizes)
         self._host = HostMemory()
         self._pending = [Edits() for _ in range(self.shards)]
-        self._admitted, self._longest_prompt = 0, 1
+        self._admitted = 0
         # What prompts took lately: a guess, on which only speed depends.
         self._begun = deque[int](maxlen=RECENT)
         self._lengths = deque[int](maxlen=RECENT)
@@ -100,7 +100,6 @@ class RunningBatch:
         if admitted is None:
             return None
         self._admitted += 1
-        self._longest_prompt = max(self._longest_prompt, len(job.ids))
         root, edits = admitted
         self._pending[best].add(edits)
         return Admitted(job, best, root)
@@ -274,11 +273,14 @@ class RunningBatch:
         """Where a page is a whole sequence: how much of it must be copied, rounded."""
         longest = 1
         for pager, mine in zip(self.pagers, edits, strict=True):
-            lengths = {s.table.pages[0]: s.table.length for s in pager.sequences() if s.is_here}
-            lengths[self.sizes.pages - 1] = 1  # for swaps: what lies there goes on to another page
-            # A page that no sequence has is of a prompt that has ended.
-            copied = [lengths.get(page, self._longest_prompt) for _, page in mine.copies]
-            longest = max([longest, *copied])
+            held = {s.table.pages[0]: s.table.length for s in pager.sequences() if s.is_here}
+            needed = dict[int, int]()
+            # What a page has at the end, or what a later copy takes out of it.
+            for source, target in reversed(mine.copies):
+                at_the_end = max(held.get(target, 1), pager.pool.cache.tokens_in(target))
+                tokens = needed.pop(target, at_the_end)
+                needed[source] = max(needed.get(source, 1), tokens)
+                longest = max(longest, tokens)
         return fine_bucket(longest, self.sizes.tokens)
 
     def _pairs(self, pairs: Sequence[Sequence[Copy]]) -> tuple[np.ndarray, np.ndarray]:
