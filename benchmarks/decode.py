@@ -35,7 +35,8 @@ from machine import bandwidth, description, matmul_rate, timed
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.inference.collect import run_all
-from zip_rc_jax.inference.engine import Engine, transformer_network
+from zip_rc_jax.inference.engine import Engine
+from zip_rc_jax.inference.prepared import transformer_network
 from zip_rc_jax.models.io.load import export, load
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.models.stacks import KERNELS

@@ -32,12 +32,13 @@ import numpy as np
 from machine import bandwidth, description, timed
 from zip_rc_jax.aot.model_sizes import with_model
 from zip_rc_jax.config.files import load_config
-from zip_rc_jax.inference.engine import transformer_network
 from zip_rc_jax.inference.memory import shard_bytes
+from zip_rc_jax.inference.prepared import transformer_network
 from zip_rc_jax.inference.sampler import Filters, Sampling
-from zip_rc_jax.inference.state import DecodeSpec, StepInputs, advance, empty_rows
+from zip_rc_jax.inference.state import DecodeSpec, PoolSizes, StepInputs, advance, empty_pool
 from zip_rc_jax.models.io.load import load
 from zip_rc_jax.models.language_model import LanguageModel
+from zip_rc_jax.models.paged_cache import pages_of
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "qwen3_1.7b.yaml")
 
@@ -94,22 +95,28 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for rows, context in itertools.product(arguments.rows, arguments.context):
-        pool = empty_rows(settings, rows + 1, context)  # with the engine's scratch row
+        pages = pages_of(context, network.page) if network.page else 1
+        pool = empty_pool(settings, PoolSizes(rows, context, rows * pages))
         length = jnp.full_like(pool.length, context - arguments.steps - 1)
         prompt = jnp.full_like(pool.prompt_length, 1)
-        cache_bytes = (
-            shard_bytes(pool.cache)
-            * rows
-            // (rows + 1)
-            * (context - arguments.steps // 2)
-            // context
-        )
+        cache_bytes = shard_bytes(pool.cache) * (context - arguments.steps // 2) // context
         sampling = jax.tree.map(jnp.asarray, Sampling.stack([config.decode.sampling] * rows))
         key = np.tile(np.asarray(jax.random.key_data(jax.random.key(0))), (rows, 1))
         never = np.full(rows, 2**30)
         lanes = jax.tree.map(
             lambda x: jnp.asarray(x)[None],
-            StepInputs(np.ones(rows, bool), key, never, never, np.full((rows, 4), -1), sampling),
+            StepInputs(
+                slot=np.arange(rows),
+                table=np.arange(rows * pages).reshape(rows, pages) if network.page else None,
+                active=np.ones(rows, bool),
+                key=key,
+                prompt_hash=np.zeros(rows, np.uint32),
+                branch=np.arange(rows),
+                quota=never,
+                max_tokens=never,
+                stop_ids=np.full((rows, 4), -1),
+                sampling=sampling,
+            ),
         )
         state = [
             dataclasses.replace(

@@ -39,8 +39,16 @@ from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import policy_logits
 from zip_rc_jax.inference.engine import Engine
 from zip_rc_jax.inference.sampler import Sampling, row_keys, sample
-from zip_rc_jax.inference.state import DecodeSpec, DecodeState, StepInputs, advance, empty_rows
+from zip_rc_jax.inference.state import (
+    DecodeSpec,
+    DecodeState,
+    PoolSizes,
+    StepInputs,
+    advance,
+    empty_pool,
+)
 from zip_rc_jax.models.io.load import load
+from zip_rc_jax.models.paged_cache import pages_of
 from zip_rc_jax.search.meta_actions import choose_meta_action
 
 MODEL = pathlib.Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -83,9 +91,20 @@ def plain(
     return jax.lax.fori_loop(0, steps, body, (logits, cache, jnp.zeros((rows, SLOTS), jnp.int32)))
 
 
+def pages(settings: DecodeSpec) -> int:
+    """Of a row."""
+    return pages_of(SLOTS, settings.network.page) if settings.network.page else 1
+
+
+def lane_table(settings: DecodeSpec, rows: int) -> np.ndarray | None:
+    """Every row has pages of its own; None where a page is a row."""
+    count = rows * pages(settings)
+    return np.arange(count).reshape(rows, -1) if settings.network.page else None
+
+
 def started(engine: Engine, rows: int) -> DecodeState:
     """A pool whose rows all hold a prompt of zeros."""
-    pool = empty_rows(engine.settings, rows + 1, SLOTS)
+    pool = empty_pool(engine.settings, PoolSizes(rows, SLOTS, rows * pages(engine.settings)))
     full = jnp.full_like(pool.length, PROMPT)
     return dataclasses.replace(
         pool, length=full, prompt_length=full, done=jnp.zeros_like(pool.done)
@@ -106,14 +125,19 @@ def main() -> None:
     settings, params, grid = engine.settings, engine.params, engine.head.grid
     sampling = jax.tree.map(jnp.asarray, Sampling.stack([engine.config.sampling] * rows))
     key = np.asarray(jax.random.key_data(jax.random.key(0)))
-    shapes = (
-        np.ones(rows, bool),
-        np.tile(key, (rows, 1)),
-        np.full(rows, 10**6),
-        np.full(rows, 10**6),
-        np.full((rows, 4), -1, np.int32),
+    inputs = StepInputs(
+        slot=np.arange(rows),
+        table=lane_table(settings, rows),
+        active=np.ones(rows, bool),
+        key=np.tile(key, (rows, 1)),
+        prompt_hash=np.zeros(rows, np.uint32),
+        branch=np.arange(rows),
+        quota=np.full(rows, 10**6),
+        max_tokens=np.full(rows, 10**6),
+        stop_ids=np.full((rows, 4), -1, np.int32),
+        sampling=sampling,
     )
-    lanes = jax.tree.map(lambda x: jnp.asarray(x)[None], StepInputs(*shapes, sampling))
+    lanes = jax.tree.map(lambda x: jnp.asarray(x)[None], inputs)
     state = [started(engine, rows)]  # one, as every loop takes it away and leaves it
 
     def run_plain() -> None:
@@ -121,13 +145,14 @@ def main() -> None:
         logits, cache, tokens = plain(
             settings,
             params,
-            pool.cache,
+            pool.cache.lanes(lanes.slot, lanes.table),
             pool.logits[0, :rows],
             jax.random.key(0),
             sampling,
             jnp.int32(steps),
             rows,
         )
+        cache = pool.cache.with_lanes(cache, lanes.slot)
         state.append(dataclasses.replace(pool, cache=cache))
         jax.block_until_ready((logits, tokens))
 

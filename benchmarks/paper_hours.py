@@ -37,7 +37,8 @@ from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import memory
 from zip_rc_jax.inference.network import TransformerNetwork
 from zip_rc_jax.inference.sampler import Filters
-from zip_rc_jax.inference.state import DecodeSpec
+from zip_rc_jax.inference.state import DecodeSpec, PoolSizes
+from zip_rc_jax.models.paged_cache import pages_of
 from zip_rc_jax.models.transformer import param_shapes
 from zip_rc_jax.runtime.sharding import single_device
 
@@ -216,14 +217,24 @@ def most_rows(settings: DecodeSpec, params: dict, slots: int, together: int, lim
     found = bisect.bisect_right(
         counts,
         limit,
-        key=lambda rows: memory.estimate(settings, params, rows, slots, 1, 256).total,
+        key=lambda rows: (
+            memory.estimate(settings, params, pool_sizes(settings, rows, slots), 1, 256).total
+        ),
     )
     return found * together
 
 
+def pool_sizes(settings: DecodeSpec, rows: int, slots: int) -> PoolSizes:
+    """Room for `rows` sequences that are all `slots` tokens long."""
+    page = settings.network.page
+    return PoolSizes(rows, slots, rows * (pages_of(slots, page) if page else 1))
+
+
 def cache_bytes(settings: DecodeSpec, rows: int) -> float:
     """Of one position of one row."""
-    pools = [memory.abstract_pool(settings, rows, slots) for slots in (256, 512)]
+    pools = [
+        memory.abstract_pool(settings, pool_sizes(settings, rows, slots)) for slots in (256, 512)
+    ]
     few, many = (memory.shard_bytes(pool.cache) for pool in pools)
     return (many - few) / 256 / rows
 

@@ -50,16 +50,30 @@ def empty(config, rows, dtype=jnp.float32):
     return place(Cache.empty(config, 1, rows, SLOTS, dtype))
 
 
+@fast_jit
+def gathered(pool, source, index, at):
+    """Rows `index [N]` of the cache `source` in rows `at [N]` of `pool`; both of one shard."""
+
+    def pages(cache, rows):
+        return (rows[:, None] if cache.table is None else cache.table[0, rows]).reshape(1, -1)
+
+    pool = pool.put_pages(pages(pool, at), source.take_pages(pages(source, index)))
+    return pool.put_slots(at[None], source.take_slots(index[None]))
+
+
+def gather(pool, source, index, at):
+    return place(gathered(pool, source, jnp.asarray(index), jnp.asarray(at)))
+
+
 @functools.partial(fast_jit, static_argnames=("slots",))
-def copied(pool, source, from_row, to_row, slots):
-    return pool.copy_row(source, from_row, to_row, slots)
-
-
-def gather(pool, source, index, at, slots):
-    """Copies rows `index` of the cache `source` to rows `at` of `pool`, up to `slots` slots."""
-    for from_row, to_row in zip(index, at, strict=True):
-        pool = copied(pool, source, jnp.int32(from_row), jnp.int32(to_row), slots)
-    return place(pool)
+def copied(pool, from_row, to_row, slots):
+    """Row `to_row` becomes as row `from_row` in its first `slots` slots, in place."""
+    if pool.table is None:
+        pages = [jnp.asarray([row]) for row in (from_row, to_row)]
+    else:
+        pages = [pool.table[0, row] for row in (from_row, to_row)]
+    pool = pool.copy_pages(*pages, jnp.int32(len(pages[0])), slots)
+    return pool.copy_slot(jnp.int32(from_row), jnp.int32(to_row))
 
 
 def extend(config, params, cache, tokens, first, counts, live=None):

@@ -305,7 +305,9 @@ def test_in_a_stream_only_the_prompt_that_needs_too_much_is_refused(monkeypatch)
     engine = Engine(MIXED.lm(max_positions=128), CONFIG, 0, ScriptedNetwork())
     limited(
         monkeypatch,
-        memory.estimate(engine.settings, engine.params, rows_of(CONFIG.max_num_seqs, 64), 4, 25).total,
+        memory.estimate(
+            engine.settings, engine.params, rows_of(CONFIG.max_num_seqs, 64), 4, 25
+        ).total,
     )
     found = {
         e.prompt_index: e.result for e in engine.run(iter(prompts)) if isinstance(e, ResultEvent)
@@ -544,7 +546,9 @@ def test_a_window_that_is_to_blame_is_named_with_the_largest_that_fits(lm, monke
     wider = dataclasses.replace(engine.settings, window=300)
     limited(
         monkeypatch,
-        memory.estimate(wider, (lm.params, engine.params), rows_of(REAL.max_num_seqs, 32), 4, 16).total,
+        memory.estimate(
+            wider, (lm.params, engine.params), rows_of(REAL.max_num_seqs, 32), 4, 16
+        ).total,
     )
     with pytest.raises(UsageError) as refusal:
         Engine(lm, dataclasses.replace(REAL, window=5000), 0).processor.tokenize(REAL_PROMPTS[:1])

@@ -21,7 +21,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.forwards import SLOTS, continued, empty, full, gather, padded, prefill, step
+from harness.forwards import continued, empty, full, gather, padded, prefill, step
 from harness.hf_models import (
     MODELS,
     ROWS,
@@ -172,7 +172,7 @@ def test_cached_decoding_of_gathered_and_branched_rows_of_different_lengths(pair
         6,
     )
     _, cache = prefill(pair.config, pair.params, padded(TOKENS, lengths), lengths)
-    pool = gather(empty(pair.config, ROWS), cache, index, at, SLOTS)
+    pool = gather(empty(pair.config, ROWS), cache, index, at)
     source, position = np.zeros_like(TOKENS), np.zeros(ROWS, int)
     source[at], position[at] = TOKENS[index], lengths[index]
     continuation = np.random.default_rng(1).integers(0, VOCAB, (ROWS, steps)).astype(np.int32)

@@ -127,7 +127,7 @@ def test_gathered_and_branched_rows_decode_as_if_they_had_never_moved(config):
     _, cache = prefill(config, params, padded(TOKENS, lengths), lengths)
     index, at, pool_rows = np.array([4, 1, 1, 1, 0]), np.array([2, 0, 5, 3, 1]), 7
     pool = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), empty(config, pool_rows))
-    pool = gather(pool, cache, index, at, 12)
+    pool = gather(pool, cache, index, at)
     for stack in pool.stacks.values():
         for leaf in jax.tree.leaves(stack):
             assert np.isnan(leaf[:, :, [4, 6]]).all(), "rows that are not targets stay as they are"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from harness.configs import EACH_MODEL, parameters
-from harness.forwards import copied, fast_jit
+from harness.forwards import copied, fast_jit, gathered
 from harness.page_attention import attended, reference
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models.kv_cache import Cache
@@ -201,10 +201,9 @@ def decoded(config, page, kernel="plain", shards=1, table=None):
         source, pool = pool, Cache.empty(config, 1, 4, SLOTS, jnp.float32, page=page)
         if table is not None:
             pool = dataclasses.replace(pool, table=table)
-        for from_row, to_row in ((0, 1), (1, 0)):
-            pool = copied(pool, source, from_row, to_row, 12)
+        pool = gathered(pool, source, jnp.asarray([0, 1]), jnp.asarray([1, 0]))
         for from_row, to_row in ((1, 3), (0, 1), (3, 0), (0, 2)):
-            pool = copied(pool, pool, from_row, to_row, 12)
+            pool = copied(pool, from_row, to_row, 12)
     for step in range(STEPS):
         at = length + step
         token = jnp.take_along_axis(tokens, at[:, None], axis=1)

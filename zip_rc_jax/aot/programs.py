@@ -37,12 +37,12 @@ from zip_rc_jax.config import (
 from zip_rc_jax.data.batches import TrainBatch
 from zip_rc_jax.grid import Grid
 from zip_rc_jax.head import ZipHead
-from zip_rc_jax.inference import state as decode_rows
-from zip_rc_jax.inference.memory import abstract_pool, shard_bytes
+from zip_rc_jax.inference import state as decode_state
+from zip_rc_jax.inference.memory import PoolMemory, abstract_pool, shard_bytes
 from zip_rc_jax.inference.network import TransformerNetwork, page_size
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.state import DecodeState
-from zip_rc_jax.models.paged_cache import PagedCache
+from zip_rc_jax.models.paged_cache import PagedCache, pages_of
 from zip_rc_jax.models.transformer import param_axes, param_shapes
 from zip_rc_jax.runtime.errors import UsageError
 from zip_rc_jax.runtime.sharding import DECODE_RULES, TRAIN_RULES, Layout
@@ -284,15 +284,15 @@ def compile_decode(
     prompt: int = 512,
     lengths: Sequence[int] = (),
 ) -> Report:
-    """Compiles what the decoder runs: prefill, an interval of steps, and the copy of rows (branch,
-    admit, making room).
+    """Compiles what the decoder runs: prefill, an interval of steps, and the copies that a branch
+    makes. Its pool has as many pages as an engine would give it on this chip.
 
     Args:
       config: as for `compile_train`; window and sampling come from its `decode` section.
       topology: such as `v5e:2x4`.
       mesh: such as `data=4,tensor=2`; empty: all chips on `data`.
-      rows: of the pool, over all chips; all of them are stepped.
-      context: slots of every row: prompt and answer, in tokens.
+      rows: sequences of the pool, over all chips; all of them are stepped.
+      context: tokens that a sequence may have, prompt and answer.
       dtype: of parameters and cache, one of `COMPUTE_DTYPES`.
       prompt: tokens of the prompts that one prefill takes; at most `context`.
       lengths: tokens that the sequences hold in the step whose operations and bytes are counted,
@@ -307,7 +307,7 @@ def compile_decode(
     lengths = _lengths_of_rows(lengths, rows, context)
     layout = Layout(tpu_mesh(topology, mesh, MeshConfig(data=-1, fsdp=1)), DECODE_RULES)
     layout.sharding(("batch",), (rows,))
-    settings = decode_rows.DecodeSpec(
+    settings = decode_state.DecodeSpec(
         network=TransformerNetwork(model, layout, dtype, page=page_size("tpu")),
         head=head_for(model, config.grid.grid("value"), "value"),
         vocab_size=model.vocab_size,
@@ -317,32 +317,35 @@ def compile_decode(
     chips, shards = layout.mesh.size, layout.mesh.shape["data"]
     width, prompt = rows // shards, min(prompt, context)
 
-    # What the programs take: parameters and rows on the chips, small arrays from the host.
+    # What the programs take: parameters and pool on the chips, small arrays from the host.
     params = abstract_decode_params(layout, model, dtype)
-    pool = abstract_pool(settings, width + 1, context)  # with the engine's scratch row
-    lanes = decode_rows.bucket(1, width)
-    prompts = _abstract_prompts(shards, lanes, prompt)
-    lanes_of_requests = decode_rows.abstract_lanes(shards, width)
+    decode = dataclasses.replace(decode, max_num_seqs=rows, n=min(decode.n, width))
+    memory = PoolMemory(settings, params, decode, context, chip_of(topology).hbm)
+    sizes, _ = memory.sizes(context, prompt, listed=True)
+    pool = abstract_pool(settings, sizes)
+    lanes = decode_state.bucket(1, width)
+    page = settings.network.page
+    prompts = decode_state.abstract_prompts(shards, lanes, prompt, pages_of(prompt, page))
+    lanes_of_requests = decode_state.abstract_lanes(shards, width, pages_of(context, page))
     interval = jax.ShapeDtypeStruct((), jnp.int32)
-    moves = jax.ShapeDtypeStruct((shards, decode_rows.bucket(1), 3), jnp.int32)
-    count = jax.ShapeDtypeStruct((shards,), jnp.int32)
+    edits = decode_state.abstract_edits(shards)
 
-    prefill = _compile(decode_rows.prefill, settings, params, *prompts)
+    prefill = _compile(decode_state.prefill, settings, params, pool, prompts, prompt)
     advance = _compile(
-        decode_rows.advance, settings, params, pool, lanes_of_requests, interval, context
+        decode_state.advance, settings, params, pool, lanes_of_requests, interval, context
     )
-    copy = _compile(decode_rows.copy_rows, settings, pool, None, moves, count, context)
+    edit = _compile(decode_state.edit, settings, pool, edits, 0)
 
     # What each costs, beside what it must cost.
     programs = (
-        prefill.program(
-            _prefill_part(prefill, model, params, shards * lanes, prompt, chips),
-            beside=shard_bytes(pool),
-        ),
+        prefill.program(_prefill_part(prefill, model, params, shards * lanes, prompt, chips)),
         advance.program(*_advance_parts(advance, model, params, pool, lengths, chips)),
-        copy.program(*_copy_parts(copy, pool, width), beside=shard_bytes(params)),
+        edit.program(*_edit_parts(edit, pool), beside=shard_bytes(params)),
     )
-    title = f"decode in {dtype}: {_sizes(model)}, {_devices(topology, layout.mesh)}"
+    title = (
+        f"decode in {dtype}: {_sizes(model)}, {_devices(topology, layout.mesh)}, {rows} sequences "
+        f"of {context:,} tokens, {sizes.pages:,} pages of {page} tokens for each of {shards} shards"
+    )
     return Report(title, chip_of(topology), chips, programs)
 
 
@@ -378,16 +381,6 @@ def _lengths_of_rows(lengths: Sequence[int], rows: int, context: int) -> list[in
                 "choose other lengths, or a larger context",
             )
     return list(itertools.islice(itertools.cycle(lengths or [context]), rows))
-
-
-def _abstract_prompts(shards: int, lanes: int, prompt: int) -> list[jax.ShapeDtypeStruct]:
-    """Tokens, lengths and hashes of the prompts of a prefill.
-
-    What the engine makes on the host is not laid out: the compiler may choose.
-    """
-    per_prompt = (shards, lanes)
-    types = (((*per_prompt, prompt), "i4"), (per_prompt, "i4"), (per_prompt, "u4"))
-    return [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in types]
 
 
 def _weight_bytes(params: dict[str, Any]) -> int:
@@ -462,15 +455,17 @@ def _range(lengths: Sequence[int]) -> str:
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
-def _copy_parts(compiled: _Compiled, pool: DecodeState, width: int) -> tuple[Part, Part]:
-    """Of one row copied, and of what comes on top."""
+def _edit_parts(compiled: _Compiled, pool: DecodeState) -> tuple[Part, Part]:
+    """Of a page of one layer and the small state of a sequence copied, and of what comes on top."""
+    small = dataclasses.replace(pool, cache=None)
+    slot = shard_bytes(small) // pool.length.shape[1]
     copied = Part(
-        name="one row copied in every shard",
+        name="a page of one layer and a slot copied in every shard",
         costs=compiled.costs(per_step=True, cache=_cache_shape(pool)),
         useful_flops=0,
         expected_flops=0,
-        expected_bytes=2 * (shard_bytes(pool) // (width + 1)),
-        expected="a row read and written",
+        expected_bytes=2 * (_page_bytes(pool) + slot),
+        expected="both read and written",
     )
     besides = Part(
         name="besides",
@@ -489,16 +484,21 @@ def _page(pool: DecodeState) -> tuple[int, int]:
     return stack.page, stack.kv.dtype.itemsize
 
 
+def _page_bytes(pool: DecodeState) -> int:
+    """Of a page of one layer, on one chip."""
+    stack = next(stack for stack in pool.cache.stacks.values() if isinstance(stack, PagedCache))
+    return shard_bytes(stack.kv) // stack.kv.shape[1]
+
+
 def _cache_shape(pool: DecodeState) -> CacheShape:
-    """What tells the pages of one chip from other arrays, if they hold at least one layer of all
-    rows but the scratch row."""
+    """What tells the pages of one chip from other arrays, if they are those of at least one
+    layer."""
     stacks = [stack for stack in pool.cache.stacks.values() if isinstance(stack, PagedCache)]
     # [1, L * P, K, page, 2 D]: stacks of mixed layer types differ in L
     shapes = [(stack.kv.sharding.shard_shape(stack.kv.shape), stack.layers) for stack in stacks]
     layer = max(math.prod(shape) // layers for shape, layers in shapes)
-    rows = pool.length.shape[1]
     _, _, _, slots, width = shapes[0][0]
-    return CacheShape(slots, width, layer * (rows - 1) // rows)
+    return CacheShape(slots, width, layer)
 
 
 def _sizes(model: ModelConfig) -> str:

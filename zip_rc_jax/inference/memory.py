@@ -245,9 +245,19 @@ class PoolMemory:
     It knows the engine's arrays, and not the engine.
     """
 
-    def __init__(self, settings: DecodeSpec, held: Any, config: DecodeConfig, max_positions: int):
-        """Args: `held` are all parameters, those of the caller too: most arrays are the same."""
-        self.settings, self.held, self.config = settings, held, config
+    def __init__(
+        self,
+        settings: DecodeSpec,
+        held: Any,
+        config: DecodeConfig,
+        max_positions: int,
+        limit: int | None = None,
+    ):
+        """Args:
+        held: all parameters, those of the caller too: most arrays are the same.
+        limit: bytes of a device; None asks it.
+        """
+        self.settings, self.held, self.config, self.limit = settings, held, config, limit
         self.max_positions = max_positions
         self.shards = settings.network.layout.mesh.shape["data"]
         self.rows = config.seqs_per_shard(self.shards)
@@ -346,6 +356,8 @@ class PoolMemory:
         return two - one
 
     def _limit(self) -> int:
+        if self.limit is not None:
+            return self.limit
         devices = self.settings.network.layout.mesh.devices
         return device_limit(devices.flat[0], devices.size)
 

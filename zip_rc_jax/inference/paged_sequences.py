@@ -115,7 +115,9 @@ class PagedSequences:
         self.pool.advance(sequence.table, tokens)
         sequence.due = 0
 
-    def gather_first(self, running: Sequence[PagedSequence], width: int, scratch: int) -> list[Copy]:
+    def gather_first(
+        self, running: Sequence[PagedSequence], width: int, scratch: int
+    ) -> list[Copy]:
         """Where a page is a whole sequence: moves the pages of `running` below `width`.
 
         Each takes the place of a free page if there is one, else of one that is not stepped now.

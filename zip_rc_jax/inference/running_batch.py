@@ -21,10 +21,9 @@ from zip_rc_jax.inference.page_table import Copy, Edits
 from zip_rc_jax.inference.pages import PageAllocator
 from zip_rc_jax.inference.paging import Pager
 from zip_rc_jax.inference.requests import WORTH_SHARING, TokenizedRequest
-from zip_rc_jax.inference.state import DecodeSpec, PoolSizes, bucket, fine_bucket
+from zip_rc_jax.inference.state import EDITS, DecodeSpec, PoolSizes, bucket, fine_bucket
 
 RECENT = 64
-EDITS = 256  # least number of copies that a program is compiled for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +143,7 @@ class RunningBatch:
         if start.any():
             steps = bucket(int((length - start).max()), padded, least=16)
         prompts = state.PrefillInputs(slot, table, tokens, start, length)
-        self.pool, joints, fault = state.prefill(
-            self.settings, params, self.pool, prompts, steps
-        )
+        self.pool, joints, fault = state.prefill(self.settings, params, self.pool, prompts, steps)
         joints, fault = np.asarray(joints), np.asarray(fault)
         for a in admitted:
             pager = self.pagers[a.shard]
@@ -249,7 +246,9 @@ class RunningBatch:
 
     def _write_in(self, edits: Sequence[Edits]) -> None:
         pages = self._numbers([[page for _, page in e.writes] for e in edits], self.sizes.pages)
-        slots = self._numbers([[slot for _, slot in e.slot_writes] for e in edits], self.sizes.slots)
+        slots = self._numbers(
+            [[slot for _, slot in e.slot_writes] for e in edits], self.sizes.slots
+        )
         page_like, slot_like = jax.eval_shape(
             lambda pool: state.read_out(self.settings, pool, pages, slots), self.pool
         )

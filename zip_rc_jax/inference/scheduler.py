@@ -113,9 +113,7 @@ def next_batch(
     return batch, refused
 
 
-def _continues(
-    request: TokenizedRequest, batch: list[Admitted], running: RunningBatch
-) -> bool:
+def _continues(request: TokenizedRequest, batch: list[Admitted], running: RunningBatch) -> bool:
     """Whether a prompt can take over more from one of this batch than from those before."""
     shard = running.next_shard()
     beside = [a.job.ids for a in batch if a.shard == shard] if running.share else []
@@ -148,9 +146,7 @@ def next_to_step(
     return (some, narrower) if chosen >= MOST * total else (planned, width)
 
 
-def _oldest(
-    planned: list[PagedSequence], hurried: set[int], most: int
-) -> list[PagedSequence]:
+def _oldest(planned: list[PagedSequence], hurried: set[int], most: int) -> list[PagedSequence]:
     """The sequences of as many prompts as `most` lanes hold, in order."""
     by_prompt: dict[int, list[PagedSequence]] = {}
     for sequence in planned:

@@ -246,6 +246,15 @@ class PrefillInputs:
     length: Any
 
 
+def abstract_prompts(shards: int, width: int, tokens: int, pages: int) -> PrefillInputs:
+    """Shapes of `PrefillInputs`, to compile for."""
+
+    def lane(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shards, width, *shape), jnp.int32)
+
+    return PrefillInputs(lane(), lane(pages), lane(tokens), lane(), lane())
+
+
 @functools.partial(jax.jit, static_argnames=("settings", "steps"), donate_argnames=("pool",))
 def prefill(
     settings: DecodeSpec, params: Any, pool: DecodeState, prompts: PrefillInputs, steps: int
@@ -482,6 +491,16 @@ class PoolEdits:
     page_count: Any
     slots: Any
     slot_count: Any
+
+
+EDITS = 256  # least number of copies that a program is compiled for
+
+
+def abstract_edits(shards: int) -> PoolEdits:
+    """Shapes of `PoolEdits`, to compile for."""
+    pairs = jax.ShapeDtypeStruct((shards, EDITS, 2), jnp.int32)
+    count = jax.ShapeDtypeStruct((shards,), jnp.int32)
+    return PoolEdits(pairs, count, pairs, count)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "tokens"), donate_argnames=("pool",))

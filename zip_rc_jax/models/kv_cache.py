@@ -244,9 +244,7 @@ class ConvCache:
 
     inputs: jax.Array
 
-    def copy_row(
-        self, source: ConvCache, from_row: jax.Array, to_row: jax.Array
-    ) -> ConvCache:
+    def copy_row(self, source: ConvCache, from_row: jax.Array, to_row: jax.Array) -> ConvCache:
         return ConvCache(copy_row(self.inputs, source.inputs, from_row, to_row, 2))
 
     def lanes(self, rows: jax.Array) -> ConvCache:
@@ -445,9 +443,7 @@ class Cache:
     def copy_slot(self, source: jax.Array, target: jax.Array) -> Cache:
         """What is kept of a sequence besides its pages, in place; arrays of one shard."""
         stacks = {
-            name: stack.copy_row(stack, source, target)
-            if isinstance(stack, ConvCache)
-            else stack
+            name: stack.copy_row(stack, source, target) if isinstance(stack, ConvCache) else stack
             for name, stack in self.stacks.items()
         }
         return Cache(stacks, self.table)
