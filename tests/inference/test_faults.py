@@ -698,7 +698,7 @@ def test_a_list_with_junk_is_refused_before_anything_is_decoded_and_by_its_numbe
     junk, monkeypatch
 ):
     decoder = engine(PRICED)
-    monkeypatch.setattr(type(decoder), "_admit", None)
+    monkeypatch.setattr(type(decoder), "_prefill", None)
     with pytest.raises(UsageError, match="prompt 1") as refusal:
         next(decoder.run(["x", junk, "y"]))
     assert len(str(refusal.value)) < 1000

@@ -182,9 +182,9 @@ class Engine:
         """Decodes all prompts; yields an event per decision and a result per prompt, as they come.
 
         Any iterable will do. An iterator is read one prompt at a time, when there is room for it.
-        So memory depends on `max_num_seqs` and not on the number of prompts. While the iterator blocks,
-        nothing is decoded. What it raises is raised when the prompts in flight have ended. Closing
-        the generator frees everything.
+        So memory depends on `max_num_seqs` and not on the number of prompts. While the iterator
+        blocks, nothing is decoded. What it raises is raised when the prompts in flight have ended.
+        Closing the generator frees everything.
 
         Args:
           stream: False yields results only, and spares the text of every prefix at every decision.

@@ -202,7 +202,8 @@ class RunningBatch:
         ]
 
     def arrange(self, running: Sequence[Sequence[PagedSequence]], width: int) -> list[list[int]]:
-        """The lane of every sequence in its shard, below `width`, once the edits are carried out."""
+        """The lane of every sequence in its shard, below `width`, once the edits are carried
+        out."""
         if not self.whole:
             return [list(range(len(part))) for part in running]
         for s, (pager, part) in enumerate(zip(self.pagers, running, strict=True)):
