@@ -1099,7 +1099,7 @@ def test_decoding_qwen3_reads_what_it_must_and_moves_no_cache(topology, rows):
     lengths = [300, 8192, 2500, 1024]
     report = programs.compile_decode(config, topology, rows=rows, context=8192, lengths=lengths)
     assert report.fits, report_table(report)
-    prefill, advance, edit = report.programs
+    _, advance, edit = report.programs
     step, interval = advance.parts
     moved, besides = edit.parts
     assert step.costs
