@@ -210,7 +210,7 @@ def test_searches_are_explained_as_they_were_decoded_wrong_ones_first(lm, tmp_pa
     bench = explaining(tmp_path, 2)
     found = bench.decode(lm, ADAPTIVE, "search")
     right = [[float(i != 1)] * len(r.prefixes) for i, r in enumerate(found.results)]
-    told = introspected(bench, lm, ADAPTIVE, Decoded(found.results, right, found.seconds))
+    told = introspected(bench, lm, ADAPTIVE, Decoded(found.results, right, found.seconds), "search")
     assert next(iter(told)) == 1
     assert len(told) == 2
     for i, record in told.items():
@@ -223,7 +223,19 @@ def test_searches_are_explained_as_they_were_decoded_wrong_ones_first(lm, tmp_pa
         assert kept == lengths
     # Equal problems have samples of their own, also when only one of them is decoded again.
     only = explaining(tmp_path, 3)
-    assert introspected(only, lm, ADAPTIVE, found).keys() == {0, 1, 2}
+    assert introspected(only, lm, ADAPTIVE, found, "search").keys() == {0, 1, 2}
+
+
+def test_searches_that_were_explained_before_are_not_decoded_again(lm, tmp_path, monkeypatch):
+    bench = explaining(tmp_path, 3)
+    found = bench.decode(lm, ADAPTIVE, "search")
+    told = introspected(bench, lm, ADAPTIVE, found, "search")
+    monkeypatch.setattr(introspection, "Engine", None)
+    again = explaining(tmp_path, 3)
+    found = again.decode(lm, ADAPTIVE, "search")
+    assert introspected(again, lm, ADAPTIVE, found, "search") == told
+    with pytest.raises(TypeError):
+        introspected(explaining(tmp_path, 2), lm, ADAPTIVE, found, "search")
 
 
 def test_a_search_that_comes_out_otherwise_is_not_explained(lm, tmp_path):
@@ -231,14 +243,14 @@ def test_a_search_that_comes_out_otherwise_is_not_explained(lm, tmp_path):
     found = bench.decode(lm, ADAPTIVE, "search")
     other = dataclasses.replace(found.results[1], trace=found.results[1].trace[:-1])
     results = [found.results[0], other, found.results[2]]
-    told = introspected(bench, lm, ADAPTIVE, dataclasses.replace(found, results=results))
+    told = introspected(bench, lm, ADAPTIVE, dataclasses.replace(found, results=results), "search")
     assert told.keys() == {0, 2}
 
 
 def test_none_is_explained_where_none_is_asked_for_or_all_are_too_long(lm, tmp_path, monkeypatch):
     found = explaining(tmp_path, 0).decode(lm, ADAPTIVE, "search")
-    assert introspected(explaining(tmp_path, 0), lm, ADAPTIVE, found) == {}
+    assert introspected(explaining(tmp_path, 0), lm, ADAPTIVE, found, "search") == {}
     monkeypatch.setattr(introspection, "MOST_TOKENS", 3)
-    assert introspected(explaining(tmp_path, 3), lm, ADAPTIVE, found) == {}
+    assert introspected(explaining(tmp_path, 3), lm, ADAPTIVE, found, "search") == {}
     with pytest.raises(UsageError, match="evaluate.introspect=-1"):
         EvaluateConfig(introspect=-1)

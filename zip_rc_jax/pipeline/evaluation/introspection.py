@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from zip_rc_jax.config import DecodeConfig
@@ -12,25 +11,58 @@ from zip_rc_jax.explorer.record import introspections
 from zip_rc_jax.inference.engine import Engine, ResultEvent
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.inference.requests import TokenizedRequest
+from zip_rc_jax.models.io.digests import json_digest
 from zip_rc_jax.models.language_model import LanguageModel
 from zip_rc_jax.pipeline.evaluation.pool import online_run
-from zip_rc_jax.pipeline.evaluation.runner import Decoded, EvaluationRunner
+from zip_rc_jax.pipeline.evaluation.runner import (
+    Decoded,
+    EvaluationRunner,
+    read_stored,
+    stored_path,
+)
 from zip_rc_jax.pipeline.seeds import try_seed, with_own_samples
+from zip_rc_jax.runtime.storage import plain, with_digest, write_json
+from zip_rc_jax.runtime.working_copy import publish
 
 MOST_TOKENS = 65536  # of all prefixes: about 110 bytes each in a file
 
 
 def introspected(
-    bench: EvaluationRunner, lm: LanguageModel, decode: DecodeConfig, decoded: Decoded
+    bench: EvaluationRunner, lm: LanguageModel, decode: DecodeConfig, decoded: Decoded, title: str
 ) -> dict[int, dict[str, Any]]:
     """Of up to `evaluate.introspect` problems what `zip-rc decode --introspect` records, by number.
 
-    The same seeds give the same search again. On an accelerator another batch may round otherwise;
-    a search that comes out differently is left out, for it is not the one that was graded.
+    Reads what an earlier call recorded of the same searches.
+
+    Args:
+      title: of the decode; names the file.
     """
     chosen = _chosen(bench, decode, decoded)
     if not chosen:
         return {}
+    searches = json_digest([_told(decoded.results[i]) for i in chosen])
+    key = plain({"decode": decoded.key, "problems": chosen, "searches": searches})
+    path = stored_path(bench.partial, f"{title} introspection")
+    stored = read_stored(path)
+    if stored.get("key") != key:
+        told = _recorded(bench, lm, decode, decoded, chosen)
+        stored = plain({"key": key, "told": [[i, one] for i, one in told.items()]})
+        publish(write_json(path, with_digest(stored)))
+    return dict(stored["told"])
+
+
+def _recorded(
+    bench: EvaluationRunner,
+    lm: LanguageModel,
+    decode: DecodeConfig,
+    decoded: Decoded,
+    chosen: list[int],
+) -> dict[int, dict[str, Any]]:
+    """The same seeds give the same searches again.
+
+    On an accelerator another batch may round otherwise. A search that comes out differently is left
+    out, for it is not the one that was graded.
+    """
     seed = try_seed(bench.config, bench.number)
     engine = Engine(lm, decode, seed)
     requests = with_own_samples(prompt_texts(bench.problems, bench.config, lm.tokenizer), seed)
@@ -44,7 +76,7 @@ def introspected(
         for event in engine.decode(jobs, stream=False)
         if isinstance(event, ResultEvent)
     }
-    same = [i for i in chosen if i in again and _is_same(again[i], decoded.results[i])]
+    same = [i for i in chosen if i in again and _told(again[i]) == _told(decoded.results[i])]
     told = introspections(lm, [again[i] for i in same], decode)
     return dict(zip(same, told, strict=True))
 
@@ -66,9 +98,7 @@ def _chosen(bench: EvaluationRunner, decode: DecodeConfig, decoded: Decoded) -> 
     return chosen
 
 
-def _is_same(one: Result, other: Result) -> bool:
-    def told(result: Result) -> Sequence[Any]:
-        tokens = [prefix.token_ids for prefix in result.prefixes]
-        return tokens, [decision.multiplicity for decision in result.trace]
-
-    return told(one) == told(other)
+def _told(result: Result) -> tuple[Any, Any]:
+    """What tells a search from another: its tokens and its decisions."""
+    tokens = [prefix.token_ids for prefix in result.prefixes]
+    return tokens, [decision.multiplicity for decision in result.trace]

@@ -34,12 +34,17 @@ from zip_rc_jax.runtime.working_copy import publish
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """One strategy on all problems: its results and the grades of every prefix (`grades[p][k]` in
-    {0, 1})."""
+    """One strategy on all problems.
+
+    Attributes:
+      grades: `grades[p][k]` in {0, 1}, of every prefix.
+      key: all that the results depend on; {} where nobody asks.
+    """
 
     results: list[Result]
     grades: list[list[float]]
     seconds: float
+    key: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class EvaluationRunner:
@@ -127,7 +132,7 @@ class EvaluationRunner:
             ]
             for r, of_prompt in zip(results, stored["grades"], strict=True)
         ]
-        return Decoded(results, grades, stored["seconds"])
+        return Decoded(results, grades, stored["seconds"], key)
 
 
 def stored_path(partial: pathlib.Path, title: str) -> pathlib.Path:

@@ -196,7 +196,7 @@ def decode(benchmark: Benchmark, models: Models, grader: Grader) -> Decodes:
             if traced is None and _is_headline(setting, config):
                 traced = most_eventful(decoded, found.problems)
             if number == 0 and _is_headline(setting, config):
-                told = introspected(bench, models.lm, setting, decoded)
+                told = introspected(bench, models.lm, setting, decoded, name)
                 searches += [
                     ExploredSearch(name, i * benchmark.tries, result, told.get(i))
                     for i, result in enumerate(decoded.results)
