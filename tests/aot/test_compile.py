@@ -1087,17 +1087,26 @@ def test_a_shipped_config_fits_and_spends_what_it_must_as_the_command_prints_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topology", "rows"), [("v5e:2x4", 192), ("v5p:2x2x2", 1024)])
-def test_decoding_qwen3_reads_what_it_must_and_moves_no_cache(topology, rows):
-    """Sequences of 300 to 8,192 tokens in bfloat16, over `data`, on a pool that fills the chips:
-    each is read only as far as it is long."""
+@pytest.mark.parametrize(
+    ("topology", "mesh", "rows"),
+    [
+        ("v5e:2x4", "data=8", 64),
+        ("v5e:2x4", "data=2,tensor=4", 64),
+        ("v5p:2x2x2", "data=8", 256),
+    ],
+)
+def test_decoding_qwen3_reads_what_it_must_and_moves_no_cache(topology, mesh, rows):
+    """Sequences of up to 32,768 tokens in bfloat16 on a pool that fills the chips: each is read
+    only as far as it is long."""
     pytest.importorskip("libtpu")
     config = with_model(
         load_config(str(ROOT / "configs" / "qwen3_1.7b.yaml"), []),
         str(ROOT / "configs" / "qwen3_1.7b.yaml"),
     )
-    lengths = [300, 8192, 2500, 1024]
-    report = programs.compile_decode(config, topology, rows=rows, context=8192, lengths=lengths)
+    lengths, context = [500, 30_000, 3000, 8000], 32_768
+    report = programs.compile_decode(
+        config, topology, mesh, rows=rows, context=context, lengths=lengths
+    )
     assert report.fits, report_table(report)
     _, advance, edit = report.programs
     step, interval = advance.parts
@@ -1113,7 +1122,7 @@ def test_decoding_qwen3_reads_what_it_must_and_moves_no_cache(topology, rows):
     assert step.found_flops == pytest.approx(step.expected_flops, rel=0.05)
     for costs in (step.costs, interval.costs, moved.costs, besides.costs):
         assert not costs.cache_moves
-        assert not costs.collectives
+        assert not costs.collectives or "tensor" in mesh
     assert moved.costs.bytes + besides.costs.bytes <= 1.25 * moved.expected_bytes, (
         "what is copied is read and written once"
     )
@@ -1122,7 +1131,7 @@ def test_decoding_qwen3_reads_what_it_must_and_moves_no_cache(topology, rows):
         assert program.memory
         assert program.memory.aliased > 0.9 * program.memory.outputs, "in place"
         assert program.memory.temporaries < pool / 4, "there is no second pool"
-    assert pool + edit.beside > 0.75 * report.chip.hbm, "the pages take what is left"
+    assert pool + edit.beside > 0.8 * report.chip.hbm, "the pages take what is left"
 
 
 @pytest.mark.parametrize(

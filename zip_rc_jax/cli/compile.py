@@ -83,7 +83,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="settings to override, e.g. decode.window=256",
     )
     _add_target(decode, "v5e:2x4", "data=4,tensor=2; default all chips on data")
-    decode.add_argument("--rows", type=int, help="sequences of the pool (default decode.max_num_seqs)")
+    decode.add_argument(
+        "--rows", type=int, help="sequences of the pool (default decode.max_num_seqs)"
+    )
     decode.add_argument(
         "--context", type=int, default=8192, help="tokens per row, prompt and answer (default 8192)"
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from zip_rc_jax.config import ModelConfig
 from zip_rc_jax.models.attention import gpu, tpu
+from zip_rc_jax.models.attention.cached import page_kernel
 from zip_rc_jax.models.kv_cache import Cache
 from zip_rc_jax.models.transformer import forward_cached, logits
 from zip_rc_jax.runtime.sharding import Layout
@@ -139,9 +140,12 @@ class TransformerNetwork:
             c.n_kv_heads * c.head_dim // ways,
             c.d_ff // ways,
         )
-        scores = 2 * 4 * rows * (c.n_heads // ways) * tokens * slots
+        size = jnp.dtype(self.dtype).itemsize
         activations = 4 * rows * tokens * (4 * c.d_model + 2 * hidden + 2 * heads)
-        # One layer is worked on at a time: its cache and its weights may be copied.
-        cache = 2 * 2 * jnp.dtype(self.dtype).itemsize * rows * slots * kv
+        # One layer is worked on at a time: its weights may be copied, and its cache.
         weights = 4 * c.d_model * (3 * hidden + 2 * heads + 2 * kv)
-        return scores + activations + cache + weights
+        if tokens == 1 and self.page and page_kernel(c, self.layout, self.kernel):
+            # A kernel reads a page at a time. XLA lays these weights out anew once an interval.
+            return activations + weights + size * c.n_layers * c.d_model * (heads + 2 * kv)
+        scores = 2 * 4 * rows * (c.n_heads // ways) * tokens * slots
+        return activations + weights + scores + 2 * 2 * size * rows * slots * kv

@@ -36,6 +36,13 @@ def attention_scale(config: ModelConfig) -> float:
     return config.attention_scale or config.head_dim**-0.5
 
 
+def page_kernel(config: ModelConfig, layout: Layout, kernel: str) -> str:
+    """The kernel that reads pages for one token per row; "" where XLA gathers them."""
+    chosen = layout.platform if kernel == "auto" else kernel
+    has_kernel = chosen == "tpu" or (chosen == "gpu" and gpu.takes(config.head_dim))
+    return chosen if has_kernel else ""
+
+
 def cached_attention(
     config: ModelConfig,
     layout: Layout,
@@ -72,9 +79,8 @@ def cached_attention(
     if not cache.page:
         return _gathered_pages(config, positions, live, table, width)
     table = table[:, : pages_of(width, cache.page)]
-    chosen = layout.platform if kernel == "auto" else kernel
-    has_kernel = chosen == "tpu" or (chosen == "gpu" and gpu.takes(config.head_dim))
-    if steps > 1 or not has_kernel:
+    chosen = page_kernel(config, layout, kernel)
+    if steps > 1 or not chosen:
         return _gathered_pages(config, positions, live, table, table.shape[1] * cache.page)
     # What a kernel needs besides queries, cache and layer.
     length = jnp.where(live, positions[:, 0] + 1, 0)
