@@ -30,6 +30,7 @@ from zip_rc_jax import (
 from zip_rc_jax.inference import state
 from zip_rc_jax.inference.engine import ENGINE_OPTIONS, Engine
 from zip_rc_jax.inference.memory import shard_bytes
+from zip_rc_jax.inference.running_batch import RunningBatch
 from zip_rc_jax.inference.sharing import OwnSession, SharedEngine
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 from zip_rc_jax.search.policies import fixed
@@ -118,9 +119,9 @@ def test_an_abandoned_call_gives_its_slots_to_the_next():
 
 
 def test_what_waits_for_an_abandoned_call_is_never_decoded(monkeypatch):
-    admitted, prefill = [], Engine._prefill
+    admitted, prefill = [], RunningBatch.prefill
     monkeypatch.setattr(
-        Engine, "_prefill", lambda self, *a: (admitted.extend(a[-1]), prefill(self, *a))[1]
+        RunningBatch, "prefill", lambda self, *a: (admitted.extend(a[-1]), prefill(self, *a))[1]
     )
     engine = shared(dataclasses.replace(PRICED, max_num_seqs=PRICED.n))
     first, second = enter(engine, [PROMPTS[3]]), enter(engine, PROMPTS[:3])

@@ -37,6 +37,7 @@ from zip_rc_jax.inference.api import resolve
 from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
 from zip_rc_jax.inference.outputs import Result
 from zip_rc_jax.inference.requests import Request
+from zip_rc_jax.inference.running_batch import RunningBatch
 from zip_rc_jax.models.io import chat
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.runtime.errors import UsageError
@@ -698,7 +699,7 @@ def test_a_list_with_junk_is_refused_before_anything_is_decoded_and_by_its_numbe
     junk, monkeypatch
 ):
     decoder = engine(PRICED)
-    monkeypatch.setattr(type(decoder), "_prefill", None)
+    monkeypatch.setattr(RunningBatch, "prefill", None)
     with pytest.raises(UsageError, match="prompt 1") as refusal:
         next(decoder.run(["x", junk, "y"]))
     assert len(str(refusal.value)) < 1000

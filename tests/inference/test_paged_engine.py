@@ -25,7 +25,7 @@ def results(lm, page, kernel="plain", pages=None):
     memory = engine._memory
     memory.settings = engine.settings
     if pages is not None:
-        sizes, host_pages = memory.sizes(64, 16, True)
+        sizes, host_pages = memory.sizes(64, True)
         sizes = dataclasses.replace(sizes, pages=pages)
         memory.sizes = lambda *_: (sizes, host_pages)
     events = engine.run(PROMPTS)

@@ -16,14 +16,14 @@ from harness.company import CONFIGS, PROMPTS, alone, on_mesh, same
 from harness.engines import CONFIG, FORKING, FORKS, MIXED, PRICED, REAL, REAL_PROMPTS
 from harness.scripted import Plan, Script, ScriptedNetwork
 from harness.tiny import TINY_MODEL, tiny_lm
-from zip_rc_jax.inference import scheduler as schedule_module
+from zip_rc_jax.inference import prefill as prefill_module
 from zip_rc_jax.inference import state
 from zip_rc_jax.inference.engine import Engine, ResultEvent, StepEvent
-from zip_rc_jax.inference.memory import largest_prefills
 from zip_rc_jax.inference.page_policy import PagedSequence
 from zip_rc_jax.inference.page_table import PageTable
+from zip_rc_jax.inference.prefill import PAIRS, chunk_tokens, largest_prefills, together
 from zip_rc_jax.inference.requests import WORTH_SHARING, Request, shared_prefix
-from zip_rc_jax.inference.scheduler import WIDE, Queue, next_to_step, together
+from zip_rc_jax.inference.scheduler import WIDE, Queue, next_to_step
 from zip_rc_jax.inference.state import bucket
 from zip_rc_jax.runtime.sharding import DECODE_RULES, Layout, make_mesh
 
@@ -109,7 +109,7 @@ def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
     whole, _ = decoded(MIXED, config, prompts)
     assert shapes[0] == (4, 32)
     shapes.clear()
-    monkeypatch.setattr(schedule_module, "PREFILL_TOKENS", 64)
+    monkeypatch.setattr(prefill_module, "TOKENS", 64)
     parts, _ = decoded(MIXED, config, prompts)
     assert shapes
     assert all(count * tokens <= 64 for count, tokens in shapes)
@@ -125,9 +125,77 @@ def test_long_prompts_are_prefilled_in_parts_and_decoded_alike(monkeypatch):
 def test_no_prefill_is_larger_than_those_that_the_memory_is_checked_for(most, longest, tokens):
     tokens = min(tokens, longest)
     lanes = bucket(together(most, tokens), least=1)
+    assert lanes * chunk_tokens(tokens) * tokens <= 2 * PAIRS
     assert any(
-        lanes <= count and tokens <= padded for count, padded in largest_prefills(most, longest)
+        lanes <= count and tokens <= padded and chunk_tokens(tokens) <= chunk_tokens(padded)
+        for count, padded in largest_prefills(most, longest)
     )
+
+
+def calls_of(monkeypatch):
+    """Names of the programs that run from now on, with the tokens that a prefill computes."""
+    calls, prefill, advance = [], state.prefill, state.advance
+
+    def prefilled(settings, params, pool, prompts, steps):
+        calls.append(("prefill", steps))
+        return prefill(settings, params, pool, prompts, steps)
+
+    def advanced(*arguments):
+        calls.append(("advance", 0))
+        return advance(*arguments)
+
+    monkeypatch.setattr(state, "prefill", prefilled)
+    monkeypatch.setattr(state, "advance", advanced)
+    return calls
+
+
+def test_a_long_prompt_is_computed_in_chunks_between_the_intervals_of_the_others(monkeypatch):
+    prompts = ["x", " ".join("y" * 30), "x y z", " ".join("z" * 29)]
+    whole, _ = decoded(MIXED, CONFIG, prompts)
+    monkeypatch.setattr(prefill_module, "PAIRS", 256)
+    assert [chunk_tokens(padded) for padded in (16, 24, 32, 300)] == [16, 8, 8, 1]
+    calls = calls_of(monkeypatch)
+    parts, _ = decoded(MIXED, CONFIG, prompts)
+    for a, b in zip(whole, parts, strict=True):
+        same(a, b)
+    chunks = [steps for name, steps in calls if name == "prefill"]
+    assert chunks.count(8) == 8, "two prompts of four chunks each"
+    first = calls.index(("advance", 0))
+    after = [name for name, _ in calls[first:]]
+    assert ("prefill", "prefill") not in itertools.pairwise(after), "an interval between any two"
+
+
+@pytest.mark.parametrize("layers", [("attention",) * 2, ("conv", "attention")])
+def test_chunks_of_a_transformer_give_the_tokens_of_the_whole_prompt(monkeypatch, layers):
+    kernel = 3 if "conv" in layers else 0
+    model = dataclasses.replace(TINY_MODEL, n_layers=2, layer_types=layers, conv_kernel=kernel)
+    lm = tiny_lm(dataclasses.replace(model, max_positions=128))
+
+    prompts, config = ALIKE[-3:], dataclasses.replace(REAL, n=2, max_tokens=8)
+
+    def results():
+        events = Engine(lm, config, 0).run(prompts)
+        found = {e.prompt_index: e.result for e in events if isinstance(e, ResultEvent)}
+        return [found[i] for i in range(len(prompts))]
+
+    whole = results()
+    monkeypatch.setattr(prefill_module, "PAIRS", 256)
+    for a, b in zip(whole, results(), strict=True):
+        same(a, b)
+
+
+def test_who_goes_away_while_the_prompt_is_computed_gives_everything_back(monkeypatch):
+    monkeypatch.setattr(prefill_module, "PAIRS", 32)
+    engine = Engine(MIXED.lm(), CONFIG, 0, ScriptedNetwork())
+    queue = Queue(engine.processor.tokenize([" ".join("y" * 30), "x"]))
+    abandoned, batches, new_batch = [set(), set(), {0}], [], engine._new_batch
+    queue.abandoned = lambda: abandoned.pop(0) if abandoned else set()
+    monkeypatch.setattr(engine, "_new_batch", lambda q: batches.append(new_batch(q)) or batches[-1])
+    events = list(engine.decode(queue, stream=False))
+    assert [e.prompt_index for e in events] == [1]
+    (batch,) = batches
+    assert not batch.slots_in_use
+    assert not batch.incomplete
 
 
 def test_a_copy_is_as_long_as_what_moves_and_not_as_the_longest_prompt(monkeypatch):

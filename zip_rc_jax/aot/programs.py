@@ -321,7 +321,7 @@ def compile_decode(
     params = abstract_decode_params(layout, model, dtype)
     decode = dataclasses.replace(decode, max_num_seqs=rows, n=min(decode.n, width))
     memory = PoolMemory(settings, params, decode, context, chip_of(topology).hbm)
-    sizes, _ = memory.sizes(context, prompt, listed=True)
+    sizes, _ = memory.sizes(context, listed=True)
     pool = abstract_pool(settings, sizes)
     lanes = decode_state.bucket(1, width)
     page = settings.network.page

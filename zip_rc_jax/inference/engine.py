@@ -26,6 +26,7 @@ from zip_rc_jax.inference.intervals import JointObserver, take_over
 from zip_rc_jax.inference.memory import PoolMemory
 from zip_rc_jax.inference.network import Network
 from zip_rc_jax.inference.outputs import Decision, Result
+from zip_rc_jax.inference.page_policy import PagedSequence
 from zip_rc_jax.inference.prepared import check_head, prepared
 from zip_rc_jax.inference.requests import (
     Prompt,
@@ -34,7 +35,7 @@ from zip_rc_jax.inference.requests import (
     RequestProcessor,
     TokenizedRequest,
 )
-from zip_rc_jax.inference.running_batch import Admitted, RunningBatch
+from zip_rc_jax.inference.running_batch import Prefilled, RunningBatch
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.scheduler import Queue, next_batch, next_to_step
 from zip_rc_jax.inference.state import DecodeSpec, Stepped, bucket, fine_bucket
@@ -205,14 +206,15 @@ class Engine:
         groups = list[SearchTree]()
         running: RunningBatch | None = None
         try:
-            while groups or queue.peek() is not None:
+            while groups or (running and running.incomplete) or queue.peek() is not None:
                 # Callers that went away give back what their prompts hold.
                 if abandoned := queue.abandoned():
                     self._drop(abandoned, running, groups)
                     continue
                 # Arrays on the device: for the first prompt, and again for a longer one while none
                 # is in flight.
-                if not groups and self._has_outgrown(running, queue.peek()):
+                is_empty = not groups and not (running and running.incomplete)
+                if is_empty and self._has_outgrown(running, queue.peek()):
                     running = None  # is freed before its successor is made
                     running = self._new_batch(queue)
                 # Admit: batch after batch while there is room.
@@ -224,19 +226,20 @@ class Engine:
                     if running is None or not batch:
                         break
                     with self._launching:
-                        failed = self._prefill(running, groups, batch)
-                        events, ended = self._decide(running, groups, stream)
-                    yield from failed
-                    yield from events
+                        events = self._start(groups, running.prefill(self.params, batch))
+                        decisions, ended = self._decide(running, groups, stream)
+                    yield from [*events, *decisions]
                     yield from self._results(ended)
                 if running is None:
                     continue
-                # One interval of decode steps, then the next decisions.
+                # A chunk of a long prompt, one interval of decode steps, then the next decisions.
                 with self._launching:
-                    new = self._step(running, groups)
-                    events, ended = self._decide(running, groups, stream)
+                    planned = running.plan()
+                    events = self._start(groups, running.prefill_next(self.params, planned))
+                    new = self._step(running, groups, planned)
+                    decisions, ended = self._decide(running, groups, stream)
                 queue.stepped(running.slots_in_use, new)
-                yield from events
+                yield from [*events, *decisions]
                 yield from self._results(ended)
             running = None  # whoever keeps the error keeps this frame
             if queue.failure is not None:
@@ -257,7 +260,7 @@ class Engine:
         """Room for the next request of the queue, or for all if they are known."""
         job, longest = queue.peek(), queue.longest()
         assert isinstance(job, TokenizedRequest)
-        sizes, host_pages = self._memory.sizes(longest or job.slots, len(job.ids), longest > 0)
+        sizes, host_pages = self._memory.sizes(longest or job.slots, longest > 0)
         kinds = self.lm.config.kinds
         with self._launching:
             return RunningBatch(
@@ -267,6 +270,7 @@ class Engine:
                 # A short convolution keeps its last inputs only, not what they were in the middle
                 # of a prompt.
                 share="conv" not in kinds,
+                clock=self.clock,
                 window=self.lm.config.sliding_window if set(kinds) == {"sliding"} else 0,
             )
 
@@ -274,8 +278,10 @@ class Engine:
         self, numbers: set[int], running: RunningBatch | None, groups: list[SearchTree]
     ) -> None:
         """Ends prompts that nobody waits for any more."""
+        if running is None:
+            return
+        running.abandon(numbers)
         for group in [g for g in groups if g.job.number in numbers]:
-            assert running is not None
             self._end(running, groups, group)
 
     def _end(self, running: RunningBatch, groups: list[SearchTree], group: SearchTree) -> None:
@@ -286,24 +292,22 @@ class Engine:
 
     # Admission.
 
-    def _prefill(
-        self, running: RunningBatch, groups: list[SearchTree], batch: list[Admitted]
-    ) -> list[ResultEvent]:
-        """Computes prompts; their trees join `groups`.
+    def _start(
+        self, groups: list[SearchTree], prefilled: list[Prefilled]
+    ) -> list[StepEvent | ResultEvent]:
+        """Trees of prompts that are computed join `groups`.
 
         Returns:
           the results of prompts that the model fails on.
         """
-        now = self.clock()
-        joints, faults = running.prefill(self.params, batch)
-        failed: list[ResultEvent] = []
-        for admitted, joint, fault in zip(batch, joints, faults, strict=True):
-            job = admitted.job
-            if fault:
+        failed: list[StepEvent | ResultEvent] = []
+        for found in prefilled:
+            job, since = found.admitted.job, found.admitted.since
+            if found.fault:
                 error = "the model's logits after the prompt are not finite"
-                failed.append(ResultEvent(job.number, failure(job, error, self.clock() - now)))
+                failed.append(ResultEvent(job.number, failure(job, error, self.clock() - since)))
                 continue
-            group = SearchTree(job, now, joint, admitted.shard, admitted.root)
+            group = SearchTree(job, since, found.joint, found.admitted.shard, found.admitted.root)
             if not self.branching:
                 group.branches = [group.sample(i) for i in range(job.config.n)]
             groups.append(group)
@@ -311,8 +315,16 @@ class Engine:
 
     # Stepping.
 
-    def _step(self, running: RunningBatch, groups: list[SearchTree]) -> int:
+    def _step(
+        self,
+        running: RunningBatch,
+        groups: list[SearchTree],
+        planned: list[list[PagedSequence]],
+    ) -> int:
         """One interval of decode steps for the sequences that can run.
+
+        Args:
+          planned: what `RunningBatch.plan` says.
 
         Returns:
           tokens that it generated.
@@ -320,7 +332,8 @@ class Engine:
         # Which sequences, and in which lanes.
         of_prompt = {g.held_as: g for g in groups}
         hurried = {prompt for prompt, g in of_prompt.items() if g.job.config.time_budget}
-        chosen, width = next_to_step(running.plan(), hurried, self.rows)
+        planned = [[s for s in part if s.prompt in of_prompt] for part in planned]
+        chosen, width = next_to_step(planned, hurried, self.rows)
         placed = running.arrange(chosen, width)
         lanes = [
             Lane(s * width + at, sequence, of_prompt[sequence.prompt])

@@ -14,12 +14,11 @@ import jax
 from zip_rc_jax.config import DecodeConfig
 from zip_rc_jax.inference.page_policy import check_worst_case
 from zip_rc_jax.inference.pages import PageAllocator
+from zip_rc_jax.inference.prefill import chunk_tokens, largest_prefills
 from zip_rc_jax.inference.state import (
-    PREFILL_TOKENS,
     DecodeSpec,
     DecodeState,
     PoolSizes,
-    bucket,
     empty_pool,
     fine_bucket,
 )
@@ -98,7 +97,7 @@ def estimate(
     prefill = (
         small
         + 2 * 4 * prompts * vocab
-        + network.temporary_bytes(prompts, prompt_slots, prompt_slots)
+        + network.temporary_bytes(prompts, chunk_tokens(prompt_slots), prompt_slots)
     )
     return Estimate(shard_bytes(params), shard_bytes(pool), max(step, prefill))
 
@@ -276,27 +275,27 @@ class PoolMemory:
             self._check_rows(slots, prompt, prompt_tokens)
         self.known_to_fit.add((slots, prompt))
 
-    def sizes(self, tokens: int, prompt_tokens: int, listed: bool) -> tuple[PoolSizes, int]:
+    def sizes(self, tokens: int, listed: bool) -> tuple[PoolSizes, int]:
         """The pool for sequences of `tokens` tokens, and pages that host memory may hold for every
         shard. Results do not depend on either."""
         slots = pool_tokens(tokens, listed, self.max_positions)
-        prompt = fine_bucket(prompt_tokens, tokens, least=16)
-        sizes = self._sizes(slots, prompt)
+        sizes = self._sizes(slots)
         one = self._page_bytes(slots)
         if self.settings.network.layout.platform == "cpu":
-            left = self._limit() - self._needed(sizes, prompt).total
+            left = self._limit() - self._needed(sizes, slots).total
         else:
             left = host_limit() // 2 // self.shards
         return sizes, max(0, left // one)
 
-    def _sizes(self, slots: int, prompt: int) -> PoolSizes:
+    def _sizes(self, slots: int) -> PoolSizes:
         """Where pages are small, as many as fill `FILL` of the device, and no more than all
-        sequences can use; else one for every slot, and one for swaps."""
+        sequences can use; else one for every slot, and one for swaps. A prompt may be as long as a
+        sequence."""
         page = self.settings.network.page
         if not page:
             return PoolSizes(self.rows, slots, self.rows + 1)
         each = -(-slots // page)
-        without = self._needed(PoolSizes(self.rows, slots, 1), prompt).total
+        without = self._needed(PoolSizes(self.rows, slots, 1), slots).total
         room = (int(FILL * self._limit()) - without) // self._page_bytes(slots) + 1
         return PoolSizes(self.rows, slots, max(1, min(self.rows * each, room)))
 
@@ -319,7 +318,7 @@ class PoolMemory:
     def _check_pages(self, tokens: int, prompt_tokens: int, slots: int, prompt: int) -> None:
         """One sequence must fit the device; its prompt's others can leave for host memory."""
         page = self.settings.network.page
-        sizes = self._sizes(slots, prompt)
+        sizes = self._sizes(slots)
         needed = self._needed(sizes, prompt)
         if needed.total > self._limit():
             raise UsageError(
@@ -366,17 +365,3 @@ def pool_tokens(tokens: int, listed: bool, max_positions: int) -> int:
     """Tokens of a sequence in a pool for sequences of `tokens`: just enough for a list, which is
     known as a whole; else rounded, as more may come."""
     return -(-tokens // 32) * 32 if listed else fine_bucket(tokens, max_positions)
-
-
-def largest_prefills(most: int, longest: int) -> list[tuple[int, int]]:
-    """Upper bounds on every prefill, as (prompts, tokens of each), if `scheduler.together` lets at
-    most `most` prompts in.
-
-    Args:
-      longest: tokens that the longest prompt is padded to.
-    """
-    counts = [1 << i for i in range(bucket(most, least=1).bit_length())]
-    return [
-        (count, longest if count == 1 else min(longest, PREFILL_TOKENS // count))
-        for count in counts
-    ]

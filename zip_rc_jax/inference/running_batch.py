@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from zip_rc_jax.inference.page_policy import PagedSequence
 from zip_rc_jax.inference.page_table import Copy, Edits
 from zip_rc_jax.inference.pages import PageAllocator
 from zip_rc_jax.inference.paging import Pager
+from zip_rc_jax.inference.prefill import chunk_tokens
 from zip_rc_jax.inference.requests import WORTH_SHARING, TokenizedRequest
 from zip_rc_jax.inference.state import EDITS, DecodeSpec, PoolSizes, bucket, fine_bucket
 
@@ -28,11 +29,30 @@ RECENT = 64
 
 @dataclasses.dataclass(frozen=True)
 class Admitted:
-    """A prompt that has a root, whose tokens are not computed yet."""
+    """A prompt that has a root, whose tokens are not all computed yet.
+
+    Attributes:
+      since: when it was admitted, in seconds of the engine's clock.
+    """
 
     job: TokenizedRequest
     shard: int
     root: PagedSequence
+    since: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """A prompt that is computed.
+
+    Attributes:
+      joint: `[C]`, after its last token.
+      fault: the model failed on it, and its root has ended.
+    """
+
+    admitted: Admitted
+    joint: np.ndarray
+    fault: bool
 
 
 class RunningBatch:
@@ -51,6 +71,7 @@ class RunningBatch:
         host_pages: int | None,
         *,
         share: bool,
+        clock: Callable[[], float],
         window: int = 0,
     ):
         """Args:
@@ -59,7 +80,7 @@ class RunningBatch:
           sequence than its pages.
         window: see `PageAllocator`.
         """
-        self.settings, self.sizes, self.share = settings, sizes, share
+        self.settings, self.sizes, self.share, self.clock = settings, sizes, share, clock
         network = settings.network
         self.shards = network.layout.mesh.shape["data"]
         # A page that holds a whole sequence: lanes are in the order of pages, and the last page is
@@ -75,6 +96,7 @@ class RunningBatch:
         self._host = HostMemory()
         self._pending = [Edits() for _ in range(self.shards)]
         self._admitted = 0
+        self._incomplete: dict[int, Admitted] = {}  # by number of the prompt
         # What prompts took lately: a guess, on which only speed depends.
         self._begun = deque[int](maxlen=RECENT)
         self._lengths = deque[int](maxlen=RECENT)
@@ -101,7 +123,7 @@ class RunningBatch:
         self._admitted += 1
         root, edits = admitted
         self._pending[best].add(edits)
-        return Admitted(job, best, root)
+        return Admitted(job, best, root, self.clock())
 
     def has_room(self) -> bool:
         """Whether any prompt could be admitted."""
@@ -115,11 +137,34 @@ class RunningBatch:
         """First tokens of a prompt whose pages are there already, in `next_shard`."""
         return self.pagers[self.next_shard()].pool.known_tokens(job.ids) if self.share else 0
 
-    def prefill(self, params: Any, admitted: Sequence[Admitted]) -> tuple[np.ndarray, np.ndarray]:
-        """Computes the prompts that were admitted.
+    @property
+    def incomplete(self) -> list[Admitted]:
+        """Prompts of which chunks are missing, the oldest first."""
+        return list(self._incomplete.values())
+
+    def abandon(self, numbers: set[int]) -> None:
+        """Ends those of the incomplete prompts that have these numbers of requests."""
+        for prompt, admitted in list(self._incomplete.items()):
+            if admitted.job.number in numbers:
+                self.stop(admitted.shard, admitted.root)
+                del self._incomplete[prompt]
+
+    def prefill_next(
+        self, params: Any, planned: Sequence[Sequence[PagedSequence]]
+    ) -> list[Prefilled]:
+        """A chunk of the oldest incomplete prompt of every shard, of those in `planned`."""
+        roots = {s.prompt for part in planned for s in part if s.prompt in self._incomplete}
+        oldest: dict[int, Admitted] = {}
+        for admitted in self.incomplete:
+            if admitted.root.prompt in roots:
+                oldest.setdefault(admitted.shard, admitted)
+        return self.prefill(params, list(oldest.values())) if oldest else []
+
+    def prefill(self, params: Any, admitted: Sequence[Admitted]) -> list[Prefilled]:
+        """Computes prompts that were admitted, or a chunk of each if they are long.
 
         Returns:
-          their joints `[N, C]`, and bool `[N]`: the model failed on it, and its root has ended.
+          those that are complete now.
         """
         self.carry_out()
         # The batch as arrays. The width is tight: a padded prompt costs as much as a real one.
@@ -132,28 +177,37 @@ class RunningBatch:
         table = np.zeros((*shape, self.table_width(padded)), np.int32)
         tokens = np.zeros((*shape, padded), np.int32)
         start, length = np.zeros(shape, np.int32), np.ones(shape, np.int32)
-        lane = {}
+        lane, chunk = {}, chunk_tokens(padded)
         for s, part in enumerate(parts):
             for i, a in enumerate(part):
                 lane[a.root.prompt] = at = s, i
-                slot[at], start[at], length[at] = a.root.slot, a.root.table.length, len(a.job.ids)
-                tokens[s, i, : len(a.job.ids)] = a.job.ids
+                slot[at], start[at] = a.root.slot, a.root.table.length
+                length[at] = end = min(start[at] + chunk, len(a.job.ids))
+                tokens[s, i, :end] = a.job.ids[:end]
                 table[at] = table_row(a.root, table.shape[2])
-        steps = padded
+        steps = chunk
         if start.any():
-            steps = bucket(int((length - start).max()), padded, least=16)
+            steps = bucket(int((length - start).max()), chunk, least=16)
         prompts = state.PrefillInputs(slot, table, tokens, start, length)
         self.pool, joints, fault = state.prefill(self.settings, params, self.pool, prompts, steps)
         joints, fault = np.asarray(joints), np.asarray(fault)
+        complete = list[Prefilled]()
         for a in admitted:
-            pager = self.pagers[a.shard]
-            pager.advance(a.root, len(a.job.ids) - a.root.table.length)
-            if fault[lane[a.root.prompt]]:
+            pager, at = self.pagers[a.shard], lane[a.root.prompt]
+            pager.advance(a.root, int(length[at] - start[at]))
+            rest = len(a.job.ids) - a.root.table.length
+            if rest and not fault[at]:
+                a.root.live, a.root.due = True, min(chunk, rest)
+                self._incomplete[a.root.prompt] = a
+                continue
+            self._incomplete.pop(a.root.prompt, None)
+            a.root.live = False
+            complete.append(Prefilled(a, joints[at], bool(fault[at])))
+            if fault[at]:
                 pager.stop(a.root, self._pending[a.shard], discard=True)
             elif self.share:
                 pager.pool.publish(a.root.table, a.job.ids)
-        places = [lane[a.root.prompt] for a in admitted]
-        return np.stack([joints[at] for at in places]), np.stack([fault[at] for at in places])
+        return complete
 
     def table_width(self, tokens: int) -> int:
         """Pages of a sequence of so many tokens."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from zip_rc_jax.inference.page_policy import PagedSequence
+from zip_rc_jax.inference.prefill import together
 from zip_rc_jax.inference.requests import RejectedRequest, TokenizedRequest, shared_prefix
 from zip_rc_jax.inference.running_batch import Admitted, RunningBatch
-from zip_rc_jax.inference.state import PREFILL_TOKENS, fine_bucket
+from zip_rc_jax.inference.state import fine_bucket
 
 # A narrower program is worth it from this width on (below, a step costs much besides its rows), for
 # this share of the live rows.
@@ -61,15 +62,6 @@ class Queue:
         """Is told after every interval: slots in use, and tokens that the interval generated."""
 
 
-def together(most: int, tokens: int) -> int:
-    """How many prompts of a shard, at most `most`, are prefilled together if they are padded to
-    `tokens` tokens.
-
-    Their number is padded to a power of two, and so counted here.
-    """
-    return min(most, 1 << max(1, PREFILL_TOKENS // tokens).bit_length() - 1)
-
-
 def next_batch(
     queue: Queue, running: RunningBatch | None, most: int
 ) -> tuple[list[Admitted], list[RejectedRequest]]:
@@ -79,7 +71,8 @@ def next_batch(
     Nothing is read before there is room for a prompt, and no more than `REFUSALS` that cannot be
     decoded. Three kinds of request are left in the queue: one whose sequences may become longer
     than those of `running`, one that has to wait, and one that shares more of its beginning with a
-    request of this batch than with those before. The last one continues from what is computed now.
+    request of this batch, or one that is not computed yet, than with those before. The last one
+    continues from what is computed now.
 
     Args:
       running: None where only requests that cannot be decoded are taken.
@@ -116,7 +109,8 @@ def next_batch(
 def _continues(request: TokenizedRequest, batch: list[Admitted], running: RunningBatch) -> bool:
     """Whether a prompt can take over more from one of this batch than from those before."""
     shard = running.next_shard()
-    beside = [a.job.ids for a in batch if a.shard == shard] if running.share else []
+    incomplete = [*batch, *running.incomplete]
+    beside = [a.job.ids for a in incomplete if a.shard == shard] if running.share else []
     shared = max((shared_prefix(request.ids, ids) for ids in beside), default=0)
     return shared > 0 and shared > running.known_tokens(request)
 

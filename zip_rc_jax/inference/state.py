@@ -139,8 +139,6 @@ class DecodeState:
 
 _SMALL = ("tokens", "length", "prompt_length", "done", "logits", "ring")
 PADDING = 2**30  # position of a token that is none
-# of the prompts of a shard that are prefilled together: enough to keep a device busy
-PREFILL_TOKENS = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
