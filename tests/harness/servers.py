@@ -103,9 +103,9 @@ class Gate:
 @contextlib.contextmanager
 def gated(monkeypatch) -> Iterator[Gate]:
     """Holds all engines before their next interval. Leaving it opens the gate."""
-    gate, advance = Gate(), Engine._advance
+    gate, advance = Gate(), Engine._step
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_advance", lambda *a: (gate.wait(), advance(*a))[1])
+        patch.setattr(Engine, "_step", lambda *a: (gate.wait(), advance(*a))[1])
         try:
             yield gate
         finally:

@@ -23,8 +23,7 @@ from harness.small_tokenizers import chatml, gemma, llama
 from harness.tiny import TINY_GRID, tiny_chat_lm
 from zip_rc_jax import DecodeConfig, TokenPredictions, UsageError, decode, predict
 from zip_rc_jax.inference.engine import Engine
-from zip_rc_jax.inference.requests import prompt_hash
-from zip_rc_jax.inference.state import prefill
+from zip_rc_jax.inference.state import PoolSizes, PrefillInputs, empty_pool, prefill
 from zip_rc_jax.models.io.load import export
 from zip_rc_jax.models.io.tokenizer import Tokenizer
 from zip_rc_jax.predictions import ScoringConfig, api, forward, hidden_batches
@@ -75,10 +74,12 @@ def test_the_joint_at_a_position_is_the_decoders_own_for_a_text_that_ends_there(
     engine = Engine(lm, EVERY_STEP, 0)
     ids = lm.tokenizer.encode(TEXTS[2])
     (read,) = predict(lm, [ids])
-    tokens = np.tile(np.asarray(ids, np.int32), (1, len(ids), 1))
-    lengths = np.arange(1, len(ids) + 1, dtype=np.int32)[None]
-    hashes = np.full(lengths.shape, prompt_hash(ids), np.uint32)
-    _, joints = prefill(engine.settings, engine.params, tokens, lengths, hashes)
+    count = len(ids)
+    pool = empty_pool(engine.settings, PoolSizes(slots=count, tokens=64, pages=count))
+    lane = np.arange(count, dtype=np.int32)[None]
+    tokens = np.tile(np.asarray(ids, np.int32), (1, count, 1))
+    prompts = PrefillInputs(lane, lane[..., None], tokens, np.zeros_like(lane), lane + 1)
+    _, joints, _ = prefill(engine.settings, engine.params, pool, prompts, count)
     expected = np.asarray(joints)[0].reshape(read.joint.shape)
     np.testing.assert_allclose(read.joint, expected, atol=1e-6)
     assert np.abs(np.diff(read.joint, axis=0)).max() > 0.01, "positions differ"

@@ -106,11 +106,11 @@ def test_a_failure_of_the_engine_is_told_to_what_ran_and_the_next_is_answered(
 ):
     expected = post(server, BODY).json()["choices"][0]["text"]
     with gated(monkeypatch) as gate:
-        advance = Engine._advance
+        advance = Engine._step
         with monkeypatch.context() as patch:
             patch.setattr(
                 Engine,
-                "_advance",
+                "_step",
                 lambda *a: (advance(*a), (_ for _ in ()).throw(RuntimeError("device")))[0],
             )
             first = pool.submit(post, server, BODY)
@@ -127,7 +127,7 @@ def test_a_failure_of_the_engine_is_told_to_what_ran_and_the_next_is_answered(
 
 def test_a_failure_in_the_middle_of_a_stream_is_an_error_in_it(server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_advance", lambda *_: (_ for _ in ()).throw(RuntimeError("device")))
+        patch.setattr(Engine, "_step", lambda *_: (_ for _ in ()).throw(RuntimeError("device")))
         with pytest.raises(openai.APIError, match="the engine failed"):
             list(client(server).completions.create(**BODY, stream=True))
     assert post(server, BODY).status_code == 200
