@@ -132,6 +132,19 @@ def workers(run_dir):
     return []
 
 
+@contextlib.contextmanager
+def held(pids):
+    """Processes that stand still meanwhile, so that a fast machine leaves work for others."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 def wait_until(condition, process):
     end = time.monotonic() + SECONDS
     while not (found := condition()):
@@ -157,10 +170,13 @@ def test_workers_killed_ten_times_end_with_the_bytes_of_one_process(tmp_path, al
         with command(run_dir, "rollout.prompts=600", address=machines.address) as process:
             for number in range(10):
                 seen = wait_until(lambda: workers(run_dir), process)
-                time.sleep(draw.random() * 2)
-                os.kill(draw.choice(seen), signal.SIGKILL)
-                said = number + 1
-                wait_until(lambda n=said: process.log().count("was lost") >= n, process)
+                time.sleep(draw.random() / 2)
+                victim = draw.choice(seen)
+                with held(set(seen) - {victim}):
+                    os.kill(victim, signal.SIGKILL)
+                    said = number + 1
+                    wait_until(lambda n=said: process.log().count("was lost") >= n, process)
+                    wait_until(lambda old=seen: set(workers(run_dir)) - set(old), process)
             finish(process)
         assert "chunks are made again" in process.log()
     assert files(run_dir / "rollouts") == alone
@@ -173,10 +189,10 @@ def test_a_machine_that_is_lost_and_one_that_comes_late(tmp_path, alone):
     with cluster(nodes=0) as machines:
         first = machines.add_node(num_cpus=1)
         with command(run_dir, "rollout.prompts=600", address=machines.address) as process:
-            wait_until(lambda: workers(run_dir), process)
-            machines.add_node(num_cpus=1)
-            wait_until(lambda: len(workers(run_dir)) == 2, process)
-            machines.remove_node(first, allow_graceful=False)
+            with held(wait_until(lambda: workers(run_dir), process)):
+                machines.add_node(num_cpus=1)
+                wait_until(lambda: len(workers(run_dir)) == 2, process)
+                machines.remove_node(first, allow_graceful=False)
             wait_until(lambda: "was lost" in process.log(), process)
             finish(process)
     assert files(run_dir / "rollouts") == alone
