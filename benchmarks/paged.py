@@ -3,8 +3,8 @@
     python benchmarks/paged.py [--prompts 10000] [--mean-length 4096] [--chip v5e v5p h200] [--n 8]
                                [--forks 0] [--seed 0] [--config configs/qwen3_1.7b.yaml]
 
-The allocator and the pager are those of the package (`inference.pages`, `inference.paging`); the
-engine does not use them yet. The model and the search are scripted:
+The allocator and the pager are those of the engine (`inference.pages`, `inference.paging`).
+The model and the search are scripted:
 
 - Prompts have 300 tokens. The lengths of their samples are log-normal (sigma 0.6 between prompts,
   0.5 within one), cut at `decode.max_tokens`.

@@ -9,9 +9,9 @@ Training: operations counted by hand (`aot/analytic.py`, which the compiled prog
 `--train-share` of the chip's peak, or the HBM bytes of the compiled step (the table of
 docs/tpu.md) at its bandwidth, whichever takes longer.
 
-Decoding: weights and cache are read once a step, at `--decode-share` of the bandwidth. As many rows
-as fit (`inference/memory.py`) with 10% of the memory free. The first number reads every row as far
-as it is long on average. The second reads all its slots, as for the longest row.
+Decoding: weights and cache are read once a step, at `--decode-share` of the bandwidth, and every
+sequence as far as it is long: half a mean response on average. As many sequences as have pages for
+that in the engine's pool (`inference/memory.py`, 90% of the memory), and at most 1,024.
 
 Prompts, samples, epochs and tries are those of the configs and of the table of benchmarks.
 How long responses are is assumed (`--mean-tokens`), the same for every model: put in your own.
@@ -20,7 +20,6 @@ How long responses are is assumed (`--mean-tokens`), the same for every model: p
 from __future__ import annotations
 
 import argparse
-import bisect
 import dataclasses
 import pathlib
 import re
@@ -29,13 +28,13 @@ import jax
 import jax.numpy as jnp
 
 from zip_rc_jax.aot.analytic import train_flops
-from zip_rc_jax.aot.topology import CHIPS, GIB, MARGIN, Chip
-from zip_rc_jax.config import ModelConfig, PipelineConfig, TrainConfig
+from zip_rc_jax.aot.topology import CHIPS, GIB, Chip
+from zip_rc_jax.config import DecodeConfig, ModelConfig, PipelineConfig, TrainConfig
 from zip_rc_jax.config.benchmarks import asked_benchmarks
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import memory
-from zip_rc_jax.inference.network import TransformerNetwork
+from zip_rc_jax.inference.network import TransformerNetwork, page_size
 from zip_rc_jax.inference.sampler import Filters
 from zip_rc_jax.inference.state import DecodeSpec, PoolSizes
 from zip_rc_jax.models.paged_cache import pages_of
@@ -54,7 +53,7 @@ PLACES = (
     ("v6e:4x4", 16, CHIPS["v6e"]),
     ("8 H200", 8, H200),
 )
-TPU_ROWS = 16  # rows of a step, and chips, of the compiled training steps
+MOST_ROWS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,72 +170,71 @@ def decode_hours(
     chip: Chip,
     assumed: Assumed,
 ) -> str:
-    """Hours of `count` samples of `mean` tokens on all chips, from least to most; or why not.
+    """Hours of `count` samples of `mean` tokens on all chips; or why not.
 
     Args:
-      together: samples of a prompt, which lie on one chip.
+      together: samples of a prompt.
     """
-    slots = max_tokens + assumed.prompt_tokens
-    settings, params = decode_spec(config)
-    rows = most_rows(settings, params, slots, together, (1 - MARGIN) * chip.hbm)
-    if rows < together:
-        return f"{together} rows do not fit"
-    weights = memory.shard_bytes(params)
-    slot = cache_bytes(settings, rows)
-    result = []
-    for read in (assumed.prompt_tokens + mean / 2, slots):
-        seconds = (weights + rows * read * slot) / (assumed.decode_share * chip.bandwidth)
-        result.append(count * mean / (rows / seconds * chips) / 3600)
-    return " to ".join(f"{hours:,.1f}" for hours in result) + f" ({rows} rows)"
+    settings, params = decode_spec(config, "gpu" if chip is H200 else "tpu")
+    usual = assumed.prompt_tokens + mean // 2
+    decode = DecodeConfig(n=together, max_tokens=assumed.prompt_tokens + max_tokens)
+    rows = most_rows(settings, params, config.model, decode, usual, int(chip.hbm))
+    if not rows:
+        return "no prompt fits"
+    held, folded = memory.shard_bytes(params), memory.shard_bytes(params["table"])
+    weights = held - folded * (1 if config.model.tied else 2)
+    read = weights + rows * usual * token_bytes(settings)
+    seconds = read / (assumed.decode_share * chip.bandwidth)
+    return f"{count * mean / (rows / seconds * chips) / 3600:,.1f} ({rows})"
 
 
-def decode_spec(config: PipelineConfig) -> tuple[DecodeSpec, dict]:
+def decode_spec(config: PipelineConfig, platform: str) -> tuple[DecodeSpec, dict]:
     """What the decoder holds of the config's model on one chip, as shapes."""
     model, layout = config.model, single_device()
     grid = config.grid.grid("value")
     used = model.vocab_size - grid.n_cells
     spec = DecodeSpec(
-        TransformerNetwork(model, layout, config.dtype),
+        TransformerNetwork(model, layout, config.dtype, page=page_size(platform), kernel=platform),
         ZipHead(grid, "value", used, used),
         model.vocab_size,
         Filters.of([config.rollout.sampling]),
         1,
     )
-    shapes = {"body": param_shapes(model)}
-    if not model.tied:
-        shapes["table"] = jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)
+    table = jax.ShapeDtypeStruct((model.vocab_size, model.d_model), jnp.float32)
+    shapes = {"body": param_shapes(model), "table": table}
     where = layout.sharding(())
     return spec, jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, config.dtype, sharding=where), shapes
     )
 
 
-def most_rows(settings: DecodeSpec, params: dict, slots: int, together: int, limit: float) -> int:
-    """Rows of `slots` slots that fit one chip, a multiple of `together`; at most 256."""
-    counts = range(together, 257, together)
-    found = bisect.bisect_right(
-        counts,
-        limit,
-        key=lambda rows: (
-            memory.estimate(settings, params, pool_sizes(settings, rows, slots), 1, 256).total
-        ),
+def most_rows(
+    settings: DecodeSpec,
+    params: dict,
+    model: ModelConfig,
+    decode: DecodeConfig,
+    usual: int,
+    limit: int,
+) -> int:
+    """Sequences for which the engine's pool on one chip has pages of `usual` tokens each."""
+    page, longest = settings.network.page, decode.max_tokens
+
+    def fits(rows: int) -> bool:
+        mine = dataclasses.replace(decode, max_num_seqs=rows)
+        pool = memory.PoolMemory(settings, params, mine, model.max_positions, limit)
+        sizes, _ = pool.sizes(longest, listed=False)
+        return sizes.pages >= max(rows * pages_of(usual, page), pages_of(longest, page))
+
+    return decode.n * memory.largest(
+        lambda prompts: fits(decode.n * prompts), MOST_ROWS // decode.n
     )
-    return found * together
 
 
-def pool_sizes(settings: DecodeSpec, rows: int, slots: int) -> PoolSizes:
-    """Room for `rows` sequences that are all `slots` tokens long."""
-    page = settings.network.page
-    return PoolSizes(rows, slots, rows * (pages_of(slots, page) if page else 1))
-
-
-def cache_bytes(settings: DecodeSpec, rows: int) -> float:
-    """Of one position of one row."""
-    pools = [
-        memory.abstract_pool(settings, pool_sizes(settings, rows, slots)) for slots in (256, 512)
-    ]
+def token_bytes(settings: DecodeSpec) -> float:
+    """Of one position of the cache."""
+    pools = [memory.abstract_pool(settings, PoolSizes(1, 256, pages)) for pages in (1, 2)]
     few, many = (memory.shard_bytes(pool.cache) for pool in pools)
-    return (many - few) / 256 / rows
+    return (many - few) / settings.network.page
 
 
 if __name__ == "__main__":

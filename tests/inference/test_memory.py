@@ -18,7 +18,7 @@ from harness.engines import CONFIG, MIXED, REAL, REAL_PROMPTS, exact
 from harness.processes import rollouts
 from harness.scripted import ScriptedNetwork
 from zip_rc_jax import Request, decode, decode_stream
-from zip_rc_jax.config import ModelConfig
+from zip_rc_jax.config import DecodeConfig, ModelConfig
 from zip_rc_jax.config.files import load_config
 from zip_rc_jax.evaluation.rollout_predictions import predict_rollouts
 from zip_rc_jax.grid import Grid
@@ -27,7 +27,7 @@ from zip_rc_jax.inference import memory
 from zip_rc_jax.inference import prepared as prepared_module
 from zip_rc_jax.inference import state as state_module
 from zip_rc_jax.inference.engine import Engine, ResultEvent
-from zip_rc_jax.inference.network import TransformerNetwork
+from zip_rc_jax.inference.network import TransformerNetwork, page_size
 from zip_rc_jax.inference.sampler import ALL_FILTERS, Filters
 from zip_rc_jax.inference.state import (
     DecodeSpec,
@@ -39,6 +39,7 @@ from zip_rc_jax.inference.state import (
     prefill,
 )
 from zip_rc_jax.models.io.tokenizer import Tokenizer
+from zip_rc_jax.models.paged_cache import pages_of
 from zip_rc_jax.models.transformer import param_shapes
 from zip_rc_jax.predictions import ScoringConfig
 from zip_rc_jax.runtime.errors import UsageError
@@ -89,13 +90,14 @@ def test_the_estimate_of_the_rows_is_what_the_pool_takes(data, tensor):
 def test_the_rollouts_of_a_shipped_config_fit_a_host_of_v5e(name, chips):
     """A chip has 16 GB, and a program may use 15.75 GiB.
 
-    Every chip has its own rows, and the whole model.
+    Every chip has its own rows, and the whole model. Each row finds pages for half a response of
+    5,000 tokens, which it has on average.
     """
     config, layout = load_config(f"configs/{name}.yaml"), single_device()
     model, r = config.model, config.rollout
     grid = config.grid.grid("correct")
     used = model.vocab_size - grid.n_cells
-    network = TransformerNetwork(model, layout, config.dtype)
+    network = TransformerNetwork(model, layout, config.dtype, page=page_size("tpu"), kernel="tpu")
     settings = DecodeSpec(
         network, ZipHead(grid, "correct", used, used), model.vocab_size, Filters.of([r.sampling]), 1
     )
@@ -107,12 +109,13 @@ def test_the_rollouts_of_a_shipped_config_fit_a_host_of_v5e(name, chips):
         lambda x: jax.ShapeDtypeStruct(x.shape, config.dtype, sharding=layout.sharding(())), shapes
     )
     rows, prompt = r.rows // chips, 256
-    assert (
-        memory.estimate(
-            settings, params, rows_of(rows, r.max_tokens + prompt), rows // r.samples, prompt
-        ).total
-        < 15.75 * 2**30
+    decode = DecodeConfig(n=r.samples, max_num_seqs=rows, max_tokens=r.max_tokens)
+    pool = memory.PoolMemory(
+        settings, params, decode, model.max_positions, limit=int(15.75 * 2**30)
     )
+    pool.check(prompt + r.max_tokens, prompt, listed=False)
+    sizes, _ = pool.sizes(prompt + r.max_tokens, listed=False)
+    assert sizes.pages >= rows * pages_of(prompt + 5000 // 2, network.page)
 
 
 @pytest.mark.parametrize(
