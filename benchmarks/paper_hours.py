@@ -36,7 +36,7 @@ from zip_rc_jax.head import ZipHead
 from zip_rc_jax.inference import memory
 from zip_rc_jax.inference.network import TransformerNetwork, page_size
 from zip_rc_jax.inference.sampler import Filters
-from zip_rc_jax.inference.state import DecodeSpec, PoolSizes
+from zip_rc_jax.inference.state import DecodeSpec
 from zip_rc_jax.models.paged_cache import pages_of
 from zip_rc_jax.models.transformer import param_shapes
 from zip_rc_jax.runtime.sharding import single_device
@@ -183,7 +183,8 @@ def decode_hours(
         return "no prompt fits"
     held, folded = memory.shard_bytes(params), memory.shard_bytes(params["table"])
     weights = held - folded * (1 if config.model.tied else 2)
-    read = weights + rows * usual * token_bytes(settings)
+    page = memory.page_bytes(settings, usual)
+    read = weights + rows * usual * page / settings.network.page
     seconds = read / (assumed.decode_share * chip.bandwidth)
     return f"{count * mean / (rows / seconds * chips) / 3600:,.1f} ({rows})"
 
@@ -216,7 +217,11 @@ def most_rows(
     usual: int,
     limit: int,
 ) -> int:
-    """Sequences for which the engine's pool on one chip has pages of `usual` tokens each."""
+    """How many sequences of `usual` tokens the engine's pool on one chip holds.
+
+    Whole prompts of `decode.n` samples are counted. It is 0 where one sequence of the greatest
+    length does not fit.
+    """
     page, longest = settings.network.page, decode.max_tokens
 
     def fits(rows: int) -> bool:
@@ -228,13 +233,6 @@ def most_rows(
     return decode.n * memory.largest(
         lambda prompts: fits(decode.n * prompts), MOST_ROWS // decode.n
     )
-
-
-def token_bytes(settings: DecodeSpec) -> float:
-    """Of one position of the cache."""
-    pools = [memory.abstract_pool(settings, PoolSizes(1, 256, pages)) for pages in (1, 2)]
-    few, many = (memory.shard_bytes(pool.cache) for pool in pools)
-    return (many - few) / settings.network.page
 
 
 if __name__ == "__main__":

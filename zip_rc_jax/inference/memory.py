@@ -71,6 +71,18 @@ def shard_bytes(tree: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
+def page_bytes(settings: DecodeSpec, slots: int) -> int:
+    """Of one page, in all layers, on one device.
+
+    Args:
+      slots: positions of a sequence, which are those of a page where it holds a whole one.
+    """
+    one, two = (
+        shard_bytes(abstract_pool(settings, PoolSizes(1, slots, pages)).cache) for pages in (1, 2)
+    )
+    return two - one
+
+
 def estimate(
     settings: DecodeSpec, params: Any, sizes: PoolSizes, prompts: int, prompt_slots: int
 ) -> Estimate:
@@ -280,7 +292,7 @@ class PoolMemory:
         shard. Results do not depend on either."""
         slots = pool_tokens(tokens, listed, self.max_positions)
         sizes = self._sizes(slots)
-        one = self._page_bytes(slots)
+        one = page_bytes(self.settings, slots)
         if self.settings.network.layout.platform == "cpu":
             left = self._limit() - self._needed(sizes, slots).total
         else:
@@ -296,7 +308,7 @@ class PoolMemory:
             return PoolSizes(self.rows, slots, self.rows + 1)
         each = -(-slots // page)
         without = self._needed(PoolSizes(self.rows, slots, 1), slots).total
-        room = (int(FILL * self._limit()) - without) // self._page_bytes(slots) + 1
+        room = (int(FILL * self._limit()) - without) // page_bytes(self.settings, slots) + 1
         return PoolSizes(self.rows, slots, max(1, min(self.rows * each, room)))
 
     def _check_rows(self, slots: int, prompt: int, prompt_tokens: int) -> None:
@@ -345,14 +357,6 @@ class PoolMemory:
             for count, tokens in prefills
         ]
         return max(estimates, key=lambda found: found.total)
-
-    def _page_bytes(self, slots: int) -> int:
-        """Of one page, in all layers, on one device."""
-        one, two = (
-            shard_bytes(abstract_pool(self.settings, PoolSizes(1, slots, pages)).cache)
-            for pages in (1, 2)
-        )
-        return two - one
 
     def _limit(self) -> int:
         if self.limit is not None:
